@@ -1,0 +1,84 @@
+"""The identity of a model: the Hub commit that a name stands for, or a digest of a local folder.
+
+A name such as `org/model` or a folder says where weights are, not which weights they are. Ledger keys, cached map
+results and provenance columns need the second, so every stage resolves a model here first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from persyn_hf.errors import ConfigError
+
+_COMMIT_LENGTH = 40
+
+
+def resolve_revision(model: str, revision: str | None = None) -> str:
+    """Resolves a model name to an identity that changes when its weights do.
+
+    Args:
+        model (`str`): A Hub repository id or a local folder.
+        revision (`str`, *optional*): A branch, tag or commit of a Hub repository. Ignored for a local folder.
+
+    Returns:
+        `str`: The 40-digit commit of a Hub repository, or `folder-` and 32 hex digits for a local folder.
+
+    Raises:
+        ConfigError: If neither a folder nor a repository (online, or in the local cache) of that name is there.
+    """
+    if os.path.isdir(model):
+        return folder_digest(model)
+    if revision is not None and len(revision) == _COMMIT_LENGTH and set(revision) <= set("0123456789abcdef"):
+        return revision
+    return _hub_commit(model, revision)
+
+
+def folder_digest(folder: str | os.PathLike[str]) -> str:
+    """Digests a local checkpoint: names and contents of its files, hidden ones and `.md` cards left out.
+
+    The digest is kept per process under the files' sizes and modification times, so asking again is cheap and a
+    replaced checkpoint is noticed.
+    """
+    files = []
+    for path in sorted(Path(folder).rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and path.suffix != ".md" and not any(part.startswith(".") for part in relative.parts):
+            stat = path.stat()
+            files.append((str(path), relative.as_posix(), stat.st_size, stat.st_mtime_ns))
+    return _digest_files(tuple(files))
+
+
+@lru_cache(maxsize=64)
+def _digest_files(files: tuple[tuple[str, str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, relative, size, _ in files:
+        digest.update(f"{relative}\0{size}\0".encode())
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"folder-{digest.hexdigest()[:32]}"
+
+
+def _hub_commit(model: str, revision: str | None) -> str:
+    import httpx2
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        sha = HfApi().model_info(model, revision=revision).sha
+        if sha:
+            return sha
+        reason = "the Hub names no commit for it"
+    except HFValidationError as error:
+        raise ConfigError(f"`{model}` is neither a local folder nor a Hub repository id: {error}") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    cached = try_to_load_from_cache(model, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Path(cached).parent.name
+    raise ConfigError(
+        f"Cannot resolve the model `{model}`: it is no local folder, it is not in the local cache, and asking the Hub "
+        f"failed ({reason.splitlines()[0]})."
+    )

@@ -1,0 +1,161 @@
+"""The table that all stages share: one row per (prompt, teacher).
+
+Column names live here and nowhere else. A stage adds columns and removes none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from persyn_hf.errors import DataError, DuplicatePromptError, MissingColumnError
+
+PROMPT_ID = "prompt_id"
+PROMPT = "prompt"
+ANSWER = "answer"
+
+TEACHER = "teacher"
+COMPLETION = "completion"
+FINISH_REASON = "finish_reason"
+PROMPT_TOKENS = "prompt_tokens"
+COMPLETION_TOKENS = "completion_tokens"
+ERROR = "error"
+
+QUALITY = "quality"
+LEARNABILITY = "learnability"
+REWARD = "reward"
+STUDENT = "student"
+STUDENT_REVISION = "student_revision"
+LEARNABILITY_METRIC = "learnability_metric"
+
+ROUTE = "route"
+ROUTE_SCORES = "route_scores"
+
+PROMPTS_STAGE = (PROMPT_ID, PROMPT)
+GENERATED_STAGE = (TEACHER, COMPLETION, FINISH_REASON, PROMPT_TOKENS, COMPLETION_TOKENS, ERROR)
+SCORED_STAGE = (QUALITY, LEARNABILITY, REWARD, STUDENT, STUDENT_REVISION, LEARNABILITY_METRIC)
+ROUTED_STAGE = (ROUTE, ROUTE_SCORES)
+
+#: Why a completion ended, as every client reports it.
+FINISH_REASONS = ("stop", "length", "content_filter")
+
+Message = dict[str, Any]
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+def require_columns(present: Iterable[str], needed: Iterable[str], stage: str) -> None:
+    """Checks that a table has the columns that a stage reads.
+
+    Args:
+        present (`Iterable[str]`): Column names of the table.
+        needed (`Iterable[str]`): Column names that the stage reads.
+        stage (`str`): What needs them, for the message ("score", "train_router" …).
+
+    Raises:
+        MissingColumnError: If one is absent; the message lists those that are there.
+    """
+    have = list(present)
+    missing = [name for name in needed if name not in have]
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        raise MissingColumnError(f"{stage} needs the column {names}; the table has {', '.join(have) or 'no columns'}.")
+
+
+def canonical_messages(prompt: Prompt) -> list[Message]:
+    """Turns a prompt of either kind into chat messages with null keys dropped.
+
+    Arrow gives every message of a column the union of all keys, with nulls where a message had none; dropping them
+    makes a prompt the same before and after a trip through Arrow.
+
+    Args:
+        prompt (`str` or list of chat messages): A string becomes one user message.
+
+    Returns:
+        `list[dict]`: Messages with at least `role` and `content`.
+
+    Raises:
+        DataError: If the prompt is empty, is neither a string nor messages, or a message has no role or content.
+
+    Example:
+        >>> canonical_messages("Hi")
+        [{'role': 'user', 'content': 'Hi'}]
+        >>> canonical_messages([{"role": "user", "content": "Hi", "name": None}])
+        [{'role': 'user', 'content': 'Hi'}]
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError("A prompt is empty; every prompt needs at least one character that is not white space.")
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise DataError(f"A prompt must be a string or a list of chat messages, got {type(prompt).__name__}.")
+    messages = []
+    for message in prompt:
+        if not isinstance(message, Mapping):
+            raise DataError(f"A chat message must be a mapping with `role` and `content`, got {message!r:.80}.")
+        kept = {key: value for key, value in message.items() if value is not None}
+        if not isinstance(kept.get("role"), str) or "content" not in kept:
+            raise DataError(f"A chat message must have `role` and `content`, got the keys {sorted(kept)}.")
+        messages.append(kept)
+    if not any(_has_text(message["content"]) for message in messages):
+        raise DataError("A prompt is empty: none of its messages has content.")
+    return messages
+
+
+def _has_text(content: Any) -> bool:
+    return bool(content.strip()) if isinstance(content, str) else bool(content)
+
+
+def prompt_id(prompt: Prompt) -> str:
+    """The identity of a prompt: 16 hex digits of the SHA-256 of its canonical messages.
+
+    A string and the one user message that it stands for have the same identity.
+
+    Example:
+        >>> prompt_id("Hi") == prompt_id([{"role": "user", "content": "Hi"}])
+        True
+    """
+    text = json.dumps(canonical_messages(prompt), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What a router reads: the text of a prompt's messages.
+
+    A prompt that is one user message gives its content; a longer conversation gives `role: content` paragraphs, so
+    that a system prompt or an earlier turn is seen as what it is. Parts of a message that are not text are left out.
+
+    Example:
+        >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+        'system: Be brief.\\n\\nuser: Hi'
+    """
+    messages = canonical_messages(prompt)
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return _content_text(messages[0]["content"])
+    return "\n\n".join(f"{message['role']}: {_content_text(message['content'])}" for message in messages)
+
+
+def _content_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
+def require_unique(ids: Iterable[str], stage: str) -> None:
+    """Checks that no prompt stands twice.
+
+    Raises:
+        DuplicatePromptError: With the number of repeated prompts and the first of them.
+    """
+    seen: set[str] = set()
+    repeated = []
+    for identity in ids:
+        if identity in seen:
+            repeated.append(identity)
+        seen.add(identity)
+    if repeated:
+        raise DuplicatePromptError(
+            f"{stage} needs every prompt once; {len(repeated)} rows repeat an earlier prompt, first {repeated[0]}. "
+            "Drop the duplicates before this stage."
+        )

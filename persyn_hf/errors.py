@@ -1,0 +1,143 @@
+"""Every exception that persyn_hf raises on purpose.
+
+```
+PersynError
+├── ConfigError (ValueError)          a setting is wrong; names the file, the key and what would be right
+├── DataError (ValueError)            a table or a row is wrong
+│   ├── MissingColumnError            a stage was given a table without a column that it reads
+│   ├── DuplicatePromptError          one prompt stands twice where each must stand once
+│   └── PromptTooLongError            a prompt, or a prompt with its completion, exceeds the context
+├── TeacherError                      one request to a teacher failed
+│   ├── RetryableError                the same request may succeed later (overload, broken connection)
+│   ├── RowError                      this row can never succeed (refused by validation): the row gets `error`
+│   └── TeacherDownError              nothing can succeed (wrong key, nobody listening): stop this teacher
+├── LedgerError                       the ledger cannot be read or written
+├── ScoringError                      a score could not be computed
+├── RouterError                       a router cannot be trained, loaded or used
+│   ├── RouterCheckpointError         the checkpoint is damaged, or is no router
+│   └── RouterMismatchError           the router was trained for other teachers
+├── PublishError                      a dataset, a router or a card could not be published
+└── MissingExtraError (ImportError)   an optional dependency is absent; carries the pip command
+```
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DuplicatePromptError",
+    "LedgerError",
+    "MissingColumnError",
+    "MissingExtraError",
+    "PersynError",
+    "PromptTooLongError",
+    "PublishError",
+    "RetryableError",
+    "RouterCheckpointError",
+    "RouterError",
+    "RouterMismatchError",
+    "RowError",
+    "ScoringError",
+    "TeacherDownError",
+    "TeacherError",
+]
+
+
+class PersynError(Exception):
+    """Base of every exception raised on purpose by persyn_hf."""
+
+
+class ConfigError(PersynError, ValueError):
+    """A setting is wrong. The message names the file, the key and what would be right."""
+
+
+class DataError(PersynError, ValueError):
+    """A table or one of its rows is not what a stage needs."""
+
+
+class MissingColumnError(DataError):
+    """A stage was given a table that lacks a column it reads."""
+
+
+class DuplicatePromptError(DataError):
+    """The same prompt stands more than once where each must stand once."""
+
+
+class PromptTooLongError(DataError):
+    """A prompt (with its completion, where one is scored) does not fit the model's context."""
+
+
+class TeacherError(PersynError):
+    """One request to a teacher failed."""
+
+
+class RetryableError(TeacherError):
+    """The same request may succeed later.
+
+    Args:
+        message (`str`): What happened, without secrets.
+        retry_after (`float`, *optional*): Seconds the server asked to wait.
+        overloaded (`bool`, defaults to `False`): Whether the server refused for load (429, 503), so that
+            concurrency should fall.
+        attempts (`int`, *optional*): At most this many attempts make sense for this kind of error
+            (`None`: the caller's own limit).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        overloaded: bool = False,
+        attempts: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.overloaded = overloaded
+        self.attempts = attempts
+
+
+class RowError(TeacherError):
+    """The teacher refused this row for good; the row is kept with `error` set."""
+
+
+class TeacherDownError(TeacherError):
+    """No request to this teacher can succeed (wrong key, unknown model, nobody listening)."""
+
+
+class LedgerError(PersynError):
+    """The ledger cannot be opened, read or written; the message says the way out."""
+
+
+class ScoringError(PersynError):
+    """A score could not be computed; the message names the row."""
+
+
+class RouterError(PersynError):
+    """A router cannot be trained, loaded or used."""
+
+
+class RouterCheckpointError(RouterError):
+    """The checkpoint is damaged or is no persyn router; the message says what is wrong and where."""
+
+
+class RouterMismatchError(RouterError):
+    """The router was trained for other teachers than those it is used with."""
+
+
+class PublishError(PersynError):
+    """A dataset, a router or a card could not be published; nothing is half done."""
+
+
+class MissingExtraError(PersynError, ImportError):
+    """An optional dependency is absent.
+
+    Args:
+        package (`str`): The package that could not be imported.
+        extra (`str`): The extra of persyn-hf that brings it.
+        purpose (`str`): What it is needed for, as the end of "is needed to …".
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"`{package}` is needed to {purpose}. Install it with: pip install 'persyn-hf[{extra}]'")
