@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -183,11 +183,12 @@ class Reward(Settings):
 
 
 class Router(Settings):
-    """How the router is trained.
+    """How the router is trained, or which published one is used. Exactly one of the first two is given.
 
     Args:
-        backbone (`str`): Hub repository id or local folder of an encoder or decoder.
-        revision (`str`, *optional*): Of the backbone.
+        backbone (`str`, *optional*): Hub repository id or local folder of an encoder or decoder to train.
+        pretrained (`str`, *optional*): A finished router, Hub id or folder: nothing is probed, scored or trained.
+        revision (`str`, *optional*): Of either.
         objective (defaults to `"bradley-terry"`): The loss.
         fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What a router becomes that does not beat
             the best single teacher on held-out prompts.
@@ -195,12 +196,19 @@ class Router(Settings):
         max_length (`int`, defaults to 512): Tokens of a prompt that the router reads.
     """
 
-    backbone: str = Field(min_length=1)
+    backbone: str | None = Field(None, min_length=1)
+    pretrained: str | None = Field(None, min_length=1)
     revision: str | None = None
     objective: Objective = "bradley-terry"
     fallback: Literal["best-single", "none"] = "best-single"
     folds: int = Field(5, ge=2)
     max_length: int = Field(512, ge=8)
+
+    @model_validator(mode="after")
+    def _exactly_one_start(self) -> Router:
+        if (self.backbone is None) == (self.pretrained is None):
+            raise ValueError("give exactly one of `backbone` (to train a router) and `pretrained` (to use one)")
+        return self
 
 
 class Publish(Settings):
@@ -244,18 +252,26 @@ class RunConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     prompts: Prompts
     probe: Probe = Probe()
-    teachers: tuple[Teacher, ...] = Field(min_length=2)
-    student: Student
-    quality: Quality
+    teachers: tuple[Teacher, ...]
+    student: Student | None = None
+    quality: Quality | None = None
     reward: Reward = Reward()
     router: Router
     publish: Publish = Publish()
 
     @field_validator("teachers")
     @classmethod
-    def _names_differ(cls, teachers: tuple[Teacher, ...]) -> tuple[Teacher, ...]:
+    def _at_least_two_of_different_names(cls, teachers: tuple[Teacher, ...]) -> tuple[Teacher, ...]:
+        if len(teachers) < 2:
+            raise ValueError(f"give at least two teachers to choose from, got {len(teachers)}")
         require_distinct_teachers(teachers)
         return teachers
+
+    @model_validator(mode="after")
+    def _training_needs_scores(self) -> RunConfig:
+        if self.router.pretrained is None and (self.student is None or self.quality is None):
+            raise ValueError("`student` and `quality` are required to train a router, or set `router.pretrained`")
+        return self
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -305,15 +321,17 @@ def require_distinct_teachers(teachers: Sequence[Teacher]) -> None:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """One line per problem, without the input's value: it may be a secret in the wrong place."""
+    """One line per problem. Only numbers are repeated: a text may be a secret in the wrong place."""
     lines = []
-    for problem in error.errors(include_input=False, include_url=False):
+    for problem in error.errors(include_url=False):
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"unknown key; this section knows {', '.join(_known_keys(problem['loc']))}"
         elif problem["type"] == "missing":
             message = "is required"
+        elif isinstance(problem["input"], int | float):
+            message = f"{message}, got {problem['input']}"
         lines.append(f"`{key}`: {message}." if key else f"{message}.")
     return lines
 
@@ -324,5 +342,5 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = section.model_fields[part].annotation
-        section = annotation if isinstance(annotation, type) else annotation.__args__[0]
+        section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
     return sorted(section.model_fields)

