@@ -17,8 +17,8 @@ from persyn_hf.errors import ScoringError
 TOPICS = (
     "the sea", "a rainy day", "bread", "bicycles", "the moon", "a good friend", "coffee", "old houses", "bees",
     "the desert", "music", "winter", "a small town", "trains", "gardens", "sleep", "mountains", "a lost key", "soup",
-    "libraries", "clouds", "dogs", "markets", "rivers", "painting", "the stars", "running", "tea", "islands", "letters",
-    "bridges", "apples", "chess", "lighthouses", "honey", "maps", "snow", "a long walk", "clocks", "kites",
+    "libraries", "clouds", "dogs", "markets", "rivers", "painting", "the stars", "running", "tea", "islands",
+    "letters", "bridges", "apples", "chess", "lighthouses", "honey", "maps", "snow", "a long walk", "clocks", "kites",
 )  # fmt: skip
 OPENINGS = ("Write about {}.", "Tell me something about {}.", "Describe {}.", "Say what you think of {}.")
 WORDS = ("light", "water", "time", "people", "world", "day")
@@ -130,11 +130,11 @@ def meets(constraint: Constraint, completion: str) -> bool:
         case "one_sentence":
             return len(_SENTENCE_END.findall(text)) == 1 and "\n" not in text
         case "numbered_list":
-            return len(_NUMBERED.findall(text)) == constraint["items"]
+            return bool(len(_NUMBERED.findall(text)) == constraint["items"])
         case "at_least_words":
-            return len(words) >= constraint["words"]
+            return bool(len(words) >= constraint["words"])
         case "at_most_words":
-            return len(words) <= constraint["words"]
+            return bool(len(words) <= constraint["words"])
         case "two_paragraphs":
             return len([part for part in re.split(r"\n\s*\n", text) if part.strip()]) >= 2
         case "json":

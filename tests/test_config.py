@@ -1,0 +1,101 @@
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from persyn_hf.config import RunConfig
+from persyn_hf.demo.settings import demo_settings
+from persyn_hf.errors import ConfigError
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi", "answer": "[]"}\n')
+    made = demo_settings(tmp_path, tmp_path / "run")
+    return made
+
+
+def _change(settings, path, value):
+    *parents, last = path
+    section = settings
+    for part in parents:
+        section = section[part]
+    section[last] = value
+
+
+BAD = [
+    (["reward", "alpha"], 1.3, "`reward.alpha`: Input should be less than or equal to 1, got 1.3"),
+    (["reward", "alhpa"], 0.4, "`reward.alhpa`: unknown key; this section knows alpha, learnability_metric"),
+    (["teachers", 1, "name"], "terse", "`teachers`: teacher names must differ; named more than once: terse"),
+    (["teachers", 0, "backend"], "cloud", "`teachers[0].backend`: Input should be 'endpoint' or 'local'"),
+    (
+        ["teachers", 0, "api_key_env"],
+        "NO_SUCH_VARIABLE",
+        "`teachers[0].api_key_env`: the environment variable NO_SUCH_",
+    ),
+    (["teachers", 0, "endpoint"], "http://127.0.0.1:1", "`endpoint` must be left out with `backend: local`"),
+    (["teachers", 0, "sampling", "top_p"], 0, "`teachers[0].sampling.top_p`: Input should be greater than 0, got 0"),
+    (["prompts", "column"], "question", "prompts.column: there is no column `question`"),
+    (["prompts", "source"], "nowhere.jsonl", "prompts.source: there is no file nowhere.jsonl"),
+    (["probe", "size"], 5, "run.yaml: probe.size: must be at most the number of prompts, 1, got 5"),
+    (["quality"], {}, "`quality`: give exactly one of `verifier` and `reward_model`"),
+    (["router", "pretrained"], "x/y", "`router`: give exactly one of `backbone`"),
+    (["publish", "router_repo_id"], "x/y", "`publish`: `router_repo_id` needs `dataset_repo_id`"),
+    (["tachers"], [], "`tachers`: unknown key; this section knows output_dir, probe, prompts"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD, ids=[".".join(map(str, path)) for path, _, _ in BAD])
+def test_the_command_names_file_and_key_and_exits_with_2(settings, tmp_path, path, value, message):
+    _change(settings, path, value)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-c", "from persyn_hf.cli import main; main()", "run", str(file)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "run.yaml: " in done.stderr
+
+
+def test_every_problem_is_reported_at_once(settings):
+    settings["reward"]["alpha"] = -1
+    settings["seed"] = -1
+    with pytest.raises(ConfigError) as raised:
+        RunConfig.from_dict(settings, source="f.yaml")
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_a_text_in_a_wrong_place_is_not_repeated(settings):
+    settings["teachers"][0]["api_key"] = "hf_secret_value"
+    with pytest.raises(ConfigError) as raised:
+        RunConfig.from_dict(settings)
+    assert "hf_secret_value" not in str(raised.value)
+
+
+def test_not_yaml_and_not_there(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        RunConfig.from_yaml(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.from_yaml(tmp_path / "b.yaml")
+
+
+def test_the_quickstart_is_the_demo():
+    from pathlib import Path
+
+    root = Path(__file__).parent.parent
+    assert RunConfig.from_yaml(root / "examples/quickstart.yaml") == RunConfig.from_dict(
+        demo_settings(".models", "runs/quickstart")
+    )
+
+
+def test_a_teacher_that_is_no_local_one_needs_an_endpoint(settings):
+    settings["teachers"][0].pop("backend")
+    with pytest.raises(ConfigError, match="`endpoint` is required"):
+        RunConfig.from_dict(settings)
