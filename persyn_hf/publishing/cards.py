@@ -19,6 +19,10 @@ _SIZES = (
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
 )
+#: What the templates read of a router's `persyn` block, for routers that do not record it.
+_BLOCK: dict[str, Any] = dict.fromkeys(
+    ("student", "student_revision", "backbone", "objective", "fallback", "reward", "quality", "seed", "held_out")
+)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-!|~$])")
 
 
@@ -132,5 +136,7 @@ def _render(template: str, metadata_yaml: str, **values: Any) -> str:
     )
     environment.filters["e"] = escape
     environment.filters["is_repo_id"] = _is_repo_id
-    body = environment.get_template(template).render(version=__version__, repr=repr, **values)
+    body = environment.get_template(template).render(
+        block=_BLOCK | dict(values["provenance"].router), version=__version__, repr=repr, **values
+    )
     return f"---\n{metadata_yaml.strip()}\n---\n\n{body.strip()}\n"
