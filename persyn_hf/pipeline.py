@@ -109,7 +109,7 @@ def _stages(
         if "score" in wanted:
             tables.scored = _score(config, folder, tables.probe, progress)
         if "router" in wanted and tables.scored is not None:
-            router_path = str(_router(config, folder, tables.scored, progress))
+            router_path = str(_router(config, folder, tables.scored))
     if router_path is None or "router" not in wanted:
         return tables
     router = _load_router(config, router_path)
@@ -155,7 +155,7 @@ def _score(config: RunConfig, folder: RunFolder, answers: Dataset, progress: boo
     return folder.table("score", inputs, make)
 
 
-def _router(config: RunConfig, folder: RunFolder, scored: Dataset, progress: bool) -> Path:
+def _router(config: RunConfig, folder: RunFolder, scored: Dataset) -> Path:
     from persyn_hf.routing.training import train_router
 
     settings, student, quality = config.router, config.student, config.quality
@@ -179,16 +179,23 @@ def _router(config: RunConfig, folder: RunFolder, scored: Dataset, progress: boo
 
     def make(target: Path) -> None:
         train_router(
-            usable, backbone, student.model, output_dir=target, objective=settings.objective,
-            fallback=settings.fallback, folds=settings.folds, max_length=settings.max_length, seed=config.seed,
-            revision=settings.revision, progress=progress,
+            usable,
+            backbone,
+            student.model,
+            output_dir=target,
+            objective=settings.objective,
+            fallback=settings.fallback,
+            folds=settings.folds,
+            seed=config.seed,
+            max_length=settings.max_length,
+            revision=settings.revision,
+            teachers=teachers,
+            reward_settings=config.reward.model_dump(),
             metadata={
-                "teachers": teachers,
-                "reward": config.reward.model_dump(),
                 "quality": quality.verifier or quality.reward_model,
                 "prompts": {"source": config.prompts.source, "revision": config.prompts.revision},
             },
-        )  # fmt: skip
+        )
 
     return folder.model("router", inputs, make)
 

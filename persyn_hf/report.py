@@ -53,7 +53,7 @@ class RunReport:
         teachers (`Sequence[TeacherLine]`): In the configuration's order.
         held_out (`Mapping[str, Any]`): Cross-validated rewards of the policies; empty for a pretrained router.
         fallback (`str`, *optional*): The teacher that gets every prompt because the router did not beat it.
-        advice (`str`, *optional*): What would help where the router fell back.
+        verdict (`str`, *optional*): Whether the router earns its place, and what would help where it does not.
         generations (`int`): Answers that the run asked for, probe answers of the routed teacher used again.
         generations_all (`int`): What generate-then-select would have asked for.
     """
@@ -61,7 +61,7 @@ class RunReport:
     teachers: Sequence[TeacherLine]
     held_out: Mapping[str, Any]
     fallback: str | None
-    advice: str | None
+    verdict: str | None
     generations: int
     generations_all: int
 
@@ -107,7 +107,7 @@ def build_report(
         teachers=tuple(lines),
         held_out=held_out,
         fallback=(block or {}).get("fallback"),
-        advice=held_out.get("advice"),
+        verdict=held_out.get("reason"),
         generations=len(answers),
         generations_all=len(prompts) * len(config.teachers),
     )
@@ -176,14 +176,9 @@ def _print_held_out(report: RunReport, console: Console) -> None:
         if entry:
             table.add_row(label, f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
     console.print(table)
-    if report.fallback is not None:
-        console.print(
-            f"[bold]The router does not beat the best single teacher on held-out prompts[/bold]: every prompt goes to "
-            f"{_plain(report.fallback)}.",
-            highlight=False,
-        )
-    if report.advice:
-        console.print(_plain(report.advice), highlight=False)
+    if report.verdict:
+        style = "bold" if report.fallback is not None else ""
+        console.print(_plain(report.verdict), highlight=False, style=style)
 
 
 def _plain(text: str) -> str:
