@@ -1,0 +1,68 @@
+"""What every teacher looks like to the scheduler: one request in, one completion out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from persyn_hf.columns import Message
+from persyn_hf.config import Sampling
+from persyn_hf.errors import RetryableError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to one teacher, complete: two equal requests have the same answer.
+
+    Args:
+        prompt_id (`str`): Identity of the prompt.
+        messages (`tuple[Message, ...]`): What is sent, the teacher's system prompt included.
+        sampling (`Sampling`): How the teacher samples.
+        seed (`int`): The row's seed, in `[0, 2**31)`.
+    """
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Args:
+        text (`str`): The answer, without reasoning content; never empty.
+        finish_reason (`str`): One of `columns.FINISH_REASONS`.
+        prompt_tokens, completion_tokens (`int`, *optional*): The server's usage; `None` where it reports none.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class TeacherClient(Protocol):
+    """A way to ask a teacher: over HTTP, in process, or a double in a test.
+
+    A client belongs to one event loop.
+    """
+
+    async def complete(self, request: Request) -> Completion:
+        """Answers one request.
+
+        Raises:
+            RetryableError: The same request may succeed later.
+            RowError: This request can never succeed.
+            TeacherDownError: No request to this teacher can succeed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Releases connections."""
+        ...
+
+
+class UnavailableError(RetryableError):
+    """Nobody serves there now (connection refused, 503): it says nothing against the row or the concurrency."""

@@ -1,0 +1,355 @@
+"""The three ways to generate: every teacher answers, each its own, and the map function."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from pydantic import ValidationError
+from tqdm.auto import tqdm
+
+from persyn_hf import columns
+from persyn_hf.config import Teacher, require_distinct_teachers
+from persyn_hf.errors import ConfigError
+from persyn_hf.generation.client import Completion, TeacherClient
+from persyn_hf.generation.ledger import Ledger
+from persyn_hf.generation.limit import AdaptiveLimit
+from persyn_hf.generation.scheduler import Job, RetryPolicy, TeacherPool
+from persyn_hf.generation.tables import (
+    CHUNK,
+    GENERATED_FEATURES,
+    Asked,
+    Plan,
+    assemble,
+    identify,
+    prompt_table,
+    require_known_routes,
+)  # fmt: skip
+
+TeacherLike = Teacher | Mapping[str, Any]
+LedgerLike = Ledger | str | os.PathLike[str] | None
+#: Batches of a local model that are gathered, so that rows of similar length meet.
+_BATCHES_AHEAD = 4
+
+
+def generate_parallel(
+    prompts: Dataset | Iterable[Mapping[str, Any] | str],
+    teachers: Sequence[TeacherLike],
+    ledger: LedgerLike = None,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    policy: RetryPolicy | None = None,
+) -> Dataset:
+    """Lets every teacher answer every prompt.
+
+    A row that fails for good has `error` set and a null `completion`; the run goes on.
+
+    Args:
+        prompts (`Dataset` or iterable): With `prompt` (strings, or lists of chat messages); other columns are kept.
+        teachers (`Sequence[Teacher]`): Or mappings with the same keys.
+        ledger (`Ledger`, path or `None`): Where answers are kept as they arrive; what it has is not asked again.
+        seed (`int`, defaults to 0): Seeds each row together with its prompt.
+        progress (`bool`, defaults to `True`): One bar per teacher, on a terminal.
+        policy (`RetryPolicy`, *optional*): When to ask again.
+
+    Returns:
+        `Dataset`: One row per (prompt, teacher), prompt by prompt, with the columns `teacher`, `completion`,
+        `finish_reason`, `prompt_tokens`, `completion_tokens` and `error` added (and `prompt_id` where absent).
+
+    Raises:
+        ConfigError: If a teacher is wrong or named twice, or a local model is not there.
+        DataError: If a prompt is empty or stands twice. Nothing has been asked then.
+        LedgerError: If the ledger cannot be used.
+
+    Example:
+        >>> answers = generate_parallel(
+        ...     ["Name a colour."], [{"name": "a", "model": "org/model", "endpoint": "http://localhost:8000"}]
+        ... )  # doctest: +SKIP
+    """
+    chosen = _teachers(teachers)
+    return _generate(prompt_table(prompts, "generate_parallel"), chosen, ledger, seed, progress, False, policy)
+
+
+def generate_routed(
+    routed: Dataset | Iterable[Mapping[str, Any]],
+    teachers: Sequence[TeacherLike],
+    ledger: LedgerLike = None,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    policy: RetryPolicy | None = None,
+) -> Dataset:
+    """Lets each prompt be answered by the teacher that its `route` names.
+
+    Args:
+        routed (`Dataset` or iterable): With `prompt` and `route`; other columns are kept.
+        teachers, ledger, seed, progress, policy: As in [`generate_parallel`].
+
+    Returns:
+        `Dataset`: One row per prompt, in the same order, with the same columns added.
+
+    Raises:
+        RouterMismatchError: If a route names none of the teachers.
+        ConfigError, DataError, LedgerError: As in [`generate_parallel`].
+
+    Example:
+        >>> data = generate_routed(prompts.map(router, batched=True), teachers, ledger="l.sqlite")  # doctest: +SKIP
+    """
+    chosen = _teachers(teachers)
+    table = prompt_table(routed, "generate_routed")
+    require_known_routes(table, chosen)
+    return _generate(table, chosen, ledger, seed, progress, True, policy)
+
+
+def persyn_generate(
+    example: Mapping[str, Any],
+    teacher: TeacherLike | None = None,
+    teachers: Sequence[TeacherLike] | None = None,
+    ledger: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Map function: answers one row or a batch, by one teacher or by each row's `route`.
+
+    Args:
+        example (`Mapping[str, Any]`): A row, or a batch of rows, with `prompt` (and `route` with `teachers`).
+        teacher (`Mapping` or `Teacher`, *optional*): Answers every row. Plain values hash the same everywhere.
+        teachers (`Sequence`, *optional*): Those that `route` names. Exactly one of the two is given.
+        ledger (`str`, *optional*): Path; strongly advised, since one exception makes `map` drop finished rows.
+        seed (`int`, defaults to 0): As in [`generate_parallel`], so that both give the same answers.
+
+    Returns:
+        `dict`: `prompt_id` and the generated columns: scalars for a row, lists for a batch.
+
+    Example:
+        >>> routed.map(
+        ...     persyn_generate, batched=True, fn_kwargs={"teachers": teachers, "ledger": "ledger.sqlite"}
+        ... )  # doctest: +SKIP
+    """
+    if (teacher is None) == (teachers is None):
+        raise ConfigError("persyn_generate needs exactly one of `teacher` and `teachers`.")
+    columns.require_columns(example, [columns.PROMPT], "persyn_generate")
+    chosen = _teachers([teacher] if teacher is not None else teachers or [])
+    batched, prompts, routes = _rows(example, need_route=teachers is not None)
+    routes = routes or [chosen[0].name] * len(prompts)
+    rows = [{columns.PROMPT: p, columns.ROUTE: r} for p, r in zip(prompts, routes, strict=True)]
+    names = [columns.PROMPT_ID, *GENERATED_FEATURES]
+    if not rows:
+        return {name: [] for name in names}
+    made = generate_routed(rows, chosen, ledger=ledger, seed=seed, progress=False)
+    return {name: made[name][:] if batched else made[0][name] for name in names}
+
+
+def _rows(example: Mapping[str, Any], need_route: bool) -> tuple[bool, list[Any], list[str]]:
+    """Tells a row from a batch: a row's prompt is a string or messages, a batch's a list of those."""
+    prompt = example[columns.PROMPT]
+    batched = not isinstance(prompt, str) and not (len(prompt) > 0 and isinstance(prompt[0], Mapping))
+    if need_route:
+        columns.require_columns(example, [columns.ROUTE], "persyn_generate")
+    route = example[columns.ROUTE] if need_route else None
+    if batched:
+        return True, list(prompt), list(route) if route is not None else []
+    return False, [prompt], [route] if route is not None else []
+
+
+@dataclass(frozen=True)
+class GenerationSummary:
+    """What one teacher did.
+
+    Args:
+        answers, errors, truncated (`int`): Rows with an answer, without, and cut by `max_tokens`.
+        prompt_tokens, completion_tokens (`int`): Sums over the rows whose counts are known.
+    """
+
+    answers: int
+    errors: int
+    truncated: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def summarize_generation(dataset: Dataset) -> dict[str, GenerationSummary]:
+    """Counts answers, failures, truncated answers and tokens by teacher.
+
+    Args:
+        dataset (`Dataset`): From [`generate_parallel`] or [`generate_routed`].
+    """
+    columns.require_columns(dataset.column_names, columns.GENERATED_STAGE, "summarize_generation")
+    counts: dict[str, list[int]] = {}
+    for batch in dataset.select_columns([*GENERATED_FEATURES]).with_format(None).iter(1000):
+        for index, name in enumerate(batch[columns.TEACHER]):
+            count = counts.setdefault(name, [0] * 5)
+            failed = batch[columns.ERROR][index] is not None
+            count[0] += not failed
+            count[1] += failed
+            count[2] += batch[columns.FINISH_REASON][index] == "length"
+            count[3] += batch[columns.PROMPT_TOKENS][index] or 0
+            count[4] += batch[columns.COMPLETION_TOKENS][index] or 0
+    return {name: GenerationSummary(*count) for name, count in counts.items()}
+
+
+def _teachers(teachers: Sequence[TeacherLike]) -> list[Teacher]:
+    if isinstance(teachers, Teacher | Mapping):
+        teachers = [teachers]
+    chosen = []
+    for position, teacher in enumerate(teachers):
+        try:
+            chosen.append(teacher if isinstance(teacher, Teacher) else Teacher.model_validate(dict(teacher)))
+        except ValidationError as error:
+            # Inputs are not repeated: a text may be a secret in the wrong place.
+            lines = [f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors(include_url=False)]
+            raise ConfigError(f"teachers[{position}]: {'; '.join(lines)}.") from None
+    if not chosen:
+        raise ConfigError("`teachers` is empty; give at least one.")
+    try:
+        require_distinct_teachers(chosen)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    return chosen
+
+
+def _generate(
+    table: Dataset, teachers: Sequence[Teacher], ledger: LedgerLike, seed: int, progress: bool, routed: bool,
+    policy: RetryPolicy | None,
+) -> Dataset:  # fmt: skip
+    if not 0 <= seed < 2**31:
+        raise ConfigError(f"`seed` must be in [0, 2**31), got {seed}.")
+    plan = Plan(table, [identify(teacher) for teacher in teachers], seed, routed)
+    with _opened(ledger) as book:
+        _run(lambda: _ask_all(plan, book, progress, policy))
+        return assemble(plan, book)
+
+
+@contextmanager
+def _opened(ledger: LedgerLike) -> Iterator[Ledger]:
+    if isinstance(ledger, Ledger):
+        yield ledger
+        return
+    with Ledger(":memory:" if ledger is None else ledger) as opened:
+        yield opened
+
+
+def _run(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a coroutine to its end, in a thread of its own where a loop is running already (Jupyter)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(make())
+        return
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(make())
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="persyn-generation")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+async def _ask_all(plan: Plan, ledger: Ledger, progress: bool, policy: RetryPolicy | None) -> None:
+    batchers: dict[tuple[Any, ...], TeacherClient] = {}
+    async with AsyncExitStack() as stack:
+        runs = [_ask_one(plan, asked, ledger, stack, batchers, position if progress else None, policy)
+                for position, asked in enumerate(plan.asked)]  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            for run in runs:
+                group.create_task(run)
+
+
+async def _ask_one(
+    plan: Plan, asked: Asked, ledger: Ledger, stack: AsyncExitStack, batchers: dict[tuple[Any, ...], TeacherClient],
+    bar_position: int | None, policy: RetryPolicy | None,
+) -> None:  # fmt: skip
+    teacher = asked.teacher
+    client = _client(plan, asked, batchers)
+    stack.push_async_callback(client.aclose)
+    bar = _Bar(teacher.name, plan.total(asked), bar_position)
+
+    def answered(job: Job, completion: Completion) -> None:
+        ledger.put(job.key, completion)
+        bar.answered(completion)
+
+    def failed(job: Job, message: str) -> None:
+        plan.errors[job.key] = message
+        bar.failed()
+
+    local = teacher.backend == "local"
+    pool = TeacherPool(
+        client, _missing(plan.jobs(asked), ledger, bar),
+        AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD if local else teacher.max_concurrency),
+        None if local else teacher.timeout, answered, failed, policy=policy,
+    )  # fmt: skip
+    try:
+        await pool.run()
+    finally:
+        bar.close()
+    if pool.down is not None:
+        plan.down[teacher.name] = f"the teacher is down: {pool.down}"
+
+
+def _client(plan: Plan, asked: Asked, batchers: dict[tuple[Any, ...], TeacherClient]) -> TeacherClient:
+    teacher = asked.teacher
+    if teacher.backend == "endpoint":
+        from persyn_hf.generation.chat import ChatClient
+
+        return ChatClient(teacher)
+    from persyn_hf.generation.local import LocalBatcher
+
+    def kind(other: Asked) -> tuple[Any, ...]:
+        return (other.teacher.backend, other.revision, other.teacher.dtype, other.teacher.device)
+
+    if kind(asked) not in batchers:
+        sharing = [other.teacher for other in plan.asked if kind(other) == kind(asked)]
+        batchers[kind(asked)] = LocalBatcher(sharing, asked.revision)
+    return batchers[kind(asked)]
+
+
+def _missing(jobs: Iterator[Job], ledger: Ledger, bar: _Bar) -> Iterator[Job]:
+    """The jobs that the ledger has no answer for."""
+    while chunk := [job for job, _ in zip(jobs, range(CHUNK), strict=False)]:
+        found = ledger.get_many([job.key for job in chunk])
+        bar.found(len(found))
+        yield from (job for job in chunk if job.key not in found)
+
+
+class _Bar:
+    """One teacher's line of progress."""
+
+    def __init__(self, name: str, total: int, position: int | None) -> None:
+        self._errors = self._tokens = 0
+        self._began = time.monotonic()
+        # `disable=None`: quiet where there is no terminal.
+        quiet = True if position is None else None
+        self._bar = tqdm(total=total, desc=name, position=position, unit="row", disable=quiet)
+
+    def found(self, count: int) -> None:
+        self._bar.update(count)
+
+    def answered(self, completion: Completion) -> None:
+        self._tokens += completion.completion_tokens or 0
+        self._step()
+
+    def failed(self) -> None:
+        self._errors += 1
+        self._step()
+
+    def _step(self) -> None:
+        if not self._bar.disable:
+            speed = self._tokens / max(time.monotonic() - self._began, 1e-3)
+            self._bar.set_postfix_str(f"errors {self._errors}, {speed:.0f} tokens/s", refresh=False)
+            self._bar.update(1)
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,298 @@
+"""Teachers in this process: batched `generate`, and sampling that depends on the row's own seed."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)  # fmt: skip
+
+from persyn_hf.config import Sampling, Teacher
+from persyn_hf.errors import RowError, TeacherDownError
+from persyn_hf.generation.client import Completion, Request
+
+#: Tokens between two looks at which rows have finished and leave the batch.
+_CHUNK = 16
+#: Candidates looked at for `top_p` before all of the vocabulary is sorted.
+_TOP = 512
+
+
+@dataclass
+class LocalModel:
+    """A loaded model with what `generate` must know about it."""
+
+    model: Any
+    tokenizer: Any
+    context: int
+    ends: frozenset[int]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@lru_cache(maxsize=2)
+def load_model(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
+    """Loads a teacher once per process, however many teachers are asked through it.
+
+    Args:
+        model (`str`): Hub repository id or local folder.
+        revision (`str`, *optional*): Of a repository.
+        dtype (`str`): `auto` is the checkpoint's.
+        device (`str`, *optional*): Defaults to CUDA where there is one.
+        identity (`str`): `resolve_revision`'s answer, so that a replaced folder is loaded anew.
+
+    Raises:
+        TeacherDownError: If it cannot be loaded.
+    """
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # a forked worker whose parent has used torch's threads hangs otherwise
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise TeacherDownError(f"cannot load `{model}`: {str(error).splitlines()[0]}") from error
+    if not tokenizer.chat_template:
+        raise TeacherDownError(f"`{model}` has no chat template; a teacher must be a chat model")
+    named = loaded.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    # Only the configured sampling counts, not what the checkpoint recommends: the ledger's key must say it all.
+    loaded.generation_config = GenerationConfig()
+    context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    return LocalModel(loaded.to(where).eval(), tokenizer, context, frozenset(ends))
+
+
+@dataclass
+class _Row:
+    """One request on its way through a batch."""
+
+    position: int
+    request: Request
+    ids: list[int]
+    budget: int
+    draws: torch.Tensor
+    tokens: list[int] = field(default_factory=list)
+
+
+def complete_batch(
+    local: LocalModel, requests: Sequence[Request], stop: threading.Event
+) -> list[Completion | RowError]:
+    """Answers requests, which may come from several teachers, in one batch.
+
+    Rows are padded on the left under a mask made of lengths (a pad id may be a real token, as SmolLM2's is), leave
+    the batch when they have ended, and draw from generators of their own: `uniform(seed)[t]` picks token `t` by
+    inverting the distribution, so a row's text does not depend on the others but for rounding in the matrix products.
+
+    Args:
+        local (`LocalModel`): The model.
+        requests (`Sequence[Request]`): Any number that fits the memory.
+        stop (`threading.Event`): When set, the batch is given up and rows without an end get a `RowError`.
+
+    Returns:
+        `list[Completion | RowError]`: In the order of `requests`.
+    """
+    results: list[Completion | RowError | None] = [None] * len(requests)
+    rows = []
+    for position, request in enumerate(requests):
+        made = _row(local, position, request)
+        if isinstance(made, RowError):
+            results[position] = made
+        else:
+            rows.append(made)
+    if rows:
+        with local.lock, torch.inference_mode():
+            _decode(local, rows, results, stop)
+    return [RowError("the run was stopped") if result is None else result for result in results]
+
+
+def _row(local: LocalModel, position: int, request: Request) -> _Row | RowError:
+    try:
+        text = local.tokenizer.apply_chat_template([*request.messages], add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
+        return RowError(f"the chat template refused the messages: {error}")
+    ids = local.tokenizer(text, add_special_tokens=False)["input_ids"]
+    room = local.context - len(ids)
+    if room < 1:
+        return RowError(f"the prompt has {len(ids)} tokens, the context holds {local.context} with the answer")
+    budget = min(request.sampling.max_tokens, room)
+    generator = torch.Generator().manual_seed(request.seed)
+    return _Row(position, request, ids, budget, torch.rand(budget, generator=generator, dtype=torch.float64))
+
+
+def _decode(
+    local: LocalModel, rows: list[_Row], results: list[Completion | RowError | None], stop: threading.Event
+) -> None:
+    device = local.model.device
+    longest = max(len(row.ids) for row in rows)
+    pad = local.tokenizer.pad_token_id if local.tokenizer.pad_token_id is not None else min(local.ends, default=0)
+    ids = torch.tensor([[pad] * (longest - len(row.ids)) + row.ids for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row.ids)) + [1] * len(row.ids) for row in rows], device=device)
+    cache = DynamicCache(config=local.model.config)
+    while rows and not stop.is_set():
+        steps = min(_CHUNK, max(row.budget - len(row.tokens) for row in rows))
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=steps, pad_token_id=pad, eos_token_id=sorted(local.ends) or None
+        )
+        before = ids.shape[1]
+        ids = local.model.generate(
+            ids, attention_mask=mask, past_key_values=cache, generation_config=settings,
+            logits_processor=LogitsProcessorList([_RowSampler(rows)]),
+        )  # fmt: skip
+        mask = torch.cat([mask, mask.new_ones(len(rows), ids.shape[1] - before)], dim=1)
+        for row, new in zip(rows, ids[:, before:].tolist(), strict=True):
+            results[row.position] = _advance(local, row, new)
+        keep = [index for index, row in enumerate(rows) if results[row.position] is None]
+        if len(keep) < len(rows):
+            rows = [rows[index] for index in keep]
+            kept = torch.tensor(keep, device=device, dtype=torch.long)
+            ids, mask = ids[kept], mask[kept]
+            cache.batch_select_indices(kept)
+
+
+def _advance(local: LocalModel, row: _Row, new: list[int]) -> Completion | RowError | None:
+    """Adds new tokens to a row; gives its result once it has ended."""
+    for token in new[: row.budget - len(row.tokens)]:
+        row.tokens.append(token)
+        if token in local.ends:
+            return _result(local, row, "stop")
+    cut = _stop_position(local, row)
+    if cut is not None or len(row.tokens) >= row.budget:
+        return _result(local, row, "length" if cut is None else "stop", cut)
+    return None
+
+
+def _text(local: LocalModel, row: _Row) -> str:
+    return str(local.tokenizer.decode(row.tokens, skip_special_tokens=True))
+
+
+def _stop_position(local: LocalModel, row: _Row) -> int | None:
+    if not row.request.sampling.stop:
+        return None
+    text = _text(local, row)
+    return min((at for at in map(text.find, row.request.sampling.stop) if at >= 0), default=None)
+
+
+def _result(local: LocalModel, row: _Row, reason: str, cut: int | None = None) -> Completion | RowError:
+    if cut is None and reason == "stop":
+        cut = _stop_position(local, row)
+    text = _text(local, row)[:cut]
+    if not text.strip():
+        return RowError("the teacher answered with an empty completion")
+    return Completion(text, reason, len(row.ids), len(row.tokens))
+
+
+class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships no types
+    """Temperature, `top_p` and the draw of every row by itself; greedy decoding then takes the one token left.
+
+    `do_sample=True` would draw all rows from one stream, so that a row's text depended on its neighbours.
+    """
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        self._sampled = [index for index, row in enumerate(rows) if row.request.sampling.temperature > 0]
+        samplings: list[Sampling] = [rows[index].request.sampling for index in self._sampled]
+        self._temperature = torch.tensor([s.temperature for s in samplings])[:, None]
+        self._top_p = torch.tensor([s.top_p for s in samplings])[:, None]
+        longest = max(len(row.draws) for row in rows) + _CHUNK
+        self._draws = torch.zeros(len(self._sampled), longest, dtype=torch.float64)
+        self._at = torch.tensor([len(rows[index].tokens) for index in self._sampled], dtype=torch.long)
+        for place, index in enumerate(self._sampled):
+            self._draws[place, : len(rows[index].draws)] = rows[index].draws
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Leaves, in each sampled row of `scores` (batch, vocabulary), only the drawn token finite."""
+        if not self._sampled:
+            return scores
+        where = torch.tensor(self._sampled, device=scores.device)
+        logits = scores[where].float() / self._temperature.to(scores.device)
+        draws = self._draws.gather(1, self._at[:, None]).to(scores.device)
+        chosen = _draw(logits, self._top_p.to(scores.device), draws)
+        self._at += 1
+        scores = scores.clone()
+        scores[where] = float("-inf")
+        scores[where, chosen] = 0.0
+        return scores
+
+
+def _draw(logits: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Inverts the nucleus distribution of (rows, vocabulary) at `draws` (rows, 1) in [0, 1); token ids (rows,)."""
+    size = logits.shape[-1]
+    norm = logits.logsumexp(dim=-1, keepdim=True)
+    values, indices = logits.topk(min(_TOP, size), dim=-1)
+    cumulative = (values - norm).exp().double().cumsum(dim=-1)
+    target = draws * torch.clamp(top_p.double(), max=1.0)
+    if bool((cumulative[:, -1:] <= target).any()) and values.shape[-1] < size:
+        values, indices = logits.sort(dim=-1, descending=True)
+        cumulative = (values - norm).exp().double().cumsum(dim=-1)
+    # The nucleus is the smallest set that reaches top_p; its mass may exceed top_p, and the draw is over all of it.
+    last = (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
+    mass = cumulative.gather(1, last)
+    place = torch.searchsorted(cumulative, draws * mass, right=True).clamp(max=last)
+    return indices.gather(1, place)[:, 0]
+
+
+class LocalBatcher:
+    """Gathers the requests of all teachers of one model and answers them in batches of similar length.
+
+    Args:
+        teachers (`Sequence[Teacher]`): Teachers with equal model, revision, dtype and device.
+        identity (`str`): `resolve_revision`'s answer for the model.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], identity: str) -> None:
+        first = teachers[0]
+        self._load = (first.model, first.revision, first.dtype, first.device, identity)
+        self._size = max(teacher.batch_size for teacher in teachers)
+        self._pending: list[tuple[Request, asyncio.Future[Completion]]] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._stop = threading.Event()
+
+    async def complete(self, request: Request) -> Completion:
+        """Answers one request, together with others; see [`TeacherClient`]."""
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._pending.append((request, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await future
+
+    async def aclose(self) -> None:
+        """Gives up the batch in progress."""
+        self._stop.set()
+        if self._worker is not None:
+            await asyncio.gather(self._worker, return_exceptions=True)
+
+    async def _work(self) -> None:
+        await asyncio.sleep(0.01)  # all that is asked at once arrives before the first batch is cut
+        while self._pending and not self._stop.is_set():
+            # Long answers first, together: the last batches are short ones.
+            self._pending.sort(key=lambda item: (item[0].sampling.max_tokens, _length(item[0])), reverse=True)
+            batch, self._pending = self._pending[: self._size], self._pending[self._size :]
+            try:
+                results = await asyncio.to_thread(self._run, [request for request, _ in batch])
+            except Exception as error:  # noqa: BLE001 - whatever stops the model stops its teachers, not the run
+                results = [TeacherDownError(f"{type(error).__name__}: {error}")] * len(batch)
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    continue
+                if isinstance(result, Completion):
+                    future.set_result(result)
+                else:
+                    future.set_exception(result)
+            await asyncio.sleep(0)
+
+    def _run(self, requests: list[Request]) -> Sequence[Completion | RowError | TeacherDownError]:
+        return complete_batch(load_model(*self._load), requests, self._stop)
+
+
+def _length(request: Request) -> int:
+    return sum(len(str(message.get("content"))) for message in request.messages)
