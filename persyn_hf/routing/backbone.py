@@ -1,0 +1,221 @@
+"""Backbones as stock sequence classifiers: building one, reading its features, and writing a head into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from persyn_hf.errors import RouterError
+from persyn_hf.routing.heads import Array, Head
+
+#: Weight of the mean over tokens against the token's own state in the pooling layer; float16 must hold their product.
+_MEAN_OVER_SELF = 1e4
+#: Keeps the pooler's tanh in its linear part.
+_POOLER_SCALE = 0.02
+#: Principal components that heads are fitted on; with the weaker ones shrunk, those beyond change nothing.
+MAX_COMPONENTS = 128
+
+
+def build_classifier(
+    backbone: str, teachers: Sequence[str], *, revision: str | None, max_length: int, dtype: Any, device: Any
+) -> tuple[Any, Any]:
+    """Loads a backbone as a stock sequence classifier with one label per teacher, its head not trained yet.
+
+    BERT's stock head reads the first token through the pooler, and its mean embedding is known to say more. One more
+    stock layer with uniform attention is appended, which turns the first token into the mean over the tokens.
+
+    Args:
+        backbone (`str`): Hub repository id or local folder.
+        teachers (`Sequence[str]`): Labels, in order.
+        revision (`str`, *optional*), dtype, device: As in `from_pretrained`.
+        max_length (`int`): Tokens of a prompt that are read.
+
+    Returns:
+        `(model, tokenizer)`: In evaluation mode.
+
+    Raises:
+        RouterError: If the backbone cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(teachers)),
+        "label2id": {t: i for i, t in enumerate(teachers)},
+    }
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(backbone, num_labels=len(teachers), **labels, **common)
+        tokenizer = AutoTokenizer.from_pretrained(backbone, **common)
+        if config.model_type == "bert":
+            model = _bert_with_mean_pooling(backbone, config, common)
+        else:
+            if config.model_type == "modernbert":
+                config.classifier_pooling = "mean"
+            model = AutoModelForSequenceClassification.from_pretrained(
+                backbone, config=config, dtype=torch.float32, use_safetensors=True, **common
+            )
+    except (OSError, ValueError) as error:
+        raise RouterError(f"Cannot load the backbone `{backbone}`: {error}") from error
+    _prepare_tokenizer(model, tokenizer, max_length)
+    return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def _bert_with_mean_pooling(backbone: str, config: Any, common: dict[str, Any]) -> Any:
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    # The pooler is left out on purpose; transformers would report it as unexpected.
+    encoder = AutoModel.from_pretrained(
+        backbone, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True, **common
+    )
+    config.num_hidden_layers += 1
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    layer, pooler = model.base_model.encoder.layer[-1], model.base_model.pooler.dense
+    identity = torch.eye(config.hidden_size)
+    with torch.no_grad():
+        for parameter in [*layer.parameters(), *pooler.parameters(), *model.classifier.parameters()]:
+            parameter.zero_()  # zero queries and keys: every token is attended to alike
+        layer.attention.self.value.weight.copy_(identity)
+        layer.attention.output.dense.weight.copy_(identity * _MEAN_OVER_SELF)
+        layer.attention.output.LayerNorm.weight.fill_(1.0)
+        layer.output.LayerNorm.weight.fill_(1.0)
+        pooler.weight.copy_(identity * _POOLER_SCALE)
+    return model
+
+
+def _prepare_tokenizer(model: Any, tokenizer: Any, max_length: int) -> None:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    limit = getattr(model.config, "max_position_embeddings", None)
+    tokenizer.model_max_length = min(max_length, limit or max_length)
+    if not final_linear(model)[0]:  # a decoder reads its last token: the end of a long prompt is what it keeps
+        tokenizer.truncation_side = "left"
+
+
+def final_linear(model: Any) -> tuple[bool, nn.Linear]:
+    """The linear map that makes the logits, and whether it has a bias (decoders' `score` has none).
+
+    Raises:
+        RouterError: If there is none, so that this architecture cannot carry a head.
+    """
+    for module in reversed(list(model.modules())):
+        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels:
+            return module.bias is not None, module
+    raise RouterError(f"{type(model).__name__} ends in no linear head, so it cannot be a router's backbone.")
+
+
+def run_batches(
+    model: Any, tokenizer: Any, texts: Sequence[str], read: Callable[[dict[str, Tensor]], Tensor], token_budget: int
+) -> Any:
+    """Runs a model over texts in batches of similar length, and puts the results back in order.
+
+    Args:
+        model, tokenizer: A classifier and its tokenizer; `tokenizer.model_max_length` cuts long texts.
+        texts (`Sequence[str]`): At least one.
+        read (`Callable`): From a batch to a tensor of shape `(batch, width)`.
+        token_budget (`int`): Tokens of one batch, padding included.
+
+    Returns:
+        `ndarray` of float32, shape `(texts, width)`.
+    """
+    encoded = tokenizer(list(texts), truncation=True, return_attention_mask=False)["input_ids"]
+    lengths = np.array([len(ids) for ids in encoded])
+    order = np.argsort(-lengths, kind="stable")
+    output: Any = None
+    start = 0
+    while start < len(order):
+        size = max(1, token_budget // max(1, int(lengths[order[start]])))
+        rows = order[start : start + size]
+        batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            values = read(dict(batch)).float().cpu().numpy()
+        if output is None:
+            output = np.empty((len(texts), values.shape[1]), dtype=np.float32)
+        output[rows] = values
+        start += size
+    return output
+
+
+def logits(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int) -> Any:
+    """Logits of shape `(texts, teachers)`, float32."""
+    return run_batches(model, tokenizer, texts, lambda batch: cast(Tensor, model(**batch).logits), token_budget)
+
+
+def head_inputs(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int = 8192) -> Array:
+    """What the final linear map reads: shape `(texts, hidden)`. For decoders, the state of the last token."""
+    _, linear = final_linear(model)
+    seen: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+
+    def read(batch: dict[str, Tensor]) -> Tensor:
+        seen.clear()
+        model(**batch)
+        states = seen[0]
+        if states.ndim == 2:
+            return states
+        mask = batch["attention_mask"]
+        last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+        return states[torch.arange(len(states), device=states.device), last]
+
+    try:
+        return cast(Array, run_batches(model, tokenizer, texts, read, token_budget).astype(np.float64))
+    finally:
+        handle.remove()
+
+
+class FeatureMap:
+    """From what the final linear map reads to features that heads are fitted on, and back into its weights.
+
+    Principal components, with the weaker ones shrunk (`power` above 1), of mean square length 1. Where there is no
+    bias, the component along the mean plays its part: over prompts it hardly varies.
+
+    Args:
+        inputs (`ndarray` of shape `(prompts, hidden)`): Of the probe.
+        bias (`bool`): Whether the final linear map has one.
+        power (`float`, defaults to 1.5): Exponent of the singular values; 1 is plain PCA.
+    """
+
+    def __init__(self, inputs: Array, bias: bool, power: float = 1.5) -> None:
+        self.bias = bias
+        self.center = inputs.mean(axis=0)
+        _, values, right = np.linalg.svd(self._residual(inputs), full_matrices=False)
+        kept = values > 1e-6 * values[0] if values.size and values[0] > 0 else values > 0
+        kept[MAX_COMPONENTS:] = False
+        values, right = values[kept], right[kept]
+        shrink = values ** (power - 1) if values.size else values
+        length = np.sqrt((values**2 * shrink**2).sum() / len(inputs)) if values.size else 1.0
+        self.basis: Array = right.T * (shrink / length)
+
+    def _constant(self, inputs: Array) -> Array:
+        """1 with a bias; without one, how far each input reaches along the mean, about 1. Shape `(prompts,)`."""
+        if self.bias:
+            return np.ones(len(inputs))
+        constant: Array = inputs @ self.center / max(float(self.center @ self.center), 1e-12)
+        return constant
+
+    def _residual(self, inputs: Array) -> Array:
+        residual: Array = inputs - self._constant(inputs)[:, None] * self.center
+        return residual
+
+    def __call__(self, inputs: Array) -> Array:
+        """Features of shape `(prompts, features)`."""
+        features: Array = self._residual(inputs) @ self.basis
+        return features
+
+    def write(self, head: Head, linear: nn.Linear) -> None:
+        """Makes the final linear map give the head's scores."""
+        weight = self.basis @ head.weight  # (hidden, teachers)
+        if self.bias:
+            constant = head.means - self.center @ weight
+        else:
+            unit = self.center / max(float(self.center @ self.center), 1e-12)
+            weight = weight + np.outer(unit, head.means - self.center @ weight)
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(weight.T))
+            if self.bias:
+                linear.bias.copy_(torch.from_numpy(constant))

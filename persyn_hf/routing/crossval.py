@@ -1,0 +1,144 @@
+"""Cross-validation of a head: which strength, whether it beats the best single teacher, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from persyn_hf.routing.heads import STRENGTHS, Array, fit_path, teacher_means
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain values, rounded for a config file."""
+        return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Scores of prompts by heads that did not see them.
+
+    Args:
+        strengths (`tuple[float, ...]`): Strengths tried, strongest first.
+        scores (`ndarray` of shape `(strengths, prompts, teachers)`): Out of fold.
+        best_single (`ndarray` of int, shape `(prompts,)`): The best teacher of each prompt's training folds.
+        fold (`ndarray` of int, shape `(prompts,)`): Which fold held the prompt out.
+        knn (`ndarray` of shape `(prompts, teachers)`): Mean rewards of the nearest training prompts.
+    """
+
+    strengths: tuple[float, ...]
+    scores: Array
+    best_single: np.ndarray
+    fold: np.ndarray
+    knn: Array
+
+
+def cross_validate(objective: str, features: Array, rewards: Array, folds: int, seed: int) -> HeldOut:
+    """Fits every strength on all folds but one, and scores the one that was left out.
+
+    Args:
+        objective (`str`): One of `OBJECTIVES`.
+        features (`ndarray` of shape `(prompts, features)`), rewards (`ndarray` of shape `(prompts, teachers)`)
+        folds (`int`): Lowered to the number of prompts where there are fewer.
+        seed (`int`): Of the assignment to folds.
+    """
+    count = len(rewards)
+    folds = min(folds, count)
+    fold = np.random.default_rng(seed).permutation(count) % folds
+    strengths = STRENGTHS[objective]
+    scores = np.empty((len(strengths), *rewards.shape))
+    best_single, knn = np.empty(count, dtype=int), np.empty(rewards.shape)
+    for index in range(folds):
+        inside, outside = np.flatnonzero(fold != index), np.flatnonzero(fold == index)
+        center = features[inside].mean(axis=0)
+        heads = fit_path(objective, features[inside] - center, rewards[inside], strengths)
+        for step, head in enumerate(heads):
+            scores[step, outside] = head(features[outside] - center)
+        best_single[outside] = teacher_means(rewards[inside]).argmax()
+        knn[outside] = nearest_rewards(features[inside], rewards[inside], features[outside])
+    return HeldOut(strengths, scores, best_single, fold, knn)
+
+
+def nearest_rewards(known: Array, rewards: Array, asked: Array, neighbours: int = 20) -> Array:
+    """Mean rewards of the nearest prompts by cosine, shape `(asked, teachers)`."""
+    left = asked / np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-12)
+    right = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
+    near = np.argsort(-(left @ right.T), axis=1)[:, :neighbours]
+    filled = np.where(np.isnan(rewards), teacher_means(rewards), rewards)
+    nearest: Array = filled[near].mean(axis=1)
+    return nearest
+
+
+def chosen_rewards(rewards: Array, routes: np.ndarray) -> Array:
+    """The reward of the chosen teacher of every prompt; NaN where that teacher has none. Shape `(prompts,)`."""
+    chosen: Array = rewards[np.arange(len(rewards)), routes]
+    return chosen
+
+
+def choose_strength(held_out: HeldOut, rewards: Array, rows: np.ndarray | None = None) -> int:
+    """The strength whose routes earn most out of fold, its neighbours counted half; the strongest of equals.
+
+    Args:
+        held_out (`HeldOut`), rewards (`ndarray` of shape `(prompts, teachers)`)
+        rows (`ndarray` of int, *optional*): Choose by these prompts only.
+    """
+    rows = np.arange(len(rewards)) if rows is None else rows
+    routes = held_out.scores.argmax(axis=2)
+    earned = np.array([np.nanmean(chosen_rewards(rewards, route)[rows]) for route in routes])
+    padded = np.concatenate([earned[:1], earned, earned[-1:]])
+    smooth = padded[:-2] / 4 + padded[1:-1] / 2 + padded[2:] / 4
+    return int(np.argmax(np.round(smooth, 12)))
+
+
+def nested_routes(held_out: HeldOut, rewards: Array) -> np.ndarray:
+    """Routes of every prompt by a strength that was chosen without its fold. Shape `(prompts,)`."""
+    routes = np.empty(len(rewards), dtype=int)
+    for index in np.unique(held_out.fold):
+        outside = np.flatnonzero(held_out.fold == index)
+        step = choose_strength(held_out, rewards, np.flatnonzero(held_out.fold != index))
+        routes[outside] = held_out.scores[step, outside].argmax(axis=1)
+    return routes
+
+
+def bootstrap_means(values: Array, seed: int = 0, draws: int = 2000) -> Array:
+    """Means of resampled prompts, the same prompts for every column.
+
+    Args:
+        values (`ndarray` of shape `(prompts, policies)`): NaN where unknown.
+        seed (`int`, defaults to 0), draws (`int`, defaults to 2000)
+
+    Returns:
+        `ndarray` of shape `(draws, policies)`.
+    """
+    random = np.random.default_rng(seed)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    means = np.empty((draws, values.shape[1]))
+    for start in range(0, draws, 100):
+        picked = random.integers(len(values), size=(min(100, draws - start), len(values)))
+        weights = np.stack([np.bincount(row, minlength=len(values)) for row in picked]).astype(float)
+        means[start : start + len(picked)] = (weights @ filled) / np.maximum(weights @ known, 1e-12)
+    return means
+
+
+def interval(mean: float, draws: Array) -> Interval:
+    """The 2.5% and 97.5% points of bootstrap draws around a mean."""
+    known = draws[np.isfinite(draws)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
+    return Interval(float(mean), float(low), float(high))
+
+
+def gap_closed(router: Array, best_single: Array, oracle: Array) -> Array:
+    """`(router − best single) / (oracle − best single)`; NaN where there is no gap to close."""
+    gap = oracle - best_single
+    with np.errstate(divide="ignore", invalid="ignore"):
+        closed: Array = np.where(gap > 1e-12, (router - best_single) / gap, np.nan)
+    return closed

@@ -1,0 +1,97 @@
+"""`persyn_route`, the plain map function, and `pin_router`, which fixes what it stands for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from persyn_hf.checkpoints import resolve_revision
+from persyn_hf.errors import RouterError
+
+#: Names the router where no argument does.
+ROUTER_VARIABLE = "PERSYN_ROUTER"
+
+
+def persyn_route(
+    examples: Mapping[str, Any],
+    rank: int | None = None,
+    *,
+    router: str | None = None,
+    revision: str | None = None,
+    prompt_column: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    library_version: str | None = None,
+) -> dict[str, Any]:
+    """Routes one row or a batch: adds `route` and `route_scores`. Made for `datasets.map`.
+
+    A bare `router` path cannot be kept fresh: `datasets` hashes the path, so a checkpoint replaced at the same path
+    gives the old results from the cache. Use `fn_kwargs=pin_router(...)`, or the router object itself.
+
+    Args:
+        examples (`Mapping`): A row, or a batch of columns, with the prompt column.
+        rank (`int`, *optional*): From `map(with_rank=True)`: the process uses the GPU of its rank.
+        router (`str`, *optional*): Folder or repository id; default: the environment variable `PERSYN_ROUTER`.
+        revision (`str`, *optional*): Commit, tag or branch; for a folder, the digest that it must have.
+        prompt_column (`str`, *optional*): Default: the column that the router names, `prompt` as a rule.
+        device (`str`, *optional*), dtype (`str`, *optional*): As for [`PersynRouter.from_pretrained`].
+        library_version (`str`, *optional*): Part of the cache's key; set by [`pin_router`].
+
+    Returns:
+        `dict`: `route` (teacher name) and `route_scores` (float32, in the router's teacher order).
+
+    Raises:
+        RouterError: If no router is named.
+        RouterCheckpointError: If the checkpoint is damaged or not the pinned one.
+        MissingColumnError: If the prompt column is absent.
+        DataError: If a prompt is empty.
+
+    Example:
+        >>> routed = prompts.map(persyn_route, batched=True, fn_kwargs=pin_router("org/router"))  # doctest: +SKIP
+    """
+    from persyn_hf.routing.router import PersynRouter, route_examples
+
+    name = router or os.environ.get(ROUTER_VARIABLE)
+    if not name:
+        raise RouterError(
+            "persyn_route does not know which router to use: pass fn_kwargs=pin_router('org/router') (or "
+            f"fn_kwargs={{'router': 'org/router'}}) to map, or set the environment variable {ROUTER_VARIABLE}."
+        )
+    loaded = PersynRouter.from_pretrained(name, revision, device or _device_of(rank), dtype)
+    return route_examples(loaded, examples, prompt_column or loaded.prompt_column)
+
+
+def pin_router(
+    router: str | os.PathLike[str], revision: str | None = None, *, prompt_column: str | None = None
+) -> dict[str, Any]:
+    """Plain arguments for [`persyn_route`] that change whenever the router or this library does.
+
+    Args:
+        router (`str` or `PathLike`): Folder or repository id.
+        revision (`str`, *optional*): Branch, tag or commit of a repository.
+        prompt_column (`str`, *optional*): Passed on where given.
+
+    Returns:
+        `dict[str, Any]`: For `fn_kwargs`: the router, its commit (or a folder's digest) and the library's version.
+
+    Raises:
+        ConfigError: If nothing of that name can be found.
+    """
+    from persyn_hf import __version__
+
+    name = os.fspath(router)
+    name = os.path.abspath(name) if os.path.isdir(name) else name
+    pinned = {"router": name, "revision": resolve_revision(name, revision), "library_version": __version__}
+    if prompt_column is not None:
+        pinned["prompt_column"] = prompt_column
+    return pinned
+
+
+def _device_of(rank: int | None) -> str | None:
+    if rank is None:
+        return None
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{rank % count}" if count else None

@@ -1,0 +1,183 @@
+"""What training a router found out on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from persyn_hf.routing.crossval import (
+    HeldOut,
+    Interval,
+    bootstrap_means,
+    chosen_rewards,
+    cross_validate,
+    gap_closed,
+    interval,
+    nested_routes,
+)
+from persyn_hf.routing.heads import Array, teacher_means
+
+POLICIES = ("router", "best_single", "random", "oracle", "knn")
+
+
+@dataclass(frozen=True)
+class RouterReport:
+    """Cross-validated results over the probe.
+
+    Args:
+        prompts (`int`), folds (`int`): What was cross-validated.
+        teachers (`list[str]`), means (`list[float]`): Mean reward per teacher, best first.
+        objective (`str`), strength (`float`): What was trained, and how strongly it is regularised.
+        held_out (`dict[str, Interval]`): Mean reward per prompt of `router`, `best_single`, `random`, `oracle`, `knn`.
+            `best_single` is the best teacher of the training folds; `router` is the candidate, before any fallback.
+        gain (`Interval`): Router minus best single, per prompt.
+        gap_closed (`Interval`): `(router − best single) / (oracle − best single)`.
+        fallback (`str`, *optional*): The teacher that every prompt goes to, where the router brought no gain.
+        reason (`str`): Why it fell back or did not, in one sentence.
+        learning_curve (`list[tuple[int, float]]`): Training prompts and gain, by cross-validation.
+        more_prompts (`int`, *optional*): How many more probe prompts would make the gain significant, if the curve
+            goes on as it did; `None` where it already is, or where no number would.
+        scores (`ndarray` of shape `(prompts, teachers)`): Out of fold, on the scale of Bradley–Terry scores.
+        prompt_ids (`list[str]`): The rows of `scores`.
+    """
+
+    prompts: int
+    folds: int
+    teachers: list[str]
+    means: list[float]
+    objective: str
+    strength: float
+    held_out: dict[str, Interval]
+    gain: Interval
+    gap_closed: Interval
+    fallback: str | None
+    reason: str
+    learning_curve: list[tuple[int, float]]
+    more_prompts: int | None
+    scores: Array
+    prompt_ids: list[str]
+
+    @property
+    def beats_best_single(self) -> bool:
+        """Whether the interval of the gain lies above zero."""
+        return self.gain.low > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the `persyn` block: `held_out` holds what the *deployed* router earns."""
+        policies = {name: value.as_dict() for name, value in self.held_out.items()}
+        policies["candidate"] = policies["router"]
+        if self.fallback is not None:
+            policies["router"] = policies["best_single"]
+        return {
+            **policies,
+            "prompts": self.prompts,
+            "folds": self.folds,
+            "gain": self.gain.as_dict(),
+            "gap_closed": self.gap_closed.as_dict(),
+            "reason": self.reason,
+            "learning_curve": [[count, round(gain, 6)] for count, gain in self.learning_curve],
+            "more_prompts": self.more_prompts,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'policy':12s} mean reward, 95% interval (held out, {self.prompts} prompts, {self.folds} folds)"]
+        for name, value in self.held_out.items():
+            lines.append(f"{name:12s} {value.mean:.4f}  {value.low:.4f} to {value.high:.4f}")
+        gap = self.gap_closed
+        lines.append(f"gap closed   {gap.mean:.3f}  {gap.low:.3f} to {gap.high:.3f}")
+        return "\n".join([*lines, self.reason])
+
+
+def policy_rewards(rewards: Array, held_out: HeldOut, routes: np.ndarray) -> Array:
+    """Rewards per prompt of the five policies of `POLICIES`, shape `(prompts, 5)`; NaN where unknown."""
+    return np.stack(
+        [
+            chosen_rewards(rewards, routes),
+            chosen_rewards(rewards, held_out.best_single),
+            np.nanmean(rewards, axis=1),
+            np.nanmax(rewards, axis=1),
+            chosen_rewards(rewards, held_out.knn.argmax(axis=1)),
+        ],
+        axis=1,
+    )
+
+
+def summarise(values: Array, seed: int) -> tuple[dict[str, Interval], Interval, Interval]:
+    """Intervals of the policies, of the gain over the best single teacher, and of the gap closed."""
+    means, draws = np.nanmean(values, axis=0), bootstrap_means(values, seed)
+    policies = {name: interval(means[i], draws[:, i]) for i, name in enumerate(POLICIES)}
+    gain = interval(means[0] - means[1], draws[:, 0] - draws[:, 1])
+    closed = float(gap_closed(means[0], means[1], means[3]))
+    return policies, gain, interval(closed, gap_closed(draws[:, 0], draws[:, 1], draws[:, 3]))
+
+
+def learning_curve(
+    objective: str, features: Array, rewards: Array, folds: int, seed: int, full_gain: float
+) -> list[tuple[int, float]]:
+    """Held-out gain over the best single teacher with a third and two thirds of the probe, and with all of it."""
+    curve = []
+    order = np.random.default_rng(seed + 1).permutation(len(rewards))
+    for part in (1 / 3, 2 / 3):
+        count = int(len(rewards) * part)
+        if count < 4 * folds:
+            continue
+        rows = order[:count]
+        held_out = cross_validate(objective, features[rows], rewards[rows], folds, seed)
+        values = policy_rewards(rewards[rows], held_out, nested_routes(held_out, rewards[rows]))
+        curve.append((count * (folds - 1) // folds, float(np.nanmean(values[:, 0] - values[:, 1]))))
+    return [*curve, (len(rewards) * (folds - 1) // folds, full_gain)]
+
+
+def prompts_needed(curve: Sequence[tuple[int, float]], spread: float, have: int) -> int | None:
+    """How many more probe prompts would make the gain significant.
+
+    The gain is taken to grow as `a − b / n` (least squares through the curve), and its standard error to fall as
+    `spread / √n`; asked is the first `n`, up to 32 times the probe, where the gain exceeds 1.96 standard errors.
+
+    Args:
+        curve (`Sequence[tuple[int, float]]`): Training prompts and gain.
+        spread (`float`): Standard deviation of the gain of one prompt.
+        have (`int`): Probe prompts now.
+    """
+    counts = np.array([count for count, _ in curve], dtype=float)
+    gains = np.array([gain for _, gain in curve])
+    if len(counts) > 1:
+        design = np.stack([np.ones_like(counts), -1.0 / counts], axis=1)
+        limit, slope = np.linalg.lstsq(design, gains, rcond=None)[0]
+    else:
+        limit, slope = gains[-1], 0.0
+    spread = max(spread, 1e-6)
+    for count in np.unique(np.geomspace(have, 32 * have, 200).astype(int)):
+        if limit - slope / count > 1.96 * spread / np.sqrt(count):
+            return max(int(count) - have, 0)
+    return None
+
+
+def explain(teachers: Sequence[str], gain: Interval, fallback: bool, more: int | None, best: str) -> str:
+    """One sentence on whether the router earns its place."""
+    figures = f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
+    if more:
+        advice = f" About {more} more probe prompts would be needed to show a gain, if its learning curve goes on."
+    elif more is None:
+        advice = " Its learning curve gives no number of probe prompts that would show a gain."
+    else:
+        advice = ""
+    if fallback:
+        return (
+            f"The router does not beat the best single teacher on held-out prompts: {figures} reward per prompt; "
+            f"every prompt goes to {best!r}.{advice}"
+        )
+    if gain.low > 0:
+        return f"The router beats the best single of {len(teachers)} teachers on held-out prompts by {figures}."
+    return (
+        f"The router's gain over the best single of {len(teachers)} teachers on held-out prompts, {figures}, "
+        f"is within chance.{advice}"
+    )
+
+
+def mean_order(rewards: Array) -> np.ndarray:
+    """Columns with the best mean reward first."""
+    return np.argsort(-teacher_means(rewards), kind="stable")

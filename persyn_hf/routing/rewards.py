@@ -1,0 +1,157 @@
+"""The scored table as a matrix: one row per prompt, one column per teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from persyn_hf import columns
+from persyn_hf.errors import DataError
+from persyn_hf.routing.heads import Array, teacher_means
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """Scored answers, one row per prompt.
+
+    Args:
+        prompts (`list`): Strings or lists of chat messages.
+        ids (`list[str]`): `prompt_id` of each.
+        teachers (`list[str]`): Best mean reward first.
+        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where there is none.
+        quality, learnability (`ndarray` of shape `(prompts, teachers)`, *optional*): Raw, NaN where missing.
+        student, student_revision (`str`, *optional*): Where the table names one student only.
+    """
+
+    prompts: list[Any]
+    ids: list[str]
+    teachers: list[str]
+    rewards: Array
+    quality: Array | None = None
+    learnability: Array | None = None
+    student: str | None = None
+    student_revision: str | None = None
+
+    @property
+    def means(self) -> Array:
+        """Mean reward per teacher, shape `(teachers,)`."""
+        return teacher_means(self.rewards)
+
+    def reordered(self, teachers: Sequence[str]) -> RewardTable:
+        """The same table with the teachers' columns in another order; a teacher that is not there is all NaN."""
+        take = [self.teachers.index(name) if name in self.teachers else -1 for name in teachers]
+
+        def pick(values: Array | None) -> Array | None:
+            if values is None:
+                return None
+            padded = np.concatenate([values, np.full((len(values), 1), np.nan)], axis=1)
+            picked: Array = padded[:, take]
+            return picked
+
+        rewards = pick(self.rewards)
+        assert rewards is not None
+        return RewardTable(
+            self.prompts, self.ids, list(teachers), rewards, pick(self.quality), pick(self.learnability),
+            self.student, self.student_revision,
+        )  # fmt: skip
+
+    def subset(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> RewardTable:
+        """The same table with only some prompts."""
+        index = np.asarray(rows, dtype=int)
+        return RewardTable(
+            [self.prompts[row] for row in index],
+            [self.ids[row] for row in index],
+            self.teachers,
+            self.rewards[index],
+            None if self.quality is None else self.quality[index],
+            None if self.learnability is None else self.learnability[index],
+            self.student,
+            self.student_revision,
+        )
+
+
+def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
+    """Reads a scored table, in which a row is one answer, into a matrix.
+
+    Prompts with fewer than two rewards say nothing about who is better and are left out.
+
+    Args:
+        scored (`Dataset`, or an iterable of rows): With `prompt_id`, `prompt`, `teacher` and `reward`.
+        stage (`str`): Who asks, for messages.
+
+    Returns:
+        `RewardTable`: Prompts in order of first appearance, teachers with the best mean reward first.
+
+    Raises:
+        MissingColumnError: If a column is absent.
+        DataError: If a prompt has two answers of one teacher, or fewer than two teachers or prompts have rewards.
+    """
+    data = _as_columns(scored)
+    columns.require_columns(data, [columns.PROMPT_ID, columns.PROMPT, columns.TEACHER, columns.REWARD], stage)
+    ids = list(dict.fromkeys(data[columns.PROMPT_ID]))
+    names = list(dict.fromkeys(data[columns.TEACHER]))
+    row_of = {identity: row for row, identity in enumerate(ids)}
+    column_of = {name: column for column, name in enumerate(names)}
+    rows = np.array([row_of[identity] for identity in data[columns.PROMPT_ID]], dtype=int)
+    teachers = np.array([column_of[name] for name in data[columns.TEACHER]], dtype=int)
+    _refuse_repeated(rows, teachers, ids, names, stage)
+
+    def matrix(name: str) -> Array | None:
+        if name not in data:
+            return None
+        values = np.full((len(ids), len(names)), np.nan)
+        values[rows, teachers] = [np.nan if value is None else float(value) for value in data[name]]
+        return values
+
+    rewards = matrix(columns.REWARD)
+    assert rewards is not None
+    prompts = dict(zip(data[columns.PROMPT_ID], data[columns.PROMPT], strict=True))
+    order = np.argsort(-teacher_means(rewards), kind="stable")
+    table = RewardTable(
+        [prompts[identity] for identity in ids], ids, names, rewards, matrix(columns.QUALITY),
+        matrix(columns.LEARNABILITY), _only(data, columns.STUDENT), _only(data, columns.STUDENT_REVISION),
+    ).reordered([names[column] for column in order if not np.isnan(rewards[:, column]).all()])  # fmt: skip
+    table = table.subset(np.flatnonzero((~np.isnan(table.rewards)).sum(axis=1) >= 2))
+    if len(table.teachers) < 2 or len(table.prompts) < 2:
+        raise DataError(
+            f"{stage} needs at least two prompts on which at least two teachers have a reward; "
+            f"got {len(table.prompts)} such prompts and {len(table.teachers)} teachers with rewards."
+        )
+    return table
+
+
+def _as_columns(scored: Any) -> Mapping[str, Sequence[Any]]:
+    if hasattr(scored, "column_names"):
+        names = scored.column_names
+        if isinstance(names, dict):
+            raise DataError("Expected one table, got a DatasetDict; pass one of its splits.")
+        wanted = (
+            columns.PROMPT_ID, columns.PROMPT, columns.TEACHER, columns.REWARD, columns.QUALITY,
+            columns.LEARNABILITY, columns.STUDENT, columns.STUDENT_REVISION,
+        )  # fmt: skip
+        return {name: list(scored[name]) if name in wanted else [] for name in names}
+    if isinstance(scored, Mapping):
+        return scored
+    if not isinstance(scored, Iterable):
+        raise DataError(f"Expected a Dataset or rows, got {type(scored).__name__}.")
+    rows = list(scored)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _only(data: Mapping[str, Sequence[Any]], name: str) -> str | None:
+    values = {value for value in data.get(name, ()) if value is not None}
+    return str(values.pop()) if len(values) == 1 else None
+
+
+def _refuse_repeated(rows: Any, teachers: Any, ids: list[str], names: list[str], stage: str) -> None:
+    cells = rows * len(names) + teachers
+    values, counts = np.unique(cells, return_counts=True)
+    if (counts > 1).any():
+        row, column = divmod(int(values[counts > 1][0]), len(names))
+        raise DataError(
+            f"{stage} needs one row per prompt and teacher; prompt {ids[row]} has several of {names[column]!r}."
+        )

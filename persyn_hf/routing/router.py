@@ -1,0 +1,203 @@
+"""The router: a stock sequence classifier, loaded with care and mapped over prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from persyn_hf import columns
+from persyn_hf.errors import RouterError
+from persyn_hf.routing import backbone, checkpoint
+
+TOKEN_BUDGET = 8192
+
+
+class PersynRouter:
+    """Scores every teacher for a prompt and names the best: the object itself is the function that `map` takes.
+
+    Make one with [`from_pretrained`] or [`train_router`]. It never changes after it was made, and pickles and hashes
+    by plain values (where its checkpoint is, and the checkpoint's digest or commit), so `datasets` finds its cached
+    results again from any process, and not after the checkpoint has changed.
+
+    Args:
+        loaded (`Checkpoint`): A verified checkpoint.
+        device (`str`, *optional*), dtype (`str`, *optional*): As given to [`from_pretrained`].
+        prompt_column (`str`, *optional*): The column that holds prompts; default: what the checkpoint says.
+        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+
+    Example:
+        >>> router = PersynRouter.from_pretrained("org/router")  # doctest: +SKIP
+        >>> routed = prompts.map(router, batched=True)  # doctest: +SKIP
+    """
+
+    #: What training found out; only on a router that [`train_router`] returned.
+    report: Any = None
+
+    def __init__(
+        self,
+        loaded: checkpoint.Checkpoint,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        prompt_column: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> None:
+        self._loaded = loaded
+        self._options = (device, dtype, prompt_column, token_budget)
+        self.prompt_column = prompt_column or loaded.persyn.get("prompt_column") or columns.PROMPT
+        self.token_budget = token_budget
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        *,
+        prompt_column: str | None = None,
+        token_budget: int = TOKEN_BUDGET,
+    ) -> PersynRouter:
+        """Loads a router from a folder or the Hub (or its local cache, offline).
+
+        Args:
+            path_or_repo (`str` or `PathLike`): A folder, or a repository id.
+            revision (`str`, *optional*): Branch, tag or commit of a repository; for a folder, the digest it must have.
+            device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+            dtype (`str`, *optional*): `"float32"`, `"bfloat16"` or `"float16"`; default: what the checkpoint holds.
+            prompt_column (`str`, *optional*): Default: the column that the checkpoint names.
+            token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+
+        Raises:
+            RouterCheckpointError: If it is damaged, is no router, or is another one than `revision` says.
+            ConfigError: If nothing of that name can be found.
+        """
+        loaded = checkpoint.load(os.fspath(path_or_repo), revision, device, dtype)
+        return cls(loaded, device=device, dtype=dtype, prompt_column=prompt_column, token_budget=token_budget)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the checkpoint (safetensors, `config.json` with the `persyn` block, tokenizer) into a folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._loaded.model.save_pretrained(folder, safe_serialization=True)
+        self._loaded.tokenizer.save_pretrained(folder)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the teachers, in the order of the scores."""
+        return list(self._loaded.teachers)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The `persyn` block of `config.json`, as a copy."""
+        return dict(checkpoint.plain(self._loaded.persyn))
+
+    @property
+    def fallback(self) -> str | None:
+        """The teacher of every prompt, where the router did not beat it on held-out prompts."""
+        return self._loaded.persyn.get("fallback")
+
+    @property
+    def digest(self) -> str:
+        """Commit of the repository, or digest of the folder, that it was loaded from."""
+        return self._loaded.digest
+
+    def scores(self, prompts: Sequence[columns.Prompt]) -> NDArray[np.float32]:
+        """Scores every teacher for prompts.
+
+        Args:
+            prompts (`Sequence`): Strings, or lists of chat messages.
+
+        Returns:
+            `ndarray` of shape `(prompts, teachers)`, float32: Bradley–Terry scores, only their differences mean
+            something.
+
+        Raises:
+            DataError: If a prompt is empty or of another kind.
+        """
+        texts = [columns.prompt_text(prompt) for prompt in prompts]
+        if not texts:
+            return np.empty((0, len(self._loaded.teachers)), dtype=np.float32)
+        if in_worker():
+            # Workers of `map` are forked, and torch's thread pool does not survive a fork: pytorch/pytorch#17199.
+            torch.set_num_threads(1)
+        scores: NDArray[np.float32] = backbone.logits(
+            self._loaded.model, self._loaded.tokenizer, texts, self.token_budget
+        )
+        if not np.isfinite(scores).all():
+            raise RouterError(
+                f"The router {self._loaded.path} gives scores that are no numbers; load it with dtype='float32'."
+            )
+        return scores
+
+    def embeddings(self, prompts: Sequence[columns.Prompt]) -> NDArray[np.float64]:
+        """What the head reads of each prompt: the frozen backbone's embedding, shape `(prompts, hidden)`."""
+        texts = [columns.prompt_text(prompt) for prompt in prompts]
+        return backbone.head_inputs(self._loaded.model, self._loaded.tokenizer, texts, self.token_budget)
+
+    def routes(self, scores: NDArray[np.float32]) -> list[str]:
+        """The teacher of every prompt, from scores of shape `(prompts, teachers)`."""
+        if self.fallback is not None:
+            return [self.fallback] * len(scores)
+        return [self._loaded.teachers[index] for index in scores.argmax(axis=1)]
+
+    def __call__(self, examples: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+        """Routes one row or a batch; `rank` is accepted for `map(with_rank=True)`.
+
+        Args:
+            examples (`Mapping`): A row, or a batch of columns, with the prompt column.
+            rank (`int`, *optional*): Not used: the router stays on its device. [`persyn_route`] reads it.
+
+        Returns:
+            `dict`: `route` and `route_scores`, one value each for a row and lists for a batch.
+
+        Raises:
+            MissingColumnError: If the prompt column is absent.
+            DataError: If a prompt is empty.
+        """
+        return route_examples(self, examples, self.prompt_column)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _restore, (self._loaded.path, self._loaded.digest, *self._options, checkpoint.library_version())
+
+    def __repr__(self) -> str:
+        return f"PersynRouter({self._loaded.path!r}, teachers={self.teachers})"
+
+
+def route_examples(router: PersynRouter, examples: Mapping[str, Any], prompt_column: str) -> dict[str, Any]:
+    """Routes a row or a batch of a table; see [`PersynRouter.__call__`]."""
+    columns.require_columns(examples.keys(), [prompt_column], "routing")
+    value = examples[prompt_column]
+    if is_one_prompt(value):
+        scores = router.scores([value])
+        return {columns.ROUTE: router.routes(scores)[0], columns.ROUTE_SCORES: scores[0]}
+    scores = router.scores(value)
+    return {columns.ROUTE: router.routes(scores), columns.ROUTE_SCORES: list(scores)}
+
+
+def is_one_prompt(value: Any) -> bool:
+    """Whether a cell of the prompt column is one prompt (a string, or chat messages) and not a batch of them."""
+    if value is None or isinstance(value, str):
+        return True
+    return bool(len(value)) and isinstance(value[0], Mapping)
+
+
+def in_worker() -> bool:
+    """Whether this is a worker process of `map(num_proc=…)` or of `multiprocessing`."""
+    import multiprocessing
+
+    import multiprocess
+
+    return multiprocess.parent_process() is not None or multiprocessing.parent_process() is not None
+
+
+def _restore(
+    path: str, digest: str, device: str | None, dtype: str | None, prompt_column: str | None, token_budget: int, _: str
+) -> PersynRouter:
+    loaded = checkpoint.load(path, digest, device, dtype)
+    return PersynRouter(loaded, device=device, dtype=dtype, prompt_column=prompt_column, token_budget=token_budget)
