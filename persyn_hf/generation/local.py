@@ -30,6 +30,9 @@ _CHUNK = 16
 _TOP = 512
 
 
+Outcome = Completion | RowError
+
+
 @dataclass
 class LocalModel:
     """A loaded model with what `generate` must know about it."""
@@ -100,9 +103,9 @@ def complete_batch(
         stop (`threading.Event`): When set, the batch is given up and rows without an end get a `RowError`.
 
     Returns:
-        `list[Completion | RowError]`: In the order of `requests`.
+        `list[Outcome]`: In the order of `requests`.
     """
-    results: list[Completion | RowError | None] = [None] * len(requests)
+    results: list[Outcome | None] = [None] * len(requests)
     rows = []
     for position, request in enumerate(requests):
         made = _row(local, position, request)
@@ -130,9 +133,7 @@ def _row(local: LocalModel, position: int, request: Request) -> _Row | RowError:
     return _Row(position, request, ids, budget, torch.rand(budget, generator=generator, dtype=torch.float64))
 
 
-def _decode(
-    local: LocalModel, rows: list[_Row], results: list[Completion | RowError | None], stop: threading.Event
-) -> None:
+def _decode(local: LocalModel, rows: list[_Row], results: list[Outcome | None], stop: threading.Event) -> None:
     device = local.model.device
     longest = max(len(row.ids) for row in rows)
     pad = local.tokenizer.pad_token_id if local.tokenizer.pad_token_id is not None else min(local.ends, default=0)
@@ -226,19 +227,25 @@ class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships n
 
 def _draw(logits: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     """Inverts the nucleus distribution of (rows, vocabulary) at `draws` (rows, 1) in [0, 1); token ids (rows,)."""
-    size = logits.shape[-1]
     norm = logits.logsumexp(dim=-1, keepdim=True)
-    values, indices = logits.topk(min(_TOP, size), dim=-1)
+    values, indices = logits.topk(min(_TOP, logits.shape[-1]), dim=-1)
     cumulative = (values - norm).exp().double().cumsum(dim=-1)
-    target = draws * torch.clamp(top_p.double(), max=1.0)
-    if bool((cumulative[:, -1:] <= target).any()) and values.shape[-1] < size:
-        values, indices = logits.sort(dim=-1, descending=True)
-        cumulative = (values - norm).exp().double().cumsum(dim=-1)
+    chosen = _invert(cumulative, indices, top_p, draws)
+    # Where the best few hold less than top_p, the nucleus is known only after sorting all of the vocabulary.
+    short = (cumulative[:, -1:] < torch.where(top_p < 1, top_p, draws))[:, 0].nonzero()[:, 0]
+    if len(short) and values.shape[-1] < logits.shape[-1]:
+        values, indices = logits[short].sort(dim=-1, descending=True)
+        cumulative = (values - norm[short]).exp().double().cumsum(dim=-1)
+        chosen[short] = _invert(cumulative, indices, top_p[short], draws[short])
+    return chosen
+
+
+def _invert(cumulative: torch.Tensor, indices: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     # The nucleus is the smallest set that reaches top_p; its mass may exceed top_p, and the draw is over all of it.
     last = (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
-    mass = cumulative.gather(1, last)
-    place = torch.searchsorted(cumulative, draws * mass, right=True).clamp(max=last)
-    return indices.gather(1, place)[:, 0]
+    mass = torch.where(top_p < 1, cumulative.gather(1, last), 1.0)
+    place = torch.searchsorted(cumulative, draws * mass, right=True)
+    return indices.gather(1, torch.minimum(place, last))[:, 0]
 
 
 class LocalBatcher:

@@ -1,0 +1,222 @@
+import asyncio
+import itertools
+import random
+
+import pytest
+
+from persyn_hf.config import Sampling
+from persyn_hf.errors import LedgerError, RetryableError, RowError, TeacherDownError
+from persyn_hf.generation.client import Completion, Request, UnavailableError
+from persyn_hf.generation.limit import AdaptiveLimit
+from persyn_hf.generation.scheduler import Job, RetryPolicy, TeacherPool
+
+FAST = RetryPolicy(base_delay=0.001, max_delay=0.01, down_after=0.2, down_after_unseen=0.1)
+
+
+class Client:
+    """Answers with the prompt's id unless `plan(prompt_id, attempt)` raises."""
+
+    def __init__(self, plan=None, delay=0.0):
+        self.plan, self.delay = plan, delay
+        self.asked = []
+        self.in_flight = self.peak = 0
+
+    async def complete(self, request):
+        self.asked.append(request.prompt_id)
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            await asyncio.sleep(self.delay)
+            if self.plan:
+                self.plan(request.prompt_id, self.asked.count(request.prompt_id))
+            return Completion(request.prompt_id, "stop", 1, 1)
+        finally:
+            self.in_flight -= 1
+
+    async def aclose(self):
+        pass
+
+
+def jobs(count):
+    return (Job(str(n), Request(str(n), (), Sampling(), 0)) for n in range(count))
+
+
+def run(client, work, limit=4, policy=FAST, timeout=5.0, on_answer=None):
+    answers, errors = [], {}
+
+    def failed(job, message):
+        assert job.key not in errors
+        errors[job.key] = message
+
+    pool = TeacherPool(
+        client, work, AdaptiveLimit(limit), timeout, on_answer or (lambda job, c: answers.append(job.key)), failed,
+        policy=policy, rng=random.Random(0),
+    )  # fmt: skip
+    asyncio.run(pool.run())
+    assert len(answers) == len(set(answers))
+    assert not set(answers) & set(errors)
+    return answers, errors, pool
+
+
+def test_every_job_once_and_never_more_at_a_time_than_the_limit():
+    client = Client(delay=0.001)
+    answers, errors, _ = run(client, jobs(50), limit=7)
+    assert sorted(answers, key=int) == [str(n) for n in range(50)]
+    assert errors == {}
+    assert client.peak == 7
+
+
+def test_jobs_are_drawn_as_places_get_free():
+    drawn = itertools.count()
+    lead = []
+
+    def endless():
+        for n in range(100):
+            lead.append(next(drawn) - len(client.asked))
+            yield Job(str(n), Request(str(n), (), Sampling(), 0))
+
+    client = Client(delay=0.001)
+    run(client, endless(), limit=5)
+    assert max(lead) <= 5
+
+
+def test_retries_until_it_succeeds_or_attempts_are_spent():
+    def plan(prompt, attempt):
+        if prompt == "1" and attempt < 4:
+            raise RetryableError("broken")
+        if prompt == "2":
+            raise RetryableError("always broken")
+        if prompt == "3":
+            raise RetryableError("once is enough", attempts=2)
+        if prompt == "4":
+            raise RowError("refused")
+
+    client = Client(plan)
+    answers, errors, _ = run(client, jobs(6))
+    assert sorted(answers) == ["0", "1", "5"]
+    assert errors == {
+        "2": "always broken (after 6 attempts)", "3": "once is enough (after 2 attempts)", "4": "refused",
+    }  # fmt: skip
+    assert [client.asked.count(str(n)) for n in range(6)] == [1, 4, 6, 2, 1, 1]
+
+
+def test_a_teacher_that_is_down_is_not_asked_again():
+    def plan(prompt, attempt):
+        if prompt == "3":
+            raise TeacherDownError("wrong key")
+
+    client = Client(plan)
+    answers, errors, pool = run(client, jobs(1000), limit=2)
+    assert len(client.asked) < 8
+    assert pool.down == "wrong key"
+    assert errors["3"] == "the teacher is down: wrong key"
+    assert "0" in answers
+
+
+def test_nobody_listening_ends_within_its_time():
+    def plan(prompt, attempt):
+        raise UnavailableError("cannot connect")
+
+    client = Client(plan)
+    answers, errors, pool = run(client, jobs(10**6), limit=8)
+    assert answers == []
+    assert "no answer for 0.1 seconds; the last error: cannot connect" in pool.down
+    assert 8 <= len(errors) < 100
+    assert set(errors.values()) == {f"the teacher is down: {pool.down}"}
+
+
+def test_a_server_that_returns_loses_no_row():
+    state = {"asked": 0}
+
+    def plan(prompt, attempt):
+        state["asked"] += 1
+        if 20 < state["asked"] < 60:
+            raise UnavailableError("503")
+
+    client = Client(plan, delay=0.001)
+    policy = RetryPolicy(base_delay=0.001, max_delay=0.005, down_after=30)
+    answers, errors, pool = run(client, jobs(100), limit=8, policy=policy)
+    assert len(answers) == 100
+    assert errors == {}
+    assert pool.down is None
+
+
+def test_the_open_circuit_asks_one_at_a_time():
+    def plan(prompt, attempt):
+        if client.in_flight > 1 and len(client.asked) > 40:
+            peaks.append(client.in_flight)
+        raise UnavailableError("503")
+
+    peaks = []
+    client = Client(plan, delay=0.001)
+    run(client, jobs(1000), limit=16)
+    assert peaks == []
+
+
+def test_retry_after_pauses_the_whole_teacher():
+    times = []
+
+    def plan(prompt, attempt):
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise RetryableError("slow down", retry_after=0.15, overloaded=True)
+
+    policy = RetryPolicy(base_delay=0.001, max_delay=1.0)
+    answers, _, _ = run(Client(plan), jobs(3), limit=1, policy=policy)
+    assert len(answers) == 3
+    assert times[1] - times[0] >= 0.15
+
+
+def test_a_request_has_one_deadline():
+    client = Client(delay=10)
+    _, errors, _ = run(client, jobs(1), timeout=0.02)
+    assert errors == {"0": "no complete answer in 0.02 seconds (after 3 attempts)"}
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_run():
+    def full(job, completion):
+        raise LedgerError("disk full")
+
+    client = Client(delay=0.001)
+    with pytest.raises(LedgerError, match="disk full"):
+        run(client, jobs(1000), limit=4, on_answer=full)
+    assert len(client.asked) <= 8
+
+
+def test_a_refusal_finds_the_cap_exactly():
+    limit = AdaptiveLimit(128)
+    limit.in_flight = 128
+    for _ in range(64):
+        limit.overloaded(0.0)
+        limit.in_flight -= 1
+    assert limit.current == 64
+    for _ in range(199):
+        limit.answered(0.0)
+    assert limit.current == 64
+    limit.answered(0.0)
+    assert limit.current == 65
+    limit.in_flight = 65
+    limit.overloaded(0.0)
+    assert limit.current == 64
+
+
+def test_single_503_pages_do_not_lower_concurrency_but_many_do():
+    limit = AdaptiveLimit(64)
+    for n in range(400):
+        limit.in_flight = 64
+        (limit.unavailable if n % 20 == 0 else limit.answered)(float(n))
+    assert limit.current == 64
+    for n in range(10):
+        limit.unavailable(float(n))
+    assert limit.current == 32
+
+
+def test_a_cap_that_moved_up_is_found():
+    limit = AdaptiveLimit(64)
+    limit.in_flight = 5
+    limit.overloaded(0.0)
+    assert limit.current == 4
+    for _ in range(600):
+        limit.in_flight = limit.current
+        limit.answered(0.0)
+    assert limit.current == 64
