@@ -1,0 +1,233 @@
+"""Scoring answers with a loaded student: packs or padded batches under a token budget, then sums per answer."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persyn_hf.errors import ConfigError, PromptTooLongError, ScoringError
+from persyn_hf.scoring.packing import build_pack, plan_packs, run_packed
+from persyn_hf.scoring.rendering import Rendered
+from persyn_hf.scoring.student import Head, StudentModel, token_scores
+
+#: What can be asked for. `mean-logprob` is always there.
+METRICS = ("mean-logprob", "rsr", "perplexity")
+
+#: Ranks above this count as this in the rank-surprisal ratio (arXiv 2601.14249).
+RANK_LIMIT = 100
+
+Progress = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What the student thinks of one answer.
+
+    Args:
+        logprob (`float`): Sum of the natural log-probabilities of the completion's tokens, ≤ 0.
+        tokens (`int`): Scored tokens.
+        rank (`int`, *optional*): Sum of the tokens' ranks, each at most `RANK_LIMIT`.
+    """
+
+    logprob: float
+    tokens: int
+    rank: int | None = None
+
+    @property
+    def learnability(self) -> float:
+        """Mean log-probability, nats/token, ≤ 0: `r_l = (1/T) Σ_t log p(y_t | x, y_<t)` (arXiv 2510.10925, eq. 1)."""
+        return self.logprob / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(−learnability)`, ≥ 1."""
+        return math.exp(min(-self.learnability, 700.0))
+
+    @property
+    def rsr(self) -> float | None:
+        """Rank-surprisal ratio `Σ min(rank, 100) / Σ surprisal`, lower is better (arXiv 2601.14249)."""
+        return None if self.rank is None else self.rank / max(-self.logprob, 1e-12)
+
+
+def require_metrics(metrics: Sequence[str]) -> None:
+    """Checks the names of metrics.
+
+    Raises:
+        ConfigError: If there is none, or one is unknown.
+    """
+    if isinstance(metrics, str) or not metrics or not set(metrics) <= set(METRICS):
+        raise ConfigError(f"`metrics` must be some of {', '.join(METRICS)}, got {metrics!r}.")
+
+
+def fit_context(
+    answers: Sequence[Rendered], context: int | None, too_long: str, names: Sequence[str]
+) -> tuple[list[Rendered], int]:
+    """Holds answers against the student's context.
+
+    Args:
+        answers (`Sequence[Rendered]`): Rendered answers.
+        context (`int`, *optional*): Tokens the student can read.
+        too_long (`"error"` or `"truncate"`): What to do with an answer that is longer.
+        names (`Sequence[str]`): How errors name the answers.
+
+    Returns:
+        `tuple[list[Rendered], int]`: The answers, and how many were cut.
+
+    Raises:
+        PromptTooLongError: If one is too long and `too_long` is `"error"`, or its prompt alone fills the context.
+        ScoringError: If an answer has no tokens at all.
+    """
+    if too_long not in ("error", "truncate"):
+        raise ConfigError(f'`too_long` must be "error" or "truncate", got {too_long!r}.')
+    fitted, cut = [], 0
+    for answer, name in zip(answers, names, strict=True):
+        if not answer.completion_ids:
+            raise ScoringError(
+                f"{name}: a cut completion without any token cannot be scored; set `error` for the row."
+            )
+        if context is not None and len(answer.ids) > context:
+            room = context - len(answer.prompt_ids)
+            if too_long == "error" or room < 1:
+                raise PromptTooLongError(
+                    f"{name}: prompt and completion have {len(answer.prompt_ids)} + {len(answer.completion_ids)} "
+                    f"tokens, the student reads {context}. "
+                    + ("The prompt alone fills it." if room < 1 else 'Pass too_long="truncate" to score its start.')
+                )
+            answer, cut = Rendered(answer.prompt_ids, answer.completion_ids[:room]), cut + 1
+        fitted.append(answer)
+    return fitted, cut
+
+
+def score_answers(
+    student: StudentModel,
+    answers: Sequence[Rendered],
+    ranks: bool = False,
+    token_budget: int = 8192,
+    progress: Progress | None = None,
+) -> list[AnswerScore]:
+    """Scores rendered answers; each score is independent of the others, their order and the budget.
+
+    Args:
+        student (`StudentModel`): From `load_student`.
+        answers (`Sequence[Rendered]`): Answers with at least one completion token. Those of one prompt share its
+            computation wherever they stand in the sequence.
+        ranks (`bool`, defaults to `False`): Also sum the tokens' ranks.
+        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included. Out of memory halves it.
+        progress (`Callable[[int], Any]`, *optional*): Called with the tokens (prompt included, unshared) of every
+            pass.
+
+    Returns:
+        `list[AnswerScore]`: In order.
+
+    Raises:
+        ScoringError: If a single answer does not fit in memory, or the student's output is not finite.
+    """
+    if token_budget < 1:
+        raise ConfigError(f"`token_budget` must be at least 1, got {token_budget}.")
+    found: dict[int, AnswerScore] = {}
+    budget = token_budget
+    while len(found) < len(answers):
+        waiting = [row for row in range(len(answers)) if row not in found]
+        try:
+            for rows in _plan(student, answers, waiting, budget):
+                found.update(zip(rows, _score_rows(student, answers, rows, ranks), strict=True))
+                if progress is not None:
+                    progress(sum(len(answers[row].ids) for row in rows))
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            budget = _smaller(student, answers, waiting, budget, error)
+    return [found[row] for row in range(len(answers))]
+
+
+def _plan(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], budget: int) -> Iterator[list[int]]:
+    if student.packed:
+        yield from plan_packs(answers, rows, budget)
+        return
+    batch: list[int] = []
+    for row in sorted(rows, key=lambda row: -len(answers[row].ids)):  # the longest first: it needs the memory
+        if batch and (len(batch) + 1) * len(answers[batch[0]].ids) > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _smaller(
+    student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], budget: int, error: BaseException
+) -> int:
+    """Half the budget, unless nothing would change: every pass already holds one answer."""
+    if all(len(batch) == 1 for batch in _plan(student, answers, rows, budget)):
+        raise ScoringError(f"One answer does not fit in the memory of {student.device}: {error}") from error
+    gc.collect()
+    if student.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return max(budget // 2, 1)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On the CPU torch raises a plain RuntimeError, told apart only by its text.
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ("memory" in text and "alloc" in text)
+
+
+def _score_rows(
+    student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], ranks: bool
+) -> list[AnswerScore]:
+    lengths = [len(answers[row].completion_ids) for row in rows]
+    targets = torch.tensor([token for row in rows for token in answers[row].completion_ids], device=student.device)
+    with torch.inference_mode():
+        if student.head is None:
+            logprobs, places = _from_logits(_padded(student, answers, rows), targets, ranks)
+        else:
+            hidden = (_packed if student.packed else _padded)(student, answers, rows)
+            logprobs, places = token_scores(student.head, hidden, targets, ranks)
+        sums = [float(part.sum(dtype=torch.float64)) for part in torch.split(logprobs, lengths)]
+        orders = [0] * len(rows)
+        if places is not None:
+            orders = [int(part.clamp(max=RANK_LIMIT).sum()) for part in torch.split(places, lengths)]
+    if not all(map(math.isfinite, sums)):
+        raise ScoringError(f"The student `{student.name}` gives log-probabilities that are not finite.")
+    return [
+        AnswerScore(total, length, order if ranks else None)
+        for total, length, order in zip(sums, lengths, orders, strict=True)
+    ]
+
+
+def _packed(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int]) -> Tensor:
+    pack = build_pack(answers, rows)
+    hidden = run_packed(student.body, pack, student.device)
+    return hidden[torch.tensor(pack.sources, device=student.device)]
+
+
+def _padded(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int]) -> Tensor:
+    """Hidden states, or logits where only the whole model knows them, at the predicting positions."""
+    longest = max(len(answers[row].ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        own = answers[row].ids
+        ids[place, : len(own)] = torch.tensor(own)
+        mask[place, : len(own)] = 1  # by length: a student's padding id may be a token of its answers
+    inputs = {"input_ids": ids.to(student.device), "attention_mask": mask.to(student.device), "use_cache": False}
+    states = student.model(**inputs).logits if student.head is None else student.body(**inputs)[0]
+    spans = [answers[row].span for row in rows]
+    return torch.cat([states[place, start - 1 : end - 1] for place, (start, end) in enumerate(spans)])
+
+
+def _from_logits(logits: Tensor, targets: Tensor, ranks: bool, rows: int = 64) -> tuple[Tensor, Tensor | None]:
+    scores, places = [], []
+    for part, wanted in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        scores.append(torch.log_softmax(wide, dim=-1).gather(1, wanted[:, None])[:, 0])
+        places.append((wide > wide.gather(1, wanted[:, None])).sum(dim=1) + 1)
+    return torch.cat(scores), torch.cat(places) if ranks else None
+
+
+__all__ = ["METRICS", "RANK_LIMIT", "AnswerScore", "Head", "fit_context", "require_metrics", "score_answers"]

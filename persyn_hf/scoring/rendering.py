@@ -1,0 +1,190 @@
+"""Which tokens of a rendered conversation are the completion's.
+
+The student's own chat template renders the prompt and the prompt with its completion. The completion's span reaches
+through the end-of-turn token and nothing after it; a completion that was cut by `max_tokens` has no end-of-turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from persyn_hf.columns import Message, Prompt, canonical_messages, prompt_text
+from persyn_hf.errors import ScoringError
+
+#: Stands for a completion while the template's text around it is looked up. Plain letters: no template trims them.
+_SENTINEL = "PersynCompletionGoesHere"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One answer as the student reads it.
+
+    Args:
+        prompt_ids (`tuple[int, ...]`): Everything before the completion; the same object for all answers of a prompt.
+        completion_ids (`tuple[int, ...]`): The completion through its end-of-turn token.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All token ids, prompt first."""
+        return self.prompt_ids + self.completion_ids
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The completion's place `[start, end)` in `ids`."""
+        return len(self.prompt_ids), len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What stands around a completion: text before, text through the end-of-turn, the text's tail after it."""
+
+    before: str
+    opening: str  # what generation starts from; differs from `before` where a template adds to an answer
+    end_of_turn: str
+    suffix: str
+
+
+def render_answers(
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    finish_reasons: Sequence[str | None],
+    names: Sequence[str] | None = None,
+) -> list[Rendered]:
+    """Renders answers as the student's template does and finds each completion's tokens.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The student's. Without a chat template the text is the prompt, the
+            completion and the end-of-text token (a base model).
+        prompts (list of `str` or of chat messages): One per answer; equal prompts are rendered once.
+        completions (`Sequence[str]`): The answers' texts.
+        finish_reasons (`Sequence[str | None]`): `"length"` marks a cut answer, which has no end-of-turn.
+        names (`Sequence[str]`, *optional*): How errors name a row.
+
+    Returns:
+        `list[Rendered]`: One per answer, in order.
+
+    Raises:
+        DataError: If a prompt is empty or malformed.
+        ScoringError: If a template refuses a conversation or the completion cannot be found in what it renders.
+
+    Example:
+        >>> rendered = render_answers(tokenizer, ["Hi"], ["Hello."], ["stop"])[0]  # doctest: +SKIP
+        >>> tokenizer.decode(rendered.completion_ids)  # doctest: +SKIP
+        'Hello.<|im_end|>'
+    """
+    shared: dict[str, Any] = {}
+    labels = names if names is not None else [f"row {row}" for row in range(len(prompts))]
+    rows = zip(prompts, completions, finish_reasons, labels, strict=True)
+    if getattr(tokenizer, "chat_template", None):
+        return [_render_chat(tokenizer, *row, shared) for row in rows]
+    return [_render_plain(tokenizer, *row, shared) for row in rows]
+
+
+def _render_chat(
+    tokenizer: Any, prompt: Prompt, completion: str, reason: str | None, name: str, shared: dict[str, Any]
+) -> Rendered:
+    key = prompt if isinstance(prompt, str) else repr(prompt)
+    if key not in shared:
+        messages = canonical_messages(prompt)
+        shared[key] = (messages, _frame(tokenizer, messages, name), {})
+    messages, frame, openings = shared[key]
+    text = _apply(tokenizer, [*messages, {"role": "assistant", "content": completion}], name)
+    before = next((start for start in (frame.before, frame.opening) if text.startswith(start)), None)
+    if before is None or not text.endswith(frame.suffix) or len(text) < len(before) + len(frame.suffix):
+        raise ScoringError(
+            f"{name}: the student's chat template rewrites this conversation, so that the completion cannot be found "
+            f"in it; the completion starts {completion[:60]!r}."
+        )
+    body = text[len(before) : len(text) - len(frame.suffix)] + (frame.end_of_turn if reason != "length" else "")
+    if before not in openings:
+        openings[before] = _tokenize(tokenizer, before)
+    rendered = _split(tokenizer, before, openings[before], body, name, special=False)
+    if reason == "length" or frame.end_of_turn:
+        return rendered
+    return Rendered(rendered.prompt_ids, (*rendered.completion_ids, _end_of_text(tokenizer, name)))
+
+
+def _render_plain(
+    tokenizer: Any, prompt: Prompt, completion: str, reason: str | None, name: str, shared: dict[str, Any]
+) -> Rendered:
+    text = prompt_text(prompt)
+    if text not in shared:
+        shared[text] = _without_end(tokenizer, _tokenize(tokenizer, text, special=True))
+    rendered = _split(tokenizer, text, shared[text], completion, name, special=True)
+    if reason == "length":
+        return rendered
+    return Rendered(rendered.prompt_ids, (*rendered.completion_ids, _end_of_text(tokenizer, name)))
+
+
+def _split(
+    tokenizer: Any, before: str, before_ids: tuple[int, ...], body: str, name: str, *, special: bool
+) -> Rendered:
+    """Tokenises the whole text; where a token would straddle the boundary, the two sides by themselves.
+
+    A student that answers starts from the prompt's own tokens, so these never change with the completion.
+    """
+    ids = _tokenize(tokenizer, before + body, special=special)
+    if special:
+        ids = _without_end(tokenizer, ids)
+    start = len(before_ids)
+    if ids[:start] == before_ids:
+        return Rendered(before_ids, ids[start:])
+    tail = _tokenize(tokenizer, body)
+    if tokenizer.decode(before_ids + tail) != tokenizer.decode(ids):
+        raise ScoringError(f"{name}: the completion's tokens cannot be told from the prompt's (starts {body[:60]!r}).")
+    return Rendered(before_ids, tail)
+
+
+def _frame(tokenizer: Any, messages: list[Message], name: str) -> _Frame:
+    text = _apply(tokenizer, [*messages, {"role": "assistant", "content": _SENTINEL}], name)
+    before, found, suffix = text.rpartition(_SENTINEL)
+    if not found:
+        raise ScoringError(f"{name}: the student's chat template does not show an assistant message's content.")
+    opening = _apply(tokenizer, messages, name, add_generation_prompt=True)
+    return _Frame(before, opening, _end_of_turn(tokenizer, suffix), suffix)
+
+
+def _end_of_turn(tokenizer: Any, suffix: str) -> str:
+    """The text after a completion through its first special token; empty where the template ends no turn."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marks = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
+    ends = [(suffix.find(mark), -len(mark), mark) for mark in marks if mark and mark in suffix]
+    if not ends:
+        return ""
+    position, _, mark = min(ends)
+    return suffix[: position + len(mark)]
+
+
+def _apply(tokenizer: Any, messages: list[Message], name: str, add_generation_prompt: bool = False) -> str:
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        raise ScoringError(f"{name}: the student's chat template refuses this conversation: {error}.") from error
+    return str(text)
+
+
+def _tokenize(tokenizer: Any, text: str, special: bool = False) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def _without_end(tokenizer: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Drops the end-of-text token of a tokenizer that puts one after every text by itself."""
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        return ids
+    probe = _tokenize(tokenizer, "a", special=True)
+    return ids[:-1] if len(probe) > 1 and probe[-1] == tokenizer.eos_token_id else ids
+
+
+def _end_of_text(tokenizer: Any, name: str) -> int:
+    if tokenizer.eos_token_id is None:
+        raise ScoringError(f"{name}: the student's tokenizer has neither a chat template nor an end-of-text token.")
+    return int(tokenizer.eos_token_id)

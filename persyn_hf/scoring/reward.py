@@ -1,0 +1,169 @@
+"""The reward that a router learns from: quality and learnability, normalised within the prompt and mixed.
+
+`r = (1 - alpha) * n(quality) + alpha * n(learnability)` (PerSyn, arXiv 2510.10925).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Value
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+from persyn_hf.columns import LEARNABILITY, PROMPT_ID, QUALITY, REWARD, TEACHER, require_columns
+from persyn_hf.errors import ConfigError, ScoringError
+
+Floats = NDArray[np.float64]
+
+_METHODS = ("minmax", "zscore", "rank")
+
+
+def normalize(values: ArrayLike, method: str = "minmax") -> Floats:
+    """Normalises the scores of one prompt's teachers.
+
+    Args:
+        values (`ArrayLike`): Finite scores, `(teachers,)`.
+        method (`"minmax"`, `"zscore"` or `"rank"`): To [0, 1] by least and greatest; to mean 0 and standard deviation
+            1 (population); to [0, 1] by rank, ties averaged. A constant row, and a single score, gives 0.5, 0.0, 0.5.
+
+    Returns:
+        `np.ndarray`: float64, `(teachers,)`.
+
+    Raises:
+        ConfigError: If the method is unknown.
+        ScoringError: If a value is NaN or infinite.
+
+    Example:
+        >>> normalize([1.0, 3.0, 2.0]).tolist()
+        [0.0, 1.0, 0.5]
+    """
+    _require_method(method)
+    scores: Floats = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(scores).all():
+        raise ScoringError(f"Scores must be finite to be normalised, got {scores.tolist()}.")
+    return _normalize_groups(scores, np.array([0]), method) if scores.size else scores
+
+
+def reward(quality: ArrayLike, learnability: ArrayLike, alpha: float = 0.4, normalization: str = "minmax") -> Floats:
+    """The reward of one prompt's teachers: `(1 - alpha) * n(quality) + alpha * n(learnability)`.
+
+    Args:
+        quality, learnability (`ArrayLike`): `(teachers,)`; for both, higher is better.
+        alpha (`float`, defaults to 0.4): The share of learnability. 0 and 1 are exact.
+        normalization (`str`, defaults to `"minmax"`): See `normalize`.
+
+    Returns:
+        `np.ndarray`: float64, `(teachers,)`.
+
+    Raises:
+        ConfigError: If `alpha` is not between 0 and 1 or the normalisation is unknown.
+        ScoringError: If a score is NaN or infinite.
+    """
+    _require_alpha(alpha)
+    return _mix(normalize(quality, normalization), normalize(learnability, normalization), alpha)
+
+
+def add_rewards(
+    dataset: Dataset,
+    alpha: float = 0.4,
+    normalization: str = "minmax",
+    learnability_column: str = LEARNABILITY,
+    higher_is_better: bool = True,
+) -> Dataset:
+    """Adds the column `reward` to scored answers.
+
+    Args:
+        dataset (`Dataset`): With `prompt_id`, `teacher`, `quality` and the learnability column. Rows of a prompt need
+            not be neighbours.
+        alpha (`float`, defaults to 0.4), normalization (`str`, defaults to `"minmax"`): See `reward`.
+        learnability_column (`str`, defaults to `"learnability"`): `"rsr"` for the rank-surprisal ratio.
+        higher_is_better (`bool`, defaults to `True`): Whether a higher value is more learnable; `False` for `rsr`.
+
+    Returns:
+        `Dataset`: With `reward` (float64). A row with a missing score gets null and takes no part in its prompt.
+
+    Raises:
+        ConfigError: If `alpha` or the normalisation is wrong.
+        MissingColumnError: If a column is absent.
+        ScoringError: If a score is NaN or infinite, naming prompt and teacher.
+    """
+    _require_alpha(alpha)
+    _require_method(normalization)
+    require_columns(dataset.column_names, (PROMPT_ID, TEACHER, QUALITY, learnability_column), "reward")
+    quality = _column(dataset, QUALITY)
+    learnability = _column(dataset, learnability_column) * (1.0 if higher_is_better else -1.0)
+    usable = np.flatnonzero(~(np.isnan(quality) | np.isnan(learnability)))
+    _, groups = np.unique(np.asarray(dataset[PROMPT_ID][:], dtype=object).astype(str), return_inverse=True)
+    order = usable[np.argsort(groups[usable], kind="stable")]
+    rewards: list[float | None] = [None] * len(dataset)
+    if order.size:
+        starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+        mixed = _mix(
+            _normalize_groups(quality[order], starts, normalization),
+            _normalize_groups(learnability[order], starts, normalization),
+            alpha,
+        )
+        for row, value in zip(order.tolist(), mixed.tolist(), strict=True):
+            rewards[row] = value
+    return set_column(dataset, REWARD, rewards, "float64")
+
+
+def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str) -> Dataset:
+    """Adds or replaces one column of a stated type, also where every value is null."""
+    if name in dataset.column_names:
+        dataset = dataset.remove_columns(name)
+    return dataset.add_column(name, list(values), feature=Features({name: Value(dtype)})[name])
+
+
+def _column(dataset: Dataset, name: str) -> Floats:
+    """A column as float64 with NaN for null; a NaN or an infinity that stands in the table is refused."""
+    raw = dataset[name][:]
+    values: Floats = np.array([np.nan if value is None else value for value in raw], dtype=np.float64)
+    present = np.array([value is not None for value in raw], dtype=bool)
+    wrong = np.flatnonzero(present & ~np.isfinite(values))
+    if wrong.size:
+        row = int(wrong[0])
+        raise ScoringError(
+            f"`{name}` must be finite, got {values[row]} for prompt {dataset[row][PROMPT_ID]}, "
+            f"teacher {dataset[row][TEACHER]} ({wrong.size} rows in all)."
+        )
+    return values
+
+
+def _normalize_groups(values: Floats, starts: NDArray[np.intp], method: str) -> Floats:
+    """Normalises consecutive groups that begin at `starts`."""
+    counts = np.diff(starts, append=len(values))
+    if method == "rank":
+        ranks = np.concatenate([rankdata(part) for part in np.split(values, starts[1:])])
+        sizes = np.repeat(counts, counts)
+        return np.where(sizes > 1, (ranks - 1) / np.maximum(sizes - 1, 1), 0.5)
+    low = np.repeat(np.minimum.reduceat(values, starts), counts)
+    high = np.repeat(np.maximum.reduceat(values, starts), counts)
+    constant = low == high
+    # Halves first: the span of two finite numbers can be infinite.
+    span = np.where(constant, 1.0, high / 2 - low / 2)
+    scaled = np.where(constant, 0.5, (values / 2 - low / 2) / span)
+    if method == "minmax":
+        return scaled
+    mean = np.repeat(np.add.reduceat(scaled, starts) / counts, counts)
+    variance = np.repeat(np.add.reduceat((scaled - mean) ** 2, starts) / counts, counts)
+    return np.where(constant, 0.0, (scaled - mean) / np.sqrt(np.where(constant, 1.0, variance)))
+
+
+def _mix(quality: Floats, learnability: Floats, alpha: float) -> Floats:
+    if alpha in (0, 1):
+        return learnability if alpha else quality
+    return (1 - alpha) * quality + alpha * learnability
+
+
+def _require_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"`alpha` must be between 0 and 1, got {alpha}.")
+
+
+def _require_method(method: str) -> None:
+    if method not in _METHODS:
+        raise ConfigError(f"`normalization` must be one of {', '.join(_METHODS)}, got {method!r}.")

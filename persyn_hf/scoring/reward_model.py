@@ -1,0 +1,167 @@
+"""Reward models: one-label sequence classifiers, read so that a batch gives what a single answer gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from persyn_hf.columns import Prompt, canonical_messages, prompt_text
+from persyn_hf.errors import ConfigError, PromptTooLongError, ScoringError
+from persyn_hf.scoring.student import DTYPES, calm_worker, identity
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A loaded reward model; see `load_reward_model`."""
+
+    name: str
+    revision: str
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    context: int | None
+
+
+def load_reward_model(
+    model: str, revision: str | None = None, dtype: str = "auto", device: str | None = None
+) -> RewardModel:
+    """Loads a reward model once per process.
+
+    Args:
+        model (`str`): Hub repository id or local folder of a sequence classifier with one label.
+        revision (`str`, *optional*): Commit, tag or branch.
+        dtype (`str`, defaults to `"auto"`), device (`str`, *optional*): As in transformers.
+
+    Raises:
+        ConfigError: If there is no such model or dtype.
+        ScoringError: If it has more than one label or its head is missing.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    calm_worker()
+    return _load(model, identity(model, revision), dtype, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, revision: str, dtype: str, device: str) -> RewardModel:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    pinned: dict[str, Any] = {"trust_remote_code": False}
+    if not revision.startswith("folder-"):
+        pinned["revision"] = revision
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        name,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        output_loading_info=True,
+        use_safetensors=True,
+        **pinned,
+    )
+    if info["missing_keys"]:
+        raise ScoringError(
+            f"`{name}` is no finished reward model, it lacks {', '.join(sorted(info['missing_keys'])[:5])}."
+        )
+    if model.config.num_labels != 1:
+        raise ScoringError(f"A reward model must have one label, `{name}` has {model.config.num_labels}.")
+    model.eval().requires_grad_(False).to(device)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
+    return RewardModel(name, revision, model, tokenizer, torch.device(device), limit if limit and limit > 0 else None)
+
+
+def reward_scores(
+    reward_model: RewardModel,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    names: Sequence[str],
+    token_budget: int = 8192,
+    progress: Callable[[int], Any] | None = None,
+) -> list[float]:
+    """Scores answers; each score is what the model gives the answer alone.
+
+    Args:
+        reward_model (`RewardModel`): From `load_reward_model`.
+        prompts (list of `str` or of chat messages), completions (`Sequence[str]`): The answers. The model's own chat
+            template renders them; without one they are its tokenizer's text pair.
+        names (`Sequence[str]`): How errors name the answers.
+        token_budget (`int`, defaults to 8192): Tokens of one batch, padding included.
+        progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every batch.
+
+    Returns:
+        `list[float]`: In order, higher is better, on the model's own scale.
+
+    Raises:
+        PromptTooLongError: If an answer does not fit the model's context.
+        ScoringError: If a template refuses a conversation or a score is not finite.
+    """
+    rows = zip(prompts, completions, names, strict=True)
+    encoded = [_encode(reward_model, prompt, text, name) for prompt, text, name in rows]
+    scores = [math.nan] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
+    while order:
+        longest = len(encoded[order[0]]["input_ids"])
+        batch, order = order[: max(token_budget // longest, 1)], order[max(token_budget // longest, 1) :]
+        for row, score in zip(batch, _forward(reward_model, [encoded[row] for row in batch]), strict=True):
+            if not math.isfinite(score):
+                raise ScoringError(f"{names[row]}: the reward model `{reward_model.name}` gives {score}.")
+            scores[row] = score
+        if progress is not None:
+            progress(sum(len(encoded[row]["input_ids"]) for row in batch))
+    return scores
+
+
+def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: str) -> dict[str, list[int]]:
+    tokenizer = reward_model.tokenizer
+    if getattr(tokenizer, "chat_template", None):
+        messages = [*canonical_messages(prompt), {"role": "assistant", "content": completion}]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateError as error:
+            raise ScoringError(f"{name}: the reward model's chat template refuses this: {error}.") from error
+        found = tokenizer(text, add_special_tokens=False, verbose=False)
+    else:
+        found = tokenizer(prompt_text(prompt), completion, verbose=False)
+    encoded = {key: list(found[key]) for key in ("input_ids", "token_type_ids") if key in found}
+    if reward_model.context is not None and len(encoded["input_ids"]) > reward_model.context:
+        raise PromptTooLongError(
+            f"{name}: {len(encoded['input_ids'])} tokens, the reward model reads {reward_model.context}."
+        )
+    return encoded
+
+
+def _forward(reward_model: RewardModel, rows: Sequence[dict[str, list[int]]]) -> list[float]:
+    model, device = reward_model.model, reward_model.device
+    lengths = [len(row["input_ids"]) for row in rows]
+    fill = model.config.get_text_config().pad_token_id
+    inputs = {
+        key: _pad([row[key] for row in rows], (fill or 0) if key == "input_ids" else 0).to(device) for key in rows[0]
+    }
+    inputs["attention_mask"] = _pad([[1] * length for length in lengths], 0).to(device)
+    with torch.inference_mode():
+        if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+            logits = model(**inputs).logits
+        else:
+            # Decoders read the last token. transformers looks for it by the padding id, refuses batches without one,
+            # and takes a real last token for padding where both have one id: here lengths decide.
+            hidden = model.base_model(**inputs, use_cache=False)[0]
+            last = torch.tensor([_last(row["input_ids"], fill) for row in rows], device=device)
+            logits = model.score(hidden[torch.arange(len(rows), device=device), last])
+    return [float(value) for value in logits.reshape(len(rows))]
+
+
+def _last(ids: list[int], fill: int | None) -> int:
+    """The position that transformers reads when the answer is alone: the last one that is not the padding id."""
+    if fill is None:
+        return len(ids) - 1
+    return next((place for place in range(len(ids) - 1, -1, -1) if ids[place] != fill), 0)
+
+
+def _pad(rows: Sequence[list[int]], value: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])

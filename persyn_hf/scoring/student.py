@@ -1,0 +1,295 @@
+"""A student in memory: its weights, its tokenizer, and which of the fast ways are right for its architecture.
+
+Nothing is assumed about an architecture. After loading, a few random tokens go through the model's own forward pass
+and through the packed one, and through its own logits and the tiled ones; a way that disagrees is not used.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persyn_hf.checkpoints import resolve_revision
+from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.scoring.packing import PACKED, build_pack, register_packed_attention, run_packed
+from persyn_hf.scoring.rendering import Rendered
+
+DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+
+#: Largest relative difference of hidden states and logits that rounding explains, by the weights' type.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
+
+#: Layer types whose attention the packed sequence reproduces (`sliding_attention` through its window).
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer, applied to chosen positions and a tile of the vocabulary at a time.
+
+    Args:
+        weight (`Tensor`): `(vocabulary, hidden)`.
+        bias (`Tensor`, *optional*): `(vocabulary,)`.
+        scale (`float`, defaults to 1): Factor on the logits (Cohere, Granite).
+        softcap (`float`, *optional*): Soft cap on the logits (Gemma 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Applies scale and soft cap in place."""
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def tile(self, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """Logits of the entries `[start, stop)` in at least float32, `(tokens, stop - start)`."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        logits = torch.nn.functional.linear(hidden, self.weight[start:stop], bias)
+        return self.finish(logits.to(_wide(logits.dtype)))
+
+    def at(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Logits of one entry per position, `(tokens,)`."""
+        wide = _wide(hidden.dtype)
+        logits = (hidden.to(wide) * self.weight[targets].to(wide)).sum(-1)
+        if self.bias is not None:
+            logits += self.bias[targets].to(wide)
+        return self.finish(logits)
+
+
+@dataclass(frozen=True)
+class StudentModel:
+    """A loaded student.
+
+    Args:
+        name, revision (`str`): What was asked for and what it resolved to.
+        model (`PreTrainedModel`): In evaluation mode, on `device`.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        device (`torch.device`): Where it is.
+        context (`int`, *optional*): Tokens it can read at once; `None` if it has no limit.
+        packed (`bool`): Whether answers of a prompt share its computation.
+        head (`Head`, *optional*): `None` where only the model's own forward pass knows its logits.
+    """
+
+    name: str
+    revision: str
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    context: int | None
+    packed: bool
+    head: Head | None
+
+    @property
+    def body(self) -> Any:
+        """The model without its output layer."""
+        return self.model.base_model
+
+
+def load_student(
+    model: str,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    attn_implementation: str | None = None,
+) -> StudentModel:
+    """Loads a student once per process.
+
+    Args:
+        model (`str`): Hub repository id or local folder.
+        revision (`str`, *optional*): Branch, tag or commit; for a folder, the digest that it must have.
+        dtype (`str`, defaults to `"auto"`): `"auto"` is the checkpoint's own.
+        device (`str`, *optional*): Defaults to CUDA where there is one, else the CPU.
+        attn_implementation (`str`, *optional*): One of transformers'. Answers then share nothing: each is a sequence
+            of its own in a padded batch.
+
+    Returns:
+        `StudentModel`: The model, its tokenizer and what is known of it.
+
+    Raises:
+        ConfigError: If there is no such model or dtype.
+        ScoringError: If the folder has changed since its digest was taken, or weights are missing.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    calm_worker()
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return _load(model, identity(model, revision), dtype, where, attn_implementation)
+
+
+def calm_worker() -> None:
+    """One thread in a `datasets.map` worker: forked from a parent that has run a model, it hangs with more."""
+    import multiprocess  # what datasets starts its workers with; the standard library's does not know them
+
+    if multiprocess.parent_process() is not None:
+        torch.set_num_threads(1)
+
+
+def identity(model: str, revision: str | None) -> str:
+    """Resolves a model; a folder's digest that was pinned must still be its digest."""
+    if revision is not None and revision.startswith("folder-"):
+        found = resolve_revision(model)
+        if found != revision:
+            raise ScoringError(f"The folder `{model}` has changed: pinned as {revision}, now {found}. Pin it again.")
+        return found
+    return resolve_revision(model) if os.path.isdir(model) else _resolve_once(model, revision)
+
+
+@lru_cache(maxsize=64)
+def _resolve_once(model: str, revision: str | None) -> str:
+    return resolve_revision(model, revision)
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, revision: str, dtype: str, device: str, attn_implementation: str | None) -> StudentModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    pinned: dict[str, Any] = {"trust_remote_code": False}
+    if not revision.startswith("folder-"):
+        pinned["revision"] = revision
+    tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
+        use_safetensors=True,
+        **pinned,
+    )
+    if info["missing_keys"]:
+        raise ScoringError(f"The student `{name}` lacks weights: {', '.join(sorted(info['missing_keys'])[:5])}.")
+    model.eval().requires_grad_(False).to(device)
+    where = torch.device(device)
+    head, packed = _fast_ways(model, where, share=attn_implementation is None)
+    return StudentModel(name, revision, model, tokenizer, where, _context(model.config), packed, head)
+
+
+def _context(config: Any) -> int | None:
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    return int(limit) if limit and limit > 0 else None
+
+
+def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[Head | None, bool]:
+    """Tries the tiled head and the packed pass on a few tokens against the model's own forward pass."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.config.get_text_config().vocab_size
+    ids = torch.randint(min(3, size - 1), size, (16,), generator=generator).tolist()
+    answers = [Rendered(tuple(ids[:6]), tuple(part)) for part in (ids[6:10], ids[9:12], ids[11:16])]
+    answers.append(Rendered(tuple(ids[2:5]), tuple(ids[7:12])))
+    tolerance = _TOLERANCE[model.dtype]
+    with torch.inference_mode():
+        pack = build_pack(answers, range(len(answers)))
+        hidden, logits = zip(*(_reference(model, answer, device) for answer in answers), strict=True)
+        own_hidden, own_logits = torch.cat(hidden), torch.cat(logits)
+        head = _head(model)
+        if head is not None and not _close(head.tile(own_hidden, 0, len(head.weight)), own_logits, tolerance):
+            head = None
+        if head is None or not share or not _may_pack(model):
+            return head, False
+        register_packed_attention()
+        plain = model.config._attn_implementation
+        try:
+            model.set_attn_implementation(PACKED)
+            packed = run_packed(model.base_model, pack, device)[torch.tensor(pack.sources, device=device)]
+            if _close(packed, own_hidden, tolerance):
+                return head, True
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            pass  # this architecture does not run packed: every answer gets a sequence of its own
+        model.set_attn_implementation(plain)
+    return head, False
+
+
+def _reference(model: Any, answer: Rendered, device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = torch.tensor([answer.ids], device=device)
+    start, end = answer.span
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    return model.base_model(**inputs)[0][0, start - 1 : end - 1], model(**inputs).logits[0, start - 1 : end - 1]
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if found.shape != expected.shape:
+        return False
+    difference = (found.double() - expected.double()).norm() / expected.double().norm()
+    return bool(difference < tolerance)
+
+
+def _may_pack(model: Any) -> bool:
+    """Whether attention is all that mixes tokens, as far as the configuration tells."""
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ())
+    chunked = getattr(config, "attention_chunk_size", None)
+    positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and positions
+        and (layers <= _KNOWN_LAYERS and not chunked)
+    )
+
+
+def _head(model: Any) -> Head | None:
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, torch.nn.Linear):
+        return None
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def token_scores(
+    head: Head, hidden: Tensor, targets: Tensor, ranks: bool, rows: int = 512, tile: int = 4096
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of chosen tokens, never holding more than `rows × tile` logits.
+
+    Args:
+        head (`Head`): The output layer.
+        hidden (`Tensor`): Last hidden states at the predicting positions, `(tokens, hidden)`.
+        targets (`Tensor`): Token ids, `(tokens,)`.
+        ranks (`bool`): Also the ranks: 1 + the number of tokens that are strictly more probable.
+        rows (`int`, defaults to 512), tile (`int`, defaults to 4096): The largest block of logits.
+
+    Returns:
+        `tuple[Tensor, Tensor | None]`: Natural log-probabilities in float32 (float64 for float64 weights) and ranks
+        (int64), each `(tokens,)`.
+    """
+    size = len(head.weight)
+    scores, places = [], []
+    for first in range(0, len(targets), rows):
+        states, wanted = hidden[first : first + rows], targets[first : first + rows]
+        logit = head.at(states, wanted)
+        total = torch.full_like(logit, -math.inf)
+        above = torch.zeros_like(wanted)
+        for start in range(0, size, tile):
+            logits = head.tile(states, start, min(start + tile, size))
+            if ranks:
+                above += _count_above(logits, logit, wanted - start)
+            top = logits.amax(dim=1)
+            part = logits.sub_(top[:, None]).exp_().sum(dim=1).log_().add_(top)
+            total = torch.logaddexp(total, part)
+        scores.append(logit - total)
+        places.append(above + 1)
+    return torch.cat(scores), torch.cat(places) if ranks else None
+
+
+def _count_above(logits: Tensor, logit: Tensor, own: Tensor) -> Tensor:
+    """How many of a tile's logits exceed the target's; the target itself never counts, however it was rounded."""
+    above = (logits > logit[:, None]).sum(dim=1)
+    inside = (own >= 0) & (own < logits.shape[1])
+    itself = logits.gather(1, own.clamp(0, logits.shape[1] - 1)[:, None])[:, 0] > logit
+    return above - (inside & itself).long()

@@ -1,0 +1,106 @@
+"""Verifiers: functions of `(prompt, completion, answer)` that return a number, higher is better."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from persyn_hf.errors import ConfigError, MissingExtraError, ScoringError
+
+Verifier = Callable[[Any, str, Any], float]
+
+#: A line that states a final answer: `A: 18`, `Answer: 18`, `#### 18`.
+_FINAL = re.compile(
+    r"^[ \t*]*(?:####|(?:final[ \t]+)?answer[ \t*]*:|A:)[ \t*]*(.+?)[ \t*]*$", re.IGNORECASE | re.MULTILINE
+)
+
+#: Longest stretch that is parsed where no answer is marked: the end of the completion.
+_TAIL = 2000
+
+
+def find_verifier(name: str) -> Verifier:
+    """Finds a verifier.
+
+    Args:
+        name (`str`): `"math"`, `"exact"`, or `"package.module:function"`.
+
+    Returns:
+        `Callable`: Called with `(prompt, completion, answer)`.
+
+    Raises:
+        ConfigError: If there is no such function.
+        MissingExtraError: If math-verify is not installed.
+
+    Example:
+        >>> find_verifier("exact")("Capital of France?", " Paris\\n", "Paris")
+        1.0
+    """
+    if name == "math":
+        _math_verify()
+        return math_verifier
+    if name == "exact":
+        return exact_verifier
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ConfigError(f"`verifier` must be `math`, `exact` or `package.module:function`, got {name!r}.")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"`verifier`: cannot find {name!r}: {error}.") from error
+    if not callable(found):
+        raise ConfigError(f"`verifier`: {name!r} is no function.")
+    verifier: Verifier = found
+    return verifier
+
+
+def exact_verifier(prompt: Any, completion: str, answer: Any) -> float:
+    """1 if the completion is the answer, white space around either left out, else 0."""
+    return float(completion.strip() == str(require_answer(answer)).strip())
+
+
+def math_verifier(prompt: Any, completion: str, answer: Any) -> float:
+    """1 if the completion's final answer equals the reference, else 0 (math-verify).
+
+    The final answer is what stands after the last `A:`, `Answer:` or `####` that begins a line, or in `\\boxed{}`, or
+    else what math-verify finds in the text.
+    """
+    parse, verify = _math_verify()
+    # math-verify's timeouts are signals, which only the main thread may set.
+    limit = 5 if threading.current_thread() is threading.main_thread() else None
+    gold = parse(final_answer(str(require_answer(answer))), parsing_timeout=limit)
+    if not gold:
+        raise ScoringError(f"The reference answer {answer!r} is no mathematical expression that math-verify can read.")
+    found = parse(final_answer(completion), parsing_timeout=limit)
+    return float(verify(gold, found, timeout_seconds=limit))
+
+
+def final_answer(text: str) -> str:
+    """The stretch of a text in which its final answer stands."""
+    stated = _FINAL.findall(text)
+    boxed = text.rfind("\\boxed")
+    if stated and boxed < text.rfind(stated[-1]):
+        return str(stated[-1])
+    return text[boxed:] if boxed >= 0 else text[-_TAIL:]
+
+
+def require_answer(answer: Any) -> Any:
+    """Refuses a missing reference answer."""
+    if answer is None:
+        raise ScoringError("This verifier needs a reference: give the column `answer` (`prompts.answer_column`).")
+    return answer
+
+
+def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise MissingExtraError("math-verify", "math", "check mathematical answers") from error
+    for name in ("math_verify.parser", "math_verify.grader"):  # warns for every process that timeouts are off
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return parse, verify
