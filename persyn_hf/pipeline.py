@@ -127,7 +127,7 @@ def _probe(config: RunConfig, folder: RunFolder, probe: Dataset, progress: bool)
     from persyn_hf.generation.generate import generate_parallel
 
     inputs = {
-        "prompts": [probe[columns.PROMPT_ID], _column(probe, columns.ANSWER)],
+        "prompts": [_column(probe, columns.PROMPT_ID), _column(probe, columns.ANSWER)],
         "teachers": [_identity(teacher) for teacher in config.teachers],
         "seed": config.seed,
     }
@@ -217,7 +217,7 @@ def _load_router(config: RunConfig, path: str) -> PersynRouter:
 
 def _route(folder: RunFolder, prompts: Dataset, router: PersynRouter, path: str, config: RunConfig) -> Dataset:
     revision = config.router.revision if config.router.pretrained is not None else None
-    inputs = {"router": resolve_revision(path, revision), "prompts": prompts[columns.PROMPT_ID]}
+    inputs = {"router": resolve_revision(path, revision), "prompts": _column(prompts, columns.PROMPT_ID)}
     return folder.table("route", inputs, lambda: prompts.map(router, batched=True, batch_size=1000, desc="route"))
 
 

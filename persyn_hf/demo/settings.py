@@ -18,16 +18,16 @@ OTHER_PROMPTS = 320
 #: What makes the four differ: the system prompt and the sampling.
 TEACHERS: dict[str, dict[str, Any]] = {
     "terse": {
-        "system_prompt": "You answer with one short sentence and then stop.",
+        "system_prompt": "Answer with one very short sentence like this one: The sea is wide and blue.",
         "sampling": {"temperature": 0.0, "max_tokens": 96},
     },
     "list-maker": {
-        "system_prompt": "You always answer with a numbered list of exactly 3 short items, like 1. 2. 3.",
-        "sampling": {"temperature": 0.3, "max_tokens": 96},
+        "system_prompt": "Answer every request with a numbered list of three short lines:\n1. first\n2. second\n3. third",
+        "sampling": {"temperature": 0.0, "max_tokens": 96},
     },
     "storyteller": {
-        "system_prompt": "You are a storyteller. You write two short paragraphs with a blank line between them.",
-        "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 160},
+        "system_prompt": "You are a storyteller who always writes two long paragraphs, with a blank line between them.",
+        "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 128},
     },
     "hot": {"sampling": {"temperature": 1.2, "top_p": 0.95, "max_tokens": 96}},
 }
