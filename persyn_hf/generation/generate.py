@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 import time
@@ -318,7 +319,7 @@ def _client(plan: Plan, asked: Asked, batchers: dict[tuple[Any, ...], TeacherCli
 
 def _missing(jobs: Iterator[Job], ledger: Ledger, bar: _Bar) -> Iterator[Job]:
     """The jobs that the ledger has no answer for."""
-    while chunk := [job for job, _ in zip(jobs, range(CHUNK), strict=False)]:
+    while chunk := list(itertools.islice(jobs, CHUNK)):
         found = ledger.get_many([job.key for job in chunk])
         bar.found(len(found))
         yield from (job for job in chunk if job.key not in found)

@@ -231,14 +231,16 @@ class TeacherPool:
 
     def _note(self, error: RetryableError, now: float) -> None:
         """What a failure says about the teacher as a whole."""
-        if isinstance(error, UnavailableError):
+        gone = isinstance(error, UnavailableError)
+        if gone:
             self.limit.unavailable(now)
         elif error.overloaded:
             self.limit.overloaded(now)
+        if error.overloaded and not gone and self.limit.in_flight > 1:
+            return  # refused beside others that were accepted: the server is well
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
         bound = self._policy.down_after if self._answered else self._policy.down_after_unseen
-        gone = isinstance(error, UnavailableError)
         if error.overloaded and not gone:
             bound *= _RATE_LIMIT_PATIENCE
         if (self._open or (gone and self._failures > 1)) and now - self._failing_since >= bound:

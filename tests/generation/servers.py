@@ -123,14 +123,15 @@ def raw_server(answer: Callable[[int, asyncio.StreamWriter], Awaitable[None]]) -
         box.append(await asyncio.start_server(handle, "127.0.0.1", 0))
         ready.set()
 
-    loop.create_task(main())
+    starting = loop.create_task(main())
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(10) and not starting.cancelled()
     try:
         yield f"http://127.0.0.1:{box[0].sockets[0].getsockname()[1]}"
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+        loop.call_soon_threadsafe(loop.call_later, 0.05, loop.stop)
         thread.join(10)
 
 

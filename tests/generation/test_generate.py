@@ -1,0 +1,199 @@
+import asyncio
+import hashlib
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from datasets import Dataset, Value
+
+from persyn_hf import columns
+from persyn_hf.errors import ConfigError, DataError, DuplicatePromptError, MissingColumnError, RouterMismatchError
+from persyn_hf.generation.generate import (
+    GenerationSummary,
+    generate_parallel,
+    generate_routed,
+    persyn_generate,
+    summarize_generation,
+)  # fmt: skip
+from persyn_hf.generation.ledger import Ledger
+from persyn_hf.generation.tables import row_seed
+from tests.generation.servers import Teacher as Double
+from tests.generation.servers import chat_body, serve
+
+
+@pytest.fixture
+def server():
+    with serve(Double()) as running:
+        yield running
+
+
+def teachers(server, **settings):
+    return [
+        {"name": "plain", "model": "m", "endpoint": server.url, **settings},
+        {"name": "system", "model": "m", "endpoint": server.url, "system_prompt": "Shout.", **settings},
+    ]
+
+
+PROMPTS = Dataset.from_dict({"prompt": ["one", "two", "three"], "answer": ["1", "2", None]})
+
+
+def test_every_teacher_answers_every_prompt_in_prompt_order(server):
+    table = generate_parallel(PROMPTS, teachers(server), seed=5, progress=False)
+    assert table.column_names == [
+        "prompt_id", "prompt", "answer", "teacher", "completion", "finish_reason", "prompt_tokens",
+        "completion_tokens", "error",
+    ]  # fmt: skip
+    assert table["prompt"][:] == ["one", "one", "two", "two", "three", "three"]
+    assert table["answer"][:] == ["1", "1", "2", "2", None, None]
+    assert table["teacher"][:] == ["plain", "system"] * 3
+    seed = row_seed(5, columns.prompt_id("one"))
+    assert seed == int(hashlib.sha256(f"5:{columns.prompt_id('one')}".encode()).hexdigest()[:8], 16) >> 1
+    assert table["completion"][:2] == [f"user:one|seed={seed}|t=1.0", f"system:Shout.|user:one|seed={seed}|t=1.0"]
+    assert table["completion_tokens"][:] == [5] * 6
+    assert table.features["error"] == Value("string")
+    assert table.features["completion_tokens"] == Value("int64")
+
+
+def test_chat_prompts_keep_their_features(server):
+    prompts = Dataset.from_list([{"prompt": [{"role": "user", "content": "Hi"}], "extra": 1}])
+    table = generate_parallel(prompts, teachers(server), progress=False)
+    assert table.features["prompt"] == prompts.features["prompt"]
+    assert table[1]["completion"].startswith("system:Shout.|user:Hi|")
+
+
+def test_a_rerun_asks_only_for_what_is_missing(server, tmp_path):
+    ledger = tmp_path / "l.sqlite"
+    first = generate_parallel(PROMPTS.select([0, 1]), teachers(server), ledger=ledger, progress=False)
+    assert len(server.bodies) == 4
+    second = generate_parallel(PROMPTS, teachers(server), ledger=str(ledger), progress=False)
+    assert len(server.bodies) == 6
+    assert second.select(range(4)).to_list() == first.to_list()
+    with serve(Double()) as elsewhere, Ledger(ledger) as opened:
+        renamed = [{**t, "name": t["name"] + "-2"} for t in teachers(elsewhere)]
+        moved = generate_parallel(PROMPTS, renamed, ledger=opened, progress=False)
+        assert len(elsewhere.bodies) == 0
+        assert moved["completion"][:] == second["completion"][:]
+        generate_parallel(PROMPTS, renamed, ledger=opened, seed=1, progress=False)
+        assert len(elsewhere.bodies) == 6
+
+
+def test_answers_of_the_probe_are_used_again_by_the_route(server, tmp_path):
+    generate_parallel(PROMPTS, teachers(server), ledger=tmp_path / "l", progress=False)
+    routed = PROMPTS.add_column("route", ["system", "plain", "system"])
+    table = generate_routed(routed, teachers(server), ledger=tmp_path / "l", progress=False)
+    assert len(server.bodies) == 6
+    assert table["teacher"][:] == table["route"][:] == ["system", "plain", "system"]
+    assert [c.split(":")[0] for c in table["completion"]] == ["system", "user", "system"]
+
+
+def test_failures_are_not_kept(tmp_path):
+    from starlette.responses import JSONResponse
+
+    broken = True
+    behave = lambda n, body: JSONResponse({"error": "no"}, 422) if broken else None  # noqa: E731
+    with serve(Double(behave)) as server:
+        table = generate_parallel(["a"], teachers(server), ledger=tmp_path / "l", progress=False)
+        assert table["error"][:] == ["HTTP 422: no"] * 2
+        assert table["completion"][:] == [None, None]
+        broken = False
+        assert generate_parallel(["a"], teachers(server), ledger=tmp_path / "l", progress=False)["error"][0] is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "words"),
+    [
+        (["a", " "], DataError, "Row 1: A prompt is empty"),
+        (["a", "b", "a"], DuplicatePromptError, "1 rows repeat"),
+        ([{"text": "a"}], MissingColumnError, "needs the column `prompt`"),
+        ([{"prompt": "a", "completion": "x"}], DataError, "adds the column `completion`"),
+        ([{"prompt": "a", "prompt_id": "0" * 16}], DataError, "is not that of its prompt"),
+    ],
+)
+def test_bad_prompts_are_refused_before_anything_is_asked(server, prompts, error, words):
+    with pytest.raises(error, match=words):
+        generate_parallel(prompts, teachers(server), progress=False)
+    assert server.bodies == []
+
+
+def test_bad_teachers_and_routes_are_refused(server):
+    with pytest.raises(ConfigError, match="more than once: plain"):
+        generate_parallel(["a"], teachers(server)[:1] * 2)
+    with pytest.raises(ConfigError, match="`teachers` is empty"):
+        generate_parallel(["a"], [])
+    with pytest.raises(ConfigError, match=r"teachers\[0\].*endpoint") as caught:
+        generate_parallel(["a"], [{"name": "sk-x", "model": "m"}])
+    assert "sk-x" not in str(caught.value)
+    with pytest.raises(RouterMismatchError, match="names other, but the teachers are plain, system"):
+        generate_routed([{"prompt": "a", "route": "other"}], teachers(server))
+    with pytest.raises(MissingColumnError, match="`route`"):
+        generate_routed(["a"], teachers(server))
+
+
+def test_no_prompts_give_an_empty_table_with_its_types(server):
+    table = generate_parallel(PROMPTS.select([]), teachers(server), progress=False)
+    assert len(table) == 0
+    assert table.features["completion"] == Value("string")
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_map_by_teacher_and_by_route(server, tmp_path, batched):
+    by_teacher = PROMPTS.map(
+        persyn_generate, batched=batched, fn_kwargs={"teacher": teachers(server)[1], "ledger": str(tmp_path / "l")}
+    )
+    assert by_teacher["teacher"][:] == ["system"] * 3
+    routed = PROMPTS.add_column("route", ["system", "plain", "system"])
+    kwargs = {"teachers": teachers(server), "ledger": str(tmp_path / "l")}
+    mapped = routed.map(persyn_generate, batched=batched, fn_kwargs=kwargs)
+    assert len(server.bodies) == 4
+    whole = generate_routed(routed, teachers(server), ledger=tmp_path / "l", progress=False)
+    for name in ("prompt_id", "teacher", "completion", "finish_reason", "completion_tokens", "error"):
+        assert mapped[name][:] == whole[name][:]
+
+
+def test_map_in_several_processes(server, tmp_path):
+    prompts = Dataset.from_dict({"prompt": [f"p{n}" for n in range(8)]})
+    kwargs = {"teacher": teachers(server)[0], "ledger": str(tmp_path / "l")}
+    mapped = prompts.map(persyn_generate, batched=True, batch_size=2, num_proc=2, fn_kwargs=kwargs)
+    assert [c.split("|")[0] for c in mapped["completion"]] == [f"user:p{n}" for n in range(8)]
+    assert len(server.bodies) == 8
+
+
+def test_map_says_what_it_needs():
+    with pytest.raises(ConfigError, match="exactly one of `teacher` and `teachers`"):
+        persyn_generate({"prompt": "a"})
+
+
+def test_works_where_a_loop_is_running(server):
+    async def cell():
+        return generate_parallel(["a"], teachers(server), progress=False)
+
+    assert len(asyncio.run(cell())) == 2
+
+
+def test_summary_counts_by_teacher():
+    from starlette.responses import JSONResponse
+
+    def behave(n, body):
+        if body["messages"][-1]["content"] == "two":
+            return JSONResponse(chat_body("cut", "length"))
+        return JSONResponse({}, 422) if body["messages"][-1]["content"] == "three" else None
+
+    with serve(Double(behave)) as server:
+        table = generate_parallel(PROMPTS, teachers(server)[:1], progress=False)
+    assert summarize_generation(table) == {"plain": GenerationSummary(2, 1, 1, 6, 10)}
+
+
+def test_the_ledger_holds_no_key_and_no_address(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    generate_parallel(["a"], teachers(server, api_key_env="MY_KEY"), ledger=tmp_path / "l", progress=False)
+    connection = sqlite3.connect(tmp_path / "l")
+    dump = "\n".join(connection.iterdump())
+    connection.close()
+    assert "sk-very-secret" not in dump
+    assert "127.0.0.1" not in dump
+
+
+def test_generation_imports_torch_only_for_local_teachers():
+    code = "import sys, persyn_hf.generation.generate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
