@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import os
-import threading
-import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from pydantic import ValidationError
-from tqdm.auto import tqdm
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
-from persyn_hf.generation.client import Completion, TeacherClient
+from persyn_hf.generation.engine import ask_all, run_to_end
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.limit import AdaptiveLimit
-from persyn_hf.generation.scheduler import Job, RetryPolicy, TeacherPool
+from persyn_hf.generation.scheduler import RetryPolicy
 from persyn_hf.generation.tables import (
-    CHUNK,
     GENERATED_FEATURES,
-    Asked,
     Plan,
     assemble,
     identify,
@@ -36,8 +28,6 @@ from persyn_hf.generation.tables import (
 
 TeacherLike = Teacher | Mapping[str, Any]
 LedgerLike = Ledger | str | os.PathLike[str] | None
-#: Batches of a local model that are gathered, so that rows of similar length meet.
-_BATCHES_AHEAD = 4
 
 
 def generate_parallel(
@@ -224,7 +214,7 @@ def _generate(
         raise ConfigError(f"`seed` must be in [0, 2**31), got {seed}.")
     plan = Plan(table, [identify(teacher) for teacher in teachers], seed, routed)
     with _opened(ledger) as book:
-        _run(lambda: _ask_all(plan, book, progress, policy))
+        run_to_end(lambda: ask_all(plan, book, progress, policy))
         return assemble(plan, book)
 
 
@@ -235,122 +225,3 @@ def _opened(ledger: LedgerLike) -> Iterator[Ledger]:
         return
     with Ledger(":memory:" if ledger is None else ledger) as opened:
         yield opened
-
-
-def _run(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs a coroutine to its end, in a thread of its own where a loop is running already (Jupyter)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(make())
-        return
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(make())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="persyn-generation")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-
-
-async def _ask_all(plan: Plan, ledger: Ledger, progress: bool, policy: RetryPolicy | None) -> None:
-    batchers: dict[tuple[Any, ...], TeacherClient] = {}
-    async with AsyncExitStack() as stack:
-        runs = [_ask_one(plan, asked, ledger, stack, batchers, position if progress else None, policy)
-                for position, asked in enumerate(plan.asked)]  # fmt: skip
-        async with asyncio.TaskGroup() as group:
-            for run in runs:
-                group.create_task(run)
-
-
-async def _ask_one(
-    plan: Plan, asked: Asked, ledger: Ledger, stack: AsyncExitStack, batchers: dict[tuple[Any, ...], TeacherClient],
-    bar_position: int | None, policy: RetryPolicy | None,
-) -> None:  # fmt: skip
-    teacher = asked.teacher
-    client = _client(plan, asked, batchers)
-    stack.push_async_callback(client.aclose)
-    bar = _Bar(teacher.name, plan.total(asked), bar_position)
-
-    def answered(job: Job, completion: Completion) -> None:
-        ledger.put(job.key, completion)
-        bar.answered(completion)
-
-    def failed(job: Job, message: str) -> None:
-        plan.errors[job.key] = message
-        bar.failed()
-
-    local = teacher.backend == "local"
-    pool = TeacherPool(
-        client, _missing(plan.jobs(asked), ledger, bar),
-        AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD if local else teacher.max_concurrency),
-        None if local else teacher.timeout, answered, failed, policy=policy,
-    )  # fmt: skip
-    try:
-        await pool.run()
-    finally:
-        bar.close()
-    if pool.down is not None:
-        plan.down[teacher.name] = f"the teacher is down: {pool.down}"
-
-
-def _client(plan: Plan, asked: Asked, batchers: dict[tuple[Any, ...], TeacherClient]) -> TeacherClient:
-    teacher = asked.teacher
-    if teacher.backend == "endpoint":
-        from persyn_hf.generation.chat import ChatClient
-
-        return ChatClient(teacher)
-    from persyn_hf.generation.local import LocalBatcher
-
-    def kind(other: Asked) -> tuple[Any, ...]:
-        return (other.teacher.backend, other.revision, other.teacher.dtype, other.teacher.device)
-
-    if kind(asked) not in batchers:
-        sharing = [other.teacher for other in plan.asked if kind(other) == kind(asked)]
-        batchers[kind(asked)] = LocalBatcher(sharing, asked.revision)
-    return batchers[kind(asked)]
-
-
-def _missing(jobs: Iterator[Job], ledger: Ledger, bar: _Bar) -> Iterator[Job]:
-    """The jobs that the ledger has no answer for."""
-    while chunk := list(itertools.islice(jobs, CHUNK)):
-        found = ledger.get_many([job.key for job in chunk])
-        bar.found(len(found))
-        yield from (job for job in chunk if job.key not in found)
-
-
-class _Bar:
-    """One teacher's line of progress."""
-
-    def __init__(self, name: str, total: int, position: int | None) -> None:
-        self._errors = self._tokens = 0
-        self._began = time.monotonic()
-        # `disable=None`: quiet where there is no terminal.
-        quiet = True if position is None else None
-        self._bar = tqdm(total=total, desc=name, position=position, unit="row", disable=quiet)
-
-    def found(self, count: int) -> None:
-        self._bar.update(count)
-
-    def answered(self, completion: Completion) -> None:
-        self._tokens += completion.completion_tokens or 0
-        self._step()
-
-    def failed(self) -> None:
-        self._errors += 1
-        self._step()
-
-    def _step(self) -> None:
-        if not self._bar.disable:
-            speed = self._tokens / max(time.monotonic() - self._began, 1e-3)
-            self._bar.set_postfix_str(f"errors {self._errors}, {speed:.0f} tokens/s", refresh=False)
-            self._bar.update(1)
-
-    def close(self) -> None:
-        self._bar.close()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-#: Answers (or seconds) between two tries to go one above what was refused; one refusal in 200 is under 1%.
-_PROBE_ANSWERS = 200
-_PROBE_SECONDS = 10.0
+#: Answers between two tries to go one above what was refused: few until the cap is confirmed, then so many that the
+#: tries stay under 1% of the requests.
+_FIRST_PROBE, _LAST_PROBE = 8, 200
 #: Share of recent requests that must fail with 503 before the limit is halved: single ones say nothing about load.
 _UNAVAILABLE_SHARE = 0.3
 _MEMORY = 0.05
@@ -14,8 +14,9 @@ class AdaptiveLimit:
     """Additive increase, decrease on refusal, of the requests in flight to one endpoint.
 
     A 429 says that the server bears what is in flight without the refused request, so the limit falls to exactly
-    that: a burst of 128 against a cap of 64 ends at 64 in one round trip. From there one more is tried every 200
-    answers (or 10 seconds); when that is not refused, the cap has moved and every answer raises the limit.
+    that: a burst of 128 against a cap of 64 ends at 64 in one round trip. From there one more is tried after 8
+    answers, 16, 32 and so on up to every 200, as long as it is refused; when it is not, the cap is higher and every
+    answer raises the limit.
     503 pages say nothing about the number in flight until they are many; then the limit is halved.
 
     Args:
@@ -28,8 +29,8 @@ class AdaptiveLimit:
         self.in_flight = 0
         self.refused = 0
         self._cautious = False
-        self._answers = 0
-        self._since = 0.0
+        self._calm = 0
+        self._probe = _FIRST_PROBE
         self._unavailable = 0.0
         self._settle = 0
 
@@ -38,30 +39,28 @@ class AdaptiveLimit:
         """Requests that may start now."""
         return self.current - self.in_flight
 
-    def answered(self, now: float) -> None:
+    def answered(self) -> None:
         """A request that is still counted in flight succeeded."""
         self._unavailable *= 1 - _MEMORY
-        if self._settle:
-            self._settle -= 1
+        self._settle = max(0, self._settle - 1)
+        self._calm += 1
         if self.current >= self.maximum or self.in_flight < self.current:
             return
-        if not self._cautious:
-            self.current += 1
-            return
-        self._answers += 1
-        if self._answers >= _PROBE_ANSWERS or now - self._since >= _PROBE_SECONDS:
-            # A limit above the refused one that lasted until here: the cap has moved, caution ends.
-            self._cautious = self.current <= self.refused
-            self._answers, self._since = 0, now
+        if not self._cautious or self._calm % self._probe == 0:
+            # A limit above the refused one that lasted until the next try: the cap is higher, caution ends.
+            self._cautious = self._cautious and self.current <= self.refused
             self.current += 1
 
-    def overloaded(self, now: float) -> None:
+    def overloaded(self) -> None:
         """A request that is still counted in flight was refused for load (429)."""
-        self.current = max(1, min(self.current, self.in_flight - 1))
-        self.refused = self.current
-        self._cautious, self._answers, self._since = True, 0, now
+        lowered = max(1, min(self.current, self.in_flight - 1))
+        if self._calm >= self._probe // 2:  # else it belongs to the same burst of refusals
+            confirmed = abs(lowered - self.refused) <= 1
+            self._probe = min(_LAST_PROBE, 2 * self._probe) if confirmed else _FIRST_PROBE
+        self.current = self.refused = lowered
+        self._cautious, self._calm = True, 0
 
-    def unavailable(self, now: float) -> None:
+    def unavailable(self) -> None:
         """A request that is still counted in flight met a 503 or a broken connection."""
         self._unavailable += _MEMORY * (1 - self._unavailable)
         if self._unavailable > _UNAVAILABLE_SHARE and not self._settle:

@@ -201,7 +201,7 @@ class TeacherPool:
             self.down = self.down or str(error)
             self._on_error(attempt.job, f"the teacher is down: {error}")
         else:
-            self.limit.answered(self._clock())
+            self.limit.answered()
             self._succeeded()
             self._on_answer(attempt.job, completion)
         finally:
@@ -220,7 +220,11 @@ class TeacherPool:
         if self.down is not None or (attempt.tried >= allowed and not (patient and self._open)):
             self._on_error(attempt.job, self._last_words(attempt, error))
             return
-        step = attempt.tried if not self._open else attempt.tried + self._failures - policy.breaker_after
+        step = attempt.tried
+        if self._open:
+            step += self._failures - policy.breaker_after
+        elif error.overloaded and not isinstance(error, UnavailableError):
+            step = 1  # the limit has fallen already; the row itself is as good as any other
         delay = self._rng.uniform(0, min(policy.max_delay, policy.base_delay * 2.0 ** min(step, 20)))
         if error.retry_after is not None:
             wait = min(error.retry_after, policy.max_delay)
@@ -233,9 +237,9 @@ class TeacherPool:
         """What a failure says about the teacher as a whole."""
         gone = isinstance(error, UnavailableError)
         if gone:
-            self.limit.unavailable(now)
+            self.limit.unavailable()
         elif error.overloaded:
-            self.limit.overloaded(now)
+            self.limit.overloaded()
         if error.overloaded and not gone and self.limit.in_flight > 1:
             return  # refused beside others that were accepted: the server is well
         self._failures += 1

@@ -8,7 +8,15 @@ import pytest
 from datasets import Dataset, Value
 
 from persyn_hf import columns
-from persyn_hf.errors import ConfigError, DataError, DuplicatePromptError, MissingColumnError, RouterMismatchError
+from persyn_hf.config import Teacher
+from persyn_hf.errors import (
+    ConfigError,
+    DataError,
+    DuplicatePromptError,
+    LedgerError,
+    MissingColumnError,
+    RouterMismatchError,
+)  # fmt: skip
 from persyn_hf.generation.generate import (
     GenerationSummary,
     generate_parallel,
@@ -197,3 +205,26 @@ def test_the_ledger_holds_no_key_and_no_address(server, tmp_path, monkeypatch):
 def test_generation_imports_torch_only_for_local_teachers():
     code = "import sys, persyn_hf.generation.generate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_was_written(server, tmp_path):
+    prompts = [f"{n} " + "x" * 2000 for n in range(50)]
+    with Ledger(tmp_path / "l") as ledger:
+        ledger._connection.execute("PRAGMA max_page_count=20")
+        with pytest.raises(LedgerError, match="disk is full"):
+            generate_parallel(prompts, teachers(server, max_concurrency=2), ledger=ledger, progress=False)
+        kept = len(ledger)
+        assert kept > 3
+    sent = len(server.bodies)
+    table = generate_parallel(prompts, teachers(server), ledger=tmp_path / "l", progress=False)
+    assert table["error"][:] == [None] * 100
+    assert len(server.bodies) == sent + 100 - kept
+
+
+def test_a_missing_key_is_found_before_anything_is_asked(server, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "x")
+    configured = [Teacher.model_validate(t) for t in teachers(server, api_key_env="MY_KEY")]
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(ConfigError, match="MY_KEY is not set"):
+        generate_parallel(["a"], [Teacher.model_validate(teachers(server)[1]), configured[0]], progress=False)
+    assert server.bodies == []
