@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _SIZES = (
 _BLOCK: dict[str, Any] = dict.fromkeys(
     ("student", "student_revision", "backbone", "objective", "fallback", "reward", "quality", "seed", "held_out")
 )
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-!|~$])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|~$]|^[-+])")
 
 
 def template_folder() -> Path:
@@ -78,8 +79,8 @@ def dataset_card(
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     )
     return _render(
-        "dataset_card.md.jinja", data.to_yaml(), provenance=provenance, location=location,
-        router_location=router_location, plot=PLOT_FILE,
+        "dataset_card.md.jinja", data.to_yaml(), title=_title(location, "Personalised dataset"),
+        provenance=provenance, location=location, router_location=router_location, plot=PLOT_FILE,
     )  # fmt: skip
 
 
@@ -105,8 +106,8 @@ def router_card(
         tags=["persyn", "router", "distillation"],
     )
     return _render(
-        "router_card.md.jinja", data.to_yaml(), provenance=provenance, location=location,
-        dataset_location=dataset_location, plot=PLOT_FILE,
+        "router_card.md.jinja", data.to_yaml(), title=_title(location, "Teacher router"),
+        provenance=provenance, location=location, dataset_location=dataset_location, plot=PLOT_FILE,
     )  # fmt: skip
 
 
@@ -118,6 +119,10 @@ def size_category(rows: int) -> str:
         ('n<1K', '1K<n<10K')
     """
     return next((name for limit, name in _SIZES if rows < limit), "10M<n<100M")
+
+
+def _title(location: str, kind: str) -> str:
+    return location if _is_repo_id(location) else kind
 
 
 def _is_repo_id(name: Any) -> bool:
@@ -137,6 +142,6 @@ def _render(template: str, metadata_yaml: str, **values: Any) -> str:
     environment.filters["e"] = escape
     environment.filters["is_repo_id"] = _is_repo_id
     body = environment.get_template(template).render(
-        block=_BLOCK | dict(values["provenance"].router), version=__version__, repr=repr, **values
+        block=_BLOCK | dict(values["provenance"].router), version=__version__, quote=json.dumps, **values
     )
     return f"---\n{metadata_yaml.strip()}\n---\n\n{body.strip()}\n"

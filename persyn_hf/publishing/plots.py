@@ -7,7 +7,7 @@ from typing import Any
 
 from persyn_hf.publishing.provenance import Provenance
 
-INK, BAR, ACCENT = "#57606a", "#8c959f", "#2f81f7"
+INK, BAR, ACCENT = "#7d8590", "#9aa3ad", "#2f81f7"
 #: Baselines in the order they are drawn: the key of the held-out table, and its label.
 POLICIES = (("random", "random"), ("best_single", "best single"), ("router", "router"), ("oracle", "oracle"))
 
@@ -43,6 +43,7 @@ def _draw_allocation(axis: Any, provenance: Provenance) -> None:
     axis.bar_label(bars, [f"{teacher.share:.0%}" for teacher in provenance.teachers], padding=4, color=INK)
     axis.set_yticks(positions, names)
     axis.margins(x=0.15)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     _style(axis, "Training rows per teacher")
 
 
