@@ -223,5 +223,5 @@ def _opened(ledger: LedgerLike) -> Iterator[Ledger]:
     if isinstance(ledger, Ledger):
         yield ledger
         return
-    with Ledger(":memory:" if ledger is None else ledger) as opened:
+    with Ledger("" if ledger is None else ledger) as opened:
         yield opened

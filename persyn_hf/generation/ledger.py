@@ -60,7 +60,8 @@ class Ledger:
     had put, a machine that loses its power loses at most the last moments. Failures are not kept; a rerun asks again.
 
     Args:
-        path (`str` or `PathLike`): The file; made with its folder where absent. `":memory:"` keeps nothing.
+        path (`str` or `PathLike`): The file; made with its folder where absent. `":memory:"` and `""` (in a private
+            temporary file, for what exceeds the memory) keep nothing.
 
     Raises:
         LedgerError: If the file is damaged, is no ledger, or was written by another version; the message says the
@@ -77,7 +78,7 @@ class Ledger:
         self.path = os.fspath(path)
         self._lock = threading.Lock()
         try:
-            if self.path != ":memory:":
+            if self.path not in ("", ":memory:"):
                 os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             self._connection = sqlite3.connect(
                 self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import itertools
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +25,8 @@ from persyn_hf.generation.scheduler import Job
 
 #: Rows that are read, keyed and looked up at once.
 CHUNK = 256
+#: The largest finished table that is held in memory.
+IN_MEMORY_BYTES = 32 * 2**20
 #: The columns that generation adds, with their types, so that a column of nulls keeps its type.
 GENERATED_FEATURES = {
     columns.TEACHER: Value("string"),
@@ -193,18 +200,45 @@ class Plan:
 
 
 def assemble(plan: Plan, ledger: Ledger) -> Dataset:
-    """The finished table: the prompts' own columns and the generated ones, one row per (prompt, teacher)."""
+    """The finished table: the prompts' own columns and the generated ones, one row per (prompt, teacher).
+
+    A table that is larger than `IN_MEMORY_BYTES` is written to a temporary file and mapped from there, so that
+    memory does not grow with it; the file lives as long as the process.
+    """
     features = Features({**plan.table.features, **GENERATED_FEATURES})
+    parts: list[pa.Table] = []
+    size = 0
+    made = _parts(plan, ledger, features)
+    for part in made:
+        parts.append(part)
+        size += part.nbytes
+        if size > IN_MEMORY_BYTES:
+            return Dataset.from_file(_spill(itertools.chain(_drained(parts), made), features))
+    return Dataset(pa.concat_tables(parts) if parts else features.arrow_schema.empty_table())
+
+
+def _parts(plan: Plan, ledger: Ledger, features: Features) -> Iterator[pa.Table]:
     schema = Features(GENERATED_FEATURES).arrow_schema
     prompts = plan.table.with_format("arrow")
-    parts = []
-    start = 0
-    for made in plan.answers(ledger):
-        rows = made.pop("row")
-        own = prompts[start : start + CHUNK]
-        part = own.take(pa.array([row - start for row in rows], type=pa.int64()))
-        for name, values in zip(schema.names, made.values(), strict=True):
-            part = part.append_column(schema.field(name), pa.array(values, type=schema.field(name).type))
-        parts.append(part.cast(features.arrow_schema))
-        start += CHUNK
-    return Dataset(pa.concat_tables(parts) if parts else features.arrow_schema.empty_table())
+    for start, made in zip(range(0, len(prompts), CHUNK), plan.answers(ledger), strict=True):
+        rows = [row - start for row in made.pop("row")]
+        part = prompts[start : start + CHUNK].take(pa.array(rows, type=pa.int64()))
+        for column, values in zip(schema, made.values(), strict=True):
+            part = part.append_column(column, pa.array(values, type=column.type))
+        yield part.cast(features.arrow_schema)
+
+
+def _drained(parts: list[pa.Table]) -> Iterator[pa.Table]:
+    while parts:
+        yield parts.pop(0)
+
+
+def _spill(parts: Iterable[pa.Table], features: Features) -> str:
+    folder = tempfile.mkdtemp(prefix="persyn-hf-")
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    path = os.path.join(folder, "generated.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
+        for part in parts:
+            writer.write_table(part)
+    return path

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 
@@ -91,8 +91,9 @@ def serve(teacher: Teacher, port: int = 0) -> Iterator[Teacher]:
 def _asgi(teacher: Teacher) -> Any:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
-        response = await teacher(request) if scope["path"] == "/v1/chat/completions" else Response(status_code=404)
-        await response(scope, receive, send)
+        with contextlib.suppress(ClientDisconnect):
+            response = await teacher(request) if scope["path"] == "/v1/chat/completions" else Response(status_code=404)
+            await response(scope, receive, send)
 
     return app
 

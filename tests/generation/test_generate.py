@@ -228,3 +228,14 @@ def test_a_missing_key_is_found_before_anything_is_asked(server, monkeypatch):
     with pytest.raises(ConfigError, match="MY_KEY is not set"):
         generate_parallel(["a"], [Teacher.model_validate(teachers(server)[1]), configured[0]], progress=False)
     assert server.bodies == []
+
+
+def test_a_large_table_is_mapped_from_a_file(server, monkeypatch):
+    prompts = Dataset.from_dict({"prompt": [f"p{n}" for n in range(300)]})
+    held = generate_parallel(prompts, teachers(server), progress=False)
+    monkeypatch.setattr("persyn_hf.generation.tables.IN_MEMORY_BYTES", 1000)
+    mapped = generate_parallel(prompts, teachers(server), progress=False)
+    assert held.cache_files == []
+    assert len(mapped.cache_files) == 1
+    assert mapped.to_list() == held.to_list()
+    assert mapped.features == held.features
