@@ -159,6 +159,7 @@ def _run(config: RunConfig, until: Stage, quiet: bool, source: str) -> None:
     from persyn_hf.pipeline import run
     from persyn_hf.report import print_report
 
+    _quiet_libraries(quiet)
     result = run(config, until=until.value, progress=not quiet, source=source)
     console = Console(width=None if sys.stdout.isatty() else 100)
     print_report(result.report, console)
@@ -173,6 +174,17 @@ def _run(config: RunConfig, until: Stage, quiet: bool, source: str) -> None:
             err=True,
         )
         raise typer.Exit(3)
+
+
+def _quiet_libraries(quiet: bool) -> None:
+    """The command shows its own progress; transformers' loading bars and reports say nothing that a user acts on."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if quiet:
+        disable_progress_bars()
 
 
 def main() -> None:

@@ -87,7 +87,8 @@ class RunFolder:
 
         def write(staged: Path) -> tuple[int, int]:
             data = make()
-            data.to_parquet(staged)
+            with _no_bars():
+                data.to_parquet(staged)
             errors = 0
             if columns.ERROR in data.column_names:
                 errors = sum(error is not None for error in data[columns.ERROR])
@@ -142,7 +143,23 @@ class RunFolder:
     def _read(self, path: Path) -> Dataset:
         from datasets import Dataset
 
-        return Dataset.from_parquet(str(path), cache_dir=str(self.path / ".cache"))
+        with _no_bars():
+            return Dataset.from_parquet(str(path), cache_dir=str(self.path / ".cache"))
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Reading and writing the run's own tables is no long work: it shows no progress."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def write_atomically(path: Path, text: str) -> None:

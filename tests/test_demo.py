@@ -11,8 +11,8 @@ from tests.conftest import ROOT
 @pytest.mark.slow
 def test_a_short_demo_runs_and_repeats_nothing(models, tmp_path):
     command = [
-        sys.executable, "-c", "from persyn_hf.cli import main; main()", "demo", "--models", str(models), "--output-dir",
-        str(tmp_path / "demo"), "--probe-size", "24", "--limit", "48",
+        sys.executable, "-c", "from persyn_hf.cli import main; main()", "demo", "--models", str(models),
+        "--output-dir", str(tmp_path / "demo"), "--probe-size", "24", "--limit", "48",
     ]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert first.returncode == 0, first.stderr
