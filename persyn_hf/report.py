@@ -167,7 +167,7 @@ def _print_held_out(report: RunReport, console: Console) -> None:
     from rich.table import Table
 
     prompts = report.held_out.get("prompts")
-    table = Table(title=f"Held-out reward (cross-validation over {prompts} probe prompts)", title_justify="left")
+    table = Table(title=f"Held out: {prompts} probe prompts", title_justify="left")
     table.add_column("policy")
     table.add_column("mean reward", justify="right")
     table.add_column("95% interval", justify="right")

@@ -19,17 +19,17 @@ OTHER_PROMPTS = 320
 TEACHERS: dict[str, dict[str, Any]] = {
     "terse": {
         "system_prompt": "Answer with one very short sentence like this one: The sea is wide and blue.",
-        "sampling": {"temperature": 0.0, "max_tokens": 96},
+        "sampling": {"temperature": 0.0, "max_tokens": 128},
     },
     "list-maker": {
         "system_prompt": "Answer every request with a numbered list of three lines:\n1. first\n2. second\n3. third",
-        "sampling": {"temperature": 0.8, "max_tokens": 96},
+        "sampling": {"temperature": 0.8, "max_tokens": 128},
     },
     "storyteller": {
         "system_prompt": "You are a storyteller who always writes two long paragraphs with a blank line between them.",
         "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 128},
     },
-    "hot": {"sampling": {"temperature": 1.0, "top_p": 0.95, "max_tokens": 96}},
+    "hot": {"sampling": {"temperature": 1.0, "top_p": 0.95, "max_tokens": 128}},
 }
 
 
