@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from persyn_hf import __version__
 from persyn_hf.config import STAGES, Prompts, RunConfig
 from persyn_hf.errors import ConfigError, PersynError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="persyn-hf",
@@ -101,7 +105,16 @@ def demo(
         settings["probe"]["size"] = probe_size
     if limit is not None:
         settings["prompts"]["limit"] = limit
-    _run(RunConfig.from_dict(settings, source="demo"), until, quiet, source="demo")
+    _run(RunConfig.from_dict(settings, source="demo"), until, quiet, source="demo", before=_print_strengths)
+
+
+def _print_strengths(folder: Path, console: Console) -> None:
+    from datasets import Dataset
+
+    from persyn_hf.demo.strengths import constraint_shares, print_strengths
+
+    probe = Dataset.from_parquet(str(folder / "stages/probe.parquet"), cache_dir=str(folder / ".cache"))
+    print_strengths(constraint_shares(probe), console)
 
 
 @app.command()
@@ -153,7 +166,13 @@ def push(
     )
 
 
-def _run(config: RunConfig, until: Stage, quiet: bool, source: str) -> None:
+def _run(
+    config: RunConfig,
+    until: Stage,
+    quiet: bool,
+    source: str,
+    before: Callable[[Path, Console], None] | None = None,
+) -> None:
     from rich.console import Console
 
     from persyn_hf.pipeline import run
@@ -162,6 +181,8 @@ def _run(config: RunConfig, until: Stage, quiet: bool, source: str) -> None:
     _quiet_libraries(quiet)
     result = run(config, until=until.value, progress=not quiet, source=source)
     console = Console(width=None if sys.stdout.isatty() else 100)
+    if before is not None:
+        before(result.folder, console)
     print_report(result.report, console)
     for stage in result.stages:
         state = "found finished" if stage.reused else f"{stage.seconds:.0f} s"

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from persyn_hf.demo.prompts import demo_prompts, meets, share_met
+from persyn_hf.demo.strengths import constraint_shares
 from persyn_hf.errors import ScoringError
 
 CASES = [
@@ -45,3 +46,13 @@ def test_prompts_are_seeded_distinct_and_checkable():
     for row in rows:
         assert 0 <= share_met(row["prompt"], "Some text.", row["answer"]) <= 1
     assert len({c["kind"] for row in rows for c in json.loads(row["answer"])}) == 10
+
+
+def test_strengths_count_only_answers():
+    answer = '[{"kind": "one_sentence"}, {"kind": "no_commas"}]'
+    rows = [
+        {"teacher": "a", "completion": "One.", "answer": answer},
+        {"teacher": "a", "completion": "One, two. Three.", "answer": answer},
+        {"teacher": "b", "completion": None, "answer": answer},
+    ]
+    assert constraint_shares(rows) == {"no_commas": {"a": 0.5}, "one_sentence": {"a": 0.5}}

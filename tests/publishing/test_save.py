@@ -64,7 +64,7 @@ def test_card_metadata_and_facts(answers, router, tmp_path):
     facts = yaml.safe_load(metadata)
     assert facts["license"] == "mit" and facts["size_categories"] == ["n<1K"] and "persyn" in facts["tags"]
     assert "| terse | org/small | 1 | 50.0% | 2 |" in body
-    assert "1 answers are left out: cut by max" in body and "2.0 times as many" in body
+    assert "1 answer is left out: cut by max" in body and "2.0 times as many" in body
     assert "| this router | 0.550 | 0.450 to 0.650 |" in body
     _, metadata, _ = (tmp_path / "router/README.md").read_text().split("---\n", 2)
     facts = yaml.safe_load(metadata)
