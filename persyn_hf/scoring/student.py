@@ -253,7 +253,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def token_scores(
-    head: Head, hidden: Tensor, targets: Tensor, ranks: bool, rows: int = 512, tile: int = 4096
+    head: Head, hidden: Tensor, targets: Tensor, ranks: bool, rows: int = 1024, tile: int = 1024
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of chosen tokens, never holding more than `rows × tile` logits.
 
@@ -262,7 +262,7 @@ def token_scores(
         hidden (`Tensor`): Last hidden states at the predicting positions, `(tokens, hidden)`.
         targets (`Tensor`): Token ids, `(tokens,)`.
         ranks (`bool`): Also the ranks: 1 + the number of tokens that are strictly more probable.
-        rows (`int`, defaults to 512), tile (`int`, defaults to 4096): The largest block of logits.
+        rows (`int`, defaults to 1024), tile (`int`, defaults to 1024): The largest block of logits.
 
     Returns:
         `tuple[Tensor, Tensor | None]`: Natural log-probabilities in float32 (float64 for float64 weights) and ranks

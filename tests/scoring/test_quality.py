@@ -77,7 +77,7 @@ def test_bad_settings():
     row = {"prompt": "p", "completion": "c"}
     with pytest.raises(ConfigError, match="exactly one"):
         persyn_quality(row)
-    with pytest.raises(ConfigError, match="package.module:function"):
+    with pytest.raises(ConfigError, match=r"package\.module:function"):
         persyn_quality(row, verifier="maths")
     with pytest.raises(ConfigError, match="cannot find"):
         persyn_quality(row, verifier="tests.scoring.test_quality:shortest")
@@ -89,6 +89,7 @@ def test_bad_settings():
         persyn_quality({"prompt": "p"}, verifier="exact")
 
 
+ENDS_WITH_PAD = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
 ANSWERS = {
     "prompt": ["hello", "hello the hello", "the"],
     "completion": ["the hell", "hello " * 12 + "<|im_end|>", "no"],
@@ -96,9 +97,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-@pytest.mark.parametrize(
-    "template", [models.CHATML, "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}", None]
-)
+@pytest.mark.parametrize("template", [models.CHATML, ENDS_WITH_PAD, None])
 def test_a_batch_gives_what_an_answer_gives_alone(kind, template, tmp_path):
     folder = models.save_reward_model(tmp_path, kind, models.tokenizer(template))
     batch = persyn_quality(ANSWERS, reward_model=folder)["quality"]
@@ -128,5 +127,5 @@ def test_reward_models_that_are_none(llama, tmp_path):
 
 def test_an_answer_beyond_the_reward_models_context(tmp_path):
     folder = models.save_reward_model(tmp_path, "llama")
-    with pytest.raises(PromptTooLongError, match="row 0 of the batch.*256"):
+    with pytest.raises(PromptTooLongError, match=r"row 0 of the batch.*256"):
         persyn_quality({"prompt": "p", "completion": "x" * 300}, reward_model=folder)

@@ -9,7 +9,8 @@ from tests.scoring.models import CHATML, tokenizer
 TRIMS = CHATML.replace("message['content']", "(message['content'] | trim)")
 THINKS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n"
-    "{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ENDLESS = "{% for m in messages %}### {{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 SPACED = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} <|endoftext|>{% endfor %}"
@@ -17,7 +18,6 @@ REWRITES = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}:{{ m['content'] | replace('a', 'xyz') }}{% endfor %}<|im_end|>"
 )
 LOSES = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}"
-MERGES_PROMPT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
 def spans(template, completion, reason="stop", prompt="hello", **settings):
@@ -74,13 +74,13 @@ def test_text_that_a_template_puts_before_an_answer_is_the_prompts():
 
 
 def test_an_answer_that_cannot_be_found_is_an_error():
-    with pytest.raises(ScoringError, match="row 0.*does not show"):
+    with pytest.raises(ScoringError, match=r"row 0.*does not show"):
         spans(LOSES, "hello")
 
 
 def test_a_template_that_refuses_names_the_row():
     refuses = "{{ raise_exception('no system role') }}"
-    with pytest.raises(ScoringError, match="row 0.*no system role"):
+    with pytest.raises(ScoringError, match=r"row 0.*no system role"):
         spans(refuses, "hello")
 
 
