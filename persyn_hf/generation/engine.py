@@ -32,16 +32,29 @@ def run_to_end(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asyncio.run(make())
         return
     failure: list[BaseException] = []
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+
+    async def watched() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
+        await make()
 
     def run() -> None:
         try:
-            asyncio.run(make())
+            asyncio.run(watched())
         except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             failure.append(error)
 
     thread = threading.Thread(target=run, name="persyn-generation")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        for loop, task in running:
+            loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
     if failure:
         raise failure[0]
 

@@ -26,6 +26,7 @@ class RetryPolicy:
         patience (`int`, defaults to 100): Attempts of a row that is refused for load.
         base_delay, max_delay (`float`, defaults to 0.25 and 30): Seconds; the n-th delay is drawn uniformly from
             `[0, min(max_delay, base_delay * 2**n)]` (full jitter).
+        longest_pause (`float`, defaults to 300): Seconds; a longer `Retry-After` is cut to this.
         breaker_after (`int`, defaults to 16): Failures in a row, with no answer between, that open the circuit: then
             one request at a time tries whether the server is back.
         down_after (`float`, defaults to 60): Seconds without any answer after which a teacher is down.
@@ -36,6 +37,7 @@ class RetryPolicy:
     patience: int = 100
     base_delay: float = 0.25
     max_delay: float = 30.0
+    longest_pause: float = 300.0
     breaker_after: int = 16
     down_after: float = 60.0
     down_after_unseen: float = 10.0
@@ -227,7 +229,7 @@ class TeacherPool:
             step = 1  # the limit has fallen already; the row itself is as good as any other
         delay = self._rng.uniform(0, min(policy.max_delay, policy.base_delay * 2.0 ** min(step, 20)))
         if error.retry_after is not None:
-            wait = min(error.retry_after, policy.max_delay)
+            wait = min(error.retry_after, policy.longest_pause)
             delay += wait
             self._paused_until = max(self._paused_until, now + wait)
         attempt.due = now + delay

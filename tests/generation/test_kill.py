@@ -10,6 +10,7 @@ import time
 import pyarrow.parquet
 import pytest
 
+from persyn_hf.generation.ledger import Ledger
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import serve
 
@@ -77,6 +78,19 @@ def check(tmp_path, kills):
 
 def test_two_kills(tmp_path):
     check(tmp_path, 2)
+
+
+def test_control_c_stops_at_once_and_keeps_what_was_answered(tmp_path):
+    with serve(Double(delay=0.05)) as server:
+        run = start(server, tmp_path)
+        while len(server.bodies) < 60:
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(20) != 0
+        asked = len(server.bodies)
+        assert asked < 2 * PROMPTS
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            assert asked - 2 * CONCURRENCY <= len(ledger) <= asked
 
 
 @pytest.mark.slow
