@@ -96,7 +96,7 @@ class Ledger:
 
     def _set_up(self) -> None:
         execute = self._connection.execute
-        execute("PRAGMA journal_mode=WAL")
+        self._use_wal()
         execute("PRAGMA synchronous=NORMAL")
         execute("BEGIN IMMEDIATE")
         try:
@@ -116,6 +116,18 @@ class Ledger:
                 )
         finally:
             execute("COMMIT")
+
+    def _use_wal(self) -> None:
+        """Switches to WAL. SQLite does not wait for other processes in this one statement, so it is waited here."""
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Completion]:
         """The answers of those keys that have one.
