@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -16,6 +17,10 @@ from persyn_hf.routing.heads import Array, Head
 _MEAN_OVER_SELF = 1e4
 #: Keeps the pooler's tanh in its linear part.
 _POOLER_SCALE = 0.02
+#: Share of an encoder's layers that a frozen router reads. Embedding models forget form (a list, a question, a length)
+#: towards their last layers, and form is what decides between teachers: MiniLM's fourth layer of six closed 0.16 of
+#: the gap on the instruction zoo, its last 0.13, and the router is a sixth faster for it.
+DEPTH = 2 / 3
 #: Principal components that heads are fitted on; with the weaker ones shrunk, those beyond change nothing.
 MAX_COMPONENTS = 128
 
@@ -25,8 +30,9 @@ def build_classifier(
 ) -> tuple[Any, Any]:
     """Loads a backbone as a stock sequence classifier with one label per teacher, its head not trained yet.
 
-    BERT's stock head reads the first token through the pooler, and its mean embedding is known to say more. One more
-    stock layer with uniform attention is appended, which turns the first token into the mean over the tokens.
+    BERT's stock head reads the first token through the pooler, and its mean embedding is known to say more. So the
+    layers up to two thirds of the depth are kept, and one more stock layer with uniform attention is appended, which
+    turns the first token into the mean over the tokens.
 
     Args:
         backbone (`str`): Hub repository id or local folder.
@@ -71,9 +77,10 @@ def _bert_with_mean_pooling(backbone: str, config: Any, common: dict[str, Any]) 
     encoder = AutoModel.from_pretrained(
         backbone, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True, **common
     )
-    config.num_hidden_layers += 1
+    config.num_hidden_layers = math.ceil(config.num_hidden_layers * DEPTH) + 1
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    wanted = model.base_model.state_dict()
+    model.base_model.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in wanted}, strict=False)
     layer, pooler = model.base_model.encoder.layer[-1], model.base_model.pooler.dense
     identity = torch.eye(config.hidden_size)
     with torch.no_grad():
@@ -177,10 +184,10 @@ class FeatureMap:
     Args:
         inputs (`ndarray` of shape `(prompts, hidden)`): Of the probe.
         bias (`bool`): Whether the final linear map has one.
-        power (`float`, defaults to 1.5): Exponent of the singular values; 1 is plain PCA.
+        power (`float`, defaults to 2.0): Exponent of the singular values; 1 is plain PCA.
     """
 
-    def __init__(self, inputs: Array, bias: bool, power: float = 1.5) -> None:
+    def __init__(self, inputs: Array, bias: bool, power: float = 2.0) -> None:
         self.bias = bias
         self.center = inputs.mean(axis=0)
         _, values, right = np.linalg.svd(self._residual(inputs), full_matrices=False)

@@ -22,6 +22,10 @@ class Interval:
         return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
 
 
+#: Times that the whole cross-validation is repeated with other folds: one round is too noisy to choose a strength by.
+REPEATS = 3
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Scores of prompts by heads that did not see them.
@@ -41,22 +45,27 @@ class HeldOut:
     knn: Array
 
 
-def cross_validate(objective: str, features: Array, rewards: Array, folds: int, seed: int) -> HeldOut:
-    """Fits every strength on all folds but one, and scores the one that was left out.
+def cross_validate(objective: str, features: Array, rewards: Array, folds: int, seed: int) -> list[HeldOut]:
+    """Fits every strength on all folds but one, and scores the one that was left out; `REPEATS` times.
 
     Args:
         objective (`str`): One of `OBJECTIVES`.
-        features (`ndarray` of shape `(prompts, features)`), rewards (`ndarray` of shape `(prompts, teachers)`)
+        features (`ndarray` of shape `(prompts, features)`): Of the frozen backbone.
+        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
         folds (`int`): Lowered to the number of prompts where there are fewer.
         seed (`int`): Of the assignment to folds.
     """
+    random = np.random.default_rng(seed)
+    folds = min(folds, len(rewards))
+    return [_one_round(objective, features, rewards, random.permutation(len(rewards)) % folds) for _ in range(REPEATS)]
+
+
+def _one_round(objective: str, features: Array, rewards: Array, fold: np.ndarray) -> HeldOut:
     count = len(rewards)
-    folds = min(folds, count)
-    fold = np.random.default_rng(seed).permutation(count) % folds
     strengths = STRENGTHS[objective]
     scores = np.empty((len(strengths), *rewards.shape))
     best_single, knn = np.empty(count, dtype=int), np.empty(rewards.shape)
-    for index in range(folds):
+    for index in np.unique(fold):
         inside, outside = np.flatnonzero(fold != index), np.flatnonzero(fold == index)
         center = features[inside].mean(axis=0)
         heads = fit_path(objective, features[inside] - center, rewards[inside], strengths)
@@ -83,29 +92,35 @@ def chosen_rewards(rewards: Array, routes: np.ndarray) -> Array:
     return chosen
 
 
-def choose_strength(held_out: HeldOut, rewards: Array, rows: np.ndarray | None = None) -> int:
+def choose_strength(rounds: list[HeldOut], rewards: Array, allowed: list[np.ndarray] | None = None) -> int:
     """The strength whose routes earn most out of fold, its neighbours counted half; the strongest of equals.
 
     Args:
-        held_out (`HeldOut`), rewards (`ndarray` of shape `(prompts, teachers)`)
-        rows (`ndarray` of int, *optional*): Choose by these prompts only.
+        rounds (`list[HeldOut]`): From [`cross_validate`].
+        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        allowed (`list[ndarray]`, *optional*): For each round, the prompts to choose by; all by default.
     """
-    rows = np.arange(len(rewards)) if rows is None else rows
-    routes = held_out.scores.argmax(axis=2)
-    earned = np.array([np.nanmean(chosen_rewards(rewards, route)[rows]) for route in routes])
+    earned = np.zeros(len(rounds[0].strengths))
+    for number, held_out in enumerate(rounds):
+        rows = slice(None) if allowed is None else allowed[number]
+        routes = held_out.scores.argmax(axis=2)
+        earned += [np.nanmean(chosen_rewards(rewards, route)[rows]) for route in routes]
     padded = np.concatenate([earned[:1], earned, earned[-1:]])
     smooth = padded[:-2] / 4 + padded[1:-1] / 2 + padded[2:] / 4
     return int(np.argmax(np.round(smooth, 12)))
 
 
-def nested_routes(held_out: HeldOut, rewards: Array) -> np.ndarray:
-    """Routes of every prompt by a strength that was chosen without its fold. Shape `(prompts,)`."""
-    routes = np.empty(len(rewards), dtype=int)
-    for index in np.unique(held_out.fold):
-        outside = np.flatnonzero(held_out.fold == index)
-        step = choose_strength(held_out, rewards, np.flatnonzero(held_out.fold != index))
-        routes[outside] = held_out.scores[step, outside].argmax(axis=1)
-    return routes
+def nested_routes(rounds: list[HeldOut], rewards: Array) -> list[np.ndarray]:
+    """For each round, the routes of every prompt by a strength that was chosen without that prompt's fold."""
+    nested = []
+    for held_out in rounds:
+        routes = np.empty(len(rewards), dtype=int)
+        for index in np.unique(held_out.fold):
+            outside = held_out.fold == index
+            step = choose_strength(rounds, rewards, [~outside] * len(rounds))
+            routes[outside] = held_out.scores[step, outside].argmax(axis=1)
+        nested.append(routes)
+    return nested
 
 
 def bootstrap_means(values: Array, seed: int = 0, draws: int = 2000) -> Array:

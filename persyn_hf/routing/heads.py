@@ -21,9 +21,9 @@ Array = NDArray[np.float64]
 #: Strengths tried, strongest first; features have a mean square length of 1, so they mean the same for every backbone.
 STRENGTHS: dict[str, tuple[float, ...]] = {
     "regression": (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003),
-    "bradley-terry": (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
-    "bradley-terry-margin": (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
-    "expected-reward": (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
+    "bradley-terry": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
+    "bradley-terry-margin": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
+    "expected-reward": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001),
 }
 
 

@@ -91,18 +91,29 @@ class RouterReport:
         return "\n".join([*lines, self.reason])
 
 
-def policy_rewards(rewards: Array, held_out: HeldOut, routes: np.ndarray) -> Array:
-    """Rewards per prompt of the five policies of `POLICIES`, shape `(prompts, 5)`; NaN where unknown."""
-    return np.stack(
-        [
-            chosen_rewards(rewards, routes),
-            chosen_rewards(rewards, held_out.best_single),
-            np.nanmean(rewards, axis=1),
-            np.nanmax(rewards, axis=1),
-            chosen_rewards(rewards, held_out.knn.argmax(axis=1)),
-        ],
-        axis=1,
-    )
+def policy_rewards(rewards: Array, rounds: list[HeldOut]) -> Array:
+    """Rewards per prompt of the five policies of `POLICIES`, averaged over rounds; NaN where unknown.
+
+    The router's are earned by strengths that were chosen without the prompt's fold.
+
+    Returns:
+        `ndarray` of shape `(prompts, 5)`.
+    """
+    values = [
+        np.stack(
+            [
+                chosen_rewards(rewards, routes),
+                chosen_rewards(rewards, held_out.best_single),
+                np.nanmean(rewards, axis=1),
+                np.nanmax(rewards, axis=1),
+                chosen_rewards(rewards, held_out.knn.argmax(axis=1)),
+            ],
+            axis=1,
+        )
+        for held_out, routes in zip(rounds, nested_routes(rounds, rewards), strict=True)
+    ]
+    mean: Array = np.mean(values, axis=0)
+    return mean
 
 
 def summarise(values: Array, seed: int) -> tuple[dict[str, Interval], Interval, Interval]:
@@ -125,8 +136,8 @@ def learning_curve(
         if count < 4 * folds:
             continue
         rows = order[:count]
-        held_out = cross_validate(objective, features[rows], rewards[rows], folds, seed)
-        values = policy_rewards(rewards[rows], held_out, nested_routes(held_out, rewards[rows]))
+        rounds = cross_validate(objective, features[rows], rewards[rows], folds, seed)
+        values = policy_rewards(rewards[rows], rounds)
         curve.append((count * (folds - 1) // folds, float(np.nanmean(values[:, 0] - values[:, 1]))))
     return [*curve, (len(rewards) * (folds - 1) // folds, full_gain)]
 

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
 from persyn_hf.errors import ConfigError, DataError, MissingColumnError, RouterMismatchError
@@ -67,6 +68,36 @@ def test_metadata_and_missing_rewards(tiny_bert: str, scored: Dataset, tmp_path:
     assert {t["name"]: t["model"] for t in block["teachers"]}["beta"] == "org/beta"
     assert "secret" not in json.dumps(block)
     assert router.report.gap_closed.mean > 0.6
+
+
+def test_bert_head_reads_the_mean_over_tokens(tiny_bert: str) -> None:
+    from transformers import AutoModel
+
+    from persyn_hf.routing.backbone import build_classifier, head_inputs
+
+    texts = ["code sea", "poem " * 30, "law tax dog 7 1"]
+    model, tokenizer = build_classifier(tiny_bert, ["a", "b"], revision=None, max_length=64, dtype=None, device="cpu")
+    encoder = AutoModel.from_pretrained(tiny_bert).eval()
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = encoder(**batch).last_hidden_state  # two thirds of two layers: both are kept
+    mask = batch["attention_mask"][..., None]
+    mean = torch.nn.functional.layer_norm((states * mask).sum(1) / mask.sum(1), (32,), eps=1e-12)
+    expected = torch.tanh(0.02 * mean).numpy()
+    np.testing.assert_allclose(head_inputs(model, tokenizer, texts), expected, atol=1e-5)
+
+
+def test_decoder_reads_the_last_token_and_cuts_on_the_left(tiny_llama: str) -> None:
+    from persyn_hf.routing.backbone import build_classifier, final_linear, head_inputs, logits
+
+    texts = ["code sea", "poem " * 30 + "law", "poem " * 90 + "tax dog 7 1"]
+    model, tokenizer = build_classifier(tiny_llama, ["a", "b"], revision=None, max_length=32, dtype=None, device="cpu")
+    together = logits(model, tokenizer, texts, 8192)
+    alone = np.concatenate([logits(model, tokenizer, [text], 8192) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    weight = final_linear(model)[1].weight.detach().numpy()
+    np.testing.assert_allclose(head_inputs(model, tokenizer, texts) @ weight.T, together, atol=1e-5)
+    assert tokenizer.decode(tokenizer(texts[2], truncation=True)["input_ids"]).split()[-2] == "1"
 
 
 def test_bad_tables_are_refused(tiny_bert: str, scored: Dataset) -> None:
