@@ -28,7 +28,9 @@ table.to_parquet(output)
 
 def start(server, folder):
     files = [str(folder / "ledger.sqlite"), str(folder / "table.parquet")]
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, server.url, *files, str(PROMPTS), str(CONCURRENCY)])
+    command = [sys.executable, "-c", SCRIPT, server.url, *files, str(PROMPTS), str(CONCURRENCY)]
+    # A shell that runs the tests in the background has them ignore SIGINT, and children inherit that.
+    return subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def kill_loop(folder, kills):
