@@ -17,8 +17,9 @@ from persyn_hf.generation.client import Completion, Request, UnavailableError
 
 #: What servers call the end of an answer → `columns.FINISH_REASONS`.
 _FINISH_REASONS = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
-#: An httpx2 pool has 100 connections, and waiting for one counts as timeout, so more requests get more pools.
-_POOL = 100
+#: Requests per httpx2 pool. A pool has 100 connections, above which waiting counts as timeout; and it looks through
+#: all of its connections at every request, so that several small pools cost less than one large one.
+_POOL = 32
 #: The longest answer, in characters, that is still an answer and not a server gone wrong.
 _MAX_CHARACTERS = 16 * 2**20
 #: Longest excerpt of a server's own words in an error.
