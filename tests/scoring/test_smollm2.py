@@ -1,16 +1,15 @@
 """The real student: its template, its padding id, and float32 and bfloat16 against float64."""
 
-from pathlib import Path
-
 import pytest
 
 from persyn_hf.scoring.learnability import persyn_learnability
 from persyn_hf.scoring.rendering import render_answers
 from persyn_hf.scoring.student import load_student
+from tests.conftest import ROOT
 from tests.scoring import models
 
-SMOLLM2 = Path(__file__).parents[2] / ".models" / "SmolLM2-135M-Instruct"
-pytestmark = pytest.mark.skipif(not SMOLLM2.is_dir(), reason="the demo's weights are not laid out (make setup)")
+SMOLLM2 = ROOT / ".models" / "SmolLM2-135M-Instruct"
+pytestmark = pytest.mark.usefixtures("models")
 
 BATCH = {
     "prompt": ["Name three colours."] * 3,
