@@ -22,7 +22,10 @@ check: setup-test
 	$(BIN)/mypy
 
 bench: setup-test $(MODELS)/.ready
-	set -e; for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	$(BIN)/python -m tests.benchmarks.bench_scoring --model $(MODELS)/SmolLM2-135M-Instruct
+	$(BIN)/python -m tests.benchmarks.bench_routing
+	$(BIN)/python -m tests.benchmarks.bench_generation
+	$(BIN)/python -m tests.benchmarks.bench_generation_memory 20000 5
 
 setup: $(VENV)/.demo-ready
 setup-test: $(VENV)/.test-ready
