@@ -57,6 +57,7 @@ def dataset_card(
     *,
     location: str,
     router_location: str | None,
+    data_files: str,
     license: str | None = None,
     language: tuple[str, ...] = (),
 ) -> str:
@@ -66,6 +67,7 @@ def dataset_card(
         provenance (`Provenance`): What the card states.
         location (`str`): Repository id or folder, as `load_dataset` takes it.
         router_location (`str`, *optional*): Repository id or folder of the router, as `pipeline` takes it.
+        data_files (`str`): The pattern of the Parquet shards, relative to the card.
         license (`str`, *optional*), language (`tuple[str, ...]`): Hub metadata; left out where not given.
     """
     from huggingface_hub import DatasetCardData
@@ -76,7 +78,7 @@ def dataset_card(
         task_categories=["text-generation"],
         size_categories=[size_category(provenance.rows)],
         tags=["persyn", "synthetic", "distillation", "trl"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": data_files}]}],
     )
     return _render(
         "dataset_card.md.jinja", data.to_yaml(), title=_title(location, "Personalised dataset"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -89,9 +90,11 @@ def save_personalized(
     router_at = (router_location or str(target / "router")) if router else None
     common: dict[str, Any] = {"license": license, "language": language}
     with _replacing(target / "dataset") as staged:
-        _write_shards(data, staged / "data")
+        pattern = _write_shards(data, staged / "data")
         plot_run(provenance, staged / cards.PLOT_FILE)
-        card = cards.dataset_card(provenance, location=dataset_at, router_location=router_at, **common)
+        card = cards.dataset_card(
+            provenance, location=dataset_at, router_location=router_at, data_files=pattern, **common
+        )
         (staged / "README.md").write_text(card, encoding="utf-8")
     if router is not None and router_at is not None:
         with _replacing(target / "router") as staged:
@@ -167,13 +170,25 @@ def _is_personalized(data: Dataset) -> bool:
     return getattr(data.features[columns.COMPLETION], "dtype", None) != "string"
 
 
-def _write_shards(data: Dataset, folder: Path) -> None:
-    """Parquet shards of about 500 MB of Arrow data, at least one."""
+def _write_shards(data: Dataset, folder: Path) -> str:
+    """Writes Parquet shards of about 500 MB of Arrow data, at least one; returns the pattern that finds them.
+
+    The names end in a digest of the contents. `load_dataset` keys its cache of a local folder by the folder's last
+    name and the card's patterns (datasets 5.2), so under plain names one run's data would be served for another's.
+    """
     folder.mkdir(parents=True)
     size = data._estimate_nbytes()  # the estimate that `Dataset.push_to_hub` uses; there is no public name for it
     count = max(1, min(len(data), -(-size // SHARD_BYTES)))
-    for index in range(count):
-        data.shard(count, index, contiguous=True).to_parquet(folder / f"train-{index:05d}-of-{count:05d}.parquet")
+    digest = hashlib.sha256()
+    shards = [folder / f"train-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
+    for index, path in enumerate(shards):
+        data.shard(count, index, contiguous=True).to_parquet(path)
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    mark = digest.hexdigest()[:16]
+    for path in shards:
+        path.rename(path.with_name(f"{path.stem}-{mark}.parquet"))
+    return f"{folder.name}/train-*-{mark}.parquet"
 
 
 class _replacing:

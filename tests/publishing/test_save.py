@@ -57,6 +57,17 @@ def test_the_folder_loads_and_its_snippets_run_without_us(answers, router, tmp_p
     assert "Two" not in done.stderr and "One." in done.stdout and "terse" in done.stdout
 
 
+def test_two_runs_do_not_share_a_cache(answers, tmp_path):
+    for name, rows in (("one", [0]), ("two", [1])):
+        save_personalized(answers.select(rows), tmp_path / name)
+    cache = str(tmp_path / "cache")
+    loaded = [
+        load_dataset(str(tmp_path / name / "dataset"), split="train", cache_dir=cache)["teacher"][:]
+        for name in ("one", "two")
+    ]
+    assert loaded == [["terse"], ["wordy"]]
+
+
 def test_card_metadata_and_facts(answers, router, tmp_path):
     run = {"generations": 60, "generations_all": 120, "prompts_source": "org/prompts"}
     save_personalized(answers, tmp_path, router=router, license="mit", language=("en",), run=run)
@@ -78,7 +89,7 @@ def test_card_metadata_and_facts(answers, router, tmp_path):
 )
 def test_hostile_names_stay_text(name, tmp_path):
     provenance = Provenance(teachers=[TeacherShare(name=name, rows=3, share=1.0, completion_tokens=9)], rows=3)
-    card = cards.dataset_card(provenance, location="me/data", router_location=None)
+    card = cards.dataset_card(provenance, location="me/data", router_location=None, data_files="data/*")
     body = card.split("---\n", 2)[2]
     assert "</details>" not in body and "<script>" not in body and "49" not in body and "\u202e" not in body
     assert not any(line.strip() == "---" for line in body.splitlines())
