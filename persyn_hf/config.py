@@ -19,7 +19,7 @@ from persyn_hf.errors import ConfigError
 Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalization = Literal["minmax", "zscore", "rank"]
 LearnabilityMetric = Literal["mean-logprob", "rsr"]
-Objective = Literal["bradley-terry", "expected-reward"]
+Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 #: The stages of a run in order. `--until` takes one of these names.

@@ -99,3 +99,12 @@ def test_a_teacher_that_is_no_local_one_needs_an_endpoint(settings):
     settings["teachers"][0].pop("backend")
     with pytest.raises(ConfigError, match="`endpoint` is required"):
         RunConfig.from_dict(settings)
+
+
+def test_the_objectives_are_those_of_the_router():
+    from typing import get_args
+
+    from persyn_hf.config import Objective
+    from persyn_hf.routing.objectives import OBJECTIVES
+
+    assert get_args(Objective) == OBJECTIVES

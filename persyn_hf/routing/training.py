@@ -42,7 +42,7 @@ def train_router(
     student: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     *,
-    objective: str = "bradley-terry-margin",
+    objective: str = "bradley-terry",
     fallback: Literal["best-single", "none"] = "best-single",
     folds: int = 5,
     seed: int = 0,
@@ -66,8 +66,9 @@ def train_router(
         backbone (`str`): Hub repository id or local folder of an encoder or decoder.
         student (`str`, *optional*): Default: the table's `student`.
         output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
-        objective (`str`, defaults to `"bradley-terry-margin"`): One of `OBJECTIVES`. The default weights the paper's
-            pairs by their difference in reward, which closed more of the gap than `"bradley-terry"` itself.
+        objective (`str`, defaults to `"bradley-terry"`): One of `OBJECTIVES`: the paper's; the same with each pair
+            weighted by its difference in reward (`bradley-terry-margin`); the reward that routing earns
+            (`expected-reward`); the rewards themselves by least squares (`regression`).
         fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What becomes of a router with no gain.
         folds (`int`, defaults to 5), seed (`int`, defaults to 0): Of the cross-validation.
         max_length (`int`, defaults to 512): Tokens of a prompt that are read.
