@@ -17,10 +17,10 @@ from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
 def test_personalize_keeps_only_whole_answers(answers):
     data = personalize(answers)
-    assert data.column_names == [
+    assert set(data.column_names) == {
         "prompt", "completion", "prompt_id", "teacher", "route_scores", "finish_reason", "prompt_tokens",
         "completion_tokens",
-    ] or set(data.column_names) >= {"prompt", "completion"}  # fmt: skip
+    }  # fmt: skip
     assert data[0]["prompt"] == [{"role": "user", "content": "one?"}]
     assert data[1]["completion"] == [{"role": "assistant", "content": "Two, that is."}]
     assert list(data["prompt_id"]) == ["1", "2"] and list(data["teacher"]) == ["terse", "wordy"]
