@@ -1,0 +1,25 @@
+"""The command `persyn-hf`: thin commands over the pipeline, one module for each part of the method."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from persyn_hf.cli import hub, route, run
+from persyn_hf.cli.app import app
+from persyn_hf.errors import ConfigError, PersynError
+
+__all__ = ["app", "hub", "main", "route", "run"]
+
+
+def main() -> None:
+    """The entry point: errors are one clear line each on standard error."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"persyn-hf: {error}", err=True)
+        sys.exit(2)
+    except PersynError as error:
+        typer.echo(f"persyn-hf: {type(error).__name__}: {error}", err=True)
+        sys.exit(1)

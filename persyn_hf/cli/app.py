@@ -1,0 +1,102 @@
+"""The Typer application and what its commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persyn_hf import __version__
+from persyn_hf.config import STAGES, RunConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    name="persyn-hf",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find, for every prompt, the teacher your student learns most from, and build its training set that way.",
+)
+
+
+class Stage(StrEnum):
+    """The stages, as `--until` takes them."""
+
+    PROBE = "probe"
+    SCORE = "score"
+    ROUTER = "router"
+    ROUTE = "route"
+    GENERATE = "generate"
+    PUBLISH = "publish"
+
+
+assert tuple(Stage) == STAGES, "the stages of `--until` are those of the pipeline"
+
+UntilOption = Annotated[
+    Stage, typer.Option(help="Stop after this stage. A later run goes on from there and repeats nothing.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"persyn-hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+def run_and_report(
+    config: RunConfig,
+    until: Stage,
+    quiet: bool,
+    source: str,
+    before: Callable[[Path, Console], None] | None = None,
+) -> None:
+    """Runs a configuration and prints what came of it; exit code 3 where prompts got no answer."""
+    from rich.console import Console
+
+    from persyn_hf.pipeline import run
+    from persyn_hf.report import print_report
+
+    quiet_libraries(quiet)
+    result = run(config, until=until.value, progress=not quiet, source=source)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    if before is not None:
+        before(result.folder, console)
+    print_report(result.report, console)
+    for stage in result.stages:
+        state = "found finished" if stage.reused else f"{stage.seconds:.0f} s"
+        console.print(f"{stage.name:<10}{state}", highlight=False)
+    console.print(f"Everything is in {result.folder}", highlight=False, soft_wrap=True)
+    if result.missing:
+        typer.echo(
+            f"{result.missing} prompts got no answer; the `error` column of {result.folder}/stages/generate.parquet "
+            "says why. Run again to ask for them.",
+            err=True,
+        )
+        raise typer.Exit(3)
+
+
+def quiet_libraries(quiet: bool) -> None:
+    """The command shows its own progress; transformers' loading bars and reports say nothing that a user acts on."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if quiet:
+        disable_progress_bars()

@@ -1,0 +1,71 @@
+"""`run` and `demo`: the whole way, or as far as `--until`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persyn_hf.cli.app import QuietOption, Stage, UntilOption, app, run_and_report
+from persyn_hf.config import RunConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="The YAML file of the run; see examples/quickstart.yaml.")],
+    until: UntilOption = Stage.PUBLISH,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="The run folder, instead of the file's `output_dir`.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a configuration: probe, score, router, route, generate, publish.
+
+    Finished stages are found in the run folder and skipped; answers are kept in its ledger and never asked for twice.
+    Exit code 0: all done. 1: something failed. 2: the configuration is wrong. 3: done, but some prompts got no answer.
+    """
+    overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}
+    run_and_report(RunConfig.from_yaml(config, overrides), until, quiet, source=str(config))
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    models: Annotated[Path, typer.Option(help="Where the demo's weights and prompts are laid out.")] = Path(".models"),
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="Lay out weights and prompts and stop.")
+    ] = False,
+    probe_size: Annotated[int | None, typer.Option(min=10, help="Fewer probe prompts, for a shorter demo.")] = None,
+    limit: Annotated[int | None, typer.Option(min=20, help="Fewer prompts in all, for a shorter demo.")] = None,
+    until: UntilOption = Stage.PUBLISH,
+    quiet: QuietOption = False,
+) -> None:
+    """Run everything on real small models, with no endpoint, no account and no GPU.
+
+    SmolLM2-135M-Instruct, asked in four ways, teaches itself 480 instructions whose constraints a program can check;
+    the router is trained on MiniLM. Takes some minutes on two cores; a second call finds everything done.
+    """
+    from persyn_hf.demo.settings import demo_settings, prepare_demo
+
+    prepare_demo(models)
+    if prepare_only:
+        return
+    settings = demo_settings(models, output_dir)
+    if probe_size is not None:
+        settings["probe"]["size"] = probe_size
+    if limit is not None:
+        settings["prompts"]["limit"] = limit
+    run_and_report(RunConfig.from_dict(settings, source="demo"), until, quiet, source="demo", before=_print_strengths)
+
+
+def _print_strengths(folder: Path, console: Console) -> None:
+    from datasets import Dataset
+
+    from persyn_hf.demo.strengths import constraint_shares, print_strengths
+
+    probe = Dataset.from_parquet(str(folder / "stages/probe.parquet"), cache_dir=str(folder / ".cache"))
+    print_strengths(constraint_shares(probe), console)

@@ -1,0 +1,34 @@
+"""Where prompts come from, and which of them are the probe."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from persyn_hf.config.settings import Settings
+
+
+class Prompts(Settings):
+    """Where prompts come from.
+
+    Args:
+        source (`str`): A `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of `save_to_disk`, or a Hub dataset.
+        revision (`str`, *optional*): Commit, tag or branch of a Hub dataset.
+        config (`str`, *optional*), split (`str`, defaults to `"train"`): Of a Hub dataset.
+        column (`str`, defaults to `"prompt"`): The prompt column: strings or chat messages.
+        answer_column (`str`, *optional*): The reference that verifiers read.
+        limit (`int`, *optional*): Use only the first rows.
+    """
+
+    source: str = Field(min_length=1)
+    revision: str | None = None
+    config: str | None = None
+    split: str = "train"
+    column: str = "prompt"
+    answer_column: str | None = None
+    limit: int | None = Field(None, ge=1)
+
+
+class Probe(Settings):
+    """The prompts that every teacher answers. `size` defaults to the paper's 2,500."""
+
+    size: int = Field(2500, ge=2)

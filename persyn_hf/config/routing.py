@@ -1,0 +1,40 @@
+"""How the router is trained, or which published one is used."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from persyn_hf.config.settings import Settings
+
+Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
+
+
+class Router(Settings):
+    """How the router is trained, or which published one is used. Exactly one of the first two is given.
+
+    Args:
+        backbone (`str`, *optional*): Hub repository id or local folder of an encoder or decoder to train.
+        pretrained (`str`, *optional*): A finished router, Hub id or folder: nothing is probed, scored or trained.
+        revision (`str`, *optional*): Of either.
+        objective (defaults to `"bradley-terry"`): The loss.
+        fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What a router becomes that does not beat
+            the best single teacher on held-out prompts.
+        folds (`int`, defaults to 5): Folds of the cross-validation.
+        max_length (`int`, defaults to 512): Tokens of a prompt that the router reads.
+    """
+
+    backbone: str | None = Field(None, min_length=1)
+    pretrained: str | None = Field(None, min_length=1)
+    revision: str | None = None
+    objective: Objective = "bradley-terry"
+    fallback: Literal["best-single", "none"] = "best-single"
+    folds: int = Field(5, ge=2)
+    max_length: int = Field(512, ge=8)
+
+    @model_validator(mode="after")
+    def _exactly_one_start(self) -> Router:
+        if (self.backbone is None) == (self.pretrained is None):
+            raise ValueError("give exactly one of `backbone` (to train a router) and `pretrained` (to use one)")
+        return self

@@ -1,0 +1,120 @@
+"""One run: all sections, read from one YAML file and explained where they are wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from persyn_hf.config.prompts import Probe, Prompts
+from persyn_hf.config.publishing import Publish
+from persyn_hf.config.routing import Router
+from persyn_hf.config.scoring import Quality, Reward, Student
+from persyn_hf.config.settings import Settings
+from persyn_hf.config.teachers import Teacher, require_distinct_teachers
+from persyn_hf.errors import ConfigError
+
+#: The stages of a run in order. `--until` takes one of these names.
+STAGES = ("probe", "score", "router", "route", "generate", "publish")
+
+
+class RunConfig(Settings):
+    """One run, from prompts to the personalised dataset. The sections are the YAML file's.
+
+    Args:
+        output_dir (`str`): The run folder.
+        seed (`int`, defaults to 0): Seeds the probe, the sampling of every row and the router.
+        prompts, probe, teachers, student, quality, reward, router, publish: See the classes of these names.
+
+    Example:
+        >>> config = RunConfig.from_yaml("examples/quickstart.yaml")  # doctest: +SKIP
+    """
+
+    output_dir: str = Field(min_length=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    prompts: Prompts
+    probe: Probe = Probe()
+    teachers: tuple[Teacher, ...]
+    student: Student | None = None
+    quality: Quality | None = None
+    reward: Reward = Reward()
+    router: Router
+    publish: Publish = Publish()
+
+    @field_validator("teachers")
+    @classmethod
+    def _at_least_two_of_different_names(cls, teachers: tuple[Teacher, ...]) -> tuple[Teacher, ...]:
+        if len(teachers) < 2:
+            raise ValueError(f"give at least two teachers to choose from, got {len(teachers)}")
+        require_distinct_teachers(teachers)
+        return teachers
+
+    @model_validator(mode="after")
+    def _training_needs_scores(self) -> RunConfig:
+        if self.router.pretrained is None and (self.student is None or self.quality is None):
+            raise ValueError("`student` and `quality` are required to train a router, or set `router.pretrained`")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Reads and validates a configuration file.
+
+        Args:
+            path (`str` or `PathLike`): The YAML file. `${VARIABLE}` is not expanded; secrets are named, not written.
+            overrides (`Mapping[str, Any]`, *optional*): Top-level keys that replace the file's.
+
+        Raises:
+            ConfigError: One line per problem: the file, the key and what would be right.
+        """
+        name = os.fspath(path)
+        try:
+            data = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot be read: {error.strerror or error}.") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name}: is not valid YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{name}: must be a mapping with the keys {', '.join(cls.model_fields)}.")
+        return cls.from_dict({**data, **(overrides or {})}, source=name)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+        """Validates a mapping; `source` names it in errors.
+
+        Raises:
+            ConfigError: One line per problem.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error))) from None
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line per problem. Only numbers are repeated: a text may be a secret in the wrong place."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = f"unknown key; this section knows {', '.join(_known_keys(problem['loc']))}"
+        elif problem["type"] == "missing":
+            message = "is required"
+        elif isinstance(problem["input"], int | float):
+            message = f"{message}, got {problem['input']}"
+        lines.append(f"`{key}`: {message}." if key else f"{message}.")
+    return lines
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
+    return sorted(section.model_fields)

@@ -1,0 +1,100 @@
+"""Teachers and how they sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from persyn_hf.config.settings import Dtype, Settings
+
+
+class Sampling(Settings):
+    """How a teacher samples. Every field is part of the ledger's key.
+
+    Args:
+        temperature (`float`, defaults to 1.0): 0 is greedy decoding.
+        top_p (`float`, defaults to 1.0): Nucleus sampling mass, in (0, 1].
+        max_tokens (`int`, defaults to 1024): The longest completion, in tokens.
+        stop (`tuple[str, ...]`, defaults to `()`): Strings that end a completion.
+    """
+
+    temperature: float = Field(1.0, ge=0.0, le=10.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(1024, ge=1)
+    stop: tuple[str, ...] = ()
+
+
+class Teacher(Settings):
+    """A teacher: a model *and* how it is asked.
+
+    Args:
+        name (`str`): The name in tables, routes and the router's labels.
+        model (`str`): Hub repository id or local folder; for an endpoint, the model that it serves.
+        revision (`str`, *optional*): Commit, tag or branch of `model`.
+        backend (`"endpoint"` or `"local"`, defaults to `"endpoint"`): Over HTTP, or in this process.
+        endpoint (`str`, *optional*): Base URL of an OpenAI-compatible server; required for `backend: endpoint`.
+        api (`"chat"`, defaults to `"chat"`): Protocol of the endpoint.
+        api_key_env (`str`, *optional*): Environment variable that holds the endpoint's key.
+        use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this endpoint.
+        system_prompt (`str`, *optional*): Put before the prompt's own messages; never seen by the student.
+        sampling (`Sampling`): Sampling parameters.
+        max_concurrency (`int`, defaults to 32): Requests in flight at once.
+        timeout (`float`, defaults to 120): Seconds for one request.
+        batch_size (`int`, defaults to 32): Prompts per batch of `backend: local`.
+        dtype (defaults to `"auto"`), device (*optional*): For `backend: local`.
+        price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD.
+        family (`str`, *optional*): Model family ("Qwen2.5"), for the Family-Strong baseline.
+        license (`str`, *optional*): SPDX or Hub licence identifier, for the cards.
+    """
+
+    name: str = Field(min_length=1)
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    backend: Literal["endpoint", "local"] = "endpoint"
+    endpoint: str | None = Field(None, pattern=r"^https?://")
+    api: Literal["chat"] = "chat"
+    api_key_env: str | None = None
+    use_hub_token: bool = False
+    system_prompt: str | None = None
+    sampling: Sampling = Sampling()
+    max_concurrency: int = Field(32, ge=1)
+    timeout: float = Field(120.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    dtype: Dtype = "auto"
+    device: str | None = None
+    price_per_million_prompt_tokens: float = Field(0.0, ge=0)
+    price_per_million_completion_tokens: float = Field(0.0, ge=0)
+    family: str | None = None
+    license: str | None = None
+
+    @model_validator(mode="after")
+    def _endpoint_where_one_is_used(self) -> Teacher:
+        if self.backend == "endpoint" and self.endpoint is None:
+            raise ValueError("`endpoint` is required: the server's base URL, or set `backend: local`")
+        if self.backend == "local" and self.endpoint is not None:
+            raise ValueError("`endpoint` must be left out with `backend: local`")
+        if self.api_key_env is not None and self.use_hub_token:
+            raise ValueError("give `api_key_env` or `use_hub_token`, not both")
+        return self
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable_is_set(cls, name: str | None) -> str | None:
+        if name is not None and not os.environ.get(name):
+            raise ValueError(f"the environment variable {name} is not set; export it before the run")
+        return name
+
+
+def require_distinct_teachers(teachers: Sequence[Teacher]) -> None:
+    """Refuses two teachers of one name.
+
+    Raises:
+        ValueError: Naming the repeated ones.
+    """
+    names = [teacher.name for teacher in teachers]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"teacher names must differ; named more than once: {', '.join(repeated)}")
