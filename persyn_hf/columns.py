@@ -18,9 +18,11 @@ ANSWER = "answer"
 
 TEACHER = "teacher"
 COMPLETION = "completion"
+REASONING = "reasoning"
 FINISH_REASON = "finish_reason"
 PROMPT_TOKENS = "prompt_tokens"
 COMPLETION_TOKENS = "completion_tokens"
+USAGE_SOURCE = "usage_source"
 ERROR = "error"
 
 QUALITY = "quality"
@@ -40,6 +42,8 @@ ROUTED_STAGE = (ROUTE, ROUTE_SCORES)
 
 #: Why a completion ended, as every client reports it.
 FINISH_REASONS = ("stop", "length", "content_filter")
+#: Who counted a row's tokens: the server, or the teacher's tokenizer where the server reports no usage.
+USAGE_SOURCES = ("server", "tokenizer")
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,14 +36,28 @@ class Teacher(Settings):
         model (`str`): Hub repository id or local folder; for an endpoint, the model that it serves.
         revision (`str`, *optional*): Commit, tag or branch of `model`.
         backend (`"endpoint"` or `"local"`, defaults to `"endpoint"`): Over HTTP, or in this process.
-        endpoint (`str`, *optional*): Base URL of an OpenAI-compatible server; required for `backend: endpoint`.
-        api (`"chat"`, defaults to `"chat"`): Protocol of the endpoint.
+        endpoint (`str` or `tuple[str, ...]`, *optional*): Base URL of the server, or of several that serve the same
+            model; required for `backend: endpoint`.
+        api (`"chat"` or `"tgi"`, defaults to `"chat"`): Protocol of the endpoint: `/v1/chat/completions`, or the
+            `/generate` of Text Generation Inference, with the chat template rendered here.
         api_key_env (`str`, *optional*): Environment variable that holds the endpoint's key.
         use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this endpoint.
         system_prompt (`str`, *optional*): Put before the prompt's own messages; never seen by the student.
         sampling (`Sampling`): Sampling parameters.
-        max_concurrency (`int`, defaults to 32): Requests in flight at once.
+        reasoning (`"separate"`, `"keep"` or `"drop"`, defaults to `"separate"`): What becomes of a reasoning model's
+            thoughts (`reasoning_content`, or `<think>` text): their own column, back into the completion between
+            `<think>` tags, or nothing. The ledger keeps them in every case, so it can be changed without asking again.
+        max_concurrency (`int`, *optional*): Requests in flight at once to one endpoint, at most. `None`: what `/info`
+            says, or what is learnt while asking.
         timeout (`float`, defaults to 120): Seconds for one request.
+        hedge_after (`float`, *optional*): Seconds after which a request without an answer is sent a second time, and
+            the first answer counts. It may be paid for twice, so it is off unless set.
+        max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this.
+        on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
+            teacher that stops answering: they carry an error, they wait until it is back, or they go to the next
+            best teacher of `route_scores`.
+        preflight (`bool`, defaults to `True`): Before the first request, check that the endpoint serves `model` and
+            that the prompts fit its limits.
         batch_size (`int`, defaults to 32): Prompts per batch of `backend: local`.
         dtype (defaults to `"auto"`), device (*optional*): For `backend: local`.
         price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD.
@@ -54,14 +69,19 @@ class Teacher(Settings):
     model: str = Field(min_length=1)
     revision: str | None = None
     backend: Literal["endpoint", "local"] = "endpoint"
-    endpoint: str | None = Field(None, pattern=r"^https?://")
-    api: Literal["chat"] = "chat"
+    endpoint: str | tuple[str, ...] | None = None
+    api: Literal["chat", "tgi"] = "chat"
     api_key_env: str | None = None
     use_hub_token: bool = False
     system_prompt: str | None = None
     sampling: Sampling = Sampling()
-    max_concurrency: int = Field(32, ge=1)
+    reasoning: Literal["separate", "keep", "drop"] = "separate"
+    max_concurrency: int | None = Field(None, ge=1)
     timeout: float = Field(120.0, gt=0)
+    hedge_after: float | None = Field(None, gt=0)
+    max_response_bytes: int = Field(16 * 2**20, ge=1024)
+    on_teacher_down: Literal["error", "wait", "reroute"] = "error"
+    preflight: bool = True
     batch_size: int = Field(32, ge=1)
     dtype: Dtype = "auto"
     device: str | None = None
@@ -70,9 +90,29 @@ class Teacher(Settings):
     family: str | None = None
     license: str | None = None
 
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The base URLs, without a trailing slash; none with `backend: local`."""
+        given = (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint or ()
+        return tuple(address.rstrip("/") for address in given)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _addresses(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for address in (value,) if isinstance(value, str) else value or ():
+            parts = urlsplit(address)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("an endpoint must be a base URL that starts with http:// or https://")
+            if "@" in parts.netloc or parts.query or parts.fragment:
+                # An address is shown in errors, progress and cards.
+                raise ValueError("an endpoint must hold no user, password, query or fragment; use `api_key_env`")
+        return value
+
     @model_validator(mode="after")
     def _endpoint_where_one_is_used(self) -> Teacher:
-        if self.backend == "endpoint" and self.endpoint is None:
+        if len(set(self.endpoints)) < len(self.endpoints):
+            raise ValueError("`endpoint` names a server more than once")
+        if self.backend == "endpoint" and not self.endpoints:
             raise ValueError("`endpoint` is required: the server's base URL, or set `backend: local`")
         if self.backend == "local" and self.endpoint is not None:
             raise ValueError("`endpoint` must be left out with `backend: local`")

@@ -41,10 +41,10 @@ class ChatClient:
 
     def __init__(self, teacher: Teacher) -> None:
         self._model = teacher.model
-        self._address = teacher.endpoint or ""
+        self._address = teacher.endpoints[0]
         self._key = _key(teacher)
         self._key_name = teacher.api_key_env or ("the Hugging Face token" if teacher.use_hub_token else None)
-        pools = math.ceil(teacher.max_concurrency / _POOL)
+        pools = math.ceil((teacher.max_concurrency or _POOL) / _POOL)
         self._clients = [
             AsyncInferenceClient(base_url=self._address, api_key=self._key, timeout=teacher.timeout)
             for _ in range(pools)

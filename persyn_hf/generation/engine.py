@@ -92,7 +92,7 @@ async def _ask_one(
 
     teacher = asked.teacher
     local = teacher.backend == "local"
-    limit = AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD if local else teacher.max_concurrency)
+    limit = AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD if local else teacher.max_concurrency or 32)
     timeout = None if local else teacher.timeout
     jobs = _missing(plan.jobs(asked), ledger, bar)
     pool = TeacherPool(client, jobs, limit, timeout, answered, failed, policy=policy)
