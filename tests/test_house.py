@@ -25,8 +25,10 @@ ALLOWED = {
     "demo": GROUND,
     "runfolder": GROUND,
     "report": GROUND,
+    "planning": GROUND,
+    "doctor": GROUND,
     "pipeline": GROUND | {"generation", "scoring", "routing", "publishing", "students", "runfolder", "report"},
-    "cli": GROUND | {"pipeline", "report", "demo", "routing"},
+    "cli": GROUND | {"pipeline", "report", "demo", "routing", "planning", "doctor"},
 }
 
 

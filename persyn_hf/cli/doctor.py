@@ -1,0 +1,44 @@
+"""`doctor`: is this installation, and this configuration, ready to run?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from persyn_hf.cli.app import app, quiet_libraries
+from persyn_hf.config import RunConfig
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="The YAML file of a run; left out, only the installation is checked.")
+    ] = None,
+) -> None:
+    """Check versions, devices and the Hub token; with a configuration, also its prompts, models, endpoints and disk.
+
+    Weights are not loaded and no answer is asked for. Exit code 1 where something would stop a run.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from persyn_hf.doctor.configuration import check_configuration
+    from persyn_hf.doctor.installation import check_installation
+
+    quiet_libraries(quiet=True)
+    findings = check_installation()
+    if config is not None:
+        findings += check_configuration(RunConfig.from_yaml(config))
+    table = Table(show_header=False, box=None)
+    styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
+    for finding in findings:
+        table.add_row(f"[{styles[finding.state]}]{finding.state}[/]", escape(finding.topic), escape(finding.message))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    failed = sum(finding.state == "fail" for finding in findings)
+    if failed:
+        typer.echo(f"{failed} of {len(findings)} checks failed.", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,50 @@
+"""`plan`: what a run will cost, and afterwards how far off that was."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from persyn_hf.cli.app import app, quiet_libraries
+from persyn_hf.config import RunConfig
+
+
+@app.command("plan")
+def plan_command(
+    config: Annotated[Path, typer.Argument(help="The YAML file of the run.")],
+    completion_tokens: Annotated[
+        float | None, typer.Option(help="Mean tokens of an answer. Left out: `max_tokens`, an upper bound.", min=1)
+    ] = None,
+    sample: Annotated[
+        Path | None,
+        typer.Option(help="Answers to take the lengths from: a Parquet file with `teacher` and `completion_tokens`."),
+    ] = None,
+    tokens_per_second: Annotated[float, typer.Option(help="Tokens per second of one request.", min=0.01)] = 50.0,
+    actual: Annotated[bool, typer.Option("--actual", help="Set what the finished run took beside the plan.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the plan as JSON here.")] = None,
+) -> None:
+    """Predict a run before a single request: answers, tokens, money and time for every stage and teacher.
+
+    Also the arithmetic and memory of scoring, and what generate-then-select, Strong, Mix and CAR would take for the
+    same prompts, with the largest probe at which PerSyn is no dearer. Nothing is sent to an endpoint.
+    """
+    from rich.console import Console
+
+    from persyn_hf.planning.actual import read_actual
+    from persyn_hf.planning.lengths import read_sample
+    from persyn_hf.planning.plan import plan
+    from persyn_hf.planning.tables import print_plan
+
+    quiet_libraries(quiet=True)
+    settings = RunConfig.from_yaml(config)
+    answers = read_sample(sample) if sample is not None else None
+    made = plan(settings, completion_tokens, answers, tokens_per_second=tokens_per_second)
+    facts = read_actual(settings) if actual else None
+    print_plan(made, Console(width=None if sys.stdout.isatty() else 120), facts)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(made.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Checks an installation, and a configuration against it, before anything is spent."""

@@ -1,0 +1,75 @@
+"""What a run really took, from its folder, beside what was planned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from persyn_hf import columns
+from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.errors import ConfigError
+from persyn_hf.planning.plan import Line
+
+
+@dataclass(frozen=True)
+class Actual:
+    """A run after it.
+
+    Args:
+        lines (`Sequence[Line]`): As in the plan; `seconds` is the stage's, since teachers answer side by side.
+        errors (`int`): Answers that failed, in all.
+    """
+
+    lines: Sequence[Line]
+    errors: int
+
+
+def read_actual(config: RunConfig) -> Actual:
+    """Reads the finished stages of a run folder.
+
+    An answer of the probe that the generate stage used again counts once, under `probe`.
+
+    Raises:
+        ConfigError: If the folder holds no finished `probe` or `generate` stage.
+    """
+    import pyarrow.parquet as pq
+
+    stages = Path(config.output_dir) / "stages"
+    paid: set[tuple[str, str]] = set()
+    lines: list[Line] = []
+    errors = 0
+    names = [columns.PROMPT_ID, columns.TEACHER, columns.PROMPT_TOKENS, columns.COMPLETION_TOKENS, columns.ERROR]
+    for stage in ("probe", "generate"):
+        file = stages / f"{stage}.parquet"
+        if not file.is_file():
+            continue
+        seconds = float(json.loads((stages / f"{stage}.json").read_text(encoding="utf-8"))["seconds"])
+        sums = {teacher.name: [0.0, 0.0, 0.0] for teacher in config.teachers}
+        for row in pq.read_table(file, columns=names).to_pylist():
+            key = row[columns.PROMPT_ID], row[columns.TEACHER]
+            if key in paid or row[columns.TEACHER] not in sums:
+                continue
+            if row[columns.ERROR] is not None:
+                errors += 1
+                continue
+            paid.add(key)
+            own = sums[row[columns.TEACHER]]
+            own[0] += 1
+            own[1] += row[columns.PROMPT_TOKENS] or 0
+            own[2] += row[columns.COMPLETION_TOKENS] or 0
+        lines += [_line(stage, teacher, sums[teacher.name], seconds) for teacher in config.teachers]
+    if not lines:
+        raise ConfigError(
+            f"`output_dir`: {stages} holds no finished `probe` or `generate` stage to set beside the plan."
+        )
+    return Actual(tuple(lines), errors)
+
+
+def _line(stage: str, teacher: Teacher, sums: Sequence[float], seconds: float) -> Line:
+    count, prompt, completion = sums
+    cost = (
+        prompt * teacher.price_per_million_prompt_tokens + completion * teacher.price_per_million_completion_tokens
+    ) / 1e6
+    return Line(stage, teacher.name, count, prompt, completion, cost, seconds)

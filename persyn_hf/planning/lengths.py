@@ -1,0 +1,161 @@
+"""How long prompts and answers are taken to be: counted, given, or the most that a teacher may write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from persyn_hf import columns
+from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Prompts whose tokens are counted; the mean of so many evenly spaced ones stands for all.
+COUNTED = 1000
+
+#: Characters of a token where no tokenizer is at hand.
+CHARACTERS_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of what goes into a teacher and of what comes out.
+
+    Args:
+        prompt (`Mapping[str, float]`): By teacher, its system prompt included.
+        completion (`Mapping[str, float]`): By teacher.
+        student_prompt (`float`): A prompt as the student reads it, without any teacher's system prompt.
+        quality (`Mapping[str, float]`): Mean quality by teacher, where a scored sample tells it; else empty.
+        notes (`Sequence[str]`): Where the numbers come from, one sentence each.
+    """
+
+    prompt: Mapping[str, float]
+    completion: Mapping[str, float]
+    student_prompt: float
+    quality: Mapping[str, float]
+    notes: Sequence[str]
+
+
+def measure_lengths(
+    config: RunConfig,
+    prompts: Dataset,
+    completion_tokens: float | Mapping[str, float] | None = None,
+    sample: Dataset | None = None,
+) -> Lengths:
+    """Counts prompts, and takes the answers' length from what is given, from a sample, or from `max_tokens`.
+
+    Args:
+        config (`RunConfig`): The run.
+        prompts (`Dataset`): With `prompt`.
+        completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer.
+        sample (`Dataset`, *optional*): Answers of the teachers: `teacher`, `completion_tokens` and, optionally,
+            `quality`.
+
+    Raises:
+        ConfigError: If both are given, a teacher is missing from either, or a length is not positive.
+    """
+    if completion_tokens is not None and sample is not None:
+        raise ConfigError("Give `completion_tokens` or `sample`, not both.")
+    count, note = _counter(config)
+    chosen = prompts.select(range(0, len(prompts), max(1, len(prompts) // COUNTED)))
+    own = [count(columns.canonical_messages(prompt)) for prompt in chosen[columns.PROMPT]]
+    mean = sum(own) / len(own)
+    system = {
+        teacher.name: count([{"role": "system", "content": teacher.system_prompt}]) if teacher.system_prompt else 0
+        for teacher in config.teachers
+    }
+    quality: dict[str, float] = {}
+    if sample is not None:
+        completion = _means(sample, columns.COMPLETION_TOKENS)
+        if columns.QUALITY in sample.column_names:
+            quality = _means(sample, columns.QUALITY)
+        source = f"Answers have the mean length of a sample of {len(sample)}."
+    elif completion_tokens is None:
+        completion = {teacher.name: float(teacher.sampling.max_tokens) for teacher in config.teachers}
+        source = "Answers are taken to be as long as `max_tokens` allows: an upper bound. Give a length or a sample."
+    else:
+        given = completion_tokens
+        every = given if isinstance(given, Mapping) else {teacher.name: given for teacher in config.teachers}
+        completion = {name: float(tokens) for name, tokens in every.items()}
+        source = "Answers have the length that was given."
+    _require_all(config.teachers, completion)
+    return Lengths(
+        prompt={name: mean + extra for name, extra in system.items()},
+        completion={teacher.name: completion[teacher.name] for teacher in config.teachers},
+        student_prompt=mean,
+        quality=quality,
+        notes=(f"{note} (mean of {len(own)} prompts).", source),
+    )
+
+
+def read_sample(path: str | os.PathLike[str]) -> Dataset:
+    """Reads a Parquet file of answers, such as `stages/probe.parquet` or `stages/score.parquet` of an earlier run.
+
+    Raises:
+        ConfigError: If it cannot be read.
+        MissingColumnError: If it lacks `teacher` or `completion_tokens`.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise ConfigError(f"The sample {os.fspath(path)} cannot be read as Parquet: {error}") from error
+    needed = (columns.TEACHER, columns.COMPLETION_TOKENS)
+    columns.require_columns(table.column_names, needed, f"the sample {os.fspath(path)}")
+    return Dataset(table.select([*needed, *{columns.QUALITY} & set(table.column_names)]))
+
+
+def _counter(config: RunConfig) -> tuple[Any, str]:
+    """A function from messages to tokens, and what it counts with."""
+    from transformers import AutoTokenizer
+
+    if config.student is None:
+        return _by_characters, "Prompt tokens are characters divided by 4"
+    name = config.student.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.student.revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`student.model`: the tokenizer of {name} cannot be loaded: {error}") from error
+
+    def count(messages: list[dict[str, Any]]) -> int:
+        text = "\n".join(_text(message) for message in messages)
+        if messages[0]["role"] == "system" or not tokenizer.chat_template:
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+    return count, f"Prompt tokens are counted with the tokenizer of {name}"
+
+
+def _by_characters(messages: list[dict[str, Any]]) -> float:
+    return sum(len(_text(message)) for message in messages) / CHARACTERS_PER_TOKEN
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else columns.prompt_text([message])
+
+
+def _means(sample: Dataset, name: str) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for teacher, value in zip(sample[columns.TEACHER], sample[name], strict=True):
+        if value is not None:
+            values.setdefault(teacher, []).append(float(value))
+    return {teacher: sum(own) / len(own) for teacher, own in values.items()}
+
+
+def _require_all(teachers: Sequence[Teacher], completion: Mapping[str, float]) -> None:
+    for teacher in teachers:
+        if teacher.name not in completion:
+            known = ", ".join(completion) or "none"
+            raise ConfigError(f"There is no answer length for the teacher {teacher.name}; there is one for {known}.")
+        if not completion[teacher.name] > 0:
+            raise ConfigError(
+                f"The answer length of {teacher.name} must be above 0 tokens, got {completion[teacher.name]}."
+            )

@@ -1,0 +1,75 @@
+"""Parameters, arithmetic and memory of the models that score, without loading a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from persyn_hf.errors import ConfigError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that reads answers: the student or the reward model.
+
+    Args:
+        role (`str`): `student` or `reward model`.
+        model (`str`): Its name.
+        parameters (`int`): All of them.
+        tokens (`float`): Tokens that it reads in the run.
+        weight_bytes (`float`): Memory of the weights.
+        activation_bytes (`float`): Of one forward pass at its token budget, roughly: what a layer keeps for a token,
+            `8 · hidden + 3 · intermediate` numbers.
+    """
+
+    role: str
+    model: str
+    parameters: int
+    tokens: float
+    weight_bytes: float
+    activation_bytes: float
+
+    @property
+    def flops(self) -> float:
+        """`2 · parameters · tokens` of a forward pass, attention left out."""
+        return 2.0 * self.parameters * self.tokens
+
+    @property
+    def memory_bytes(self) -> float:
+        """Weights and one forward pass."""
+        return self.weight_bytes + self.activation_bytes
+
+
+def describe_scorer(
+    role: str, model: str, revision: str | None, dtype: str, tokens: float, token_budget: int
+) -> Scorer:
+    """Builds a model's skeleton from its configuration and counts.
+
+    Raises:
+        ConfigError: If the configuration cannot be read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The configuration of the {role} {model} cannot be read: {error}") from error
+    kind = AutoModelForCausalLM if role == "student" else AutoModelForSequenceClassification
+    with torch.device("meta"):
+        skeleton = kind.from_config(config)
+    parameters = sum(weight.numel() for weight in skeleton.parameters())
+    text = config.get_text_config()
+    size = BYTES[_resolved(dtype, text)]
+    hidden = int(text.hidden_size)
+    inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    activations = token_budget * (8 * hidden + 3 * inner) * size
+    return Scorer(role, model, parameters, tokens, float(parameters * size), float(activations))
+
+
+def _resolved(dtype: str, config: object) -> str:
+    if dtype != "auto":
+        return dtype
+    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return own if own in BYTES else "float32"
