@@ -48,6 +48,7 @@ def _teachers(plan: Plan, actual: Actual | None) -> Table:
     title = f"{plan.prompts} prompts, {plan.probe} of them in the probe"
     names = ("teacher", "answers", "prompt tokens", "completion tokens", "USD", "time")
     table = _table(title if actual is None else f"{title}: planned → actual", "stage", names)
+    table.columns[1].justify = "left"
     for line in plan.lines:
         fact = facts.get((line.stage, line.teacher))
         table.add_row(
