@@ -26,11 +26,18 @@ USAGE_SOURCE = "usage_source"
 ERROR = "error"
 
 QUALITY = "quality"
+QUALITY_ERROR = "quality_error"
 LEARNABILITY = "learnability"
 REWARD = "reward"
 STUDENT = "student"
 STUDENT_REVISION = "student_revision"
 LEARNABILITY_METRIC = "learnability_metric"
+#: On request. The teacher's own count of an answer's tokens is `COMPLETION_TOKENS`; the student reads other tokens.
+RSR = "rsr"
+PERPLEXITY = "perplexity"
+STUDENT_COMPLETION_TOKENS = "student_completion_tokens"
+#: There with `too_long="truncate"`: whether only the start of the answer was scored.
+LEARNABILITY_TRUNCATED = "learnability_truncated"
 
 ROUTE = "route"
 ROUTE_SCORES = "route_scores"
