@@ -16,6 +16,7 @@ PersynError
 ├── RouterError                       a router cannot be trained, loaded or used
 │   ├── RouterCheckpointError         the checkpoint is damaged, or is no router
 │   └── RouterMismatchError           the router was trained for other teachers
+├── StudentError                      a student cannot be trained or judged
 ├── PublishError                      a dataset, a router or a card could not be published
 └── MissingExtraError (ImportError)   an optional dependency is absent; carries the pip command
 ```
@@ -39,6 +40,7 @@ __all__ = [
     "RouterMismatchError",
     "RowError",
     "ScoringError",
+    "StudentError",
     "TeacherDownError",
     "TeacherError",
 ]
@@ -124,6 +126,10 @@ class RouterCheckpointError(RouterError):
 
 class RouterMismatchError(RouterError):
     """The router was trained for other teachers than those it is used with."""
+
+
+class StudentError(PersynError):
+    """A student cannot be trained or judged; the message says what to change."""
 
 
 class PublishError(PersynError):

@@ -8,27 +8,54 @@ from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Objective, Router
 from persyn_hf.config.run import STAGES, RunConfig
-from persyn_hf.config.scoring import Alpha, LearnabilityMetric, Normalization, Quality, Reward, Student
-from persyn_hf.config.settings import Dtype, Settings
+from persyn_hf.config.scoring import (
+    Alpha,
+    Judge,
+    LearnabilityMetric,
+    Metric,
+    Normalization,
+    Quality,
+    QualitySource,
+    Reward,
+    Service,
+    Student,
+    StudentEndpoint,
+)
+from persyn_hf.config.settings import Dtype, Settings, read_settings
+from persyn_hf.config.students import POLICIES, Compare, ComparedStudent, Decoding, LmEval, Lora, Policy, Training
 from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teachers
 
 __all__ = [
+    "POLICIES",
     "STAGES",
     "Alpha",
+    "Compare",
+    "ComparedStudent",
+    "Decoding",
     "Dtype",
+    "Judge",
     "LearnabilityMetric",
+    "LmEval",
+    "Lora",
+    "Metric",
     "Normalization",
     "Objective",
+    "Policy",
     "Probe",
     "Prompts",
     "Publish",
     "Quality",
+    "QualitySource",
     "Reward",
     "Router",
     "RunConfig",
     "Sampling",
+    "Service",
     "Settings",
     "Student",
+    "StudentEndpoint",
     "Teacher",
+    "Training",
+    "read_settings",
     "require_distinct_teachers",
 ]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Router
 from persyn_hf.config.scoring import Quality, Reward, Student
-from persyn_hf.config.settings import Settings
+from persyn_hf.config.settings import Settings, read_settings
+from persyn_hf.config.students import Compare, Training
 from persyn_hf.config.teachers import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
 
@@ -28,7 +29,8 @@ class RunConfig(Settings):
     Args:
         output_dir (`str`): The run folder.
         seed (`int`, defaults to 0): Seeds the probe, the sampling of every row and the router.
-        prompts, probe, teachers, student, quality, reward, router, publish: See the classes of these names.
+        prompts, probe, teachers, student, quality, reward, router, publish, training, compare: See the classes of these
+            names. `training` is read by `train-student` and `compare`, `compare` by the command of that name.
 
     Example:
         >>> config = RunConfig.from_yaml("examples/quickstart.yaml")  # doctest: +SKIP
@@ -44,6 +46,8 @@ class RunConfig(Settings):
     reward: Reward = Reward()
     router: Router
     publish: Publish = Publish()
+    training: Training = Training()
+    compare: Compare | None = None
 
     @field_validator("teachers")
     @classmethod
@@ -88,33 +92,4 @@ class RunConfig(Settings):
         Raises:
             ConfigError: One line per problem.
         """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error))) from None
-
-
-def _explain(error: ValidationError) -> list[str]:
-    """One line per problem. Only numbers are repeated: a text may be a secret in the wrong place."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = f"unknown key; this section knows {', '.join(_known_keys(problem['loc']))}"
-        elif problem["type"] == "missing":
-            message = "is required"
-        elif isinstance(problem["input"], int | float):
-            message = f"{message}, got {problem['input']}"
-        lines.append(f"`{key}`: {message}." if key else f"{message}.")
-    return lines
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = RunConfig
-    for part in location[:-1]:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        section = annotation if isinstance(annotation, type) else get_args(annotation)[0]
-    return sorted(section.model_fields)
+        return read_settings(cls, data, source)

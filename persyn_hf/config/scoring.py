@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from persyn_hf.config.settings import Dtype, Settings
 
 Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalization = Literal["minmax", "zscore", "rank"]
-LearnabilityMetric = Literal["mean-logprob", "rsr"]
+LearnabilityMetric = Literal["mean-logprob", "rsr", "perplexity"]
+Metric = Literal["mean-logprob", "rsr", "perplexity", "completion_tokens"]
+
+
+class Service(Settings):
+    """A model behind a server that scores.
+
+    Args:
+        url (`str`): Base URL of the server.
+        api_key_env (`str`, *optional*): Environment variable that holds its key.
+        use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this server. Without either,
+            no key is sent.
+        max_concurrency (`int`, defaults to 32): Requests in flight at once.
+        timeout (`float`, defaults to 120): Seconds for one request.
+        attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
+    """
+
+    url: str = Field(pattern=r"^https?://")
+    api_key_env: str | None = None
+    use_hub_token: bool = False
+    max_concurrency: int = Field(32, ge=1)
+    timeout: float = Field(120.0, gt=0)
+    attempts: int = Field(6, ge=1)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable_is_set(cls, name: str | None) -> str | None:
+        if name is not None and not os.environ.get(name):
+            raise ValueError(f"the environment variable {name} is not set; export it before the run")
+        return name
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Service:
+        if self.api_key_env is not None and self.use_hub_token:
+            raise ValueError("give `api_key_env` or `use_hub_token`, not both")
+        return self
+
+
+class StudentEndpoint(Service):
+    """The student behind a server that reports the log-probabilities of what it reads.
+
+    Args:
+        api (`str`, defaults to `"prompt_logprobs"`): `"prompt_logprobs"` and `"echo"` are two ways to ask
+            `/v1/completions`; `"generate"` asks `/generate` for `decoder_input_details`, which the server must have
+            been started for (`--enable-prefill-logprobs`). Only `"prompt_logprobs"` knows ranks, which `rsr` needs.
+        served_model (`str`, *optional*): The name that the server gives the student; its `model` by default.
+    """
+
+    api: Literal["prompt_logprobs", "echo", "generate"] = "prompt_logprobs"
+    served_model: str | None = None
 
 
 class Student(Settings):
@@ -19,40 +69,129 @@ class Student(Settings):
     Args:
         model (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Commit, tag or branch.
-        dtype (defaults to `"auto"`), device (*optional*): How it is run for scoring.
+        dtype (defaults to `"auto"`), device (*optional*), attn_implementation (*optional*): How it is run for scoring.
         token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+        too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
+        metrics (defaults to none): Further columns beside `learnability`: `rsr`, `perplexity`, `completion_tokens`.
+        teacher_system_prompts (`bool`, defaults to `False`): Score every answer under its teacher's system prompt.
+        endpoint (`StudentEndpoint`, *optional*): Score through a server; `model` then gives tokenizer and template.
     """
 
     model: str = Field(min_length=1)
     revision: str | None = None
     dtype: Dtype = "auto"
     device: str | None = None
+    attn_implementation: str | None = None
     token_budget: int = Field(8192, ge=1)
+    too_long: Literal["error", "truncate"] = "error"
+    metrics: tuple[Metric, ...] = ()
+    teacher_system_prompts: bool = False
+    endpoint: StudentEndpoint | None = None
 
 
-class Quality(Settings):
-    """How good an answer is. Exactly one of the two is given.
+class Judge(Service):
+    """A model behind a chat endpoint that gives an answer 1 to 10.
 
     Args:
-        verifier (`str`, *optional*): `math`, `exact`, or `package.module:function` called with
-            `(prompt, completion, answer)` and returning a number.
-        reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
-        revision (`str`, *optional*): Of the reward model.
+        model (`str`): The model that the server serves.
+        template (`str`, *optional*): The request as a Jinja template over `prompt`, `completion` and `answer`. The
+            last line of the judge's reply must be the score alone (`7`, `Score: 7`, `7/10` or `[[7]]`).
+        temperature (`float`, defaults to 0), max_tokens (`int`, defaults to 512): How it is asked.
+    """
+
+    model: str = Field(min_length=1)
+    template: str | None = None
+    temperature: float = Field(0.0, ge=0.0)
+    max_tokens: int = Field(512, ge=1)
+
+
+class QualitySource(Settings):
+    """One of several sources of quality. Exactly one of `verifier`, `reward_model` and `judge` is given.
+
+    Args:
+        verifier, reward_model, revision, judge: As in `Quality`.
+        name (`str`, *optional*): Its column is `quality_<name>`; by default `math`, `exact`, `reasoning_gym`, a
+            function's name, `reward_model` or `judge`.
+        weight (`float`, defaults to 1): Its share of the weighted mean.
+        range (`tuple[float, float]`, *optional*): The least and the greatest value it gives. Known for the verifiers
+            `math`, `exact` and `reasoning-gym` (0 to 1) and for a judge (1 to 10).
     """
 
     verifier: str | None = None
     reward_model: str | None = None
     revision: str | None = None
+    judge: Judge | None = None
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$")
+    weight: float = Field(1.0, gt=0.0, allow_inf_nan=False)
+    range: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> QualitySource:
+        if [self.verifier, self.reward_model, self.judge].count(None) != 2:
+            raise ValueError("give exactly one of `verifier`, `reward_model` and `judge`")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("`range` must be the least and the greatest value, in this order")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What it is, for provenance."""
+        return self.verifier or self.reward_model or (self.judge.model if self.judge else "")
+
+
+class Quality(Settings):
+    """How good an answer is: exactly one of the first four.
+
+    Args:
+        verifier (`str`, *optional*): `math`, `exact`, `reasoning-gym`, or `package.module:function` called with
+            `(prompt, completion, answer)` and returning a number.
+        reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
+        judge (`Judge`, *optional*): A model behind a chat endpoint.
+        sources (`tuple[QualitySource, ...]`, *optional*): Several of these with weights.
+        revision (`str`, *optional*): Of the reward model.
+        normalize (`str`, *optional*): How unlike scales of several sources meet: `range` maps each source's range to
+            0 to 1; `minmax`, `zscore` and `rank` normalise each within the prompt.
+    """
+
+    verifier: str | None = None
+    reward_model: str | None = None
+    revision: str | None = None
+    judge: Judge | None = None
+    sources: tuple[QualitySource, ...] | None = Field(None, min_length=1)
+    normalize: Literal["range", "minmax", "zscore", "rank"] | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Quality:
-        if (self.verifier is None) == (self.reward_model is None):
-            raise ValueError("give exactly one of `verifier` and `reward_model`")
+        if [self.verifier, self.reward_model, self.judge, self.sources].count(None) != 3:
+            raise ValueError("give exactly one of `verifier`, `reward_model`, `judge` and `sources`")
         return self
+
+    @property
+    def parts(self) -> tuple[QualitySource, ...]:
+        """The sources, also where there is only one."""
+        if self.sources is not None:
+            return self.sources
+        return (
+            QualitySource(
+                verifier=self.verifier, reward_model=self.reward_model, revision=self.revision, judge=self.judge
+            ),
+        )
+
+    @property
+    def label(self) -> str:
+        """What quality is, for provenance."""
+        return " + ".join(part.label for part in self.parts)
 
 
 class Reward(Settings):
-    """How quality and learnability become one reward: `(1 - alpha) * n(quality) + alpha * n(learnability)`."""
+    """How quality and learnability become one reward: `(1 - alpha) * n(quality) + alpha * n(learnability)`.
+
+    Args:
+        alpha (`float`, defaults to 0.4): The share of learnability.
+        normalization (`str`, defaults to `"minmax"`): Within the prompt, over its teachers.
+        learnability_metric (`str`, defaults to `"mean-logprob"`): What the reward reads; of `rsr` and `perplexity`,
+            where lower is better, the negative.
+    """
 
     alpha: Alpha = 0.4
     normalization: Normalization = "minmax"
