@@ -1,0 +1,111 @@
+"""A teacher's tokenizer: renders prompts where the server does not, and counts where the server does not count."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from persyn_hf.columns import Message
+from persyn_hf.config import Teacher
+from persyn_hf.errors import RowError, TeacherDownError
+from persyn_hf.generation.client import Completion, Request
+
+_LOADING = threading.Lock()
+
+
+class TeacherTokenizer:
+    """The tokenizer of a teacher's `model` and `revision`, loaded when it is first needed.
+
+    Args:
+        teacher (`Teacher`): Whose.
+        download (`bool`): Whether it may come from the Hub. Otherwise only a local folder or the cache is looked at,
+            and there may be none.
+    """
+
+    def __init__(self, teacher: Teacher, download: bool) -> None:
+        self._of = (teacher.model, teacher.revision, download)
+        self._loading: asyncio.Task[Any] | None = None
+
+    async def load(self) -> Any | None:
+        """The tokenizer; `None` where it is not at hand.
+
+        Raises:
+            TeacherDownError: If it may be downloaded and there is none, or it has no chat template.
+        """
+        if self._loading is None:
+            self._loading = asyncio.create_task(asyncio.to_thread(_load, *self._of))
+        return await asyncio.shield(self._loading)
+
+    async def counted(self, request: Request, completion: Completion) -> Completion:
+        """Counts what the server did not, and marks it so."""
+        if completion.usage_source is not None:
+            return completion
+        tokenizer = await self.load()
+        if tokenizer is None:
+            known = completion.prompt_tokens is not None or completion.completion_tokens is not None
+            return replace(completion, usage_source="server" if known else None)
+        asked, made = completion.prompt_tokens, completion.completion_tokens
+        if asked is None:
+            asked = count_tokens(tokenizer, render(tokenizer, request.messages))
+        if made is None:
+            made = count_tokens(tokenizer, (completion.reasoning or "") + completion.text)
+        return replace(completion, prompt_tokens=asked, completion_tokens=made, usage_source="tokenizer")
+
+
+def _load(model: str, revision: str | None, download: bool) -> Any | None:
+    with _LOADING:  # one teacher's forty requests load one tokenizer
+        return _load_once(model, revision, download, os.environ.get("HF_HOME"))
+
+
+@lru_cache(maxsize=32)
+def _load_once(model: str, revision: str | None, download: bool, home: str | None) -> Any | None:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, local_files_only=not download)
+    except (OSError, ValueError) as error:
+        if not download:
+            return None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TeacherDownError(
+            f"`api: tgi` renders prompts with the tokenizer of `{model}`, which cannot be loaded ({reason}); "
+            "use `api: chat`, where the server renders them"
+        ) from error
+    if tokenizer.chat_template:
+        return tokenizer
+    if download:
+        raise TeacherDownError(
+            f"`{model}` has no chat template, so `api: tgi` cannot render messages for it; a teacher must be a chat "
+            "model, or use `api: chat` where the server has a template of its own"
+        )
+    return None
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Messages as the one text that the model was trained to continue.
+
+    Raises:
+        RowError: If the chat template refuses them.
+    """
+    try:
+        return str(tokenizer.apply_chat_template([*messages], add_generation_prompt=True, tokenize=False))
+    except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
+        raise RowError(f"the chat template refused the messages: {error}") from None
+
+
+def without_begin(tokenizer: Any, text: str) -> str:
+    """Rendered text for a server that tokenizes with special tokens: one that it will put in front is taken off."""
+    begin = tokenizer.bos_token
+    if begin and text.startswith(begin) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return text.removeprefix(begin)
+    return text
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """How many tokens a text is, special ones that stand in it included and no others."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])

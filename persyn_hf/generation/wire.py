@@ -1,0 +1,108 @@
+"""How bytes go to an endpoint and come back: the Hub library's own sessions, made safe for strangers' servers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import httpx2
+from huggingface_hub import get_async_session
+
+from persyn_hf import __version__
+from persyn_hf.errors import RowError
+from persyn_hf.generation.endpoint import Endpoint
+
+#: Requests per session. A session has 100 connections, above which waiting counts as timeout; and it looks through
+#: all of its connections at every request, so that several small ones cost less than one large one.
+POOL = 32
+#: What is read of the body of an error.
+_ERROR_BYTES = 64 * 2**10
+
+Held = TypeVar("Held")
+
+
+def open_session(endpoint: Endpoint, timeout: float, max_bytes: int) -> httpx2.AsyncClient:
+    """A session for one endpoint, from the user's own factory (proxies, certificates), that keeps to that endpoint.
+
+    Args:
+        endpoint (`Endpoint`): Its key, where it has one, becomes a header of the session.
+        timeout (`float`): Seconds without a byte.
+        max_bytes (`int`): Of one answer.
+    """
+    session = get_async_session()
+    session.timeout = httpx2.Timeout(timeout)
+    session.headers["user-agent"] = f"persyn-hf/{__version__}"
+    if endpoint.key is not None:
+        session.headers["authorization"] = f"Bearer {endpoint.key}"
+    harden(session, max_bytes)
+    return session
+
+
+def harden(session: httpx2.AsyncClient, max_bytes: int) -> None:
+    """Lets a session follow no redirect and read no body beyond a number of bytes."""
+    session.follow_redirects = False
+    # What is compressed has no bound: 16 MB of gzip can be 16 GB.
+    session.headers["accept-encoding"] = "identity"
+
+    async def bound(response: httpx2.Response) -> None:
+        if not response.is_success:
+            response.stream = _Bounded(response.stream, _ERROR_BYTES, None)
+            return
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise RowError("the answer is compressed, which was not asked for")
+        refusal = f"the answer is longer than {max_bytes} bytes (`max_response_bytes`)"
+        if int(response.headers.get("content-length") or 0) > max_bytes:
+            raise RowError(refusal)
+        response.stream = _Bounded(response.stream, max_bytes, refusal)
+
+    hooks = session.event_hooks
+    session.event_hooks = {**hooks, "response": [bound, *hooks["response"]]}
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body that ends, or is refused, after a number of bytes; what is unread then closes its connection."""
+
+    def __init__(self, stream: object, max_bytes: int, refusal: str | None) -> None:
+        assert isinstance(stream, httpx2.AsyncByteStream)
+        self._stream, self._max, self._refusal = stream, max_bytes, refusal
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = self._max
+        async for chunk in self._stream:
+            left -= len(chunk)
+            if left < 0 and self._refusal is not None:
+                raise RowError(self._refusal)
+            yield chunk
+            if left < 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Sessions(Generic[Held]):
+    """As many sessions as the requests in flight need, each used by up to [`POOL`] of them.
+
+    Args:
+        make (`Callable[[], Held]`): Opens one.
+    """
+
+    def __init__(self, make: Callable[[], Held]) -> None:
+        self._make = make
+        self._in_flight: list[int] = []
+        self.opened: list[Held] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Held]:
+        """Lends the session with the fewest requests in flight, or a new one where all are full."""
+        place = min(range(len(self.opened)), key=self._in_flight.__getitem__, default=-1)
+        if place < 0 or self._in_flight[place] >= POOL:
+            place = len(self.opened)
+            self.opened.append(self._make())
+            self._in_flight.append(0)
+        self._in_flight[place] += 1
+        try:
+            yield self.opened[place]
+        finally:
+            self._in_flight[place] -= 1
