@@ -29,8 +29,8 @@ class RunConfig(Settings):
     Args:
         output_dir (`str`): The run folder.
         seed (`int`, defaults to 0): Seeds the probe, the sampling of every row and the router.
-        prompts, probe, teachers, student, quality, reward, router, publish, training, compare: See the classes of these
-            names. `training` is read by `train-student` and `compare`, `compare` by the command of that name.
+        prompts, probe, teachers, student, quality, reward, router, publish, training, compare: See the classes of
+            these names. `training` is read by `train-student` and `compare`, `compare` by the command of that name.
 
     Example:
         >>> config = RunConfig.from_yaml("examples/quickstart.yaml")  # doctest: +SKIP

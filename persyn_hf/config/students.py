@@ -74,7 +74,7 @@ class Training(Settings):
     save_steps: int | None = Field(None, ge=1)
     logging_steps: int = Field(10, ge=1)
     report_to: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default_factory=dict)
 
 
 class ComparedStudent(Student):
