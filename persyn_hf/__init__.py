@@ -24,6 +24,8 @@ _HOME = {
     "persyn_generate": "persyn_hf.generation.generate",
     "persyn_learnability": "persyn_hf.scoring.learnability",
     "persyn_quality": "persyn_hf.scoring.quality",
+    "pin_quality": "persyn_hf.scoring.quality",
+    "pin_student": "persyn_hf.scoring.learnability",
     "score": "persyn_hf.scoring.score",
     "PersynRouter": "persyn_hf.routing.router",
     "persyn_route": "persyn_hf.routing.map_function",
@@ -53,7 +55,9 @@ __all__ = [  # pinned by a test
     "persyn_quality",
     "persyn_route",
     "personalize",
+    "pin_quality",
     "pin_router",
+    "pin_student",
     "prompt_id",
     "push_personalized",
     "run",
@@ -75,8 +79,8 @@ if TYPE_CHECKING:
     from persyn_hf.routing.metrics import evaluate_router
     from persyn_hf.routing.router import PersynRouter
     from persyn_hf.routing.training import train_router
-    from persyn_hf.scoring.learnability import persyn_learnability
-    from persyn_hf.scoring.quality import persyn_quality
+    from persyn_hf.scoring.learnability import persyn_learnability, pin_student
+    from persyn_hf.scoring.quality import persyn_quality, pin_quality
     from persyn_hf.scoring.score import score
 
 

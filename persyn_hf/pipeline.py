@@ -142,15 +142,20 @@ def _score(config: RunConfig, folder: RunFolder, answers: Dataset, progress: boo
 
     assert config.student is not None and config.quality is not None, "the configuration requires both to train"
     student, quality, reward = config.student, config.quality, config.reward
+    system_prompts = None
+    if student.teacher_system_prompts:
+        system_prompts = {one.name: one.system_prompt for one in config.teachers if one.system_prompt is not None}
     inputs = {
         "answers": folder.digest("probe"),
-        "student": [student.model, resolve_revision(student.model, student.revision), student.dtype],
-        "quality": _with_revision(quality, quality.reward_model),
+        "student": _with_revision(student, student.model),
+        "system_prompts": system_prompts,
+        "quality": [_with_revision(part, part.reward_model) for part in quality.parts],
+        "normalize": quality.normalize,
         "reward": reward.model_dump(),
     }
     make = partial(
         score, answers, student, quality, alpha=reward.alpha, normalization=reward.normalization,
-        learnability_metric=reward.learnability_metric, progress=progress,
+        learnability_metric=reward.learnability_metric, system_prompts=system_prompts, progress=progress,
     )  # fmt: skip
     return folder.table("score", inputs, make)
 
@@ -192,7 +197,7 @@ def _router(config: RunConfig, folder: RunFolder, scored: Dataset) -> Path:
             teachers=teachers,
             reward_settings=config.reward.model_dump(),
             metadata={
-                "quality": quality.verifier or quality.reward_model,
+                "quality": quality.label,
                 "prompts": {"source": config.prompts.source, "revision": config.prompts.revision},
             },
         )

@@ -5,103 +5,18 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from persyn_hf.errors import ConfigError, PromptTooLongError, ScoringError
+from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.scoring.metrics import RANK_LIMIT, AnswerScore
 from persyn_hf.scoring.packing import build_pack, plan_packs, run_packed
 from persyn_hf.scoring.rendering import Rendered
-from persyn_hf.scoring.student import Head, StudentModel, token_scores
-
-#: What can be asked for. `mean-logprob` is always there.
-METRICS = ("mean-logprob", "rsr", "perplexity")
-
-#: Ranks above this count as this in the rank-surprisal ratio (arXiv 2601.14249).
-RANK_LIMIT = 100
+from persyn_hf.scoring.student import StudentModel, token_scores
 
 Progress = Callable[[int], Any]
-
-
-@dataclass(frozen=True)
-class AnswerScore:
-    """What the student thinks of one answer.
-
-    Args:
-        logprob (`float`): Sum of the natural log-probabilities of the completion's tokens, ≤ 0.
-        tokens (`int`): Scored tokens.
-        rank (`int`, *optional*): Sum of the tokens' ranks, each at most `RANK_LIMIT`.
-    """
-
-    logprob: float
-    tokens: int
-    rank: int | None = None
-
-    @property
-    def learnability(self) -> float:
-        """Mean log-probability, nats/token, ≤ 0: `r_l = (1/T) Σ_t log p(y_t | x, y_<t)` (arXiv 2510.10925, eq. 1)."""
-        return self.logprob / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """`exp(−learnability)`, ≥ 1."""
-        return math.exp(min(-self.learnability, 700.0))
-
-    @property
-    def rsr(self) -> float | None:
-        """Rank-surprisal ratio `Σ min(rank, 100) / Σ surprisal`, lower is better (arXiv 2601.14249)."""
-        return None if self.rank is None else self.rank / max(-self.logprob, 1e-12)
-
-
-def require_metrics(metrics: Sequence[str]) -> None:
-    """Checks the names of metrics.
-
-    Raises:
-        ConfigError: If there is none, or one is unknown.
-    """
-    if isinstance(metrics, str) or not metrics or not set(metrics) <= set(METRICS):
-        raise ConfigError(f"`metrics` must be some of {', '.join(METRICS)}, got {metrics!r}.")
-
-
-def fit_context(
-    answers: Sequence[Rendered], context: int | None, too_long: str, names: Sequence[str]
-) -> tuple[list[Rendered], int]:
-    """Holds answers against the student's context.
-
-    Args:
-        answers (`Sequence[Rendered]`): Rendered answers.
-        context (`int`, *optional*): Tokens the student can read.
-        too_long (`"error"` or `"truncate"`): What to do with an answer that is longer.
-        names (`Sequence[str]`): How errors name the answers.
-
-    Returns:
-        `tuple[list[Rendered], int]`: The answers, and how many were cut.
-
-    Raises:
-        PromptTooLongError: If one is too long and `too_long` is `"error"`, or its prompt alone fills the context.
-        ScoringError: If an answer has no tokens at all.
-    """
-    if too_long not in ("error", "truncate"):
-        raise ConfigError(f'`too_long` must be "error" or "truncate", got {too_long!r}.')
-    fitted, cut = [], 0
-    for answer, name in zip(answers, names, strict=True):
-        if not answer.completion_ids:
-            raise ScoringError(
-                f"{name}: a cut completion without any token cannot be scored; set `error` for the row."
-            )
-        if context is not None and len(answer.ids) > context:
-            room = context - len(answer.prompt_ids)
-            if too_long == "error" or room < 1:
-                raise PromptTooLongError(
-                    f"{name}: prompt and completion have {len(answer.prompt_ids)} + {len(answer.completion_ids)} "
-                    f"tokens, the student reads {context}. "
-                    + ("The prompt alone fills it." if room < 1 else 'Pass too_long="truncate" to score its start.')
-                )
-            answer, cut = Rendered(answer.prompt_ids, answer.completion_ids[:room]), cut + 1
-        fitted.append(answer)
-    return fitted, cut
 
 
 def score_answers(
@@ -237,6 +152,3 @@ def _from_logits(logits: Tensor, targets: Tensor, ranks: bool, rows: int = 64) -
         scores.append(torch.log_softmax(wide, dim=-1).gather(1, wanted[:, None])[:, 0])
         places.append((wide > wide.gather(1, wanted[:, None])).sum(dim=1) + 1)
     return torch.cat(scores), torch.cat(places) if ranks else None
-
-
-__all__ = ["METRICS", "RANK_LIMIT", "AnswerScore", "Head", "fit_context", "require_metrics", "score_answers"]

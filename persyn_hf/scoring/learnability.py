@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from tqdm.auto import tqdm
 
 import persyn_hf
 from persyn_hf.columns import (
     COMPLETION,
-    ERROR,
     FINISH_REASON,
-    LEARNABILITY,
     LEARNABILITY_METRIC,
+    LEARNABILITY_TRUNCATED,
     PROMPT,
-    PROMPT_ID,
     STUDENT,
     STUDENT_REVISION,
     TEACHER,
+    Prompt,
+    canonical_messages,
     require_columns,
 )
-from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.scoring.engine import AnswerScore, Progress, fit_context, require_metrics, score_answers
-from persyn_hf.scoring.rendering import render_answers
-from persyn_hf.scoring.student import StudentModel, identity, load_student
+from persyn_hf.config import Student, StudentEndpoint, read_settings
+from persyn_hf.errors import DataError
+from persyn_hf.scoring.engine import Progress, score_answers
+from persyn_hf.scoring.loading import identity
+from persyn_hf.scoring.metrics import COLUMN_OF, AnswerScore, require_metrics
+from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
+from persyn_hf.scoring.rendering import fit_context, render_answers
+from persyn_hf.scoring.rows import answered, as_batch, row_names, worker_device
+from persyn_hf.scoring.student import StudentModel, load_student
 
 logger = logging.getLogger(__name__)
 
-#: Columns of the metrics that are there on request.
-RSR = "rsr"
-PERPLEXITY = "perplexity"
+#: A student in this process, or behind a server.
+Scorer = StudentModel | RemoteStudent
 
 
 def persyn_learnability(
@@ -44,8 +51,11 @@ def persyn_learnability(
     attn_implementation: str | None = None,
     token_budget: int = 8192,
     too_long: str = "error",
+    student_endpoint: str | Mapping[str, Any] | None = None,
+    system_prompts: Mapping[str, str] | None = None,
     prompt_column: str = PROMPT,
     suffix: str = "",
+    progress: bool = False,
     version: str | None = None,
 ) -> dict[str, Any]:
     """Adds the student's view of an answer: `r_l = (1/T) Σ_t log p_student(y_t | x, y_<t)` (arXiv 2510.10925, eq. 1).
@@ -59,27 +69,32 @@ def persyn_learnability(
         rank (`int`, *optional*): From `with_rank=True`: the worker's number picks the GPU.
         student (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Commit, tag or branch; for a folder its digest. `pin_student` fills it in.
-        metrics (`Sequence[str]`): Of `"mean-logprob"`, `"rsr"`, `"perplexity"`. The first is written to
-            `learnability_metric`; `learnability` is always the mean log-probability.
+        metrics (`Sequence[str]`): Of `"mean-logprob"`, `"rsr"`, `"perplexity"`, `"completion_tokens"`. The first is
+            written to `learnability_metric`; `learnability` is always the mean log-probability.
         dtype (`str`, defaults to `"auto"`): Of the weights; sums are float64, log-softmax float32.
         device (`str`, *optional*): Defaults to CUDA where there is one, else the CPU.
         attn_implementation (`str`, *optional*): One of transformers'; turns sharing off.
         token_budget (`int`, defaults to 8192): Tokens of one forward pass.
         too_long (`"error"` or `"truncate"`): What to do with an answer beyond the student's context; cut answers are
-            counted in a warning.
+            counted in a warning and marked in `learnability_truncated`.
+        student_endpoint (`str` or `Mapping`, *optional*): Score through a server: its base URL, or the fields of
+            `StudentEndpoint`. `student` and `revision` then say whose tokenizer and template it runs.
+        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under the prompt
+            that they were written under. Without it no teacher's system prompt reaches the student.
         prompt_column (`str`, defaults to `"prompt"`): Strings or chat messages.
         suffix (`str`, defaults to `""`): Put behind the new columns' names, so that a second student's scores stand
             beside the first's.
+        progress (`bool`, defaults to `False`): Show a bar for every batch, in tokens per second.
         version (`str`, *optional*): Part of the cache key only; `pin_student` fills it in.
 
     Returns:
         `dict`: `learnability` (nats/token, ≤ 0), `student`, `student_revision`, `learnability_metric` and on request
-        `rsr`, `perplexity`: lists for a batch, scalars for a row. A row with `error` or without completion has null
-        scores.
+        `rsr`, `perplexity`, `student_completion_tokens` (the student's own count): lists for a batch, scalars for a
+        row. A row with `error` or without completion has null scores.
 
     Raises:
         MissingColumnError: If a column is absent.
-        DataError: If a prompt is empty, or the row holds another student's scores.
+        DataError: If a prompt is empty, or the row holds the scores of another student or revision.
         PromptTooLongError: If an answer does not fit the student's context.
         ScoringError: If a completion cannot be found in what the student's template renders.
 
@@ -90,14 +105,21 @@ def persyn_learnability(
     """
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_learnability")
     require_metrics(metrics)
-    single = not isinstance(batch_or_row[COMPLETION], list)
-    batch = {key: [batch_or_row[key]] if single else batch_or_row[key] for key in batch_or_row}
-    if rank is not None and device is None:
-        device = _device_of(rank)
-    model = load_student(student, revision, dtype, device, attn_implementation)
-    _refuse_other_student(batch.get(STUDENT + suffix), student)
-    scores = score_batch(model, batch, metrics, token_budget, too_long, prompt_column)
-    columns = _columns(scores, model, metrics)
+    batch, single = as_batch(batch_or_row)
+    model: Scorer
+    if student_endpoint is None:
+        model = load_student(student, revision, dtype, worker_device(device, rank), attn_implementation)
+    else:
+        model = load_remote_student(student, revision, parse_endpoint(student_endpoint))
+    refuse_other_student(batch, model, suffix)
+    with tqdm(desc="learnability", unit="tok", unit_scale=True, leave=False, disable=not progress) as bar:
+        scores = score_batch(
+            model, batch, metrics, token_budget, too_long, prompt_column, system_prompts, progress=bar.update
+        )
+    cut = sum(score is not None and score.truncated for score in scores)
+    if cut:
+        logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(scores), model.context)
+    columns = score_columns(scores, model, metrics, too_long)
     return {name + suffix: values[0] if single else values for name, values in columns.items()}
 
 
@@ -119,73 +141,106 @@ def pin_student(student: str, revision: str | None = None, **settings: Any) -> d
     return {**pinned, **settings}
 
 
+def parse_endpoint(endpoint: str | Mapping[str, Any] | StudentEndpoint) -> StudentEndpoint:
+    """A server from its URL or its fields.
+
+    Raises:
+        ConfigError: If a field is wrong.
+    """
+    if isinstance(endpoint, StudentEndpoint):
+        return endpoint
+    fields = {"url": endpoint} if isinstance(endpoint, str) else endpoint
+    return read_settings(StudentEndpoint, fields, "student_endpoint")
+
+
+def load_scorer(student: Student) -> Scorer:
+    """Loads the student of a configuration, in this process or behind its server."""
+    if student.endpoint is not None:
+        return load_remote_student(student.model, student.revision, student.endpoint)
+    return load_student(student.model, student.revision, student.dtype, student.device, student.attn_implementation)
+
+
 def score_batch(
-    model: StudentModel,
+    model: Scorer,
     batch: Mapping[str, Sequence[Any]],
     metrics: Sequence[str],
     token_budget: int,
     too_long: str = "error",
     prompt_column: str = PROMPT,
+    system_prompts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> list[AnswerScore | None]:
     """Scores the rows of a batch; `None` where there is no completion to score."""
-    errors = batch.get(ERROR) or [None] * len(batch[COMPLETION])
-    rows = [row for row, text in enumerate(batch[COMPLETION]) if text is not None and errors[row] is None]
-    names = [row_name(batch, row) for row in rows]
-    reasons = batch.get(FINISH_REASON) or [None] * len(errors)
+    rows = answered(batch)
+    names = row_names(batch, rows)
+    reasons = batch.get(FINISH_REASON) or [None] * len(batch[COMPLETION])
     rendered = render_answers(
         model.tokenizer,
-        [batch[prompt_column][row] for row in rows],
+        _prompts(batch, rows, prompt_column, system_prompts),
         [batch[COMPLETION][row] for row in rows],
         [reasons[row] for row in rows],
         names,
     )
     rendered, cut = fit_context(rendered, model.context, too_long, names)
-    if cut:
-        logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(rows), model.context)
-    found = score_answers(model, rendered, "rsr" in metrics, token_budget, progress)
-    scores: list[AnswerScore | None] = [None] * len(errors)
-    for row, score in zip(rows, found, strict=True):
-        scores[row] = score
+    if isinstance(model, RemoteStudent):
+        found = score_remotely(model, rendered, names, "rsr" in metrics, progress)
+    else:
+        found = score_answers(model, rendered, "rsr" in metrics, token_budget, progress)
+    scores: list[AnswerScore | None] = [None] * len(batch[COMPLETION])
+    for row, score, truncated in zip(rows, found, cut, strict=True):
+        scores[row] = replace(score, truncated=truncated)
     return scores
 
 
-def row_name(batch: Mapping[str, Sequence[Any]], row: int) -> str:
-    """How errors name a row: by prompt and teacher where these are known."""
-    parts = [
-        f"{label} {batch[key][row]}" for key, label in ((PROMPT_ID, "prompt"), (TEACHER, "teacher")) if key in batch
-    ]
-    return ", ".join(parts) or f"row {row} of the batch"
-
-
-def _columns(
-    scores: Sequence[AnswerScore | None], model: StudentModel, metrics: Sequence[str]
+def score_columns(
+    scores: Sequence[AnswerScore | None],
+    model: Scorer,
+    metrics: Sequence[str],
+    too_long: str = "error",
 ) -> dict[str, list[Any]]:
+    """The columns of a batch's scores; `learnability_truncated` where answers may have been cut."""
+    wanted = dict.fromkeys(("mean-logprob", *metrics))
     columns: dict[str, list[Any]] = {
-        LEARNABILITY: [None if score is None else score.learnability for score in scores],
-        STUDENT: [model.name] * len(scores),
-        STUDENT_REVISION: [model.revision] * len(scores),
-        LEARNABILITY_METRIC: [metrics[0]] * len(scores),
+        COLUMN_OF[metric]: [None if score is None else score.value(metric) for score in scores] for metric in wanted
     }
-    if "rsr" in metrics:
-        columns[RSR] = [None if score is None else score.rsr for score in scores]
-    if "perplexity" in metrics:
-        columns[PERPLEXITY] = [None if score is None else score.perplexity for score in scores]
+    if too_long == "truncate":
+        columns[LEARNABILITY_TRUNCATED] = [None if score is None else score.truncated for score in scores]
+    for name, value in ((STUDENT, model.name), (STUDENT_REVISION, model.revision), (LEARNABILITY_METRIC, metrics[0])):
+        columns[name] = [value] * len(scores)
     return columns
 
 
-def _refuse_other_student(present: Sequence[str | None] | None, student: str) -> None:
-    others = {name for name in present or () if name is not None} - {student}
+def refuse_other_student(batch: Mapping[str, Sequence[Any]], model: Scorer, suffix: str = "") -> None:
+    """Refuses to write over the scores of another student, or of another revision of this one.
+
+    Raises:
+        DataError: Naming whose scores are there.
+    """
+    own = (model.name, model.revision)
+    students = batch.get(STUDENT + suffix) or ()
+    revisions = batch.get(STUDENT_REVISION + suffix) or [None] * len(students)
+    others = {
+        f"{name} ({revision})"
+        for name, revision in zip(students, revisions, strict=True)
+        if name is not None and (name, revision or model.revision) != own
+    }
     if others:
         raise DataError(
             f'These rows already hold the scores of {", ".join(sorted(others))}. Pass `suffix` (such as "_2") to put '
-            f"those of {student} beside them, or remove the columns."
+            f"those of {model.name} ({model.revision}) beside them, or remove the columns."
         )
 
 
-def _device_of(rank: int) -> str | None:
-    import torch
-
-    if not isinstance(rank, int):
-        raise ConfigError(f"`rank` must be a worker's number, got {rank!r}; pass the student by name: student=….")
-    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None
+def _prompts(
+    batch: Mapping[str, Sequence[Any]], rows: Sequence[int], column: str, system_prompts: Mapping[str, str] | None
+) -> list[Prompt]:
+    """The prompts as they reach the student: a teacher's system prompt stands before them only where it was asked."""
+    prompts = [batch[column][row] for row in rows]
+    if not system_prompts:
+        return prompts
+    require_columns(batch.keys(), (TEACHER,), "persyn_learnability with `system_prompts`")
+    said = [system_prompts.get(batch[TEACHER][row]) for row in rows]
+    return [
+        prompt if text is None else [{"role": "system", "content": text}, *canonical_messages(prompt)]
+        for prompt, text in zip(prompts, said, strict=True)
+    ]

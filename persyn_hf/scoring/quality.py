@@ -1,14 +1,22 @@
-"""`persyn_quality`: how good each answer is, by a verifier or a reward model, as a `datasets.map` function."""
+"""`persyn_quality`: how good each answer is, by verifiers, reward models and judges, as a `datasets.map` function."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from persyn_hf.columns import ANSWER, COMPLETION, ERROR, PROMPT, PROMPT_ID, QUALITY, TEACHER, require_columns
+import persyn_hf
+from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, require_columns
 from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.scoring.judge import judge_answers
+from persyn_hf.scoring.rows import answered, as_batch, row_names, worker_device
+from persyn_hf.scoring.sources import WITHIN_PROMPT, Source, Sources, function_source, read_sources, weighted_mean
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
+
+logger = logging.getLogger(__name__)
 
 
 def persyn_quality(
@@ -18,6 +26,9 @@ def persyn_quality(
     verifier: str | Verifier | None = None,
     reward_model: str | None = None,
     revision: str | None = None,
+    judge: Mapping[str, Any] | None = None,
+    sources: Sequence[Mapping[str, Any]] | None = None,
+    normalize: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
     token_budget: int = 8192,
@@ -25,103 +36,165 @@ def persyn_quality(
     answer_column: str = ANSWER,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """Adds `quality`, on one row or on a batch. Exactly one of `verifier` and `reward_model` is given.
+    """Adds `quality`, on one row or on a batch, by exactly one of a verifier, a reward model, a judge and `sources`.
 
     Args:
         batch_or_row (`Mapping`): With the prompt column, `completion`, and where the verifier needs it the reference.
         rank (`int`, *optional*): From `with_rank=True`: the worker's number picks the GPU.
-        verifier (`str` or `Callable`, *optional*): `"math"`, `"exact"`, `"package.module:function"`, or a function,
-            called with `(prompt, completion, answer)` and returning a finite number.
+        verifier (`str` or `Callable`, *optional*): `"math"`, `"exact"`, `"reasoning-gym"`,
+            `"package.module:function"`, or a function, called with `(prompt, completion, answer)` and returning a
+            finite number.
         reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
         revision (`str`, *optional*): Of the reward model.
+        judge (`Mapping`, *optional*): The fields of `Judge`: `url`, `model`, and what else differs from its defaults.
+        sources (`Sequence[Mapping]`, *optional*): Several, each with the fields of `QualitySource`.
+        normalize (`"range"`, *optional*): How unlike scales of several sources meet: each source's range is mapped to
+            0 to 1. What needs all rows of a prompt (`minmax`, `zscore`, `rank`) is for `score`, which has them.
         dtype (`str`, defaults to `"auto"`), device (`str`, *optional*), token_budget (`int`, defaults to 8192): How
-            the reward model runs.
+            reward models run.
         prompt_column, answer_column (`str`): Names of the columns.
-        version (`str`, *optional*): Part of the cache key only.
+        version (`str`, *optional*): Part of the cache key only; `pin_quality` fills it in.
 
     Returns:
         `dict`: `quality` (float), a list for a batch, a scalar for a row; null for a row with `error` or without
-        completion.
+        completion. With `sources`, `quality_<name>` on each source's own scale, and `quality` is their weighted mean.
+        With a judge, `quality_error` says why an answer has no score, in the judge's own words where they are none.
 
     Raises:
-        ConfigError: If not exactly one of the two is given, or the verifier is not found.
+        ConfigError: If not exactly one is given, a verifier is not found, or sources have unlike scales and
+            `normalize` does not say how they meet.
         MissingColumnError: If a column is absent.
-        ScoringError: If a verifier or a reward model gives no finite number; the message names the row.
+        ScoringError: If a verifier or a reward model gives no finite number, the message names the row; or if a judge
+            cannot be asked at all.
 
     Example:
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
         {'quality': 1.0}
     """
-    if (verifier is None) == (reward_model is None):
-        raise ConfigError("Give exactly one of `verifier` and `reward_model`.")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
-    single = not isinstance(batch_or_row[COMPLETION], list)
-    batch = {key: [batch_or_row[key]] if single else batch_or_row[key] for key in batch_or_row}
-    errors = batch.get(ERROR) or [None] * len(batch[COMPLETION])
-    rows = [row for row, text in enumerate(batch[COMPLETION]) if text is not None and errors[row] is None]
-    if verifier is not None:
-        found = _verified(verifier, batch, rows, prompt_column, answer_column)
+    if callable(verifier):
+        if reward_model is not None or judge is not None or sources is not None:
+            raise ConfigError("Give exactly one of `verifier`, `reward_model`, `judge` and `sources`.")
+        wanted = function_source(verifier)
     else:
-        assert reward_model is not None
-        found = _rewarded(
-            reward_model, revision, dtype, _device(device, rank), token_budget, batch, rows, prompt_column
+        given: dict[str, Any] = {"verifier": verifier, "reward_model": reward_model, "revision": revision}
+        given |= {"judge": judge, "sources": sources, "normalize": normalize}
+        wanted = read_sources({key: value for key, value in given.items() if value is not None})
+    if wanted.normalize in WITHIN_PROMPT:
+        raise ConfigError(
+            f"`normalize: {wanted.normalize}` needs all answers of a prompt, which a map function does not have; use "
+            '`persyn_hf.score`, or "range".'
         )
-    values: list[float | None] = [None] * len(errors)
-    for row, value in zip(rows, found, strict=True):
-        values[row] = value
-    return {QUALITY: values[0] if single else values}
+    batch, single = as_batch(batch_or_row)
+    how = RewardModelSettings(dtype, worker_device(device, rank), token_budget)
+    values, errors = source_values(wanted, batch, how, prompt_column, answer_column)
+    columns: dict[str, list[Any]] = {QUALITY: weighted_mean(wanted, values)}
+    if wanted.several:
+        columns |= {part.column: values[part.name] for part in wanted.parts}
+    if wanted.judged:
+        columns[QUALITY_ERROR] = errors
+    return {name: column[0] if single else column for name, column in columns.items()}
 
 
-def _verified(
-    verifier: str | Verifier,
+def pin_quality(**settings: Any) -> dict[str, Any]:
+    """Arguments of `persyn_quality` under which a cached result is a fresh one: reward models by commit or digest.
+
+    Args:
+        settings: Arguments of `persyn_quality`.
+
+    Returns:
+        `dict[str, Any]`: For `fn_kwargs`.
+    """
+    from persyn_hf.scoring.loading import identity
+
+    def pinned(source: Mapping[str, Any]) -> dict[str, Any]:
+        name = source.get("reward_model")
+        return dict(source) | ({} if name is None else {"revision": identity(name, source.get("revision"))})
+
+    settings = pinned(settings)
+    if settings.get("sources") is not None:
+        settings["sources"] = [pinned(source) for source in settings["sources"]]
+    return settings | {"version": persyn_hf.__version__}
+
+
+@dataclass(frozen=True)
+class RewardModelSettings:
+    """How reward models run."""
+
+    dtype: str = "auto"
+    device: str | None = None
+    token_budget: int = 8192
+
+
+def source_values(
+    sources: Sources,
     batch: Mapping[str, Sequence[Any]],
-    rows: Sequence[int],
-    prompt_column: str,
-    answer_column: str,
-) -> list[float]:
-    function = find_verifier(verifier) if isinstance(verifier, str) else verifier
-    answers = batch.get(answer_column)
+    how: RewardModelSettings,
+    prompt_column: str = PROMPT,
+    answer_column: str = ANSWER,
+) -> tuple[dict[str, list[float | None]], list[str | None]]:
+    """What every source gives every row of a batch, on its own scale, and why a judge gave nothing.
+
+    Returns:
+        `tuple[dict, list]`: A column per source name, and a column of errors.
+    """
+    rows = answered(batch)
+    references = batch.get(answer_column) or [None] * len(batch[COMPLETION])
+    answers = _Answers(
+        [batch[prompt_column][row] for row in rows],
+        [batch[COMPLETION][row] for row in rows],
+        [references[row] for row in rows],
+        row_names(batch, rows),
+    )
+    columns: dict[str, list[float | None]] = {}
+    errors: list[str | None] = [None] * len(batch[COMPLETION])
+    for part in sources.parts:
+        column = columns[part.name] = [None] * len(batch[COMPLETION])
+        for row, value in zip(rows, _values(part, answers, how), strict=True):
+            if not isinstance(value, str):
+                column[row] = value
+            elif sources.several:
+                errors[row] = "; ".join(filter(None, (errors[row], f"{part.name}: {value}")))
+            else:
+                errors[row] = value
+    failed = sum(error is not None for error in errors)
+    if failed:
+        logger.warning("%d of %d answers got no score from a judge; `%s` says why.", failed, len(rows), QUALITY_ERROR)
+    return columns, errors
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The answers of a batch that can be scored."""
+
+    prompts: list[Any]
+    completions: list[str]
+    references: list[Any]
+    names: list[str]
+
+
+def _values(part: Source, answers: _Answers, how: RewardModelSettings) -> Sequence[float | str]:
+    if part.judge is not None:
+        return judge_answers(part.judge, answers.prompts, answers.completions, answers.references)
+    if part.reward_model is not None:
+        from persyn_hf.scoring.reward_model import load_reward_model, reward_scores
+
+        model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
+        return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
+    assert part.verifier is not None
+    return _verified(find_verifier(part.verifier) if isinstance(part.verifier, str) else part.verifier, answers)
+
+
+def _verified(verifier: Callable[[Any, str, Any], Any], answers: _Answers) -> list[float]:
     found = []
-    for row in rows:
-        answer = None if answers is None else answers[row]
+    for prompt, completion, reference, name in zip(
+        answers.prompts, answers.completions, answers.references, answers.names, strict=True
+    ):
         try:
-            value = function(batch[prompt_column][row], batch[COMPLETION][row], answer)
+            value = verifier(prompt, completion, reference)
         except ScoringError as error:
-            raise ScoringError(f"{_name(batch, row)}: {error}") from error
+            raise ScoringError(f"{name}: {error}") from error
         if not hasattr(value, "__float__") or not math.isfinite(float(value)):
-            raise ScoringError(f"{_name(batch, row)}: the verifier must return a finite number, got {value!r}.")
+            raise ScoringError(f"{name}: the verifier must return a finite number, got {value!r}.")
         found.append(float(value))
     return found
-
-
-def _rewarded(
-    name: str,
-    revision: str | None,
-    dtype: str,
-    device: str | None,
-    token_budget: int,
-    batch: Mapping[str, Sequence[Any]],
-    rows: Sequence[int],
-    prompt_column: str,
-) -> list[float]:
-    from persyn_hf.scoring.reward_model import load_reward_model, reward_scores
-
-    model = load_reward_model(name, revision, dtype, device)
-    prompts = [batch[prompt_column][row] for row in rows]
-    completions = [batch[COMPLETION][row] for row in rows]
-    return reward_scores(model, prompts, completions, [_name(batch, row) for row in rows], token_budget)
-
-
-def _device(device: str | None, rank: int | None) -> str | None:
-    if device is not None or rank is None:
-        return device
-    import torch
-
-    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None
-
-
-def _name(batch: Mapping[str, Sequence[Any]], row: int) -> str:
-    parts = [
-        f"{label} {batch[key][row]}" for key, label in ((PROMPT_ID, "prompt"), (TEACHER, "teacher")) if key in batch
-    ]
-    return ", ".join(parts) or f"row {row} of the batch"

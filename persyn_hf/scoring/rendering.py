@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from persyn_hf.columns import Message, Prompt, canonical_messages, prompt_text
-from persyn_hf.errors import ScoringError
+from persyn_hf.errors import ConfigError, PromptTooLongError, ScoringError
 
 #: Stands for a completion while the template's text around it is looked up. Plain letters: no template trims them.
 _SENTINEL = "PersynCompletionGoesHere"
@@ -87,6 +87,46 @@ def render_answers(
     if getattr(tokenizer, "chat_template", None):
         return [_render_chat(tokenizer, *row, shared) for row in rows]
     return [_render_plain(tokenizer, *row, shared) for row in rows]
+
+
+def fit_context(
+    answers: Sequence[Rendered], context: int | None, too_long: str, names: Sequence[str]
+) -> tuple[list[Rendered], list[bool]]:
+    """Holds answers against the student's context.
+
+    Args:
+        answers (`Sequence[Rendered]`): Rendered answers.
+        context (`int`, *optional*): Tokens the student can read.
+        too_long (`"error"` or `"truncate"`): What to do with an answer that is longer.
+        names (`Sequence[str]`): How errors name the answers.
+
+    Returns:
+        `tuple[list[Rendered], list[bool]]`: The answers, and which of them were cut.
+
+    Raises:
+        PromptTooLongError: If one is too long and `too_long` is `"error"`, or its prompt alone fills the context.
+        ScoringError: If an answer has no tokens at all.
+    """
+    if too_long not in ("error", "truncate"):
+        raise ConfigError(f'`too_long` must be "error" or "truncate", got {too_long!r}.')
+    fitted, cut = [], []
+    for answer, name in zip(answers, names, strict=True):
+        if not answer.completion_ids:
+            raise ScoringError(
+                f"{name}: a cut completion without any token cannot be scored; set `error` for the row."
+            )
+        cut.append(context is not None and len(answer.ids) > context)
+        if context is not None and cut[-1]:
+            room = context - len(answer.prompt_ids)
+            if too_long == "error" or room < 1:
+                raise PromptTooLongError(
+                    f"{name}: prompt and completion have {len(answer.prompt_ids)} + {len(answer.completion_ids)} "
+                    f"tokens, the student reads {context}. "
+                    + ("The prompt alone fills it." if room < 1 else 'Pass too_long="truncate" to score its start.')
+                )
+            answer = Rendered(answer.prompt_ids, answer.completion_ids[:room])
+        fitted.append(answer)
+    return fitted, cut
 
 
 def _render_chat(

@@ -72,6 +72,7 @@ def add_rewards(
     normalization: str = "minmax",
     learnability_column: str = LEARNABILITY,
     higher_is_better: bool = True,
+    reward_column: str = REWARD,
 ) -> Dataset:
     """Adds the column `reward` to scored answers.
 
@@ -81,6 +82,7 @@ def add_rewards(
         alpha (`float`, defaults to 0.4), normalization (`str`, defaults to `"minmax"`): See `reward`.
         learnability_column (`str`, defaults to `"learnability"`): `"rsr"` for the rank-surprisal ratio.
         higher_is_better (`bool`, defaults to `True`): Whether a higher value is more learnable; `False` for `rsr`.
+        reward_column (`str`, defaults to `"reward"`): Where the reward goes, for a second student another.
 
     Returns:
         `Dataset`: With `reward` (float64). A row with a missing score gets null and takes no part in its prompt.
@@ -95,20 +97,28 @@ def add_rewards(
     require_columns(dataset.column_names, (PROMPT_ID, TEACHER, QUALITY, learnability_column), "reward")
     quality = _column(dataset, QUALITY)
     learnability = _column(dataset, learnability_column) * (1.0 if higher_is_better else -1.0)
-    usable = np.flatnonzero(~(np.isnan(quality) | np.isnan(learnability)))
-    _, groups = np.unique(np.asarray(dataset[PROMPT_ID][:], dtype=object).astype(str), return_inverse=True)
-    order = usable[np.argsort(groups[usable], kind="stable")]
-    rewards: list[float | None] = [None] * len(dataset)
-    if order.size:
-        starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-        mixed = _mix(
-            _normalize_groups(quality[order], starts, normalization),
-            _normalize_groups(learnability[order], starts, normalization),
-            alpha,
-        )
-        for row, value in zip(order.tolist(), mixed.tolist(), strict=True):
-            rewards[row] = value
-    return set_column(dataset, REWARD, rewards, "float64")
+    good, learnable = _normalize_columns(dataset[PROMPT_ID][:], [quality, learnability], normalization)
+    return set_column(dataset, reward_column, _or_null(_mix(good, learnable, alpha)), "float64")
+
+
+def add_weighted_quality(
+    dataset: Dataset, columns: Sequence[str], weights: Sequence[float], normalization: str
+) -> Dataset:
+    """Adds `quality`: the weighted mean of several columns, each normalised within the prompt first.
+
+    Args:
+        dataset (`Dataset`): With `prompt_id`, `teacher` and the columns.
+        columns (`Sequence[str]`): For all of them, higher is better.
+        weights (`Sequence[float]`): One per column, above 0.
+        normalization (`str`): See `normalize`.
+
+    Returns:
+        `Dataset`: With `quality` (float64). A row with a missing value gets null and takes no part in its prompt.
+    """
+    _require_method(normalization)
+    values = [_column(dataset, column) for column in columns]
+    parts = _normalize_columns(dataset[PROMPT_ID][:], values, normalization)
+    return set_column(dataset, QUALITY, _or_null(np.average(parts, axis=0, weights=weights)), "float64")
 
 
 def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str) -> Dataset:
@@ -131,6 +141,23 @@ def _column(dataset: Dataset, name: str) -> Floats:
             f"teacher {dataset[row][TEACHER]} ({wrong.size} rows in all)."
         )
     return values
+
+
+def _normalize_columns(prompts: Sequence[str], columns: Sequence[Floats], method: str) -> list[Floats]:
+    """Normalises columns within the prompt; NaN, and no part in it, where any of them is missing."""
+    usable = np.flatnonzero(~np.isnan(columns).any(axis=0))
+    _, groups = np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
+    order = usable[np.argsort(groups[usable], kind="stable")]
+    normalized = [np.full(len(prompts), np.nan) for _ in columns]
+    if order.size:
+        starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+        for column, values in zip(normalized, columns, strict=True):
+            column[order] = _normalize_groups(values[order], starts, method)
+    return normalized
+
+
+def _or_null(values: Floats) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _normalize_groups(values: Floats, starts: NDArray[np.intp], method: str) -> Floats:

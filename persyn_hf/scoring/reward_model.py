@@ -13,8 +13,8 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
-from persyn_hf.errors import ConfigError, PromptTooLongError, ScoringError
-from persyn_hf.scoring.student import DTYPES, calm_worker, identity
+from persyn_hf.errors import PromptTooLongError, ScoringError
+from persyn_hf.scoring.loading import choose_device, context_of, identity, load_model, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -43,36 +43,17 @@ def load_reward_model(
         ConfigError: If there is no such model or dtype.
         ScoringError: If it has more than one label or its head is missing.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    calm_worker()
-    return _load(model, identity(model, revision), dtype, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return _load(model, identity(model, revision), dtype, choose_device(device))
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, revision: str, dtype: str, device: str) -> RewardModel:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def _load(name: str, revision: str, dtype: str, device: torch.device) -> RewardModel:
+    from transformers import AutoModelForSequenceClassification
 
-    pinned: dict[str, Any] = {"trust_remote_code": False}
-    if not revision.startswith("folder-"):
-        pinned["revision"] = revision
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        name,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        output_loading_info=True,
-        use_safetensors=True,
-        **pinned,
-    )
-    if info["missing_keys"]:
-        raise ScoringError(
-            f"`{name}` is no finished reward model, it lacks {', '.join(sorted(info['missing_keys'])[:5])}."
-        )
+    model = load_model(AutoModelForSequenceClassification, name, revision, dtype, device, "The reward model")
     if model.config.num_labels != 1:
         raise ScoringError(f"A reward model must have one label, `{name}` has {model.config.num_labels}.")
-    model.eval().requires_grad_(False).to(device)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
-    return RewardModel(name, revision, model, tokenizer, torch.device(device), limit if limit and limit > 0 else None)
+    return RewardModel(name, revision, model, load_tokenizer(name, revision), device, context_of(model.config))
 
 
 def reward_scores(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -10,20 +11,40 @@ from tqdm.auto import tqdm
 
 from persyn_hf.columns import (
     COMPLETION,
-    LEARNABILITY,
     LEARNABILITY_METRIC,
+    LEARNABILITY_TRUNCATED,
     PROMPT,
     PROMPT_ID,
     QUALITY,
+    QUALITY_ERROR,
+    REWARD,
     STUDENT,
+    STUDENT_COMPLETION_TOKENS,
     STUDENT_REVISION,
     TEACHER,
     require_columns,
 )
-from persyn_hf.config import Quality, Student
-from persyn_hf.errors import ConfigError
-from persyn_hf.scoring.quality import persyn_quality
-from persyn_hf.scoring.reward import add_rewards, set_column
+from persyn_hf.config import Quality, Student, read_settings
+from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.scoring.learnability import (
+    load_scorer,
+    parse_endpoint,
+    refuse_other_student,
+    score_batch,
+    score_columns,
+)
+from persyn_hf.scoring.metrics import (
+    COLUMN_OF,
+    HIGHER_IS_BETTER,
+    AnswerScore,
+    require_learnability_metric,
+    require_metrics,
+)
+from persyn_hf.scoring.quality import RewardModelSettings, source_values
+from persyn_hf.scoring.reward import add_rewards, add_weighted_quality, set_column
+from persyn_hf.scoring.sources import WITHIN_PROMPT, Sources, function_source, read_sources, weighted_mean
+
+logger = logging.getLogger(__name__)
 
 QualityLike = Quality | Mapping[str, Any] | str | Callable[[Any, str, Any], float]
 
@@ -31,16 +52,21 @@ QualityLike = Quality | Mapping[str, Any] | str | Callable[[Any, str, Any], floa
 def score(
     answers: Dataset,
     student: str | Student,
-    quality: QualityLike,
+    quality: QualityLike | None,
     alpha: float = 0.4,
     normalization: str = "minmax",
     learnability_metric: str = "mean-logprob",
+    metrics: Sequence[str] = (),
     student_revision: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    attn_implementation: str | None = None,
     token_budget: int = 8192,
     batch_size: int = 512,
     too_long: str = "error",
+    student_endpoint: str | Mapping[str, Any] | None = None,
+    system_prompts: Mapping[str, str] | None = None,
+    suffix: str = "",
     progress: bool = True,
 ) -> Dataset:
     """Scores answers: quality, learnability and the reward `(1 − alpha) · n(quality) + alpha · n(learnability)`.
@@ -48,18 +74,27 @@ def score(
     Args:
         answers (`Dataset`): With `prompt_id`, `prompt`, `teacher`, `completion`; `error`, `finish_reason` and `answer`
             are read where they are there.
-        student (`str` or `Student`): Hub repository id, local folder, or the configuration's section, whose
-            revision, dtype, device and token budget then count.
-        quality (`Quality`, mapping, `str` or `Callable`): The configuration's section or its keys, a verifier's name,
-            or a function `(prompt, completion, answer) -> float`.
+        student (`str` or `Student`): Hub repository id, local folder, or the configuration's section, which then
+            says all that the arguments from `student_revision` to `token_budget`, `metrics`, `too_long` and
+            `student_endpoint` would say.
+        quality (`Quality`, mapping, `str`, `Callable`, *optional*): The configuration's section or its keys, a
+            verifier's name, or a function `(prompt, completion, answer) -> float`. `None` takes the column `quality`
+            that is there.
         alpha (`float`, defaults to 0.4): The share of learnability, 0 to 1.
         normalization (`"minmax"`, `"zscore"` or `"rank"`): Within the prompt, over its teachers.
-        learnability_metric (`"mean-logprob"` or `"rsr"`): What the reward reads. `rsr` is a column of its own and its
-            negative enters the reward.
+        learnability_metric (`"mean-logprob"`, `"rsr"` or `"perplexity"`): What the reward reads. The latter two are
+            columns of their own, and their negatives enter the reward.
+        metrics (`Sequence[str]`, defaults to none): Further columns: `"rsr"`, `"perplexity"`, `"completion_tokens"`.
         student_revision (`str`, *optional*), dtype (`str`, defaults to `"auto"`), device (`str`, *optional*),
-            token_budget (`int`, defaults to 8192): Of a student given by name.
+            attn_implementation (`str`, *optional*), token_budget (`int`, defaults to 8192): See
+            `persyn_learnability`.
         batch_size (`int`, defaults to 512): Rows rendered at a time; memory only.
-        too_long (`"error"` or `"truncate"`): For answers beyond the student's context.
+        too_long (`"error"` or `"truncate"`): For answers beyond the student's context. Cut ones are counted in a
+            warning and marked in `learnability_truncated`.
+        student_endpoint (`str` or `Mapping`, *optional*): Score through a server, see `persyn_learnability`.
+        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under them.
+        suffix (`str`, defaults to `""`): Put behind the names of the student's columns and of `reward`, so that a
+            second student's scores stand beside the first's.
         progress (`bool`, defaults to `True`): Show progress, in tokens per second.
 
     Returns:
@@ -69,35 +104,44 @@ def score(
     Raises:
         ConfigError: If a setting is wrong.
         MissingColumnError: If a column is absent.
-        DataError: If a prompt is empty or an answer too long.
+        DataError: If a prompt is empty, an answer too long, or scores would be written over.
         ScoringError: If a score cannot be computed; the message names prompt and teacher.
 
     Example:
         >>> scored = score(answers, "org/student", quality="math", alpha=0.4)  # doctest: +SKIP
+        >>> both = score(scored, "org/other", quality=None, suffix="_other")  # doctest: +SKIP
     """
     require_columns(answers.column_names, (PROMPT_ID, PROMPT, TEACHER, COMPLETION), "score")
-    if learnability_metric not in ("mean-logprob", "rsr"):
-        raise ConfigError(f"`learnability_metric` must be mean-logprob or rsr, got {learnability_metric!r}.")
+    require_learnability_metric(learnability_metric)
     if not 0 <= alpha <= 1:
         raise ConfigError(f"`alpha` must be between 0 and 1, got {alpha}.")
     if isinstance(student, str):
-        student = Student(
-            model=student, revision=student_revision, dtype=dtype, device=device, token_budget=token_budget
-        )
+        student = read_settings(
+            Student,
+            {"model": student, "revision": student_revision, "dtype": dtype, "device": device,
+             "attn_implementation": attn_implementation, "token_budget": token_budget, "too_long": too_long,
+             "metrics": tuple(metrics), "endpoint": student_endpoint and parse_endpoint(student_endpoint)},
+            "score",
+        )  # fmt: skip
     order = _by_prompt(answers)
-    scored = _add_quality(answers, _quality_settings(quality), order, batch_size, progress)
-    scored = _add_learnability(scored, student, learnability_metric, order, batch_size, too_long, progress)
-    if learnability_metric == "rsr":
-        return add_rewards(scored, alpha, normalization, "rsr", higher_is_better=False)
-    return add_rewards(scored, alpha, normalization)
+    scored = _add_quality(answers, quality, student, order, batch_size, progress)
+    scored = _add_learnability(
+        scored, student, learnability_metric, order, batch_size, system_prompts, suffix, progress
+    )
+    return add_rewards(
+        scored,
+        alpha,
+        normalization,
+        COLUMN_OF[learnability_metric] + suffix,
+        HIGHER_IS_BETTER[learnability_metric],
+        REWARD + suffix,
+    )
 
 
-def _quality_settings(quality: QualityLike) -> dict[str, Any]:
-    if isinstance(quality, Quality):
-        return quality.model_dump(exclude_none=True)
-    if isinstance(quality, Mapping):
-        return Quality.model_validate(dict(quality)).model_dump(exclude_none=True)
-    return {"verifier": quality}
+def _sources(quality: QualityLike) -> Sources:
+    if isinstance(quality, Quality | Mapping):
+        return read_sources(quality)
+    return read_sources({"verifier": quality}) if isinstance(quality, str) else function_source(quality)
 
 
 def _by_prompt(answers: Dataset) -> list[int]:
@@ -115,16 +159,44 @@ def _windows(order: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _add_quality(
-    answers: Dataset, settings: dict[str, Any], order: list[int], batch_size: int, progress: bool
+    answers: Dataset,
+    quality: QualityLike | None,
+    student: Student,
+    order: list[int],
+    batch_size: int,
+    progress: bool,
 ) -> Dataset:
-    values: list[float | None] = [None] * len(answers)
+    if quality is None:
+        require_columns(answers.column_names, (QUALITY,), "score without `quality`")
+        return answers
+    if QUALITY in answers.column_names:
+        raise DataError("The answers already have `quality`: pass quality=None to use it, or remove the column.")
+    sources = _sources(quality)
+    values: dict[str, list[float | None]] = {part.name: [None] * len(answers) for part in sources.parts}
+    errors: list[str | None] = [None] * len(answers)
+    how = RewardModelSettings(device=student.device, token_budget=student.token_budget)
     with tqdm(total=len(answers), desc="quality", unit="row", disable=not progress) as bar:
         for rows in _windows(order, batch_size):
-            found = persyn_quality(answers[rows], **settings)[QUALITY]
-            for row, value in zip(rows, found, strict=True):
-                values[row] = value
+            found, failed = source_values(sources, answers[rows], how)
+            for place, row in enumerate(rows):
+                errors[row] = failed[place]
+                for name, column in found.items():
+                    values[name][row] = column[place]
             bar.update(len(rows))
-    return set_column(answers, QUALITY, values, "float64")
+    for part in sources.parts if sources.several else ():
+        answers = set_column(answers, part.column, values[part.name], "float64")
+    if sources.judged:
+        answers = set_column(answers, QUALITY_ERROR, errors, "string")
+    if sources.normalize not in WITHIN_PROMPT:
+        return set_column(answers, QUALITY, weighted_mean(sources, values), "float64")
+    columns, weights = [part.column for part in sources.parts], [part.weight for part in sources.parts]
+    return add_weighted_quality(answers, columns, weights, str(sources.normalize))
+
+
+#: The types of the student's columns that are not float64.
+_TYPES = {STUDENT_COMPLETION_TOKENS: "int64", LEARNABILITY_TRUNCATED: "bool"} | dict.fromkeys(
+    (STUDENT, STUDENT_REVISION, LEARNABILITY_METRIC), "string"
+)
 
 
 def _add_learnability(
@@ -133,28 +205,31 @@ def _add_learnability(
     metric: str,
     order: list[int],
     batch_size: int,
-    too_long: str,
+    system_prompts: Mapping[str, str] | None,
+    suffix: str,
     progress: bool,
 ) -> Dataset:
-    from persyn_hf.scoring.learnability import RSR, score_batch
-    from persyn_hf.scoring.student import load_student
-
-    model = load_student(student.model, student.revision, student.dtype, student.device)
-    means: list[float | None] = [None] * len(answers)
-    ratios: list[float | None] = [None] * len(answers)
+    metrics = (metric, *student.metrics)
+    require_metrics(metrics)
+    model = load_scorer(student)
+    present = {STUDENT + suffix, STUDENT_REVISION + suffix} & set(answers.column_names)
+    refuse_other_student({name: answers[name][:] for name in present}, model, suffix)
+    scores: list[AnswerScore | None] = [None] * len(answers)
     with tqdm(desc="learnability", unit="tok", unit_scale=True, disable=not progress) as bar:
         done = 0
         for rows in _windows(order, batch_size):
-            batch = answers[rows]
-            found = score_batch(model, batch, (metric,), student.token_budget, too_long, progress=bar.update)
+            found = score_batch(
+                model, answers[rows], metrics, student.token_budget, student.too_long,
+                system_prompts=system_prompts, progress=bar.update,
+            )  # fmt: skip
             for row, one in zip(rows, found, strict=True):
-                means[row], ratios[row] = (None, None) if one is None else (one.learnability, one.rsr)
+                scores[row] = one
             done += len(rows)
             bar.total = round(bar.n * len(answers) / done)  # the tokens of the rest are not known yet
             bar.refresh()
-    answers = set_column(answers, LEARNABILITY, means, "float64")
-    if metric == "rsr":
-        answers = set_column(answers, RSR, ratios, "float64")
-    for name, value in ((STUDENT, model.name), (STUDENT_REVISION, model.revision), (LEARNABILITY_METRIC, metric)):
-        answers = set_column(answers, name, [value] * len(answers), "string")
+    cut = sum(one is not None and one.truncated for one in scores)
+    if cut:
+        logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(answers), model.context)
+    for name, values in score_columns(scores, model, metrics, student.too_long).items():
+        answers = set_column(answers, name + suffix, values, _TYPES.get(name, "float64"))
     return answers

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,12 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persyn_hf.checkpoints import resolve_revision
-from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.scoring.loading import choose_device, context_of, identity, load_model, load_tokenizer
 from persyn_hf.scoring.packing import PACKED, build_pack, register_packed_attention, run_packed
 from persyn_hf.scoring.rendering import Rendered
-
-DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 #: Largest relative difference of hidden states and logits that rounding explains, by the weights' type.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
@@ -122,64 +118,20 @@ def load_student(
         ConfigError: If there is no such model or dtype.
         ScoringError: If the folder has changed since its digest was taken, or weights are missing.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    calm_worker()
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = choose_device(device)
     return _load(model, identity(model, revision), dtype, where, attn_implementation)
 
 
-def calm_worker() -> None:
-    """One thread in a `datasets.map` worker: forked from a parent that has run a model, it hangs with more."""
-    import multiprocess  # what datasets starts its workers with; the standard library's does not know them
-
-    if multiprocess.parent_process() is not None:
-        torch.set_num_threads(1)
-
-
-def identity(model: str, revision: str | None) -> str:
-    """Resolves a model; a folder's digest that was pinned must still be its digest."""
-    if revision is not None and revision.startswith("folder-"):
-        found = resolve_revision(model)
-        if found != revision:
-            raise ScoringError(f"The folder `{model}` has changed: pinned as {revision}, now {found}. Pin it again.")
-        return found
-    return resolve_revision(model) if os.path.isdir(model) else _resolve_once(model, revision)
-
-
-@lru_cache(maxsize=64)
-def _resolve_once(model: str, revision: str | None) -> str:
-    return resolve_revision(model, revision)
-
-
 @lru_cache(maxsize=2)
-def _load(name: str, revision: str, dtype: str, device: str, attn_implementation: str | None) -> StudentModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(name: str, revision: str, dtype: str, device: torch.device, attn_implementation: str | None) -> StudentModel:
+    from transformers import AutoModelForCausalLM
 
-    pinned: dict[str, Any] = {"trust_remote_code": False}
-    if not revision.startswith("folder-"):
-        pinned["revision"] = revision
-    tokenizer = AutoTokenizer.from_pretrained(name, **pinned)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation=attn_implementation,
-        output_loading_info=True,
-        use_safetensors=True,
-        **pinned,
+    model = load_model(
+        AutoModelForCausalLM, name, revision, dtype, device, "The student", attn_implementation=attn_implementation
     )
-    if info["missing_keys"]:
-        raise ScoringError(f"The student `{name}` lacks weights: {', '.join(sorted(info['missing_keys'])[:5])}.")
-    model.eval().requires_grad_(False).to(device)
-    where = torch.device(device)
-    head, packed = _fast_ways(model, where, share=attn_implementation is None)
-    return StudentModel(name, revision, model, tokenizer, where, _context(model.config), packed, head)
-
-
-def _context(config: Any) -> int | None:
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
-    return int(limit) if limit and limit > 0 else None
+    tokenizer = load_tokenizer(name, revision)
+    head, packed = _fast_ways(model, device, share=attn_implementation is None)
+    return StudentModel(name, revision, model, tokenizer, device, context_of(model.config), packed, head)
 
 
 def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[Head | None, bool]:

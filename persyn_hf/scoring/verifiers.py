@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from persyn_hf.errors import ConfigError, MissingExtraError, ScoringError
@@ -26,14 +27,14 @@ def find_verifier(name: str) -> Verifier:
     """Finds a verifier.
 
     Args:
-        name (`str`): `"math"`, `"exact"`, or `"package.module:function"`.
+        name (`str`): `"math"`, `"exact"`, `"reasoning-gym"`, or `"package.module:function"`.
 
     Returns:
         `Callable`: Called with `(prompt, completion, answer)`.
 
     Raises:
         ConfigError: If there is no such function.
-        MissingExtraError: If math-verify is not installed.
+        MissingExtraError: If math-verify or reasoning-gym is wanted and not installed.
 
     Example:
         >>> find_verifier("exact")("Capital of France?", " Paris\\n", "Paris")
@@ -44,9 +45,14 @@ def find_verifier(name: str) -> Verifier:
         return math_verifier
     if name == "exact":
         return exact_verifier
+    if name == "reasoning-gym":
+        _reasoning_gym()
+        return reasoning_gym_verifier
     module, colon, function = name.partition(":")
     if not colon:
-        raise ConfigError(f"`verifier` must be `math`, `exact` or `package.module:function`, got {name!r}.")
+        raise ConfigError(
+            f"`verifier` must be `math`, `exact`, `reasoning-gym` or `package.module:function`, got {name!r}."
+        )
     try:
         found: Any = importlib.import_module(module)
         for part in function.split("."):
@@ -80,6 +86,39 @@ def math_verifier(prompt: Any, completion: str, answer: Any) -> float:
     return float(verify(gold, found, timeout_seconds=limit))
 
 
+def reasoning_gym_verifier(prompt: Any, completion: str, answer: Any) -> float:
+    """What reasoning-gym's own scorer of the task gives, 0 to 1.
+
+    Args:
+        prompt (`Any`): Unused.
+        completion (`str`): Its answer stands in the last `<answer>…</answer>`, or is the whole text.
+        answer (`str` or `Mapping`): The task's entry, as JSON: `json.dumps(dataset[i])`.
+    """
+    score_answer_fn, extract_answer = _reasoning_gym()
+    entry = _entry(require_answer(answer))
+    found = extract_answer(completion)
+    try:
+        score = score_answer_fn(entry["metadata"]["source_dataset"])
+    except ValueError as error:
+        raise ScoringError(f"reasoning-gym: {error}.") from error
+    return float(score(completion.strip() if found is None else found, entry))
+
+
+def _entry(answer: Any) -> Mapping[str, Any]:
+    try:
+        entry = json.loads(answer) if isinstance(answer, str) else answer
+        named = isinstance(entry, Mapping) and "answer" in entry and "source_dataset" in (entry.get("metadata") or {})
+    except json.JSONDecodeError:
+        named = False
+    if not named:
+        raise ScoringError(
+            "`reasoning-gym` needs the task's entry in the column `answer`, as JSON with `answer` and "
+            f"`metadata.source_dataset` (`json.dumps(dataset[i])`), got {answer!r:.80}."
+        )
+    found: Mapping[str, Any] = entry
+    return found
+
+
 def final_answer(text: str) -> str:
     """The stretch of a text in which its final answer stands."""
     stated = _FINAL.findall(text)
@@ -104,3 +143,12 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
     for name in ("math_verify.parser", "math_verify.grader"):  # warns for every process that timeouts are off
         logging.getLogger(name).setLevel(logging.ERROR)
     return parse, verify
+
+
+def _reasoning_gym() -> tuple[Callable[[str], Any], Callable[[str], str | None]]:
+    try:
+        from reasoning_gym import get_score_answer_fn
+        from reasoning_gym.utils import extract_answer
+    except ImportError as error:
+        raise MissingExtraError("reasoning-gym", "reasoning-gym", "check answers to its tasks") from error
+    return get_score_answer_fn, extract_answer

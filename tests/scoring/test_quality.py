@@ -123,7 +123,7 @@ def test_reward_models_that_are_none(llama, tmp_path):
     two = models.save_reward_model(tmp_path, "llama", num_labels=2)
     with pytest.raises(ScoringError, match="one label"):
         persyn_quality(ANSWERS, reward_model=two)
-    with pytest.raises(ScoringError, match="no finished reward model"):
+    with pytest.raises(ScoringError, match="The reward model .* lacks weights: score.weight"):
         persyn_quality(ANSWERS, reward_model=llama)
 
 

@@ -1,0 +1,46 @@
+"""The rows that a map function was given: one or a batch, which of them can be scored, and how errors name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from persyn_hf.columns import COMPLETION, ERROR, PROMPT_ID, TEACHER
+from persyn_hf.errors import ConfigError
+
+Batch = dict[str, Sequence[Any]]
+
+
+def as_batch(batch_or_row: Mapping[str, Any]) -> tuple[Batch, bool]:
+    """A batch, and whether it was a single row."""
+    single = not isinstance(batch_or_row[COMPLETION], list)
+    return {key: [batch_or_row[key]] if single else batch_or_row[key] for key in batch_or_row}, single
+
+
+def answered(batch: Mapping[str, Sequence[Any]]) -> list[int]:
+    """The rows that have a completion and no error."""
+    errors = batch.get(ERROR) or [None] * len(batch[COMPLETION])
+    return [row for row, text in enumerate(batch[COMPLETION]) if text is not None and errors[row] is None]
+
+
+def row_names(batch: Mapping[str, Sequence[Any]], rows: Iterable[int]) -> list[str]:
+    """How errors name rows: by prompt and teacher where these are known."""
+    known = [(label, key) for key, label in ((PROMPT_ID, "prompt"), (TEACHER, "teacher")) if key in batch]
+    return [
+        ", ".join(f"{label} {batch[key][row]}" for label, key in known) or f"row {row} of the batch" for row in rows
+    ]
+
+
+def worker_device(device: str | None, rank: int | None) -> str | None:
+    """The GPU of a map worker, by its number; `device` where one is named.
+
+    Raises:
+        ConfigError: If `rank` is no number: something else was passed by position.
+    """
+    if rank is not None and not isinstance(rank, int):
+        raise ConfigError(f"`rank` must be a worker's number, got {rank!r}; pass everything else by name.")
+    if device is not None or rank is None:
+        return device
+    import torch
+
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None
