@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import threading
 import time
@@ -13,10 +14,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from persyn_hf.config import Teacher
-from persyn_hf.generation.chat import ChatClient
 from persyn_hf.generation.client import Completion, Request, TeacherClient
 from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.limit import AdaptiveLimit
+from persyn_hf.generation.preflight import preflight
+from persyn_hf.generation.protocols import endpoint_client
 from persyn_hf.generation.scheduler import Job, RetryPolicy, TeacherPool
 from persyn_hf.generation.tables import CHUNK, Asked, Plan
 
@@ -63,25 +65,44 @@ async def ask_all(plan: Plan, ledger: Ledger, progress: bool, policy: RetryPolic
     """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
 
     Raises:
-        ConfigError: If a teacher's key is missing; nothing has been asked then.
+        ConfigError: If a teacher's key is missing, or its endpoint fails a check; nothing has been asked then.
+        PromptTooLongError: If prompts do not fit a teacher; nothing has been asked then.
         LedgerError: If an answer cannot be kept.
     """
     async with AsyncExitStack() as stack:
         clients = _clients(plan)
         for client in clients:
             stack.push_async_callback(client.aclose)
+        bars = [
+            _Bar(asked.teacher.name, plan.total(asked), position if progress else None)
+            for position, asked in enumerate(plan.asked)
+        ]
+        for bar in bars:
+            stack.callback(bar.close)
+        work = [_missing(plan.jobs(asked), ledger, bar) for asked, bar in zip(plan.asked, bars, strict=True)]
+        first = [next(jobs, None) for jobs in work]
+        await preflight(
+            [
+                (asked.teacher, functools.partial(plan.messages, asked))
+                for asked, job in zip(plan.asked, first, strict=True)
+                if job is not None
+            ],
+            patience=(policy or RetryPolicy()).down_after_unseen,
+        )
         try:
             async with asyncio.TaskGroup() as group:
-                for position, (asked, client) in enumerate(zip(plan.asked, clients, strict=True)):
-                    bar = _Bar(asked.teacher.name, plan.total(asked), position if progress else None)
-                    group.create_task(_ask_one(plan, asked, client, ledger, bar, policy))
+                for asked, client, bar, job, jobs in zip(plan.asked, clients, bars, first, work, strict=True):
+                    if job is not None:
+                        jobs = itertools.chain([job], jobs)
+                    group.create_task(_ask_one(plan, asked, client, jobs, ledger, bar, policy))
         except BaseExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
 
 
 async def _ask_one(
-    plan: Plan, asked: Asked, client: TeacherClient, ledger: Ledger, bar: _Bar, policy: RetryPolicy | None
-) -> None:
+    plan: Plan, asked: Asked, client: TeacherClient, jobs: Iterator[Job], ledger: Ledger, bar: _Bar,
+    policy: RetryPolicy | None,
+) -> None:  # fmt: skip
     def answered(job: Job, completion: Completion) -> None:
         ledger.put(job.key, completion)
         bar.answered(completion)
@@ -94,12 +115,8 @@ async def _ask_one(
     local = teacher.backend == "local"
     limit = AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD if local else teacher.max_concurrency or 32)
     timeout = None if local else teacher.timeout
-    jobs = _missing(plan.jobs(asked), ledger, bar)
     pool = TeacherPool(client, jobs, limit, timeout, answered, failed, policy=policy)
-    try:
-        await pool.run()
-    finally:
-        bar.close()
+    await pool.run()
     if pool.down is not None:
         plan.down[teacher.name] = f"the teacher is down: {pool.down}"
 
@@ -115,7 +132,12 @@ def _clients(plan: Plan) -> list[TeacherClient]:
         kind(asked): _LocalClient([other.teacher for other in local if kind(other) == kind(asked)], asked.revision)
         for asked in local
     }
-    return [shared[kind(a)] if a.teacher.backend == "local" else ChatClient(a.teacher) for a in plan.asked]
+    return [
+        shared[kind(asked)]
+        if asked.teacher.backend == "local"
+        else endpoint_client(asked.teacher, asked.teacher.endpoints[0])
+        for asked in plan.asked
+    ]
 
 
 class _LocalClient:

@@ -46,12 +46,16 @@ class Asked:
     model: str
     revision: str
 
-    def job(self, prompt: columns.Prompt, prompt_id: str, seed: int) -> Job:
-        """The request for one prompt, under its key."""
+    def messages(self, prompt: columns.Prompt) -> tuple[columns.Message, ...]:
+        """What is sent for a prompt: its messages after the teacher's own system prompt."""
         messages = columns.canonical_messages(prompt)
         if self.teacher.system_prompt is not None:
             messages = [{"role": "system", "content": self.teacher.system_prompt}, *messages]
-        request = Request(prompt_id, tuple(messages), self.teacher.sampling, row_seed(seed, prompt_id))
+        return tuple(messages)
+
+    def job(self, prompt: columns.Prompt, prompt_id: str, seed: int) -> Job:
+        """The request for one prompt, under its key."""
+        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, row_seed(seed, prompt_id))
         return Job(completion_key(self.model, self.revision, request), request)
 
 
@@ -157,6 +161,13 @@ class Plan:
         """The jobs of one teacher in the order of the table, made as they are drawn."""
         for batch in self._batches():
             yield from self._jobs_of(batch, asked)
+
+    def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
+        """What one teacher is sent for each of its prompts."""
+        for batch in self._batches():
+            for position, prompt in enumerate(batch[columns.PROMPT]):
+                if not self.routed or batch[columns.ROUTE][position] == asked.teacher.name:
+                    yield asked.messages(prompt)
 
     def _batches(self) -> Iterator[dict[str, list[Any]]]:
         names = [columns.PROMPT_ID, columns.PROMPT, *([columns.ROUTE] if self.routed else [])]

@@ -1,0 +1,169 @@
+"""Checks before anything is spent: the endpoints answer, serve what is configured, and the prompts fit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from persyn_hf.columns import Message
+from persyn_hf.config import Teacher
+from persyn_hf.errors import ConfigError, PromptTooLongError, RowError, TeacherDownError, TeacherError
+from persyn_hf.generation.describe import EndpointLimits, describe
+from persyn_hf.generation.endpoint import Endpoint
+from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens, render
+
+#: Seconds for which an endpoint that has passed is not asked again: `persyn_generate` may be called for every row.
+_FRESH = 300.0
+#: Bytes that a chat template adds around one message, at most; so that short prompts need no tokenizer.
+_TEMPLATE_BYTES = 512
+_passed: dict[tuple[Endpoint, str, str | None], tuple[float, EndpointLimits]] = {}
+
+#: Gives the messages of every prompt of a teacher, its system prompt included.
+Prompts = Callable[[], Iterable[Sequence[Message]]]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    teacher: Teacher
+    limits: Mapping[str, EndpointLimits]
+    problems: Sequence[str]
+
+
+async def preflight(
+    asked: Sequence[tuple[Teacher, Prompts]], patience: float = 10.0
+) -> dict[tuple[str, str], EndpointLimits]:
+    """Checks every endpoint of every teacher at once, and then the prompts against their limits.
+
+    An endpoint that does not answer is waited for; that it still does not is an error only where `on_teacher_down`
+    is `error` and no other endpoint of the teacher answers. Servers that list no models are taken at their word.
+
+    Args:
+        asked (`Sequence[tuple[Teacher, Prompts]]`): The teachers that something is to be asked of. Those with
+            `backend: local` or `preflight: false` are left out.
+        patience (`float`, defaults to 10): Seconds to wait for an endpoint that does not answer.
+
+    Returns:
+        `dict[tuple[str, str], EndpointLimits]`: By teacher and address, for those that answered.
+
+    Raises:
+        ConfigError: If an endpoint serves another model, refuses the key or does not answer; all of them are named.
+        PromptTooLongError: If prompts do not fit; says how many.
+    """
+    checked = [(teacher, prompts) for teacher, prompts in asked if teacher.backend == "endpoint" and teacher.preflight]
+    results = await asyncio.gather(*[_check(teacher, patience) for teacher, _ in checked])
+    problems = [f"teacher `{result.teacher.name}`: {problem}" for result in results for problem in result.problems]
+    if problems:
+        raise ConfigError(
+            "Nothing has been asked, since "
+            + ("\n  " if len(problems) > 1 else "").join(["", *problems])
+            + "\nMend the configuration, or set `preflight: false` to go on without these checks."
+        )
+    for result, (_, prompts) in zip(results, checked, strict=True):
+        if result.limits:
+            tokenizer = await TeacherTokenizer(result.teacher, download=result.teacher.api == "tgi").load()
+            await asyncio.to_thread(require_fit, result.teacher, _least(result.limits.values()), tokenizer, prompts())
+    return {(result.teacher.name, address): limits for result in results for address, limits in result.limits.items()}
+
+
+async def _check(teacher: Teacher, patience: float) -> _Checked:
+    limits: dict[str, EndpointLimits] = {}
+    wrong: list[str] = []
+    silent: list[str] = []
+
+    async def one(address: str) -> None:
+        try:
+            limits[address] = await _described(teacher, address, patience)
+        except ConfigError as error:
+            wrong.append(str(error))
+        except TeacherError as error:
+            silent.append(str(error))
+
+    try:
+        if teacher.api == "tgi":
+            await TeacherTokenizer(teacher, download=True).load()
+    except TeacherDownError as error:
+        wrong.append(str(error))
+    await asyncio.gather(*[one(address) for address in teacher.endpoints])
+    tolerated = teacher.on_teacher_down != "error" or limits
+    return _Checked(teacher, limits, sorted(wrong) + ([] if tolerated else sorted(silent)))
+
+
+async def _described(teacher: Teacher, address: str, patience: float) -> EndpointLimits:
+    key = (Endpoint.of(teacher, address), teacher.api, teacher.revision)
+    when, limits = _passed.get(key, (-_FRESH, None))
+    if limits is None or time.monotonic() - when > _FRESH:
+        limits = await describe(teacher, address, patience)
+        _passed[key] = (time.monotonic(), limits)
+    return limits
+
+
+def _least(limits: Iterable[EndpointLimits]) -> EndpointLimits:
+    """What every endpoint takes."""
+    known = list(limits)
+    smallest: dict[str, int | None] = {
+        field.name: min((value for each in known if (value := getattr(each, field.name)) is not None), default=None)
+        for field in fields(EndpointLimits)
+    }
+    return EndpointLimits(**smallest)
+
+
+def require_fit(
+    teacher: Teacher, limits: EndpointLimits, tokenizer: Any | None, prompts: Iterable[Sequence[Message]]
+) -> None:
+    """Checks that a teacher's settings and prompts fit what its server takes.
+
+    A text has no more tokens than bytes, so that only long prompts are tokenized. Where the tokenizer is not at hand
+    those are left to the server.
+
+    Args:
+        teacher (`Teacher`): With its sampling.
+        limits (`EndpointLimits`): The server's.
+        tokenizer (*optional*): The teacher's.
+        prompts (`Iterable[Sequence[Message]]`): What is to be sent.
+
+    Raises:
+        ConfigError: If `max_tokens` or the number of `stop` strings alone is too much.
+        PromptTooLongError: With the number of prompts that do not fit.
+    """
+    sampling = teacher.sampling
+    if limits.max_stop is not None and len(sampling.stop) > limits.max_stop:
+        raise ConfigError(
+            f"teacher `{teacher.name}`: the server takes {limits.max_stop} `stop` strings, got {len(sampling.stop)}."
+        )
+    total = limits.max_total_tokens
+    if total is not None and sampling.max_tokens >= total:
+        raise ConfigError(
+            f"teacher `{teacher.name}`: `max_tokens` must be under {total}, what the server takes with the prompt, "
+            f"got {sampling.max_tokens}."
+        )
+    rooms = [] if limits.max_input_tokens is None else [limits.max_input_tokens]
+    rooms += [] if total is None else [total - sampling.max_tokens]
+    if not rooms or tokenizer is None:
+        return
+    room, count, long, longest = min(rooms), 0, 0, 0
+    for messages in prompts:
+        count += 1
+        tokens = _tokens_over(tokenizer, messages, room)
+        long += tokens > 0
+        longest = max(longest, tokens)
+    if long:
+        raise PromptTooLongError(
+            f"teacher `{teacher.name}`: {long} of {count} prompts do not fit. The server takes {room} tokens beside "
+            f"`max_tokens` {sampling.max_tokens}, the longest prompt has {longest}. Shorten or drop them, lower "
+            "`max_tokens`, or set `preflight: false`, so that each gets an error of its own."
+        )
+
+
+def _tokens_over(tokenizer: Any, messages: Sequence[Message], room: int) -> int:
+    """The length of a prompt that does not fit; 0 for one that does."""
+    size = sum(len(str(message.get("content")).encode("utf-8", "replace")) + _TEMPLATE_BYTES for message in messages)
+    if size <= room:
+        return 0
+    try:
+        tokens = count_tokens(tokenizer, render(tokenizer, messages))
+    except RowError:  # its own error, when its turn comes
+        return 0
+    return tokens if tokens > room else 0
