@@ -98,7 +98,8 @@ async def _get(session: httpx2.AsyncClient, endpoint: Endpoint, path: str) -> An
 
 
 def _from_models(endpoint: Endpoint, listed: Any) -> EndpointLimits:
-    data = listed.get("data") if isinstance(listed, dict) else listed
+    # A list, or a single model as TGI's published schema has it.
+    data = listed.get("data", [listed] if "id" in listed else None) if isinstance(listed, dict) else listed
     models = [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
     if not models:
         _log.info("%s lists no models; it is taken to serve `%s`", endpoint.address, endpoint.model)

@@ -10,7 +10,7 @@ import httpx2
 from huggingface_hub import get_async_session
 
 from persyn_hf import __version__
-from persyn_hf.errors import RowError
+from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.endpoint import Endpoint
 
 #: Requests per session. A session has 100 connections, above which waiting counts as timeout; and it looks through
@@ -50,7 +50,9 @@ def harden(session: httpx2.AsyncClient, max_bytes: int) -> None:
             response.stream = _Bounded(response.stream, _ERROR_BYTES, None)
             return
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise RowError("the answer is compressed, which was not asked for")
+            raise TeacherDownError(
+                "it compresses its answers, though `identity` was asked for; reach it without a proxy"
+            )
         refusal = f"the answer is longer than {max_bytes} bytes (`max_response_bytes`)"
         if int(response.headers.get("content-length") or 0) > max_bytes:
             raise RowError(refusal)
