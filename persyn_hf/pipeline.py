@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,13 @@ class RunResult:
         return sum(stage.errors for stage in self.stages if stage.name == "generate")
 
 
-def run(config: RunConfig, until: str = "publish", progress: bool = True, source: str = "configuration") -> RunResult:
+def run(
+    config: RunConfig,
+    until: str = "publish",
+    progress: bool = True,
+    source: str = "configuration",
+    ledger: str | os.PathLike[str] | None = None,
+) -> RunResult:
     """Runs the stages up to `until`, skipping those that are finished.
 
     Args:
@@ -54,6 +61,8 @@ def run(config: RunConfig, until: str = "publish", progress: bool = True, source
             `publish`.
         progress (`bool`, defaults to `True`): Show progress bars.
         source (`str`): Names the configuration in errors.
+        ledger (`str` or `PathLike`, *optional*): Where answers are kept. Default: in the run folder. Runs of several
+            students share one, so that no teacher is asked twice.
 
     Returns:
         `RunResult`: The folder, the stages' records and the report.
@@ -68,7 +77,7 @@ def run(config: RunConfig, until: str = "publish", progress: bool = True, source
     """
     if until not in STAGES:
         raise ConfigError(f"`until` must be one of {', '.join(STAGES)}, got {until!r}.")
-    folder = RunFolder(config.output_dir)
+    folder = RunFolder(config.output_dir, ledger)
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
         probe = None
@@ -105,9 +114,9 @@ def _stages(
     tables = _Tables()
     router_path = config.router.pretrained
     if probe is not None:
-        tables.probe = _probe(config, folder, probe, progress)
+        tables.probe = probe_stage(config, folder, probe, progress)
         if "score" in wanted:
-            tables.scored = _score(config, folder, tables.probe, progress)
+            tables.scored = score_stage(config, folder, tables.probe, progress)
         if "router" in wanted and tables.scored is not None:
             router_path = str(_router(config, folder, tables.scored))
     if router_path is None or "router" not in wanted:
@@ -117,13 +126,14 @@ def _stages(
     if "route" in wanted:
         tables.routed = _route(folder, prompts, router, router_path, config)
     if "generate" in wanted and tables.routed is not None:
-        tables.generated = _generate(config, folder, tables.routed, progress)
+        tables.generated = generate_stage(config, folder, tables.routed, progress)
     if "publish" in wanted and tables.generated is not None:
         _publish(config, folder, prompts, tables, router)
     return tables
 
 
-def _probe(config: RunConfig, folder: RunFolder, probe: Dataset, progress: bool) -> Dataset:
+def probe_stage(config: RunConfig, folder: RunFolder, probe: Dataset, progress: bool, name: str = "probe") -> Dataset:
+    """Lets every teacher answer every prompt; the stage's table is called `name`."""
     from persyn_hf.generation.generate import generate_parallel
 
     inputs = {
@@ -132,12 +142,20 @@ def _probe(config: RunConfig, folder: RunFolder, probe: Dataset, progress: bool)
         "seed": config.seed,
     }
     make = partial(
-        generate_parallel, probe, config.teachers, ledger=_ledger(folder), seed=config.seed, progress=progress
+        generate_parallel, probe, config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress
     )
-    return folder.table("probe", inputs, make)
+    return folder.table(name, inputs, make)
 
 
-def _score(config: RunConfig, folder: RunFolder, answers: Dataset, progress: bool) -> Dataset:
+def score_stage(
+    config: RunConfig,
+    folder: RunFolder,
+    answers: Dataset,
+    progress: bool,
+    name: str = "score",
+    answers_name: str = "probe",
+) -> Dataset:
+    """Scores the answers of the stage `answers_name` with the run's student, quality and reward."""
     from persyn_hf.scoring.score import score
 
     assert config.student is not None and config.quality is not None, "the configuration requires both to train"
@@ -146,7 +164,7 @@ def _score(config: RunConfig, folder: RunFolder, answers: Dataset, progress: boo
     if student.teacher_system_prompts:
         system_prompts = {one.name: one.system_prompt for one in config.teachers if one.system_prompt is not None}
     inputs = {
-        "answers": folder.digest("probe"),
+        "answers": folder.digest(answers_name),
         "student": _with_revision(student, student.model),
         "system_prompts": system_prompts,
         "quality": [_with_revision(part, part.reward_model) for part in quality.parts],
@@ -157,7 +175,7 @@ def _score(config: RunConfig, folder: RunFolder, answers: Dataset, progress: boo
         score, answers, student, quality, alpha=reward.alpha, normalization=reward.normalization,
         learnability_metric=reward.learnability_metric, system_prompts=system_prompts, progress=progress,
     )  # fmt: skip
-    return folder.table("score", inputs, make)
+    return folder.table(name, inputs, make)
 
 
 def _router(config: RunConfig, folder: RunFolder, scored: Dataset) -> Path:
@@ -226,18 +244,24 @@ def _route(folder: RunFolder, prompts: Dataset, router: PersynRouter, path: str,
     return folder.table("route", inputs, lambda: prompts.map(router, batched=True, batch_size=1000, desc="route"))
 
 
-def _generate(config: RunConfig, folder: RunFolder, routed: Dataset, progress: bool) -> Dataset:
+def generate_stage(
+    config: RunConfig,
+    folder: RunFolder,
+    routed: Dataset,
+    progress: bool,
+    name: str = "generate",
+    routed_name: str = "route",
+) -> Dataset:
+    """Lets each prompt of the stage `routed_name` be answered by the teacher that its `route` names."""
     from persyn_hf.generation.generate import generate_routed
 
     inputs = {
-        "routed": folder.digest("route"),
+        "routed": folder.digest(routed_name),
         "teachers": [_identity(teacher) for teacher in config.teachers],
         "seed": config.seed,
     }
-    make = partial(
-        generate_routed, routed, config.teachers, ledger=_ledger(folder), seed=config.seed, progress=progress
-    )
-    return folder.table("generate", inputs, make)
+    make = partial(generate_routed, routed, config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress)
+    return folder.table(name, inputs, make)
 
 
 def _publish(config: RunConfig, folder: RunFolder, prompts: Dataset, tables: _Tables, router: PersynRouter) -> None:
@@ -264,10 +288,6 @@ def _publish(config: RunConfig, folder: RunFolder, prompts: Dataset, tables: _Ta
             tables.generated, settings.dataset_repo_id, router_repo_id=settings.router_repo_id,
             private=settings.private, **common,
         )  # fmt: skip
-
-
-def _ledger(folder: RunFolder) -> Path:
-    return folder.path / "ledger.sqlite"
 
 
 def _column(data: Dataset, name: str) -> list[Any] | None:

@@ -53,10 +53,13 @@ class RunFolder:
 
     Args:
         path (`str` or `PathLike`): The run folder; made where it is not there.
+        ledger (`str` or `PathLike`, *optional*): Where answers are kept. Default: in the folder; several runs whose
+            teachers are the same may share one.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], ledger: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
+        self.ledger = self.path / "ledger.sqlite" if ledger is None else Path(ledger)
         self.stages = self.path / "stages"
         self.records: list[StageRecord] = []
         self.stages.mkdir(parents=True, exist_ok=True)

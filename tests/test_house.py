@@ -28,7 +28,12 @@ ALLOWED = {
     "planning": GROUND,
     "doctor": GROUND,
     "pipeline": GROUND | {"generation", "scoring", "routing", "publishing", "students", "runfolder", "report"},
-    "cli": GROUND | {"pipeline", "report", "demo", "routing", "planning", "doctor"},
+    # A student is rendered as it is scored, and published with its card.
+    "finetune": GROUND | {"scoring", "students", "publishing"},
+    # The comparison runs the pipeline up to its routes, and then every policy's own data, training and evaluation.
+    "comparison": GROUND
+    | {"pipeline", "generation", "scoring", "routing", "publishing", "students", "finetune", "runfolder"},
+    "cli": GROUND | {"pipeline", "report", "demo", "routing", "planning", "doctor", "finetune", "comparison"},
 }
 
 
