@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,9 +80,29 @@ def train_student(
         MissingExtraError: If TRL is not installed.
 
     Example:
-        >>> train_student("runs/demo/dataset", "org/student", "runs/student", {"num_train_epochs": 1})  # doctest: +SKIP
+        >>> train_student("runs/demo/dataset", "org/student", "runs/student", {"max_steps": 9})  # doctest: +SKIP
     """
-    recipe = _recipe(training)
+    with _bars(progress):
+        return _train(
+            data,
+            student,
+            output_dir,
+            _recipe(training),
+            revision,
+            seed,
+            resume,
+            push_to_hub,
+            private,
+            license,
+            progress,
+        )
+
+
+def _train(
+    data: Dataset | str | os.PathLike[str], student: str, output_dir: str | os.PathLike[str], recipe: Training,
+    revision: str | None, seed: int, resume: bool, push_to_hub: str | None, private: bool, license: str | None,
+    progress: bool,
+) -> TrainedStudent:  # fmt: skip
     table = load_training_data(data) if isinstance(data, str | os.PathLike) else data
     columns.require_columns(table.column_names, (columns.PROMPT, columns.COMPLETION), "train_student")
     resolved = resolve_revision(student, revision)
@@ -127,7 +148,7 @@ def training_rows(table: Dataset, tokenizer: Any, max_length: int) -> Dataset:
     ).filter(learns_something, load_from_cache_file=False, desc="rows that learn")
     if len(rows) == 0:
         raise DataError(
-            f"Nothing is left to learn: all {len(table)} prompts fill `max_length` ({max_length} tokens) by themselves."
+            f"Nothing is left to learn: all {len(table)} prompts fill `max_length`, {max_length} tokens, by themselves."
         )
     return rows
 
@@ -164,6 +185,27 @@ def load_training_data(source: str | os.PathLike[str]) -> Dataset:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"`data`: {name} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _bars(progress: bool) -> Iterator[None]:
+    """Without progress, `datasets` and transformers show no bars of their own either."""
+    import datasets
+    from transformers.utils import logging
+
+    hide_tables = not progress and not datasets.are_progress_bars_disabled()
+    hide_weights = not progress and logging.is_progress_bar_enabled()
+    if hide_tables:
+        datasets.disable_progress_bars()
+    if hide_weights:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide_tables:
+            datasets.enable_progress_bars()
+        if hide_weights:
+            logging.enable_progress_bar()
 
 
 def _recipe(training: Training | Mapping[str, Any] | None) -> Training:
@@ -228,7 +270,7 @@ def _publish(
     folder: Path, report: TrainingReport, data: Any, repo_id: str | None, private: bool, license: str | None
 ) -> str | None:
     """Writes the card and pushes, in one process of several."""
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     if not PartialState().is_main_process:
         return None

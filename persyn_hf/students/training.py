@@ -22,12 +22,13 @@ REPORT_FILE = "training.json"
 CHECKPOINTS = "checkpoints"
 _IDENTITY_FILE = "persyn.json"
 #: Arguments of `SFTConfig` that have a name of their own here, or that rows with labels rule out.
-_OURS = frozenset(
-    "output_dir num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay seed data_seed "
-    "per_device_train_batch_size gradient_accumulation_steps max_length packing bf16 gradient_checkpointing "
-    "logging_steps report_to save_strategy save_steps completion_only_loss assistant_only_loss chat_template_path "
-    "eos_token push_to_hub hub_model_id disable_tqdm model_init_kwargs dataset_kwargs".split()
-)
+_OURS = {
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "weight_decay", "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "max_length", "packing", "bf16", "gradient_checkpointing", "logging_steps", "report_to", "save_strategy",
+    "save_steps", "completion_only_loss", "assistant_only_loss", "chat_template_path", "eos_token",
+    "push_to_hub", "hub_model_id", "disable_tqdm", "model_init_kwargs", "dataset_kwargs",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ def _import_trl() -> Any:
 def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress: bool) -> dict[str, Any]:
     taken = sorted(_OURS & set(training.extra))
     if taken:
-        raise ConfigError(f"`training.extra`: {', '.join(taken)} must be set by the keys of `training`, or not at all.")
+        raise ConfigError(
+            f"`training.extra`: {', '.join(taken)} must be set by the keys of `training`, or not at all."
+        )
     return {
         "output_dir": str(folder),
         "num_train_epochs": training.num_train_epochs,
@@ -229,6 +232,8 @@ def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training) ->
             tokenizer.save_pretrained(output_dir)
         return
     trainer.save_model(str(output_dir))
+    if trainer.is_world_process_zero():
+        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle, and `training.json` says it all
 
 
 def _identity(rows: Dataset, student_revision: str, training: Training, seed: int) -> dict[str, Any]:

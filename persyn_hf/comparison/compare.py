@@ -1,0 +1,311 @@
+"""`compare`: every policy's set, students trained on each with several seeds, and one honest table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from persyn_hf import columns
+from persyn_hf.checkpoints import resolve_revision
+from persyn_hf.comparison.cells import HeldOut, identify, run_cell
+from persyn_hf.comparison.policies import DRAWN, Known, mean_reward, teachers_of
+from persyn_hf.config import Compare, ComparedStudent, Policy, RunConfig, Student
+from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.prompts import load_prompts
+from persyn_hf.runfolder import RunFolder, write_atomically
+from persyn_hf.students.statistics import Outcome, Summary, summarise
+from persyn_hf.students.tables import PolicyFacts, comparison_markdown
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from persyn_hf.routing.rewards import RewardTable
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What a comparison found.
+
+    Args:
+        folder (`Path`): With `comparison.md`, `comparison.png`, `comparison.json` and `results.jsonl`.
+        summary (`Summary`): Intervals and paired differences.
+        facts (`tuple[PolicyFacts, ...]`): What each policy's set is made of.
+        outcomes (`tuple[Outcome, ...]`): The raw scores.
+    """
+
+    folder: Path
+    summary: Summary
+    facts: tuple[PolicyFacts, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+def compare(config: RunConfig, progress: bool = True, source: str = "configuration") -> ComparisonResult:
+    """Runs every policy on the same prompts with the same recipe and seeds, and judges the trained students.
+
+    The teachers are asked once: all policies and all students share one ledger. A prompt on which some policy's
+    teacher failed or was cut is left out for all, so that every set has the same prompts and the same size. A call
+    that was interrupted goes on where it stopped.
+
+    Args:
+        config (`RunConfig`): With the section `compare`.
+        progress (`bool`, defaults to `True`): Show what is being trained.
+        source (`str`): Names the configuration in errors.
+
+    Returns:
+        `ComparisonResult`: Also written to `output_dir`.
+
+    Raises:
+        ConfigError: If the section is missing or does not fit the rest.
+        DataError: If held-out prompts are among the training prompts, or no prompt has an answer under every policy.
+
+    Example:
+        >>> result = compare(RunConfig.from_yaml("examples/small_world/world.yaml"))  # doctest: +SKIP
+    """
+    settings = _settings(config, source)
+    folder = RunFolder(config.output_dir)
+    with folder.locked():
+        prompts = load_prompts(config.prompts, where=f"{source}: prompts")
+        held_out = _held_out(config, settings, folder, prompts, source, progress)
+        worlds = [_world(config, settings, student, prompts, folder, progress) for student in settings.students]
+        outcomes = tuple(_outcomes(config, settings, worlds, held_out, folder, progress))
+        facts = tuple(fact for world in worlds for fact in world.facts)
+        summary = summarise(outcomes, seed=config.seed)
+        result = ComparisonResult(folder.path, summary, facts, outcomes)
+        _write(result)
+    return result
+
+
+@dataclass(frozen=True)
+class _World:
+    """One student's part of a comparison: the set of every policy and seed."""
+
+    student: ComparedStudent
+    sets: dict[tuple[Policy, int], Dataset]
+    digests: dict[tuple[Policy, int], str]
+    facts: list[PolicyFacts] = field(default_factory=list)
+
+
+def _settings(config: RunConfig, source: str) -> Compare:
+    settings = config.compare
+    if settings is None:
+        raise ConfigError(f"{source}: the section `compare` is required.")
+    if config.router.backbone is None:
+        raise ConfigError(f"{source}: `compare` trains routers of its own: give `router.backbone`, not `pretrained`.")
+    if config.quality is None:
+        raise ConfigError(f"{source}: `quality` is required.")
+    known = {teacher.name for teacher in config.teachers}
+    unknown = [name for name in settings.nll_teachers or () if name not in known]
+    if unknown:
+        raise ConfigError(f"{source}: `compare.nll_teachers` names {', '.join(unknown)}, which are no teachers.")
+    return settings
+
+
+def _held_out(
+    config: RunConfig, settings: Compare, folder: RunFolder, prompts: Dataset, source: str, progress: bool
+) -> HeldOut:
+    from persyn_hf.pipeline import probe_stage
+
+    held_out = load_prompts(settings.held_out, where=f"{source}: compare.held_out")
+    shared = set(held_out[columns.PROMPT_ID]) & set(prompts[columns.PROMPT_ID])
+    if shared:
+        raise DataError(
+            f"{source}: {len(shared)} held-out prompts are training prompts too, first {min(shared)}. Students would "
+            "be judged on what they have seen; take them out of one of the two."
+        )
+    wanted = settings.nll_teachers
+    judges = [teacher for teacher in config.teachers if wanted is None or teacher.name in wanted]
+    answers = None
+    if judges:
+        judging = config.model_copy(update={"teachers": tuple(judges)})
+        answers = probe_stage(judging, folder, held_out, progress, name="held-out")
+    quality = settings.quality or config.quality
+    assert quality is not None, "checked with the settings"
+    digest = identify(
+        [
+            held_out[columns.PROMPT_ID][:],
+            held_out[columns.ANSWER][:] if columns.ANSWER in held_out.column_names else None,
+            folder.digest("held-out") if judges else None,
+            quality.model_dump(mode="json"),
+        ]
+    )
+    return HeldOut(held_out, answers, quality, digest)
+
+
+def _world(
+    config: RunConfig, settings: Compare, student: ComparedStudent, prompts: Dataset, whole: RunFolder, progress: bool
+) -> _World:
+    from persyn_hf.pipeline import run
+    from persyn_hf.routing.rewards import read_rewards
+
+    scorer = Student.model_validate(student.model_dump(exclude={"name", "family"}))
+    path = whole.path / "students" / student.name
+    own = config.model_copy(update={"student": scorer, "output_dir": str(path), "compare": None})
+    run(own, until="route", progress=progress, ledger=whole.ledger)
+    folder = RunFolder(path, whole.ledger)
+    routed = _table(folder, "route")
+    known = Known(
+        probe=read_rewards(_table(folder, "score"), "compare"),
+        routes=routed[columns.ROUTE][:],
+        ids=routed[columns.PROMPT_ID][:],
+        families={teacher.name: teacher.family for teacher in config.teachers},
+        family=student.family,
+        parallel=_parallel(own, folder, prompts, progress) if "oracle" in settings.policies else None,
+        mix_strong_share=settings.mix_strong_share,
+        car_beta=settings.car_beta,
+    )
+    chosen = {
+        (policy, seed): teachers_of(policy, known, seed if policy in DRAWN else 0)
+        for policy in settings.policies
+        for seed in settings.seeds
+    }
+    return _build_sets(own, settings, student, prompts, folder, known, chosen, progress)
+
+
+def _parallel(config: RunConfig, folder: RunFolder, prompts: Dataset, progress: bool) -> RewardTable:
+    """Every teacher's answer to every training prompt, scored."""
+    from persyn_hf.pipeline import probe_stage, score_stage
+    from persyn_hf.routing.rewards import read_rewards
+
+    answers = probe_stage(config, folder, prompts, progress, name="parallel")
+    scored = score_stage(config, folder, answers, progress, name="parallel-score", answers_name="parallel")
+    return read_rewards(scored, "compare")
+
+
+def _build_sets(
+    config: RunConfig,
+    settings: Compare,
+    student: ComparedStudent,
+    prompts: Dataset,
+    folder: RunFolder,
+    known: Known,
+    chosen: dict[tuple[Policy, int], list[str]],
+    progress: bool,
+) -> _World:
+    """Asks for the answers of every policy, and keeps the prompts that have a usable one under all of them."""
+    from persyn_hf.pipeline import generate_stage
+    from persyn_hf.publishing.personalize import personalize
+
+    made: dict[str, Dataset] = {}
+    names = {key: identify(teachers) for key, teachers in chosen.items()}
+    for key, teachers in chosen.items():
+        name = names[key]
+        if name in made:
+            continue
+        routed = folder.table(f"route-{name}", {"teachers": teachers}, partial(_with_routes, prompts, teachers))
+        answers = generate_stage(config, folder, routed, progress, name=f"answers-{name}", routed_name=f"route-{name}")
+        made[name] = personalize(answers, config.publish.keep_truncated)
+    usable = set.intersection(*(set(data[columns.PROMPT_ID]) for data in made.values()))
+    kept = [identity for identity in known.ids if identity in usable]
+    if not kept:
+        raise DataError(
+            f"{student.name}: no prompt has a usable answer under every policy. The tables `answers-*.parquet` in "
+            f"{folder.stages} say which teachers fail or are cut; raise their `max_tokens` or leave them out."
+        )
+    same = {name: _only(data, kept) for name, data in made.items()}
+    facts = [
+        _facts(student.name, policy, settings.seeds, chosen, same, names, known, kept) for policy in settings.policies
+    ]
+    return _World(
+        student, {key: same[name] for key, name in names.items()},
+        {key: identify([name, kept, folder.digest(f"answers-{name}")]) for key, name in names.items()}, facts,
+    )  # fmt: skip
+
+
+def _with_routes(prompts: Dataset, teachers: Sequence[str]) -> Dataset:
+    return prompts.add_column(columns.ROUTE, list(teachers))
+
+
+def _only(data: Dataset, kept: Sequence[str]) -> Dataset:
+    place = {identity: row for row, identity in enumerate(data[columns.PROMPT_ID])}
+    return data.select([place[identity] for identity in kept])
+
+
+def _facts(
+    student: str,
+    policy: Policy,
+    seeds: Sequence[int],
+    chosen: dict[tuple[Policy, int], list[str]],
+    sets: dict[str, Dataset],
+    names: dict[tuple[Policy, int], str],
+    known: Known,
+    kept: Sequence[str],
+) -> PolicyFacts:
+    keep = set(kept)
+    shares: dict[str, float] = {}
+    rewards = []
+    for seed in seeds:
+        teachers = [name for identity, name in zip(known.ids, chosen[policy, seed], strict=True) if identity in keep]
+        for name in teachers:
+            shares[name] = shares.get(name, 0.0) + 1.0 / (len(teachers) * len(seeds))
+        if known.parallel is not None:
+            rewards.append(mean_reward(known.parallel, kept, teachers))
+    tokens = [
+        count
+        for name in {names[policy, seed] for seed in seeds}
+        for count in sets[name][columns.COMPLETION_TOKENS]
+        if count is not None
+    ]
+    return PolicyFacts(
+        student=student,
+        policy=policy,
+        rows=len(kept),
+        left_out=len(known.ids) - len(kept),
+        tokens=sum(tokens) / len(tokens) if tokens else None,
+        reward=sum(rewards) / len(rewards) if rewards else None,
+        shares=dict(sorted(shares.items(), key=lambda item: -item[1])),
+    )
+
+
+def _outcomes(
+    config: RunConfig,
+    settings: Compare,
+    worlds: Sequence[_World],
+    held_out: HeldOut,
+    folder: RunFolder,
+    progress: bool,
+) -> Iterator[Outcome]:
+    """All cells, seed by seed, so that an interrupted comparison has something of every policy."""
+    from tqdm.auto import tqdm
+
+    cells = [(seed, world, policy) for seed in settings.seeds for world in worlds for policy in settings.policies]
+    for seed, world, policy in (bar := tqdm(cells, desc="students", unit="student", disable=not progress)):
+        student = world.student
+        bar.set_postfix_str(f"{student.name}, {policy}, seed {seed}")
+        recipe = config.training.model_dump(mode="json")
+        revision = resolve_revision(student.model, student.revision)
+        name = identify([world.digests[policy, seed], revision, recipe])
+        path = folder.path / "cells" / student.name / f"{name}-{seed}"
+        data = world.sets[policy, seed]
+        for judged in run_cell(path, data, student, config.training, seed, held_out, settings):
+            yield Outcome(
+                student.name, policy, seed, judged.evaluation, judged.scores, judged.ids, judged.higher_is_better
+            )
+
+
+def _table(folder: RunFolder, name: str) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_parquet(str(folder.stages / f"{name}.parquet"), cache_dir=str(folder.path / ".cache"))
+
+
+def _write(result: ComparisonResult) -> None:
+    from persyn_hf.students.plots import plot_comparison
+
+    lines = [
+        json.dumps(
+            {"student": one.student, "policy": one.policy, "seed": one.seed, "evaluation": one.evaluation,
+             "id": identity, "score": score},
+            ensure_ascii=False,
+        )
+        for one in result.outcomes
+        for identity, score in zip(one.ids, one.scores, strict=True)
+    ]  # fmt: skip
+    write_atomically(result.folder / "results.jsonl", "\n".join(lines) + "\n")
+    numbers = {"summary": asdict(result.summary), "facts": [asdict(fact) for fact in result.facts]}
+    write_atomically(result.folder / "comparison.json", json.dumps(numbers, indent=2) + "\n")
+    write_atomically(result.folder / "comparison.md", comparison_markdown(result.summary, result.facts))
+    plot_comparison(result.summary, result.folder / "comparison.png")
