@@ -13,7 +13,7 @@ from persyn_hf.errors import RetryableError, RowError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, status_error, transport_error
+from persyn_hf.generation.faults import body_error, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer
 from persyn_hf.generation.wire import Sessions, open_session
 
@@ -38,7 +38,11 @@ class ChatClient:
         self._endpoint = endpoint
         self._url = httpx2.URL(endpoint.url("/v1/chat/completions"))
         self._tokenizer = TeacherTokenizer(teacher, download=False)
-        self._sessions = Sessions(lambda: open_session(endpoint, teacher.timeout, teacher.max_response_bytes))
+
+        def session() -> httpx2.AsyncClient:
+            return open_session(endpoint, teacher.timeout, teacher.max_response_bytes, raising=True)
+
+        self._sessions = Sessions(session)
 
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
@@ -51,8 +55,6 @@ class ChatClient:
                 response = await session.post(self._url, content=body, headers={"content-type": "application/json"})
             except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
                 raise transport_error(self._endpoint, error) from None
-        if not response.is_success:
-            raise status_error(self._endpoint, response.status_code, response.text, response.headers)
         completion = self._read(response.content, request)
         return completion if completion.usage_source else await self._tokenizer.counted(request, completion)
 

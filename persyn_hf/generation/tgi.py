@@ -6,14 +6,14 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import AsyncInferenceClient, TextGenerationOutput
-from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
+from huggingface_hub.errors import InferenceTimeoutError, OfflineModeIsEnabled
 
 from persyn_hf.config import Teacher
 from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, status_error, transport_error
+from persyn_hf.generation.faults import body_error, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
 from persyn_hf.generation.wire import Sessions, harden
 
@@ -75,11 +75,6 @@ class TgiClient:
             await client.close()  # type: ignore[no-untyped-call] # huggingface_hub leaves it untyped
 
     def _explain(self, error: Exception) -> TeacherError:
-        """Reads the response behind an error: `text_generation` has classes for some errors and not for others."""
-        seen = error if isinstance(error, HfHubHTTPError) else error.__cause__
-        if isinstance(seen, HfHubHTTPError) and not isinstance(seen, InferenceTimeoutError):
-            response = seen.response
-            return status_error(self._endpoint, response.status_code, response.text, response.headers)
         if isinstance(error, httpx2.HTTPError | InferenceTimeoutError | OfflineModeIsEnabled):
             return transport_error(self._endpoint, error)
         if isinstance(error, UnicodeEncodeError):
@@ -90,7 +85,8 @@ class TgiClient:
         # A client's session has no public name, and `set_async_client_factory` would change the whole process. Asking
         # for it by its private name fails loudly should that change.
         if client not in self._hardened:
-            harden(await client._get_async_client(), self._max_bytes)  # type: ignore[no-untyped-call]
+            session = await client._get_async_client()  # type: ignore[no-untyped-call]
+            harden(session, self._endpoint, self._max_bytes, raising=True)
             self._hardened.add(client)
 
 

@@ -12,6 +12,7 @@ from huggingface_hub import get_async_session
 from persyn_hf import __version__
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.endpoint import Endpoint
+from persyn_hf.generation.faults import status_error
 
 #: Requests per session. A session has 100 connections, above which waiting counts as timeout; and it looks through
 #: all of its connections at every request, so that several small ones cost less than one large one.
@@ -22,44 +23,56 @@ _ERROR_BYTES = 64 * 2**10
 Held = TypeVar("Held")
 
 
-def open_session(endpoint: Endpoint, timeout: float, max_bytes: int) -> httpx2.AsyncClient:
+def open_session(endpoint: Endpoint, timeout: float, max_bytes: int, raising: bool = False) -> httpx2.AsyncClient:
     """A session for one endpoint, from the user's own factory (proxies, certificates), that keeps to that endpoint.
 
     Args:
         endpoint (`Endpoint`): Its key, where it has one, becomes a header of the session.
         timeout (`float`): Seconds without a byte.
         max_bytes (`int`): Of one answer.
+        raising (`bool`, defaults to `False`): Whether a status other than 2xx raises what it means.
     """
     session = get_async_session()
     session.timeout = httpx2.Timeout(timeout)
     session.headers["user-agent"] = f"persyn-hf/{__version__}"
     if endpoint.key is not None:
         session.headers["authorization"] = f"Bearer {endpoint.key}"
-    harden(session, max_bytes)
+    harden(session, endpoint, max_bytes, raising)
     return session
 
 
-def harden(session: httpx2.AsyncClient, max_bytes: int) -> None:
-    """Lets a session follow no redirect and read no body beyond a number of bytes."""
+def harden(session: httpx2.AsyncClient, endpoint: Endpoint, max_bytes: int, raising: bool) -> None:
+    """Lets a session follow no redirect and read no body beyond a number of bytes.
+
+    Statuses are read here, before a library draws conclusions of its own: `AsyncInferenceClient.text_generation`
+    answers some 400s by asking again with fewer parameters, without a word.
+
+    Args:
+        session (`httpx2.AsyncClient`): Fresh.
+        endpoint, max_bytes, raising: As in [`open_session`].
+    """
     session.follow_redirects = False
     # What is compressed has no bound: 16 MB of gzip can be 16 GB.
     session.headers["accept-encoding"] = "identity"
+    refusal = f"the answer is longer than {max_bytes} bytes (`max_response_bytes`)"
 
-    async def bound(response: httpx2.Response) -> None:
+    async def check(response: httpx2.Response) -> None:
         if not response.is_success:
             response.stream = _Bounded(response.stream, _ERROR_BYTES, None)
+            if raising:
+                await response.aread()
+                raise status_error(endpoint, response.status_code, response.text, response.headers)
             return
         if response.headers.get("content-encoding", "identity") != "identity":
             raise TeacherDownError(
-                "it compresses its answers, though `identity` was asked for; reach it without a proxy"
+                f"{endpoint.address} compresses its answers, though `identity` was asked for; reach it without a proxy"
             )
-        refusal = f"the answer is longer than {max_bytes} bytes (`max_response_bytes`)"
         if int(response.headers.get("content-length") or 0) > max_bytes:
             raise RowError(refusal)
         response.stream = _Bounded(response.stream, max_bytes, refusal)
 
     hooks = session.event_hooks
-    session.event_hooks = {**hooks, "response": [bound, *hooks["response"]]}
+    session.event_hooks = {**hooks, "response": [check, *hooks["response"]]}
 
 
 class _Bounded(httpx2.AsyncByteStream):

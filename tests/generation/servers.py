@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import threading
 import time
@@ -71,21 +70,28 @@ class Teacher:
 
 
 @contextlib.contextmanager
-def serve(teacher: Teacher, port: int = 0) -> Iterator[Teacher]:
+def serve_app(app: Any, port: int = 0, **settings: Any) -> Iterator[str]:
+    """An ASGI application on loopback, by a real server in a thread; gives its address."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    server = uvicorn.Server(uvicorn.Config(_asgi(teacher), log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", **settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    teacher.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    scheme = "https" if "ssl_certfile" in settings else "http"
     _until(lambda: server.started)
     try:
-        yield teacher
+        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         thread.join(10)
         listener.close()
+
+
+@contextlib.contextmanager
+def serve(teacher: Teacher, port: int = 0, **settings: Any) -> Iterator[Teacher]:
+    with serve_app(_asgi(teacher), port, **settings) as teacher.url:
+        yield teacher
 
 
 def _asgi(teacher: Teacher) -> Any:
@@ -96,49 +102,6 @@ def _asgi(teacher: Teacher) -> Any:
             await response(scope, receive, send)
 
     return app
-
-
-@contextlib.contextmanager
-def raw_server(answer: Callable[[int, asyncio.StreamWriter], Awaitable[None]]) -> Iterator[str]:
-    """A server whose every byte is the test's; `answer(n, writer)` handles the n-th request."""
-    loop = asyncio.new_event_loop()
-    count = 0
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal count
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                size = int(head.split("content-length:")[1].split("\r\n")[0])
-                await reader.readexactly(size)
-                count += 1
-                await answer(count, writer)
-                if writer.is_closing():
-                    return
-                await writer.drain()
-
-    ready = threading.Event()
-    box: list[Any] = []
-
-    async def main() -> None:
-        box.append(await asyncio.start_server(handle, "127.0.0.1", 0))
-        ready.set()
-
-    starting = loop.create_task(main())
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    assert ready.wait(10) and not starting.cancelled()
-    try:
-        yield f"http://127.0.0.1:{box[0].sockets[0].getsockname()[1]}"
-    finally:
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
-        loop.call_soon_threadsafe(loop.call_later, 0.05, loop.stop)
-        thread.join(10)
-
-
-def http_json(body: Any, status: str = "200 OK", kind: str = "application/json") -> bytes:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content
 
 
 def free_port() -> int:
