@@ -148,7 +148,7 @@ def training_rows(table: Dataset, tokenizer: Any, max_length: int) -> Dataset:
     ).filter(learns_something, load_from_cache_file=False, desc="rows that learn")
     if len(rows) == 0:
         raise DataError(
-            f"Nothing is left to learn: all {len(table)} prompts fill `max_length`, {max_length} tokens, by themselves."
+            f"Nothing is left to learn: {len(table)} prompts fill `max_length`, {max_length} tokens, by themselves."
         )
     return rows
 

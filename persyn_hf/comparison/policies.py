@@ -68,10 +68,11 @@ def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
     else:
         found = baselines.family_strong(probe, count, known.families, known.family)
         if found is None:
+            there = ", ".join(sorted({name for name in known.families.values() if name}))
             raise ConfigError(
                 f"`family-strong` needs a teacher of the student's family ({known.family or 'none is given'}); "
-                f"teachers have {', '.join(sorted({name for name in known.families.values() if name})) or 'no families'}. Set "
-                "`family` of teachers and students, or leave the policy out."
+                f"teachers have {there or 'no families'}. Set `family` of teachers and students, or leave the policy "
+                "out."
             )
         routes = found
     return [probe.teachers[index] for index in routes]

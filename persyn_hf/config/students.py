@@ -159,7 +159,7 @@ class Compare(Settings):
         for key, names in (
             ("students", [student.name for student in self.students]),
             ("decodings", [decoding.name for decoding in self.decodings]),
-            ("policies", list(self.policies)),
+            ("policies", [str(policy) for policy in self.policies]),
             ("seeds", [str(seed) for seed in self.seeds]),
         ):
             repeated = sorted({name for name in names if names.count(name) > 1})

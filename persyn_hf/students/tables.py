@@ -87,7 +87,7 @@ def explain(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Ite
     own = [fact for fact in facts if fact.student == student]
     if own and own[0].left_out:
         total = own[0].rows + own[0].left_out
-        yield f"Data: {own[0].left_out} of {total} prompts were left out for all: some policy has no usable answer there."
+        yield f"Data: {own[0].left_out} of {total} prompts were left out: some policy has no usable answer there."
     cells = [cell for cell in summary.cells if cell.student == student]
     if not cells:
         return

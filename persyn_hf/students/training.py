@@ -171,6 +171,8 @@ def _import_trl() -> Any:
 
 
 def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress: bool) -> dict[str, Any]:
+    import torch
+
     taken = sorted(_OURS & set(training.extra))
     if taken:
         raise ConfigError(
@@ -198,6 +200,7 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": not progress,
+        "dataloader_pin_memory": torch.cuda.is_available(),
     } | training.extra
 
 

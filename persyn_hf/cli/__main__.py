@@ -1,0 +1,5 @@
+"""`python -m persyn_hf.cli`, for launchers that take a module: `accelerate launch -m persyn_hf.cli …`."""
+
+from persyn_hf.cli import main
+
+main()
