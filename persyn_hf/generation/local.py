@@ -21,7 +21,8 @@ from transformers import (
 )  # fmt: skip
 
 from persyn_hf.config import Sampling, Teacher
-from persyn_hf.errors import RowError, TeacherDownError
+from persyn_hf.errors import RowError, TeacherDownError, TeacherError
+from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 
 #: Tokens between two looks at which rows have finished and leave the batch.
@@ -187,10 +188,10 @@ def _stop_position(local: LocalModel, row: _Row) -> int | None:
 def _result(local: LocalModel, row: _Row, reason: str, cut: int | None = None) -> Completion | RowError:
     if cut is None and reason == "stop":
         cut = _stop_position(local, row)
-    text = _text(local, row)[:cut]
-    if not text.strip():
-        return RowError("the teacher answered with an empty completion")
-    return Completion(text, reason, len(row.ids), len(row.tokens))
+    try:
+        return read_answer(_text(local, row)[:cut], reason, row.request.sampling, len(row.ids), len(row.tokens))
+    except TeacherError as error:
+        return RowError(str(error))
 
 
 class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships no types

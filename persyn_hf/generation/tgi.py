@@ -53,6 +53,9 @@ class TgiClient:
             try:
                 # The address goes with the call: what a server does not support is remembered by that name.
                 answer = await client.text_generation(prompt, model=self._url, **_parameters(request))
+            except TeacherError as error:
+                # Without the library's frames, whose variables hold the headers.
+                raise error.with_traceback(None) from None
             except (
                 httpx2.HTTPError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError,
             ) as error:  # fmt: skip
