@@ -1,30 +1,75 @@
-"""Dataset and router cards, rendered from the templates in `hub_cards/`."""
+"""Dataset, router and student cards, rendered from the templates in `hub_cards/`.
+
+Whatever a template prints is escaped, unless it is `Markup` that our own code made.
+"""
 
 from __future__ import annotations
 
-import html
-import json
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from persyn_hf import __version__
 from persyn_hf.errors import PublishError
+from persyn_hf.publishing import markdown, metadata
+from persyn_hf.publishing.merge import join_card
 from persyn_hf.publishing.provenance import Provenance
 
-PLOT_FILE = "persyn.png"
-_SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
+POLICIES = (
+    ("random", "random teacher"),
+    ("best_single", "best single teacher"),
+    ("knn", "kNN on the embeddings"),
+    ("router", "this router"),
+    ("oracle", "oracle: the best teacher of each prompt"),
 )
 #: What the templates read of a router's `persyn` block, for routers that do not record it.
 _BLOCK: dict[str, Any] = dict.fromkeys(
-    ("student", "student_revision", "backbone", "objective", "fallback", "reward", "quality", "seed", "held_out")
-)
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|~$]|^[-+])")
+    ("student", "student_revision", "backbone", "backbone_revision", "objective", "fallback", "reward", "quality",
+     "prompts", "seed", "held_out", "library_version")
+)  # fmt: skip
+#: What the student's template reads of a training report.
+_REPORT: dict[str, Any] = dict.fromkeys(("student", "student_revision", "settings", "versions"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture in a card.
+
+    Args:
+        path (`str`): Relative to the card.
+        alt (`str`): What it shows, for those who do not see it.
+    """
+
+    path: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration of a dataset card.
+
+    Args:
+        name (`str`): The configuration.
+        provenance (`Provenance`): How it came to be.
+        figures (`Mapping[str, Figure]`): `allocation`, `teachers`, `reward`: those that there are.
+    """
+
+    name: str
+    provenance: Provenance
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The router's `persyn` block with every key that the template reads."""
+        return _BLOCK | dict(self.provenance.router)
+
+    @property
+    def split(self) -> str:
+        """The split that the snippet loads."""
+        return next(iter(self.provenance.splits), "train")
 
 
 def template_folder() -> Path:
@@ -40,110 +85,133 @@ def template_folder() -> Path:
     raise PublishError(f"The card templates are missing: neither {package}/hub_cards nor {package.parent}/hub_cards.")
 
 
-def escape(value: Any, limit: int = 200) -> str:
-    """Makes text from a model, a dataset or a config safe inside a Markdown card.
-
-    HTML and Markdown lose their meaning, control and bidirectional characters are dropped, white space is folded to
-    single blanks (so no line can begin with `---`), and text over `limit` characters is cut.
-    """
-    text = " ".join(str(value).split())
-    text = "".join(character for character in text if character.isprintable())
-    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
-    return _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False))
-
-
-def dataset_card(
-    provenance: Provenance,
-    *,
-    location: str,
-    router_location: str | None,
-    data_files: str,
-    license: str | None = None,
-    language: tuple[str, ...] = (),
-) -> str:
-    """Renders the dataset card, metadata included.
+def dataset_body(runs: Sequence[Run], *, location: str, warnings: Sequence[str] = ()) -> str:
+    """Renders the body of a dataset card.
 
     Args:
-        provenance (`Provenance`): What the card states.
+        runs (`Sequence[Run]`): Its configurations.
         location (`str`): Repository id or folder, as `load_dataset` takes it.
-        router_location (`str`, *optional*): Repository id or folder of the router, as `pipeline` takes it.
-        data_files (`str`): The pattern of the Parquet shards, relative to the card.
-        license (`str`, *optional*), language (`tuple[str, ...]`): Hub metadata; left out where not given.
+        warnings (`Sequence[str]`): Sentences on licences that do not go together, for the limits.
     """
-    from huggingface_hub import DatasetCardData
-
-    data = DatasetCardData(
-        license=license,
-        language=list(language) or None,
-        task_categories=["text-generation"],
-        size_categories=[size_category(provenance.rows)],
-        tags=["persyn", "synthetic", "distillation", "trl"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": data_files}]}],
-    )
+    level = Markup("##" if len(runs) == 1 else "###")
     return _render(
-        "dataset_card.md.jinja", data.to_yaml(), title=_title(location, "Personalised dataset"),
-        provenance=provenance, location=location, router_location=router_location, plot=PLOT_FILE,
+        "dataset_card.md.jinja", title=_title(location, "Personalised dataset"), runs=runs, location=location,
+        level=level, warnings=warnings,
     )  # fmt: skip
 
 
-def router_card(
-    provenance: Provenance,
+def router_body(
+    provenance: Provenance, *, location: str, dataset_location: str | None, figures: Mapping[str, Figure] | None = None
+) -> str:
+    """Renders the body of a router's model card.
+
+    Args:
+        provenance (`Provenance`): Of the data that it routed.
+        location (`str`): Repository id or folder, as `pipeline` takes it.
+        dataset_location (`str`, *optional*): The dataset that it built.
+        figures (`Mapping[str, Figure]`, *optional*): As in [`Run`].
+    """
+    return _render(
+        "router_card.md.jinja", title=_title(location, "Teacher router"), provenance=provenance,
+        block=_BLOCK | dict(provenance.router), location=location, dataset_location=dataset_location,
+        figures=figures or {}, level=Markup("##"),
+    )  # fmt: skip
+
+
+def student_card(
+    report: Mapping[str, Any],
     *,
     location: str,
-    dataset_location: str | None,
+    dataset_location: str | None = None,
+    dataset_revision: str | None = None,
+    router_location: str | None = None,
+    router_revision: str | None = None,
     license: str | None = None,
-    language: tuple[str, ...] = (),
+    language: Sequence[str] = (),
+    results: Sequence[Mapping[str, Any]] = (),
+    limits: Sequence[str] = (),
 ) -> str:
-    """Renders the router's model card, metadata included. Arguments as in [`dataset_card`]."""
-    from huggingface_hub import ModelCardData
+    """Renders the card of a student that was fine-tuned on a personalised set, metadata included.
 
-    backbone = provenance.router.get("backbone")
-    data = ModelCardData(
-        license=license,
-        language=list(language) or None,
-        library_name="transformers",
-        pipeline_tag="text-classification",
-        base_model=backbone if _is_repo_id(backbone) else None,
-        datasets=dataset_location if _is_repo_id(dataset_location) else None,
-        tags=["persyn", "router", "distillation"],
-    )
-    return _render(
-        "router_card.md.jinja", data.to_yaml(), title=_title(location, "Teacher router"),
-        provenance=provenance, location=location, dataset_location=dataset_location, plot=PLOT_FILE,
-    )  # fmt: skip
+    Args:
+        report (`Mapping`): What the training did, in plain values: `student`, `student_revision`, `seed`, `steps`,
+            `loss` (nats/token), `counts`, `settings`, `versions`. What is absent is left out.
+        location (`str`): Repository id or folder of the trained student, as `pipeline` takes it.
+        dataset_location, dataset_revision, router_location, router_revision (`str`, *optional*): What it stands on.
+        license (`str`, *optional*), language (`Sequence[str]`): Hub metadata.
+        results (`Sequence[Mapping]`): Rows of the evaluation: `task`, `metric`, `value`, and `low`, `high`, `baseline`
+            where they are known.
+        limits (`Sequence[str]`): More sentences for the limits.
 
-
-def size_category(rows: int) -> str:
-    """The Hub's size category of a dataset.
+    Returns:
+        `str`: The `README.md`.
 
     Example:
-        >>> size_category(480), size_category(1000)
-        ('n<1K', '1K<n<10K')
+        >>> card = student_card({"student": "org/student", "steps": 10}, location="me/student")
+        >>> "base_model: org/student" in card
+        True
     """
-    return next((name for limit, name in _SIZES if rows < limit), "10M<n<100M")
+    counts = report.get("counts") or {}
+    facts = [
+        ("training rows", counts.get("rows")),
+        ("tokens learnt from", counts.get("learnt_tokens")),
+        ("optimiser steps", report.get("steps")),
+        ("mean training loss, nats/token", None if report.get("loss") is None else markdown.fixed(report["loss"])),
+        ("seed", report.get("seed")),
+    ]
+    body = _render(
+        "student_card.md.jinja", title=_title(location, "Fine-tuned student"), report=_REPORT | dict(report),
+        facts=[(name, value) for name, value in facts if value is not None], location=location,
+        dataset_location=dataset_location, dataset_revision=dataset_revision, router_location=router_location,
+        router_revision=router_revision, results=[{"baseline": None} | dict(row) for row in results], limits=limits,
+    )  # fmt: skip
+    head = metadata.student_metadata(location, report.get("student"), dataset_location, license, language)
+    return join_card(head, body)
 
 
 def _title(location: str, kind: str) -> str:
-    return location if _is_repo_id(location) else kind
+    return location if markdown.is_repo_id(location) else kind
 
 
-def _is_repo_id(name: Any) -> bool:
-    return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
+def _dollars(value: float | None) -> Markup:
+    if value is None:
+        return Markup("–")
+    return Markup(f"\\${value:.2f}" if value >= 1 or value == 0 else f"\\${value:.2g}")
 
 
-def _render(template: str, metadata_yaml: str, **values: Any) -> str:
+def _priced(provenance: Provenance) -> bool:
+    return any(teacher.cost is not None for teacher in provenance.teachers)
+
+
+def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(template_folder()),
-        autoescape=False,
+        autoescape=False,  # that would be HTML's; `finalize` escapes for Markdown and HTML
+        finalize=markdown.escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["e"] = escape
-    environment.filters["is_repo_id"] = _is_repo_id
-    body = environment.get_template(template).render(
-        block=_BLOCK | dict(values["provenance"].router), version=__version__, quote=json.dumps, **values
+    environment.filters.update(
+        e=markdown.escape,
+        code=markdown.code,
+        dollars=_dollars,
+        fixed=markdown.fixed,
+        marker=lambda name: Markup(str(name).replace("--", "- -")),
+        repository=markdown.repository_link,
+        revision=lambda value: markdown.escape(markdown.short_revision(value)),
     )
-    return f"---\n{metadata_yaml.strip()}\n---\n\n{body.strip()}\n"
+    environment.globals.update(policies=POLICIES, priced=_priced, version=__version__)
+    text = environment.get_template(template).render(**values)
+    return f"{_single_blank_lines(text).strip()}\n"
+
+
+def _single_blank_lines(text: str) -> str:
+    """Templates that leave parts out leave blank lines; one is enough, and none stands inside a list or a snippet."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if line.strip() or (lines and lines[-1].strip()):
+            lines.append(line.rstrip())
+    return "\n".join(lines)

@@ -1,26 +1,28 @@
-"""Writes the personalised dataset and the router with their cards into folders, and folders to the Hub."""
+"""Writes the personalised dataset and the router with their cards into folders, and to the Hub."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from persyn_hf import __version__, columns
 from persyn_hf.errors import PublishError
-from persyn_hf.publishing import cards
+from persyn_hf.publishing import checks
+from persyn_hf.publishing.contents import DatasetContent, RouterContent
+from persyn_hf.publishing.licenses import license_warnings
 from persyn_hf.publishing.personalize import count_kept, personalize
-from persyn_hf.publishing.plots import plot_run
 from persyn_hf.publishing.provenance import gather
+from persyn_hf.publishing.push import Published, Push, collect, write_content
+from persyn_hf.publishing.repository import FILES_PER_COMMIT, Repository, Snapshot
+from persyn_hf.publishing.shards import DEFAULT_CONFIG, plan_shards
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-SHARD_BYTES = 500_000_000
+    from datasets import Dataset, DatasetDict
 
 
 class Router(Protocol):
@@ -36,159 +38,190 @@ class Router(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Published:
-    """Where a push went.
-
-    Args:
-        dataset_url (`str`): The dataset's commit.
-        router_url (`str`, *optional*): The router's commit.
-    """
-
-    dataset_url: str
-    router_url: str | None = None
-
-
 def save_personalized(
-    data: Dataset,
+    data: Dataset | DatasetDict,
     folder: str | os.PathLike[str],
     *,
     router: Router | None = None,
     location: str | None = None,
     router_location: str | None = None,
+    config_name: str = DEFAULT_CONFIG,
     license: str | None = None,
-    language: tuple[str, ...] = (),
+    language: Sequence[str] = (),
     keep_truncated: bool = False,
-    run: dict[str, Any] | None = None,
+    scored: Dataset | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes what [`push_personalized`] pushes: Parquet, card and plot, and the router's checkpoint with its card.
+    """Writes what [`push_personalized`] pushes: Parquet, card, facts and figures, and the router with its card.
 
     Args:
-        data (`Dataset`): The routed answers, or the personalised table made of them.
+        data (`Dataset` or `DatasetDict`): The routed answers, or the personalised tables made of them.
         folder (`str` or `PathLike`): Gets `dataset/` and, with a router, `router/`. Each replaces what was there.
         router (`PersynRouter`, *optional*): Saved beside the dataset and described in its card.
         location, router_location (`str`, *optional*): What the cards' snippets load; default: the folders themselves.
-        license (`str`, *optional*), language (`tuple[str, ...]`): Hub metadata.
+        config_name (`str`, defaults to `"default"`): The configuration, one per student.
+        license (`str`, *optional*), language (`Sequence[str]`): Hub metadata.
         keep_truncated (`bool`, defaults to `False`): See [`personalize`].
-        run (`dict`, *optional*): More of [`Provenance`]: `generations`, `generations_all`, `prompts_source` …
+        scored (`Dataset`, *optional*): The scored probe, for the picture of the teachers.
+        run (`Mapping`, *optional*): More of [`gather`]: `generations`, `generations_all`, `cost`, `cost_all`,
+            `prices`, `prompts_source`, `prompts_revision` …
 
     Returns:
         `Path`: The folder.
+
+    Raises:
+        DataError: If there is nothing to train on.
+        PublishError: If a card cannot be rendered.
     """
     target = Path(folder)
-    facts = dict(run or {})
-    if not _is_personalized(data):
-        kept = count_kept(data, keep_truncated)
-        facts["dropped"] = {
-            "the teacher failed": kept.failed,
-            "cut by max_tokens": kept.truncated,
-            "no text": kept.empty,
-        }
-        data = personalize(data, keep_truncated)
-    provenance = gather(data, router.metadata if router else None, **facts)
     dataset_at = location or str(target / "dataset")
-    router_at = (router_location or str(target / "router")) if router else None
-    common: dict[str, Any] = {"license": license, "language": language}
+    router_at = (router_location or str(target / "router")) if router is not None else None
+    splits, facts = _prepare(data, keep_truncated, run)
+    checks.require_features(splits)
+    facts.setdefault("router_repo_id", router_at)
+    provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
+    warnings = license_warnings(license, provenance.teachers)
+    shards = plan_shards(splits, config_name)
     with _replacing(target / "dataset") as staged:
-        pattern = _write_shards(data, staged / "data")
-        plot_run(provenance, staged / cards.PLOT_FILE)
-        card = cards.dataset_card(
-            provenance, location=dataset_at, router_location=router_at, data_files=pattern, **common
+        content = DatasetContent(
+            dataset_at, config_name, shards, provenance, license, language, warnings, staged, whole=True
         )
-        (staged / "README.md").write_text(card, encoding="utf-8")
+        write_content(content.build(Snapshot()), staged)
     if router is not None and router_at is not None:
         with _replacing(target / "router") as staged:
-            router.save_pretrained(staged)
-            plot_run(provenance, staged / cards.PLOT_FILE)
-            card = cards.router_card(provenance, location=router_at, dataset_location=dataset_at, **common)
-            (staged / "README.md").write_text(card, encoding="utf-8")
+            write_content(
+                RouterContent(router_at, router, provenance, dataset_at, license, language, staged).build(Snapshot()),
+                staged,
+            )
     return target
 
 
 def push_personalized(
-    data: Dataset,
+    data: Dataset | DatasetDict,
     repo_id: str,
     *,
     router: Router | None = None,
     router_repo_id: str | None = None,
+    config_name: str = DEFAULT_CONFIG,
     private: bool = True,
     token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Push with persyn-hf",
+    tags: Sequence[str] = (),
+    collection: str | None = None,
     license: str | None = None,
-    language: tuple[str, ...] = (),
+    language: Sequence[str] = (),
     keep_truncated: bool = False,
-    run: dict[str, Any] | None = None,
+    scored: Dataset | None = None,
+    run: Mapping[str, Any] | None = None,
+    allow_secrets: bool = False,
+    dry_run: bool = False,
+    saved: str | os.PathLike[str] | None = None,
+    files_per_commit: int = FILES_PER_COMMIT,
 ) -> Published:
     """Pushes the personalised dataset, and the router where one is named, to the Hub with generated cards.
 
-    The router goes first; each repository changes in one upload. Repositories are private unless they exist already.
+    Everything is checked first. Then the router goes, then the dataset, whose card cites the router's commit. Each
+    repository changes in one commit against the one that was read, so that a reader sees the old state or the new one;
+    where nothing has changed there is no commit. A push that was interrupted is finished by running it again.
 
     Args:
-        data (`Dataset`): The routed answers, or the personalised table made of them.
-        repo_id (`str`): The dataset repository.
+        data (`Dataset` or `DatasetDict`): The routed answers, or the personalised tables made of them.
+        repo_id (`str`): The dataset repository, as `me/my-student-data`.
         router (`PersynRouter`, *optional*): Described in the dataset's card; pushed with `router_repo_id`.
         router_repo_id (`str`, *optional*): The router's repository; needs `router`.
+        config_name (`str`, defaults to `"default"`): The configuration; one per student, others stay as they are.
         private (`bool`, defaults to `True`): Visibility of new repositories.
         token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
-        license, language, keep_truncated, run: As in [`save_personalized`].
+        revision (`str`, *optional*): A branch of both repositories, made where it is not there, or `refs/pr/N`.
+        create_pr (`bool`, defaults to `False`): Open pull requests instead of committing.
+        commit_message (`str`): Of every commit.
+        tags (`Sequence[str]`): Git tags for both commits, as `v1.0`.
+        collection (`str`, *optional*): A collection's slug, or the title of one that is made where it is not there.
+        license (`str`, *optional*), language (`Sequence[str]`): Hub metadata.
+        keep_truncated (`bool`, defaults to `False`): See [`personalize`].
+        scored (`Dataset`, *optional*), run (`Mapping`, *optional*): As in [`save_personalized`].
+        allow_secrets (`bool`, defaults to `False`): Send text that looks like a key or a token.
+        dry_run (`bool`, defaults to `False`): Check and write everything, send nothing; `Published.folder` says where.
+        saved (`str` or `PathLike`, *optional*): A folder of [`save_personalized`]: shards of the same rows that lie
+            there are not written again.
+        files_per_commit (`int`, defaults to 1000): More files than this go in several commits, data first.
+
+    Returns:
+        `Published`: The commits, and what they changed.
 
     Raises:
-        PublishError: If a repository cannot be created or written to.
+        PublishError: If a check fails, with nothing sent, or a repository cannot be written to.
+        DataError: If there is nothing to train on.
+
+    Example:
+        >>> push_personalized(data, "me/data", router=router, router_repo_id="me/router")  # doctest: +SKIP
     """
     from huggingface_hub import HfApi
 
     if router_repo_id is not None and router is None:
         raise PublishError("`router_repo_id` needs `router`: give the trained router that is to be pushed there.")
+    if create_pr and (tags or revision):
+        raise PublishError("`create_pr` opens a pull request against `main`; leave out `tags` and `revision`.")
+    checks.require_names(repo_id, router_repo_id, config_name)
+    splits, facts = _prepare(data, keep_truncated, run)
+    checks.require_features(splits)
+    if router_repo_id is not None:
+        facts["router_repo_id"] = router_repo_id
+    provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
+    warnings = license_warnings(license, provenance.teachers)
+    checks.warn_of_license(license, private, warnings)
     api = HfApi(token=token, library_name="persyn_hf", library_version=__version__)
-    with tempfile.TemporaryDirectory(prefix="persyn-push-") as scratch:
-        folder = save_personalized(
-            data, scratch, router=router, location=repo_id, router_location=router_repo_id, license=license,
-            language=language, keep_truncated=keep_truncated, run=run,
-        )  # fmt: skip
-        router_url = None
-        if router_repo_id is not None:
-            router_url = _upload(api, folder / "router", router_repo_id, "model", private)
-        return Published(_upload(api, folder / "dataset", repo_id, "dataset", private), router_url)
-
-
-def _upload(api: Any, folder: Path, repo_id: str, repo_type: str, private: bool) -> str:
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
+    folder = Path(tempfile.mkdtemp(prefix="persyn-dry-run-" if dry_run else "persyn-push-"))
     try:
-        api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            folder_path=folder, repo_id=repo_id, repo_type=repo_type, commit_message="Push with persyn-hf",
-            delete_patterns=["data/*.parquet"] if repo_type == "dataset" else None,
+        dataset = DatasetContent(
+            repo_id, config_name, plan_shards(splits, config_name), provenance, license, language, warnings,
+            folder / "dataset", whole=dry_run, saved=Path(saved) / "dataset" if saved is not None else None,
         )  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, httpx2.HTTPError) as error:
-        raise PublishError(f"Pushing the {repo_type} `{repo_id}` failed: {error}") from error
-    return str(commit.commit_url)
+        push = Push(api, dataset, Repository(api, repo_id, "dataset", revision))
+        if router_repo_id is not None and router is not None:
+            push.router = RouterContent(
+                router_repo_id, router, provenance, repo_id, license, language, folder / "router"
+            )
+            push.router_repository = Repository(api, router_repo_id, "model", revision)
+        push.check(tags, allow_secrets)
+        if dry_run:
+            return push.write(folder)
+        options = {"private": private, "create_pr": create_pr, "files_per_commit": files_per_commit}
+        done = push.send({"message": commit_message, **options}, tags)
+        return replace(done, collection=collect(api, collection, done, private)) if collection else done
+    finally:
+        if not dry_run:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare(
+    data: Dataset | DatasetDict, keep_truncated: bool, run: Mapping[str, Any] | None
+) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """The personalised tables by split, and the run's facts with what was left out of them."""
+    facts = dict(run or {})
+    splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+    dropped: dict[str, int] = {}
+    for name, table in splits.items():
+        if _is_personalized(table):
+            continue
+        kept = count_kept(table, keep_truncated)
+        for reason, count in (
+            ("the teacher failed", kept.failed),
+            ("cut by max_tokens", kept.truncated),
+            ("no text", kept.empty),
+        ):
+            dropped[reason] = dropped.get(reason, 0) + count
+        splits[name] = personalize(table, keep_truncated)
+    if dropped:
+        facts["dropped"] = dropped
+    return splits, facts
 
 
 def _is_personalized(data: Dataset) -> bool:
     columns.require_columns(data.column_names, (columns.PROMPT, columns.COMPLETION, columns.TEACHER), "push")
     return getattr(data.features[columns.COMPLETION], "dtype", None) != "string"
-
-
-def _write_shards(data: Dataset, folder: Path) -> str:
-    """Writes Parquet shards of about 500 MB of Arrow data, at least one; returns the pattern that finds them.
-
-    The names end in a digest of the contents. `load_dataset` keys its cache of a local folder by the folder's last
-    name and the card's patterns (datasets 5.2), so under plain names one run's data would be served for another's.
-    """
-    folder.mkdir(parents=True)
-    size = data._estimate_nbytes()  # the estimate that `Dataset.push_to_hub` uses; there is no public name for it
-    count = max(1, min(len(data), -(-size // SHARD_BYTES)))
-    digest = hashlib.sha256()
-    shards = [folder / f"train-{index:05d}-of-{count:05d}.parquet" for index in range(count)]
-    for index, path in enumerate(shards):
-        data.shard(count, index, contiguous=True).to_parquet(path)
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    mark = digest.hexdigest()[:16]
-    for path in shards:
-        path.rename(path.with_name(f"{path.stem}-{mark}.parquet"))
-    return f"{folder.name}/train-*-{mark}.parquet"
 
 
 class _replacing:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import DataError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 CARRIED = (
@@ -19,6 +24,8 @@ CARRIED = (
     columns.PROMPT_TOKENS,
     columns.COMPLETION_TOKENS,
 )
+_BATCH = 10_000
+_KEPT, _FAILED, _EMPTY, _TRUNCATED = range(4)
 
 
 @dataclass(frozen=True)
@@ -58,54 +65,110 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
 
     Raises:
         MissingColumnError: If the table is not one of answers.
-        DataError: If nothing is left to train on.
+        DataError: If nothing is left to train on, or a prompt is empty.
     """
     columns.require_columns(
         answers.column_names,
         (columns.PROMPT, columns.COMPLETION, columns.TEACHER, columns.FINISH_REASON),
         "personalize",
     )
-    keep = [index for index, fate in enumerate(_fates(answers, keep_truncated)) if fate == "kept"]
-    if not keep:
+    keep = np.flatnonzero(_fates(answers, keep_truncated) == _KEPT)
+    if not len(keep):
         raise DataError(
             f"No answer is left to train on: of {len(answers)}, all failed, were empty or were cut by `max_tokens`. "
             "Look at the `error` and `finish_reason` columns; raise `max_tokens`, or set `keep_truncated`."
         )
-    kept = answers.select(keep)
+    kept = answers.select(keep) if len(keep) < len(answers) else answers
     carried = [name for name in CARRIED if name in kept.column_names]
-    return kept.map(
-        _conversation,
-        remove_columns=[name for name in kept.column_names if name not in carried],
-        features=_features(kept, carried),
+    features = _features(kept, carried)
+    made = kept.with_format("arrow").map(
+        _conversations,
+        batched=True,
+        batch_size=_BATCH,
+        remove_columns=[name for name in kept.column_names if name not in features],
+        features=features,
+        fn_kwargs={"order": list(features)},
         desc="personalize",
     )
+    return made.with_format(None)
 
 
 def count_kept(answers: Dataset, keep_truncated: bool = False) -> Kept:
     """Counts what [`personalize`] keeps and why it leaves the rest."""
-    fates = _fates(answers, keep_truncated)
-    return Kept(fates.count("kept"), fates.count("failed"), fates.count("truncated"), fates.count("empty"))
+    fates = np.bincount(_fates(answers, keep_truncated), minlength=4).tolist()
+    return Kept(rows=fates[_KEPT], failed=fates[_FAILED], truncated=fates[_TRUNCATED], empty=fates[_EMPTY])
 
 
-def _fates(answers: Dataset, keep_truncated: bool) -> list[str]:
-    def fate(completion: str | None, finish_reason: str | None, error: str | None) -> str:
-        if error is not None or completion is None:
-            return "failed"
-        if not completion.strip():
-            return "empty"
-        return "truncated" if finish_reason == "length" and not keep_truncated else "kept"
+def _fates(answers: Dataset, keep_truncated: bool) -> NDArray[Any]:
+    """What becomes of every row, `(rows,)`; read in batches, so that memory stays flat."""
+    import pyarrow.compute as pc
 
-    errors = answers[columns.ERROR] if columns.ERROR in answers.column_names else [None] * len(answers)
-    return [
-        fate(*row) for row in zip(answers[columns.COMPLETION], answers[columns.FINISH_REASON], errors, strict=True)
-    ]
+    fates = [np.empty(0, dtype=np.int8)]
+    for table in _batches(answers, (columns.COMPLETION, columns.FINISH_REASON, columns.ERROR)):
+        completion = table[columns.COMPLETION]
+        failed = pc.is_null(completion)
+        if columns.ERROR in table.column_names:
+            failed = pc.or_(failed, pc.is_valid(table[columns.ERROR]))
+        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(completion), ""), False)
+        cut = pc.fill_null(pc.equal(table[columns.FINISH_REASON], "length"), False)
+        fate = np.full(len(table), _KEPT, dtype=np.int8)
+        if not keep_truncated:
+            fate[_mask(cut)] = _TRUNCATED
+        fate[_mask(empty)] = _EMPTY
+        fate[_mask(failed)] = _FAILED
+        fates.append(fate)
+    return np.concatenate(fates)
 
 
-def _conversation(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        columns.PROMPT: columns.canonical_messages(row[columns.PROMPT]),
-        columns.COMPLETION: [{"role": "assistant", "content": row[columns.COMPLETION]}],
-    }
+def _batches(answers: Dataset, names: tuple[str, ...]) -> Iterator[pa.Table]:
+    present = [name for name in names if name in answers.column_names]
+    yield from answers.select_columns(present).with_format("arrow").iter(batch_size=_BATCH)
+
+
+def _mask(flags: Any) -> NDArray[Any]:
+    return np.asarray(flags.to_numpy(), dtype=bool)
+
+
+def _conversations(batch: pa.Table, order: list[str]) -> pa.Table:
+    """Both sides as message lists; Arrow builds them from whole columns."""
+    import pyarrow as pa
+
+    made = {name: batch[name] for name in batch.column_names}
+    prompt = batch[columns.PROMPT].combine_chunks()
+    if pa.types.is_list(prompt.type) or pa.types.is_large_list(prompt.type):
+        _require_messages(prompt)
+    else:
+        made[columns.PROMPT] = _one_message("user", _require_text(prompt))
+    made[columns.COMPLETION] = _one_message("assistant", batch[columns.COMPLETION].combine_chunks())
+    return pa.table({name: made[name] for name in order})
+
+
+def _one_message(role: str, texts: Any) -> Any:
+    import pyarrow as pa
+
+    count = len(texts)
+    roles = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int32)), [role]).cast(pa.string())
+    messages = pa.StructArray.from_arrays([roles, texts.cast(pa.string())], names=["role", "content"])
+    return pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), messages)
+
+
+def _require_text(prompts: Any) -> Any:
+    import pyarrow.compute as pc
+
+    if prompts.null_count or pc.any(pc.equal(pc.utf8_trim_whitespace(prompts), "")).as_py():
+        raise DataError("A prompt is empty; every prompt needs at least one character that is not white space.")
+    return prompts
+
+
+def _require_messages(prompts: Any) -> None:
+    import pyarrow.compute as pc
+
+    if prompts.null_count or pc.any(pc.equal(pc.list_value_length(prompts), 0)).as_py():
+        raise DataError("A prompt is empty; every prompt needs at least one message.")
+    messages = prompts.flatten()
+    names = {messages.type.field(index).name for index in range(messages.type.num_fields)}
+    if not {"role", "content"} <= names or messages.field("role").null_count or messages.field("content").null_count:
+        raise DataError(f"A chat message must have `role` and `content`, got the keys {sorted(names)}, some empty.")
 
 
 def _features(answers: Dataset, carried: list[str]) -> Any:

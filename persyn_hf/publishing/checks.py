@@ -1,0 +1,181 @@
+"""What is looked at before anything is sent, so that nothing starts which cannot finish."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from persyn_hf import columns
+from persyn_hf.errors import DataError, PublishError
+from persyn_hf.publishing.leaks import Leak
+from persyn_hf.publishing.repository import Repository, Snapshot, explain, failures
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+_SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
+
+
+def require_names(repo_id: str, router_repo_id: str | None, config_name: str) -> None:
+    """Checks repository and configuration names without asking the Hub.
+
+    Raises:
+        PublishError: If one cannot be a name.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id  # `huggingface_hub.utils` re-exports it untyped
+
+    for argument, name in (("repo_id", repo_id), ("router_repo_id", router_repo_id)):
+        if name is None:
+            continue
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise PublishError(f"`{argument}`: {error}") from error
+        if "/" not in name:
+            raise PublishError(f"`{argument}` must name its owner too, as `me/{name}`; got `{name}`.")
+    if _CONFIG_NAME.fullmatch(config_name) is None:
+        raise PublishError(
+            f"`config_name` must be letters, digits, `_`, `-` and `.`, as `student-b`; got {config_name!r:.120}."
+        )
+
+
+def require_features(splits: Mapping[str, Dataset]) -> None:
+    """Checks that every split is a personalised table of the same features.
+
+    Raises:
+        DataError: If there is no split or no row, a name cannot be one, or features differ.
+        MissingColumnError: If a column is absent.
+    """
+    if not splits:
+        raise DataError("There is nothing to push: the dataset has no split.")
+    first = next(iter(splits.values()))
+    for split, data in splits.items():
+        if _SPLIT_NAME.fullmatch(split) is None:
+            raise DataError(f"A split's name must be letters, digits and `_`, as `train`; got {split!r:.120}.")
+        columns.require_columns(data.column_names, (columns.PROMPT, columns.COMPLETION, columns.TEACHER), "push")
+        if data.features != first.features:
+            raise DataError(
+                f"All splits must have the same features; `{next(iter(splits))}` has {first.features}, "
+                f"`{split}` has {data.features}."
+            )
+        if not len(data):
+            raise DataError(f"The split `{split}` has no rows.")
+
+
+def require_access(repository: Repository, snapshot: Snapshot) -> None:
+    """Checks that the token may write to the repository, or make it where it is not there.
+
+    Raises:
+        PublishError: If there is no token, or it may not write there.
+    """
+    if snapshot.exists:
+        _ask(
+            repository,
+            lambda: repository.api.auth_check(repository.repo_id, repo_type=repository.repo_type, write=True),
+        )
+        return
+    who = _ask(repository, lambda: repository.api.whoami(cache=True))
+    access = (who.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise PublishError(
+            f"Making {repository.name} needs a token with write access; this one is read-only. Make another under "
+            "Settings > Access Tokens."
+        )
+    owner = repository.repo_id.split("/")[0]
+    owners = [who["name"], *(organisation["name"] for organisation in who.get("orgs") or [])]
+    if owner not in owners:
+        raise PublishError(
+            f"The token of `{who['name']}` cannot make {repository.name}: it may write to {', '.join(owners)}."
+        )
+
+
+def require_free_name(repository: Repository, snapshot: Snapshot, other_type: str, expected: str | None) -> None:
+    """Refuses a new repository whose name is that of the other type: mostly the two ids were swapped.
+
+    Raises:
+        PublishError: If it is so, unless `expected` says that both shall have this name.
+    """
+    if snapshot.exists or repository.repo_id == expected:
+        return
+    other = Repository(repository.api, repository.repo_id, other_type, wait=repository.wait)
+    if other.read().exists:
+        raise PublishError(
+            f"`{repository.repo_id}` is a {other_type} on the Hub, and a {repository.repo_type} was to be pushed "
+            f"there. Are `repo_id` and `router_repo_id` swapped? If both shall have this name, make the "
+            f"{repository.repo_type} first: hf repo create {repository.repo_id} --repo-type {repository.repo_type}"
+        )
+
+
+def require_free_tags(repository: Repository, snapshot: Snapshot, tags: Sequence[str], changes: bool) -> None:
+    """Refuses a tag that marks another commit.
+
+    Raises:
+        PublishError: Naming the tag and the commit that it marks.
+    """
+    if not tags or not snapshot.exists:
+        return
+    known = repository.tags()
+    for tag in tags:
+        if tag in known and (changes or known[tag] != snapshot.commit):
+            raise PublishError(
+                f"The tag `{tag}` of {repository.name} marks the commit {known[tag][:12]} already. Choose another "
+                "name, or delete the tag first."
+            )
+
+
+def require_valid_card(repository: Repository, card: str) -> None:
+    """Asks the Hub whether it takes this card, before anything is sent.
+
+    Raises:
+        PublishError: With what the Hub says.
+    """
+    from huggingface_hub import DatasetCard, ModelCard
+
+    kind = DatasetCard if repository.repo_type == "dataset" else ModelCard
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty licence; we say that ourselves
+        try:
+            kind(card).validate(repo_type=repository.repo_type)
+        except failures() as error:
+            raise PublishError(f"The Hub does not take the card of {repository.name}: {explain(error)}") from error
+
+
+def require_no_leaks(leaks: Sequence[Leak]) -> None:
+    """Refuses text that looks like a secret.
+
+    Raises:
+        PublishError: Naming the places, never the text.
+    """
+    if leaks:
+        found = "\n".join(f"- {leak}" for leak in leaks)
+        raise PublishError(
+            f"Some text looks like a key or a token, and nothing was sent:\n{found}\n"
+            "Take it out, revoke it if it is real, or set `allow_secrets=True` if you have looked at each."
+        )
+
+
+def warn_of_license(license: str | None, private: bool, conflicts: Sequence[str]) -> None:
+    """Warns of a public dataset without a licence, and of teachers' licences that do not go with it."""
+    if license is None and not private:
+        warnings.warn(
+            "No `license` is given: nobody may use a public dataset without one. Give a Hub identifier, as "
+            "`license='apache-2.0'`.",
+            stacklevel=4,
+        )
+    for sentence in conflicts:
+        warnings.warn(sentence, stacklevel=4)
+
+
+def _ask(repository: Repository, question: Any) -> Any:
+    try:
+        return question()
+    except failures() as error:
+        raise PublishError(f"{_capital(repository.name)} cannot be written to: {explain(error)}") from error
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,242 @@
+"""What a dataset's and a router's repository are to hold: shards or weights, facts, figures and the merged card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persyn_hf.errors import PublishError
+from persyn_hf.publishing import cards
+from persyn_hf.publishing.figures import FIGURES, describe_figures, draw_figures
+from persyn_hf.publishing.merge import join_card, merge_body, split_card
+from persyn_hf.publishing.metadata import dataset_metadata, describe_files, merge_metadata, router_metadata
+from persyn_hf.publishing.provenance import Provenance
+from persyn_hf.publishing.repository import CARD, FACTS, Content, RemoteFile, Snapshot
+from persyn_hf.publishing.shards import DEFAULT_CONFIG, Shards, is_shard
+
+if TYPE_CHECKING:
+    from persyn_hf.publishing.hub import Router
+
+#: Written by the first version that has them; a reader refuses a later one.
+FORMAT = 1
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+
+
+@dataclass
+class DatasetContent:
+    """The dataset's side of a push.
+
+    Args:
+        location (`str`): Repository id or folder, as `load_dataset` takes it.
+        config_name (`str`): The configuration that is pushed; others that are there stay.
+        shards (`Mapping[str, Shards]`): Per split.
+        provenance (`Provenance`): With the router's commit where it is known.
+        license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
+        warnings (`Sequence[str]`): For the card's limits.
+        folder (`Path`): Where shards are written.
+        whole (`bool`): Write the shards even where the repository has them.
+        saved (`Path`, *optional*): A folder that may hold these shards already; their names say what they hold.
+    """
+
+    location: str
+    config_name: str
+    shards: Mapping[str, Shards]
+    provenance: Provenance
+    license: str | None
+    language: Sequence[str]
+    warnings: Sequence[str]
+    folder: Path
+    whole: bool = False
+    saved: Path | None = None
+    _written: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.saved is not None:
+            places = {path: self.saved / path for shards in self.shards.values() for path in shards.paths}
+            self._written = {path: place for path, place in places.items() if place.is_file()}
+
+    def build(self, snapshot: Snapshot) -> Content:
+        """The content beside what is there."""
+        files: dict[str, Path | bytes] = {}
+        paths = [path for shards in self.shards.values() for path in shards.paths]
+        if self.whole or not self.are_there(snapshot):
+            files.update(self._write())
+        facts, runs = self._facts(snapshot)
+        files[FACTS] = facts
+        files.update(self._figures(snapshot, facts))
+        files[CARD] = self.card(snapshot, runs).encode()
+        stale = [path for path in snapshot.files if is_shard(path, self.config_name) and path not in paths]
+        return Content(files, [*stale, *_old_figures(self.provenance, self.config_name, snapshot)])
+
+    def are_there(self, snapshot: Snapshot) -> bool:
+        """Whether the repository has every shard: their names say what they hold."""
+        return all(path in snapshot.files for shards in self.shards.values() for path in shards.paths)
+
+    def card(self, snapshot: Snapshot, runs: Sequence[cards.Run] | None = None) -> str:
+        """The card, merged with the one that is there.
+
+        Raises:
+            PublishError: If the one that is there cannot be read.
+        """
+        where = f"The card of the dataset `{self.location}`"
+        head, body = split_card(snapshot.texts.get(CARD, ""), where)
+        runs = self._facts(snapshot)[1] if runs is None else runs
+        rows = sum(run.provenance.rows for run in runs)
+        asked = frozenset({"license"} if self.license is not None else ())
+        merged = merge_metadata(head, dataset_metadata(rows, self.license, self.language), asked)
+        first = next(iter(self.shards.values()))
+        merged = describe_files(
+            merged, self.config_name, first.data.features,
+            {split: shards.pattern for split, shards in self.shards.items()},
+            {split: (len(shards.data), shards.bytes_in_memory) for split, shards in self.shards.items()},
+            self._download_size(snapshot),
+        )  # fmt: skip
+        new = cards.dataset_body(runs, location=self.location, warnings=self.warnings)
+        return join_card(merged, merge_body(body, new, where) if body.strip() else new)
+
+    def _facts(self, snapshot: Snapshot) -> tuple[bytes, list[cards.Run]]:
+        """`persyn.json` and the configurations that the card shows, the others' as they are there."""
+        known = read_facts(snapshot.texts.get(FACTS), f"`{FACTS}` of the dataset `{self.location}`")
+        known[self.config_name] = self.provenance
+        runs = [
+            cards.Run(name, provenance, figure_names(provenance, name)) for name, provenance in sorted(known.items())
+        ]
+        return write_facts(known), runs
+
+    def _figures(self, snapshot: Snapshot, facts: bytes) -> dict[str, Path | bytes]:
+        """The pictures; those of the same facts are there already, and another font shall not make a commit."""
+        if not self.whole and snapshot.texts.get(FACTS, "").encode() == facts:
+            return {}
+        return _drawn(self.provenance, self.config_name)
+
+    def _download_size(self, snapshot: Snapshot) -> int:
+        total = 0
+        for shards in self.shards.values():
+            for path in shards.paths:
+                local = self._written.get(path)
+                total += local.stat().st_size if local is not None else snapshot.files.get(path, _NOTHING).size
+        return total
+
+    def _write(self) -> dict[str, Path]:
+        for shards in self.shards.values():
+            if not all(path in self._written for path in shards.paths):
+                self._written.update(shards.write(self.folder))
+        return self._written
+
+
+@dataclass
+class RouterContent:
+    """The router's side of a push.
+
+    Args:
+        location (`str`): Repository id or folder, as `pipeline` takes it.
+        router (`Router`): The router.
+        provenance (`Provenance`): Of the dataset that it built.
+        dataset_location (`str`, *optional*): That dataset; named without a commit, which is not known yet.
+        license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
+        folder (`Path`): Where the checkpoint is written.
+    """
+
+    location: str
+    router: Router
+    provenance: Provenance
+    dataset_location: str | None
+    license: str | None
+    language: Sequence[str]
+    folder: Path
+    _saved: bool = False
+
+    def build(self, snapshot: Snapshot) -> Content:
+        """The content beside what is there."""
+        if not self._saved:
+            self.router.save_pretrained(self.folder)
+            self._saved = True
+        files: dict[str, Path | bytes] = {
+            path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()
+        }
+        card = self.card(snapshot)
+        if card != snapshot.texts.get(CARD):
+            files.update(_drawn(self.provenance, DEFAULT_CONFIG))
+        files[CARD] = card.encode()
+        stale = [path for path in snapshot.files if _WEIGHTS.fullmatch(path) and path not in files]
+        return Content(files, [*stale, *_old_figures(self.provenance, DEFAULT_CONFIG, snapshot)])
+
+    def card(self, snapshot: Snapshot) -> str:
+        """The card, merged with the one that is there.
+
+        Raises:
+            PublishError: If the one that is there cannot be read.
+        """
+        where = f"The card of the router `{self.location}`"
+        head, body = split_card(snapshot.texts.get(CARD, ""), where)
+        # Where its data is loaded from is not the router's business: one router may have built several datasets.
+        provenance = replace(self.provenance, router_repo_id=None, router_revision=None)
+        asked = frozenset({"license"} if self.license is not None else ())
+        ours = router_metadata(provenance, self.location, self.dataset_location, self.license, self.language)
+        new = cards.router_body(
+            provenance, location=self.location, dataset_location=self.dataset_location,
+            figures=figure_names(provenance, DEFAULT_CONFIG),
+        )  # fmt: skip
+        return join_card(merge_metadata(head, ours, asked), merge_body(body, new, where) if body.strip() else new)
+
+
+def read_facts(text: str | None, where: str) -> dict[str, Provenance]:
+    """The provenance of every configuration.
+
+    Raises:
+        PublishError: If the file is damaged, or of a later version.
+    """
+    if text is None:
+        return {}
+    try:
+        data = json.loads(text)
+        version = int(data["format"])
+        configs = dict(data["configs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PublishError(
+            f"{where} is damaged ({type(error).__name__}: {error}); restore it from the repository's history."
+        ) from error
+    if version > FORMAT:
+        raise PublishError(
+            f"{where} was written by a later persyn-hf (format {version}); upgrade: pip install -U persyn-hf"
+        )
+    return {name: Provenance.from_dict(provenance) for name, provenance in configs.items()}
+
+
+def write_facts(configs: Mapping[str, Provenance]) -> bytes:
+    """`persyn.json`."""
+    data: dict[str, Any] = {
+        "format": FORMAT,
+        "configs": {name: provenance.to_dict() for name, provenance in sorted(configs.items())},
+    }
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def figure_names(provenance: Provenance, config_name: str) -> dict[str, cards.Figure]:
+    """The pictures that [`draw_figures`] makes of these facts, with their alt texts."""
+    return {
+        name: cards.Figure(_figure_path(name, config_name), alt) for name, alt in describe_figures(provenance).items()
+    }
+
+
+def _drawn(provenance: Provenance, config_name: str) -> dict[str, Path | bytes]:
+    return {_figure_path(name, config_name): png for name, png in draw_figures(provenance).items()}
+
+
+def _old_figures(provenance: Provenance, config_name: str, snapshot: Snapshot) -> list[str]:
+    """Pictures that these facts have no numbers for any more."""
+    wanted = describe_figures(provenance)
+    return [
+        path for name in FIGURES if name not in wanted and (path := _figure_path(name, config_name)) in snapshot.files
+    ]
+
+
+def _figure_path(name: str, config_name: str) -> str:
+    return f"figures/{name}.png" if config_name == DEFAULT_CONFIG else f"figures/{config_name}-{name}.png"
+
+
+_NOTHING = RemoteFile(0, "", False)

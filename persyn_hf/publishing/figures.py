@@ -1,0 +1,194 @@
+"""The pictures of a run: who answers how much, what each teacher is good at, how much reward the router captures.
+
+The background is transparent and the ink a middle grey, so that they read on white as well as on black.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from persyn_hf.publishing.markdown import fixed, plain
+from persyn_hf.publishing.provenance import Provenance, TeacherShare
+
+INK, FAINT, BAR, ACCENT = "#7d8590", "#7d859055", "#9aa3ad", "#2f81f7"
+WIDTH, DPI = 8.0, 144
+#: Baselines in the order they are drawn: the key of the held-out table, and its label.
+POLICIES = (("random", "random"), ("best_single", "best single"), ("router", "router"), ("oracle", "oracle"))
+
+
+#: What [`draw_figures`] can draw.
+FIGURES = ("allocation", "teachers", "reward")
+
+
+def draw_figures(provenance: Provenance) -> dict[str, bytes]:
+    """Draws what the provenance has the numbers for; the same numbers give the same bytes.
+
+    Args:
+        provenance (`Provenance`): What is drawn.
+
+    Returns:
+        `dict[str, bytes]`: PNG by name, the names of [`describe_figures`].
+    """
+    draw = {"allocation": _allocation, "teachers": _teachers, "reward": _rewards}
+    return {name: draw[name](provenance) for name in describe_figures(provenance)}
+
+
+def describe_figures(provenance: Provenance) -> dict[str, str]:
+    """The alt text of every figure that the provenance has the numbers for.
+
+    Returns:
+        `dict[str, str]`: `allocation` always; `teachers` where the probe's scores are known; `reward` where the
+        router reports held-out rewards.
+    """
+    alts = {"allocation": _allocation_alt(provenance)}
+    if any(teacher.strength is not None for teacher in provenance.teachers):
+        alts["teachers"] = _teachers_alt(provenance)
+    if "router" in (provenance.router.get("held_out") or {}):
+        alts["reward"] = _rewards_alt(provenance)
+    return alts
+
+
+def _allocation(provenance: Provenance) -> bytes:
+    teachers = provenance.teachers
+    figure, axis = _canvas(0.9 + 0.34 * len(teachers))
+    positions = range(len(teachers))
+    bars = axis.barh(positions, [teacher.rows for teacher in teachers], color=ACCENT, height=0.66)
+    labels = [f"{teacher.rows:,} · {teacher.share:.0%}" for teacher in teachers]
+    axis.bar_label(bars, labels, padding=5, color=INK)
+    axis.set_yticks(positions, [_short(teacher.name) for teacher in teachers])
+    axis.margins(x=0.16)
+    axis.set_xticks([])
+    axis.invert_yaxis()
+    _style(axis, "Training rows per teacher", sides=("left",))
+    return _png(figure)
+
+
+def _teachers(provenance: Provenance) -> bytes:
+    """Mean quality and learnability, normalised within the prompt: on these axes the reward's contours are lines."""
+    known = [teacher for teacher in provenance.teachers if teacher.strength is not None]
+    points = np.array(
+        [[t.strength.normalized_quality, t.strength.normalized_learnability] for t in known if t.strength]
+    )
+    figure, axis = _canvas(5.6)
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = np.maximum(0.18 * (high - low), 0.02)
+    (left, bottom), (right, top) = low - margin, high + margin
+    alpha = float((provenance.router.get("reward") or {}).get("alpha", 0.4))
+    grid_x, grid_y = np.meshgrid(np.linspace(left, right, 60), np.linspace(bottom, top, 60))
+    lines = axis.contour(grid_x, grid_y, (1 - alpha) * grid_x + alpha * grid_y, levels=7, colors=FAINT, linewidths=1.0)
+    axis.clabel(lines, fmt="%.2f", fontsize=8, colors=INK)
+    sizes = [60 + 900 * teacher.share for teacher in known]
+    axis.scatter(
+        points[:, 0], points[:, 1], s=sizes, color=ACCENT, alpha=0.75, edgecolors=INK, linewidths=0.8, zorder=3
+    )
+    _label_points(axis, points, known, sizes)
+    axis.set_xlim(left, right)
+    axis.set_ylim(bottom, top)
+    axis.set_xlabel("mean quality, normalised within the prompt", color=INK)
+    axis.set_ylabel("mean learnability, normalised within the prompt", color=INK)
+    _style(axis, f"Teachers on the probe; lines of equal reward, α = {alpha:g}; area: share of rows")
+    return _png(figure)
+
+
+def _label_points(axis: Any, points: Any, teachers: Sequence[TeacherShare], sizes: Sequence[float]) -> None:
+    """Names beside the points, turned to the side where there is room; neighbours alternate above and below."""
+    middle = float(points[:, 0].mean())
+    order = np.argsort(points[:, 1], kind="stable")
+    for rank, index in enumerate(order):
+        x, y = points[index]
+        radius = (sizes[index] / np.pi) ** 0.5 + 3
+        right_of_middle = x > middle
+        axis.annotate(
+            _short(teachers[index].name), (x, y), (-radius if right_of_middle else radius, 5 if rank % 2 else -5),
+            textcoords="offset points", ha="right" if right_of_middle else "left", va="center", color=INK, fontsize=9,
+            zorder=4,
+        )  # fmt: skip
+
+
+def _policies(provenance: Provenance) -> list[tuple[str, Any]]:
+    held_out = provenance.router["held_out"]
+    return [(label, held_out[key]) for key, label in POLICIES if key in held_out]
+
+
+def _rewards(provenance: Provenance) -> bytes:
+    rewards = _policies(provenance)
+    figure, axis = _canvas(0.9 + 0.42 * len(rewards))
+    positions = range(len(rewards))
+    means = [entry["mean"] for _, entry in rewards]
+    spread = [
+        [entry["mean"] - entry["low"] for _, entry in rewards],
+        [entry["high"] - entry["mean"] for _, entry in rewards],
+    ]
+    colors = [ACCENT if label == "router" else BAR for label, _ in rewards]
+    axis.barh(positions, means, xerr=spread, color=colors, ecolor=INK, capsize=3, height=0.66)
+    for position, (_, entry) in zip(positions, rewards, strict=True):
+        end = max(entry["high"], 0.0)
+        axis.annotate(
+            f"{entry['mean']:.3f}", (end, position), (6, 0), textcoords="offset points", va="center", color=INK
+        )
+    axis.set_yticks(positions, [label for label, _ in rewards])
+    axis.margins(x=0.14)
+    axis.set_xticks([])
+    axis.invert_yaxis()
+    _style(axis, "Mean reward on held-out prompts, 95% intervals", sides=("left",))
+    return _png(figure)
+
+
+def _allocation_alt(provenance: Provenance) -> str:
+    parts = [f"{plain(teacher.name, 40)} {teacher.share:.0%}" for teacher in _largest(provenance.teachers)]
+    return f"Training rows per teacher: {', '.join(parts)}"
+
+
+def _teachers_alt(provenance: Provenance) -> str:
+    known = [teacher for teacher in _largest(provenance.teachers) if teacher.strength is not None]
+    parts = [
+        f"{plain(t.name, 40)} {fixed(t.strength.normalized_quality, 2)} and "
+        f"{fixed(t.strength.normalized_learnability, 2)}"
+        for t in known
+        if t.strength is not None
+    ]
+    return f"Mean quality and learnability per teacher, normalised within the prompt: {'; '.join(parts)}"
+
+
+def _rewards_alt(provenance: Provenance) -> str:
+    parts = [f"{label} {fixed(entry['mean'])}" for label, entry in _policies(provenance)]
+    return f"Mean held-out reward: {', '.join(parts)}"
+
+
+def _largest(teachers: Sequence[TeacherShare], count: int = 8) -> list[TeacherShare]:
+    """An alt text is read aloud: the largest shares say enough."""
+    return sorted(teachers, key=lambda teacher: -teacher.rows)[:count]
+
+
+def _canvas(height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, transparent=True, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _style(axis: Any, title: str, sides: Sequence[str] = ("left", "bottom")) -> None:
+    axis.set_title(title, color=INK, fontsize=11, loc="left", pad=10)
+    axis.tick_params(colors=INK, length=0 if sides == ("left",) else 3)
+    for side, spine in axis.spines.items():
+        spine.set_visible(side in sides)
+        spine.set_color(INK)
+
+
+def _short(name: str) -> str:
+    """A name as plain text of at most 24 characters; `$` would start mathematics."""
+    text = "".join(character if character.isprintable() else "�" for character in name)
+    text = text if len(text) <= 24 else f"{text[:23]}…"
+    return text.replace("$", r"\$")

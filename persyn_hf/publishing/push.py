@@ -1,0 +1,160 @@
+"""One push: everything is looked at first, then the router goes, then the dataset that cites it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from persyn_hf.errors import PublishError
+from persyn_hf.publishing import checks
+from persyn_hf.publishing.contents import DatasetContent, RouterContent
+from persyn_hf.publishing.leaks import Leak, find_in_tables, find_in_text
+from persyn_hf.publishing.repository import CARD, FACTS, Content, Pushed, Repository, Snapshot, explain, failures
+
+_COLLECTION_SLUG = re.compile(r"[^/\s]+/[^/\s]+-[0-9a-f]{24}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push did.
+
+    Args:
+        dataset (`Pushed`): To the dataset's repository.
+        router (`Pushed`, *optional*): To the router's.
+        folder (`Path`, *optional*): Of a dry run: `dataset/` and `router/` as they would have been sent. Only the
+            router's new commit, which the dataset's card cites, is not known there.
+        collection (`str`, *optional*): The slug of the collection that both are in.
+    """
+
+    dataset: Pushed
+    router: Pushed | None = None
+    folder: Path | None = None
+    collection: str | None = None
+
+    @property
+    def dataset_url(self) -> str:
+        """The dataset's commit."""
+        return self.dataset.url
+
+    @property
+    def router_url(self) -> str | None:
+        """The router's commit."""
+        return self.router.url if self.router is not None else None
+
+
+class Push:
+    """One push: what both repositories are to hold, and what they held when they were read."""
+
+    def __init__(self, api: Any, dataset: DatasetContent, repository: Repository) -> None:
+        self.api = api
+        self.dataset = dataset
+        self.repository = repository
+        self.router: RouterContent | None = None
+        self.router_repository: Repository | None = None
+        self.before = Snapshot()
+        self.router_before = Snapshot()
+        self.changes = self.router_changes = Content({})
+
+    def check(self, tags: Sequence[str], allow_secrets: bool) -> None:
+        """Looks at everything that could stop the push later; nothing is sent."""
+        self.before = self.repository.read()
+        checks.require_access(self.repository, self.before)
+        if self.router is not None and self.router_repository is not None:
+            self.router_before = self.router_repository.read()
+            checks.require_access(self.router_repository, self.router_before)
+            checks.require_free_name(self.router_repository, self.router_before, "dataset", self.dataset.location)
+            self.dataset.provenance = replace(self.dataset.provenance, router_revision=self.router_before.commit)
+        other = self.router.location if self.router is not None else None
+        checks.require_free_name(self.repository, self.before, "model", other)
+        self._check_cards()
+        if not allow_secrets:
+            checks.require_no_leaks(self._leaks())
+        if self.router is not None and self.router_repository is not None:
+            self.router_changes = self.router.build(self.router_before).changes(self.router_before)
+            checks.require_free_tags(self.router_repository, self.router_before, tags, _any(self.router_changes))
+        self.changes = self.dataset.build(self.before).changes(self.before)
+        changes = _any(self.changes) or _any(self.router_changes)
+        checks.require_free_tags(self.repository, self.before, tags, changes)
+
+    def send(self, options: Mapping[str, Any], tags: Sequence[str]) -> Published:
+        """The router, then the dataset that cites it, then the tags."""
+        router = None
+        if self.router is not None and self.router_repository is not None:
+            router = self.router_repository.update(self.router.build, self.router_before, **options)
+            self.dataset.provenance = replace(self.dataset.provenance, router_revision=router.commit)
+        dataset = self.repository.update(self.dataset.build, self.before, **options)
+        for tag in tags:
+            for repository, done in ((self.router_repository, router), (self.repository, dataset)):
+                if repository is not None and done is not None and done.commit is not None:
+                    repository.tag(tag, done.commit)
+        return Published(dataset, router)
+
+    def write(self, folder: Path) -> Published:
+        """Both repositories' files, as they would be sent."""
+        router = None
+        write_content(self.dataset.build(self.before), folder / "dataset")
+        if self.router is not None and self.router_repository is not None:
+            write_content(self.router.build(self.router_before), folder / "router")
+            router = _planned(self.router_repository, self.router_before, self.router_changes)
+        return Published(_planned(self.repository, self.before, self.changes), router, folder)
+
+    def _check_cards(self) -> None:
+        """Renders both cards, merged, and asks the Hub about those that are new."""
+        card = self.dataset.card(self.before)
+        if card != self.before.texts.get(CARD):
+            checks.require_valid_card(self.repository, card)
+        if self.router is not None and self.router_repository is not None:
+            card = self.router.card(self.router_before)
+            if card != self.router_before.texts.get(CARD):
+                checks.require_valid_card(self.router_repository, card)
+
+    def _leaks(self) -> list[Leak]:
+        """Facts and router block are short; rows that the repository has were looked at when they were pushed."""
+        leaks = find_in_text(str(self.dataset.provenance.to_dict()), f"`{FACTS}` and the cards")
+        if not self.dataset.are_there(self.before):
+            leaks += find_in_tables({split: shards.data for split, shards in self.dataset.shards.items()})
+        return leaks
+
+
+def write_content(content: Content, folder: Path) -> None:
+    """Puts the files of a repository into a folder; those that were made there stay where they are."""
+    for path, what in content.files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(what, bytes):
+            target.write_bytes(what)
+        elif what != target:
+            shutil.copyfile(what, target)
+
+
+def collect(api: Any, collection: str, done: Published, private: bool) -> str:
+    """Puts both repositories into a collection; those that are in it stay."""
+    owner = done.dataset.repo_id.split("/")[0]
+    try:
+        slug = collection
+        if _COLLECTION_SLUG.fullmatch(collection) is None:
+            slug = api.create_collection(collection, namespace=owner, private=private, exists_ok=True).slug
+        for pushed in (done.router, done.dataset):
+            if pushed is not None:
+                api.add_collection_item(slug, pushed.repo_id, pushed.repo_type, exists_ok=True)
+    except failures() as error:
+        raise PublishError(
+            f"Both repositories are pushed; putting them into the collection `{collection}` failed: {explain(error)}"
+        ) from error
+    return slug
+
+
+def _planned(repository: Repository, before: Snapshot, changes: Content) -> Pushed:
+    commit = None if _any(changes) else before.commit
+    return Pushed(
+        repository.repo_id, repository.repo_type, commit, repository.url, _any(changes),
+        added=tuple(changes.files), deleted=tuple(changes.stale),
+    )  # fmt: skip
+
+
+def _any(changes: Content) -> bool:
+    return bool(changes.files or changes.stale)

@@ -1,0 +1,353 @@
+"""A Hub repository that changes in one commit: read, compare, commit against what was read, or start over.
+
+Every attempt begins with reading, and what is already there is not sent again. So an attempt that was cut, an attempt
+that lost against another push, and a commit whose answer was lost all end the same way: the next attempt finds out
+what is left to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from persyn_hf.errors import PublishError
+
+#: Files in one commit: the number at which `huggingface_hub`'s own uploads stop growing theirs.
+FILES_PER_COMMIT = 1000
+ATTEMPTS = 6
+CARD, FACTS = "README.md", "persyn.json"
+_AGAIN = frozenset((408, 412, 429, 500, 502, 503, 504))
+_LONGEST_WAIT = 60.0
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file in a repository.
+
+    Args:
+        size (`int`): In bytes.
+        oid (`str`): SHA-256 of a large file, git's SHA-1 of another.
+        large (`bool`): Whether it is kept as LFS or Xet.
+    """
+
+    size: int
+    oid: str
+    large: bool
+
+    def holds(self, content: Path | bytes) -> bool:
+        """Whether it is this content."""
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if size != self.size:
+            return False
+        start = b"" if self.large else b"blob %d\0" % size
+        state = hashlib.new("sha256" if self.large else "sha1", start, usedforsecurity=False)
+        if isinstance(content, bytes):
+            state.update(content)
+        else:
+            with open(content, "rb") as file:
+                while block := file.read(1 << 20):
+                    state.update(block)
+        return state.hexdigest() == self.oid
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository at the commit that was read.
+
+    Args:
+        commit (`str`, *optional*): `None` where there is no such repository, or no such branch yet.
+        files (`Mapping[str, RemoteFile]`): By path.
+        texts (`Mapping[str, str]`): Card and facts, where they are there.
+        exists (`bool`): Whether the repository exists.
+    """
+
+    commit: str | None = None
+    files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    exists: bool = False
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a repository is to hold.
+
+    Args:
+        files (`Mapping[str, Path | bytes]`): To be there with this content; card and facts among them.
+        stale (`Sequence[str]`): To be gone.
+    """
+
+    files: Mapping[str, Path | bytes]
+    stale: Sequence[str] = ()
+
+    def changes(self, snapshot: Snapshot) -> Content:
+        """What of it a repository does not hold yet."""
+        missing = {
+            path: content
+            for path, content in self.files.items()
+            if path not in snapshot.files or not snapshot.files[path].holds(content)
+        }
+        return Content(missing, [path for path in self.stale if path in snapshot.files and path not in self.files])
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did to one repository.
+
+    Args:
+        repo_id (`str`), repo_type (`str`): Which.
+        commit (`str`, *optional*): The commit that holds the content; `None` in a dry run that would make one.
+        url (`str`): Of that commit, or of the repository.
+        changed (`bool`): Whether this push made it.
+        added, deleted (`tuple[str, ...]`): Paths that were written and taken away.
+        pr_url (`str`, *optional*): The pull request, where one was asked for.
+    """
+
+    repo_id: str
+    repo_type: str
+    commit: str | None
+    url: str
+    changed: bool
+    added: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    pr_url: str | None = None
+
+
+class Repository:
+    """One repository at one branch.
+
+    Args:
+        api (`HfApi`): The client.
+        repo_id (`str`), repo_type (`str`): Which.
+        revision (`str`, *optional*): A branch or `refs/pr/N`; default: `main`. A branch that is not there is made.
+        wait (`float`, defaults to 1.0): Seconds before the second attempt; doubled after each.
+    """
+
+    def __init__(self, api: Any, repo_id: str, repo_type: str, revision: str | None = None, wait: float = 1.0) -> None:
+        self.api = api
+        self.repo_id = repo_id
+        self.repo_type = repo_type
+        self.revision = revision or "main"
+        self.wait = wait
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"the {self.repo_type} `{self.repo_id}`"
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        kind = "datasets/" if self.repo_type == "dataset" else ""
+        return f"{self.api.endpoint}/{kind}{self.repo_id}"
+
+    def read(self) -> Snapshot:
+        """Reads commit, list of files, card and facts; everything at the commit that was read first."""
+        return self._trying(self._read, "Reading")
+
+    def update(
+        self,
+        build: Callable[[Snapshot], Content],
+        first: Snapshot,
+        *,
+        message: str,
+        private: bool,
+        create_pr: bool = False,
+        files_per_commit: int = FILES_PER_COMMIT,
+    ) -> Pushed:
+        """Makes the repository hold what `build` says; one commit, or none where nothing has changed.
+
+        Args:
+            build (`Callable`): From what is there to what is to be there; called again where another push was faster.
+            first (`Snapshot`): What was read before; used for the first attempt.
+            message (`str`): Of the commit.
+            private (`bool`): Visibility of a repository that is made now.
+            create_pr (`bool`, defaults to `False`): Open a pull request instead.
+            files_per_commit (`int`): More files than this go in several commits: data first, card and facts last, so
+                that a reader of the card sees the old data until all of the new are there.
+
+        Raises:
+            PublishError: If it cannot be done; running the same push again goes on where this one stopped.
+        """
+        known: list[Snapshot | None] = [first]
+
+        def attempt() -> Pushed:
+            snapshot = known.pop() if known else None
+            if snapshot is None or snapshot.commit is None:
+                snapshot = self._made(snapshot or self._read(), private)
+            content = build(snapshot)
+            return self._commit(snapshot, content.changes(snapshot), message, create_pr, files_per_commit)
+
+        # An answer that is lost after a pull request was opened must not open a second one.
+        return self._trying(attempt, "Pushing", attempts=1 if create_pr else ATTEMPTS)
+
+    def tags(self) -> dict[str, str]:
+        """Commit by tag."""
+        refs = self._trying(lambda: self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type), "Reading")
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def tag(self, name: str, commit: str) -> None:
+        """Tags a commit; a tag that is there already is left alone."""
+        self._trying(
+            lambda: self.api.create_tag(
+                self.repo_id, tag=name, revision=commit, repo_type=self.repo_type, exist_ok=True
+            ),
+            "Tagging",
+        )
+
+    def _read(self) -> Snapshot:
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+        options = {"repo_type": self.repo_type}
+        try:
+            commit = self.api.repo_info(self.repo_id, revision=self.revision, **options).sha
+        except RepositoryNotFoundError:
+            return Snapshot()
+        except RevisionNotFoundError:
+            return Snapshot(exists=True)
+        try:
+            entries = list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit, **options))
+        except EntryNotFoundError:
+            entries = []  # a repository without any file
+        files = {
+            entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id, entry.lfs is not None)
+            for entry in entries
+            if hasattr(entry, "blob_id")
+        }
+        texts = {}
+        for path in (CARD, FACTS):
+            if path in files:
+                local = self.api.hf_hub_download(self.repo_id, path, revision=commit, **options)
+                texts[path] = _read_text(Path(local), f"`{path}` of {self.name}")
+        return Snapshot(commit, files, texts, exists=True)
+
+    def _made(self, snapshot: Snapshot, private: bool) -> Snapshot:
+        if not snapshot.exists:
+            self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, exist_ok=True)
+            snapshot = self._read()
+        if snapshot.commit is None:
+            self.api.create_branch(self.repo_id, branch=self.revision, repo_type=self.repo_type, exist_ok=True)
+            snapshot = self._read()
+        return snapshot
+
+    def _commit(
+        self, snapshot: Snapshot, changes: Content, message: str, create_pr: bool, files_per_commit: int
+    ) -> Pushed:
+        commit = snapshot.commit
+        if not changes.files and not changes.stale:
+            return Pushed(self.repo_id, self.repo_type, commit, f"{self.url}/commit/{commit}", changed=False)
+        revision, pr_url = self.revision, None
+        batches = _batches(changes, files_per_commit)
+        for number, batch in enumerate(batches, start=1):
+            part = f" (part {number} of {len(batches)})" if len(batches) > 1 else ""
+            made = self.api.create_commit(
+                self.repo_id, _operations(batch), commit_message=f"{message}{part}", repo_type=self.repo_type,
+                revision=revision, parent_commit=commit, create_pr=create_pr and pr_url is None,
+            )  # fmt: skip
+            commit = made.oid
+            if made.pr_url is not None:
+                pr_url, revision = made.pr_url, made.pr_revision
+        return Pushed(
+            self.repo_id, self.repo_type, commit, f"{self.url}/commit/{commit}", changed=True,
+            added=tuple(changes.files), deleted=tuple(changes.stale), pr_url=pr_url,
+        )  # fmt: skip
+
+    def _trying(self, call: Callable[[], Answer], doing: str, attempts: int = ATTEMPTS) -> Answer:
+        """Calls until it succeeds, waiting longer each time; what cannot succeed later raises at once."""
+        for attempt in range(1, attempts + 1):
+            try:
+                return call()
+            except failures() as error:
+                if attempt == attempts or not _may_succeed_later(error):
+                    raise PublishError(f"{doing} {self.name} failed: {explain(error)}") from error
+                time.sleep(_pause(error, self.wait * 2 ** (attempt - 1)))
+        raise AssertionError("the loop returns or raises")
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises. `RuntimeError` and `ValueError` wrap failed LFS and Xet transfers."""
+    import httpx2
+
+    return httpx2.HTTPError, OSError, RuntimeError, ValueError
+
+
+def explain(error: BaseException) -> str:
+    """One paragraph on what the Hub's client raised, and what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, LocalTokenNotFoundError, RepositoryNotFoundError
+
+    status = _status(error)
+    text = " ".join(str(_root(error)).split())
+    if isinstance(error, LocalTokenNotFoundError):
+        return "no token was found; run `hf auth login`, or give `token`."
+    if isinstance(error, GatedRepoError):
+        return f"it is gated; accept its terms on its page first. {text}"
+    if status == 401 and not isinstance(error, RepositoryNotFoundError):
+        return f"the Hub does not know this token; run `hf auth login` again, or give `token`. {text}"
+    if status == 403:
+        return f"this token may not write there; make one with write access under Settings > Access Tokens. {text}"
+    if status == 412:
+        return "other pushes were faster every time; run the push again when they are done."
+    return f"{text} Run the same push again: it goes on where this one stopped."
+
+
+def _batches(changes: Content, files_per_commit: int) -> list[Content]:
+    """All in one commit, or data in several and what makes them visible in the last."""
+    if len(changes.files) <= files_per_commit:
+        return [changes]
+    shown = {path: content for path, content in changes.files.items() if path in (CARD, FACTS)}
+    data = [(path, content) for path, content in changes.files.items() if path not in shown]
+    size = max(1, files_per_commit)
+    parts = [dict(data[start : start + size]) for start in range(0, len(data), size)]
+    return [*(Content(part) for part in parts), Content(shown, changes.stale)]
+
+
+def _operations(changes: Content) -> list[Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    # Deletions first: a person's folder may stand where a file of ours goes.
+    return [
+        *(CommitOperationDelete(path_in_repo=path, is_folder=False) for path in changes.stale),
+        *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in changes.files.items()),
+    ]
+
+
+def _read_text(path: Path, where: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PublishError(
+            f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); mend it first."
+        ) from None
+
+
+def _root(error: BaseException) -> BaseException:
+    """What a failed transfer was caused by: the client wraps it."""
+    while type(error) in (RuntimeError, ValueError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(_root(error), "response", None), "status_code", None)
+
+
+def _may_succeed_later(error: BaseException) -> bool:
+    import httpx2
+
+    root = _root(error)
+    status = _status(error)
+    if status is not None:
+        return status in _AGAIN
+    # hf_xet reports a broken connection as one of Python's own.
+    return isinstance(root, httpx2.TransportError | ConnectionError | TimeoutError)
+
+
+def _pause(error: BaseException, usual: float) -> float:
+    response = getattr(_root(error), "response", None)
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(asked) if asked.isdigit() else usual, _LONGEST_WAIT)
