@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,10 +20,17 @@ SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "hello"), ("Ċ", "Ċ"), ("t", "he"), ("Ġ", "the")]
 
 
-def tokenizer(chat_template: str | None = CHATML, eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
+def tokenizer(
+    chat_template: str | None = CHATML,
+    eos: str = "<|im_end|>",
+    merges: list[tuple[str, str]] = MERGES,
+    adds_bos: bool = False,
+) -> PreTrainedTokenizerFast:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = [*SPECIALS, *letters, *("".join(pair) for pair in MERGES)]
-    core = Tokenizer(models.BPE({token: place for place, token in enumerate(vocabulary)}, MERGES))
+    core = Tokenizer(models.BPE({token: place for place, token in enumerate(vocabulary)}, merges))
+    if adds_bos:
+        core.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(SPECIALS)

@@ -1,17 +1,22 @@
 """Learnability against a plain float64 reference, and its independence of everything but the answer."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from persyn_hf.errors import ConfigError, DataError, MissingColumnError, PromptTooLongError, ScoringError
 from persyn_hf.scoring import engine
 from persyn_hf.scoring.learnability import persyn_learnability, pin_student
 from persyn_hf.scoring.rendering import render_answers
+from persyn_hf.scoring.rows import worker_device
 from persyn_hf.scoring.student import load_student, token_scores
 from tests.scoring import models
 
@@ -32,18 +37,20 @@ def reference(folder, row):
     logprobs, targets = models.reference_logprobs(folder, ids, start)
     own = logprobs.gather(1, targets[:, None])[:, 0]
     ranks = (logprobs > own[:, None]).sum(1) + 1
-    return own.mean().item(), (ranks.clamp(max=100).sum() / -own.sum()).item()
+    return own.mean().item(), (ranks.clamp(max=100).sum() / -own.sum()).item(), len(own)
 
 
 @pytest.mark.parametrize("kind", sorted(models.CONFIGS))
 def test_every_architecture_agrees_with_float64(kind, tmp_path):
     folder = models.save(tmp_path, kind)
-    found = persyn_learnability(BATCH, student=folder, metrics=("mean-logprob", "rsr", "perplexity"))
+    metrics = ("mean-logprob", "rsr", "perplexity", "completion_tokens")
+    found = persyn_learnability(BATCH, student=folder, metrics=metrics)
     assert load_student(folder).packed == (kind not in ("bloom", "mamba"))
     for row in range(5):
-        mean, ratio = reference(folder, row)
+        mean, ratio, tokens = reference(folder, row)
         assert found["learnability"][row] == pytest.approx(mean, abs=1e-4)
         assert found["rsr"][row] == pytest.approx(ratio, rel=1e-3)
+        assert found["student_completion_tokens"][row] == tokens
         assert found["perplexity"][row] == pytest.approx(torch.tensor(mean).exp().reciprocal().item(), rel=1e-3)
 
 
@@ -55,15 +62,41 @@ def test_plain_batches_agree_with_packs(llama):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 10**6), budget=st.integers(1, 400), size=st.integers(1, 8), share=st.booleans())
-def test_order_budget_and_neighbours_do_not_change_a_score(llama, seed, budget, size, share):
+@given(
+    seed=st.integers(0, 10**6),
+    budget=st.integers(1, 400),
+    size=st.integers(1, 8),
+    share=st.booleans(),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_order_budget_neighbours_and_padding_side_do_not_change_a_score(llama, seed, budget, size, share, side):
     draw = random.Random(seed)
     rows = [draw.randrange(5) for _ in range(size)]
     batch = {key: [values[row] for row in rows] for key, values in BATCH.items()}
     settings = {} if share else {"attn_implementation": "sdpa"}
+    load_student(llama, **settings).tokenizer.padding_side = side
     alone = persyn_learnability(BATCH, student=llama)["learnability"]
     together = persyn_learnability(batch, student=llama, token_budget=budget, **settings)["learnability"]
     assert together == pytest.approx([alone[row] for row in rows], abs=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_a_stock_padded_batch_agrees_on_either_side(kind, side, tmp_path):
+    folder = models.save(tmp_path, kind)
+    student = load_student(folder)
+    answers = render_answers(student.tokenizer, *BATCH.values())
+    student.tokenizer.padding_side = side
+    padded = student.tokenizer.pad([{"input_ids": list(answer.ids)} for answer in answers], return_tensors="pt")
+    mask = padded["attention_mask"]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa")
+    with torch.no_grad():
+        logits = model(**padded, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
+    found = persyn_learnability(BATCH, student=folder)["learnability"]
+    for row, answer in enumerate(answers):
+        own = logits[row][mask[row].bool()]
+        logprobs = torch.log_softmax(own, dim=-1)[:-1].gather(1, torch.tensor(answer.ids[1:])[:, None])
+        assert found[row] == pytest.approx(logprobs[answer.span[0] - 1 :].mean().item(), abs=1e-4)
 
 
 def test_one_row_gives_scalars_and_a_batch_lists(llama):
@@ -107,6 +140,10 @@ def test_a_second_student_stands_beside_the_first(llama, tmp_path):
         persyn_learnability(first, student=other)
     second = persyn_learnability(first, student=other, suffix="_2")
     assert sorted(second) == ["learnability_2", "learnability_metric_2", "student_2", "student_revision_2"]
+    assert persyn_learnability(first, student=llama)["learnability"] == first["learnability"]
+    models.save(tmp_path, "gpt2", seed=1)
+    with pytest.raises(DataError, match=rf"already hold the scores of {other} \(folder-"):
+        persyn_learnability(first | second, student=other, suffix="_2")
 
 
 def test_bad_rows_and_settings_are_named(llama):
@@ -123,6 +160,10 @@ def test_bad_rows_and_settings_are_named(llama):
         persyn_learnability(row | {"completion": "", "finish_reason": "length"}, student=llama)
     with pytest.raises(ConfigError, match="metrics"):
         persyn_learnability(row, student=llama, metrics=("likelihood",))
+    with pytest.raises(ConfigError, match="first of `metrics` must be one of mean-logprob, rsr, perplexity"):
+        persyn_learnability(row, student=llama, metrics=("completion_tokens",))
+    with pytest.raises(ConfigError, match="`rank` must be a worker's number"):
+        persyn_learnability(row, llama, student=llama)
     with pytest.raises(ConfigError, match="dtype"):
         persyn_learnability(row, student=llama, dtype="int8")
 
@@ -135,6 +176,73 @@ def test_truncation_scores_the_start_and_counts(llama, caplog):
     whole = render_answers(student.tokenizer, ["hello"], [row["completion"]], ["stop"])[0]
     logprobs, targets = models.reference_logprobs(llama, list(whole.ids[:256]), len(whole.prompt_ids))
     assert cut["learnability"] == pytest.approx(logprobs.gather(1, targets[:, None]).mean().item(), abs=1e-4)
+
+
+def test_cut_answers_are_marked_among_the_whole(llama, caplog):
+    batch = {"prompt": ["hello"] * 3, "completion": ["hello", "hello the " * 200, None]}
+    cut = persyn_learnability(batch, student=llama, too_long="truncate", metrics=("perplexity", "completion_tokens"))
+    assert cut["learnability_truncated"] == [False, True, None]
+    assert cut["student_completion_tokens"][1] == 256 - len(
+        render_answers(load_student(llama).tokenizer, ["hello"], ["x"], ["stop"])[0].prompt_ids
+    )
+    assert cut["learnability_metric"] == ["perplexity"] * 3
+    assert "1 of 3 answers were cut" in caplog.text
+
+
+def test_a_teachers_system_prompt_reaches_the_student_only_where_asked(llama):
+    batch = BATCH | {"teacher": ["terse", "plain", "plain", "terse", "terse"]}
+    plain = persyn_learnability(batch, student=llama)["learnability"]
+    asked = persyn_learnability(batch, student=llama, system_prompts={"terse": "the hell", "other": "x"})[
+        "learnability"
+    ]
+    under = [
+        [{"role": "system", "content": "the hell"}, {"role": "user", "content": prompt}] for prompt in BATCH["prompt"]
+    ]
+    expected = persyn_learnability(BATCH | {"prompt": under}, student=llama)["learnability"]
+    for row, teacher in enumerate(batch["teacher"]):
+        assert asked[row] == pytest.approx((expected if teacher == "terse" else plain)[row], abs=1e-5)
+    assert abs(expected[0] - plain[0]) > 1e-3
+    with pytest.raises(MissingColumnError, match="`teacher`"):
+        persyn_learnability(BATCH, student=llama, system_prompts={"terse": "x"})
+
+
+def test_workers_share_the_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [worker_device(None, rank) for rank in (None, 0, 1, 2)] == [None, "cuda:0", "cuda:1", "cuda:0"]
+    assert worker_device("cpu", 1) == "cpu"
+
+
+def test_progress_counts_tokens(llama, capsys):
+    persyn_learnability(BATCH, student=llama, progress=True)
+    assert "tok/s" in capsys.readouterr().err
+    persyn_learnability(BATCH, student=llama)
+    assert "tok" not in capsys.readouterr().err
+
+
+PINNED = """
+from datasets import Dataset
+from persyn_hf import persyn_learnability, pin_student
+batch = {"prompt": ["hello"], "completion": ["the hell"]}
+pinned = pin_student("org/tiny", "v1")
+table = Dataset.from_dict(batch).map(persyn_learnability, batched=True, fn_kwargs=pinned)
+print(pinned["revision"], table["student_revision"][0], repr(table["learnability"][0]))
+"""
+
+
+def test_a_student_of_the_hub_is_pinned_to_a_commit_and_read_from_the_cache(tmp_path):
+    commit = "0123456789" * 4
+    repo = tmp_path / "hub" / "models--org--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "v1").write_text(commit)
+    folder = models.save(repo / "snapshots" / commit, "llama")
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", PINNED], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    first, second, score = done.stdout.split()
+    assert (first, second) == (commit, commit)
+    expected = persyn_learnability({"prompt": "hello", "completion": "the hell"}, student=folder)["learnability"]
+    assert float(score) == pytest.approx(expected, abs=1e-5)
 
 
 def test_out_of_memory_halves_the_budget(llama, monkeypatch):

@@ -48,10 +48,16 @@ def test_math_in_threads():
 
 @pytest.mark.skipif(not ZOO.exists(), reason="PERSYN_DATA names no folder with math_zoo.parquet")
 def test_math_agrees_with_recorded_quality():
-    rows = load_dataset("parquet", data_files=str(ZOO), split="train").select(range(0, 3520, 11))
+    rows = load_dataset("parquet", data_files=str(ZOO), split="train")
     found = persyn_quality(rows[:], verifier="math")["quality"]
-    agree = sum(a == b for a, b in zip(found, rows["quality"][:], strict=True))
-    assert agree / len(rows) >= 0.995
+    wrong = [
+        f"{row['prompt_id']} {row['teacher']}: {value} for {row['completion'][-60:]!r}, reference {row['answer']!r}"
+        for row, value in zip(rows, found, strict=True)
+        if value != row["quality"]
+    ]
+    print(f"{len(wrong)} of {len(rows)} disagree", *wrong, sep="\n")
+    assert len(rows) == 3520
+    assert len(wrong) <= 0.005 * len(rows), wrong
 
 
 def longest(prompt, completion, answer):
@@ -123,7 +129,7 @@ def test_reward_models_that_are_none(llama, tmp_path):
     two = models.save_reward_model(tmp_path, "llama", num_labels=2)
     with pytest.raises(ScoringError, match="one label"):
         persyn_quality(ANSWERS, reward_model=two)
-    with pytest.raises(ScoringError, match="The reward model .* lacks weights: score.weight"):
+    with pytest.raises(ScoringError, match=r"The reward model .* lacks weights: score\.weight"):
         persyn_quality(ANSWERS, reward_model=llama)
 
 

@@ -4,10 +4,11 @@ import pytest
 from datasets import Dataset
 
 from persyn_hf.config import Quality, Student
-from persyn_hf.errors import ConfigError, MissingColumnError
+from persyn_hf.errors import ConfigError, DataError, MissingColumnError, PromptTooLongError
 from persyn_hf.scoring.learnability import persyn_learnability
 from persyn_hf.scoring.reward import reward
 from persyn_hf.scoring.score import score
+from tests.scoring import models
 
 
 @pytest.fixture
@@ -60,6 +61,50 @@ def test_rsr_feeds_the_reward_by_its_negative(answers, llama):
     better = 0 if scored["rsr"][0] < scored["rsr"][2] else 2
     assert scored["reward"][better] == 1.0
     assert scored["learnability"][0] < 0
+
+
+def test_perplexity_feeds_the_reward_by_its_negative_and_columns_come_on_request(answers, llama):
+    scored = score(
+        answers, llama, "exact", alpha=1.0, learnability_metric="perplexity", metrics=("rsr", "completion_tokens"),
+        progress=False,
+    )  # fmt: skip
+    assert set(scored["learnability_metric"][:]) == {"perplexity"}
+    assert scored["reward"][0 if scored["perplexity"][0] < scored["perplexity"][2] else 2] == 1.0
+    assert {name: scored.features[name].dtype for name in ("rsr", "perplexity", "student_completion_tokens")} == {
+        "rsr": "float64", "perplexity": "float64", "student_completion_tokens": "int64"
+    }  # fmt: skip
+    assert scored["student_completion_tokens"][4] is None
+    expected = persyn_learnability(answers[:], student=llama, metrics=("rsr", "completion_tokens"))
+    assert scored["student_completion_tokens"][:] == expected["student_completion_tokens"]
+    assert scored["rsr"][:4] == pytest.approx(expected["rsr"][:4], rel=1e-4)
+
+
+def test_a_second_student_stands_beside_the_first(answers, llama, tmp_path):
+    other = models.save(tmp_path, "gpt2")
+    first = score(answers, llama, "exact", progress=False)
+    with pytest.raises(DataError, match="`suffix`"):
+        score(first, other, None, progress=False)
+    both = score(first, other, None, learnability_metric="rsr", suffix="_2", progress=False)
+    assert both.select_columns(first.column_names)[:] == first[:]
+    added = ["learnability_2", "rsr_2", "student_2", "student_revision_2", "learnability_metric_2", "reward_2"]
+    assert both.column_names == [*first.column_names, *added]
+    alone = score(answers, other, "exact", learnability_metric="rsr", progress=False)
+    assert both["rsr_2"][:4] == pytest.approx(alone["rsr"][:4], rel=1e-4)
+    assert both["reward_2"][:] == pytest.approx(alone["reward"][:], abs=1e-5)
+    again = score(both, llama, None, alpha=1.0, progress=False)
+    assert again["learnability"][:4] == pytest.approx(first["learnability"][:4], abs=1e-5)
+
+
+def test_cut_answers_are_counted_once_over_all_batches(answers, llama, caplog):
+    long = answers.map(lambda text: {"completion": text and text * 300}, input_columns="completion")
+    with pytest.raises(PromptTooLongError, match="256"):
+        score(long, llama, "exact", progress=False)
+    scored = score(long, llama, "exact", too_long="truncate", batch_size=2, progress=False)
+    assert sum(filter(None, scored["learnability_truncated"][:])) == 4
+    assert scored["learnability_truncated"][4] is None
+    assert [record.message for record in caplog.records if "were cut" in record.message] == [
+        "4 of 5 answers were cut to the student's 256 tokens."
+    ]
 
 
 def test_bad_input(answers, llama):
