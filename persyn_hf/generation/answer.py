@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from persyn_hf.config import Sampling
@@ -20,13 +21,14 @@ _BROKEN_OFF = frozenset({"abort", "aborted", "error", "cancelled"})
 
 def read_answer(
     text: object, reason: object, sampling: Sampling, prompt_tokens: object, completion_tokens: object,
-    reasoning: object = None,
+    reasoning: object = None, clean: Callable[[str], str] = str,
 ) -> Completion:  # fmt: skip
     """Makes a `Completion` of a server's words, or says why they are none.
 
     Args:
         text, reason, prompt_tokens, completion_tokens, reasoning (`object`): As the server gave them, or `None`.
         sampling (`Sampling`): What was asked for.
+        clean (callable): Makes the server's own words fit for an error.
 
     Raises:
         RetryableError: If the answer is empty or was broken off.
@@ -38,8 +40,9 @@ def read_answer(
     finish = _FINISH_REASONS.get(named, "stop")
     if reason is None and made is not None and made >= sampling.max_tokens:
         finish = "length"
+    shown = clean(repr(reason))
     if named in _BROKEN_OFF:
-        raise RetryableError(f"the server broke the answer off (finish reason {reason!r:.40})", attempts=2)
+        raise RetryableError(f"the server broke the answer off (finish reason {shown})", attempts=2)
     whole = text if isinstance(text, str) else ""
     answer, thoughts = split_reasoning(whole, reasoning if isinstance(reasoning, str) else None)
     if finish == "stop":
@@ -50,7 +53,7 @@ def read_answer(
         if finish == "content_filter":
             raise RowError("the server's content filter left nothing of the answer")
         what = "no content" if text is None else "an empty completion"
-        raise RetryableError(f"the teacher answered with {what} (finish reason {reason!r:.40})", attempts=2)
+        raise RetryableError(f"the teacher answered with {what} (finish reason {shown})", attempts=2)
     source = "server" if made is not None and asked is not None else None
     return Completion(answer, finish, asked, made, thoughts, source)
 

@@ -102,5 +102,5 @@ class ChatClient:
             message.get("content"), choice.get("finish_reason"), request.sampling,
             usage.get("prompt_tokens"), usage.get("completion_tokens"),
             # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
-            message.get("reasoning_content") or message.get("reasoning"),
+            message.get("reasoning_content") or message.get("reasoning"), self._endpoint.clean,
         )  # fmt: skip

@@ -68,7 +68,7 @@ class TgiClient:
         details: Any = answer.details
         completion = read_answer(
             answer.generated_text, details.finish_reason, request.sampling,
-            len(details.prefill or ()), details.generated_tokens,
+            len(details.prefill or ()), details.generated_tokens, clean=self._endpoint.clean,
         )  # fmt: skip
         return await self._tokenizer.counted(request, completion)
 
