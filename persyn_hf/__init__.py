@@ -32,6 +32,7 @@ _HOME = {
     "pin_router": "persyn_hf.routing.map_function",
     "train_router": "persyn_hf.routing.training",
     "evaluate_router": "persyn_hf.routing.metrics",
+    "load_personalized": "persyn_hf.publishing.load",
     "personalize": "persyn_hf.publishing.personalize",
     "push_personalized": "persyn_hf.publishing.hub",
     "save_personalized": "persyn_hf.publishing.hub",
@@ -50,6 +51,7 @@ __all__ = [  # pinned by a test
     "evaluate_router",
     "generate_parallel",
     "generate_routed",
+    "load_personalized",
     "persyn_generate",
     "persyn_learnability",
     "persyn_quality",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from persyn_hf.generation.ledger import Ledger
     from persyn_hf.pipeline import run
     from persyn_hf.publishing.hub import push_personalized, save_personalized
+    from persyn_hf.publishing.load import load_personalized
     from persyn_hf.publishing.personalize import personalize
     from persyn_hf.routing.map_function import persyn_route, pin_router
     from persyn_hf.routing.metrics import evaluate_router

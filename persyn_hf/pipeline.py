@@ -23,6 +23,7 @@ from persyn_hf.runfolder import RunFolder, StageRecord, write_atomically
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from persyn_hf.publishing.push import Published
     from persyn_hf.routing.router import PersynRouter
 
 
@@ -34,11 +35,13 @@ class RunResult:
         folder (`Path`): The run folder.
         stages (`Sequence[StageRecord]`): The stages that this run finished or found finished, in order.
         report (`RunReport`): What is printed at the end.
+        published (`Published`, *optional*): What was pushed, where the configuration names repositories.
     """
 
     folder: Path
     stages: Sequence[StageRecord]
     report: RunReport
+    published: Published | None = None
 
     @property
     def missing(self) -> int:
@@ -89,7 +92,7 @@ def run(
             config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block
         )
         write_atomically(folder.path / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
-    return RunResult(folder.path, tuple(folder.records), report)
+    return RunResult(folder.path, tuple(folder.records), report, tables.published)
 
 
 @dataclass
@@ -101,6 +104,7 @@ class _Tables:
     routed: Dataset | None = None
     generated: Dataset | None = None
     block: dict[str, Any] | None = None
+    published: Published | None = None
 
 
 def _stages(
@@ -128,7 +132,7 @@ def _stages(
     if "generate" in wanted and tables.routed is not None:
         tables.generated = generate_stage(config, folder, tables.routed, progress)
     if "publish" in wanted and tables.generated is not None:
-        _publish(config, folder, prompts, tables, router)
+        tables.published = _publish(config, folder, prompts, tables, router)
     return tables
 
 
@@ -264,30 +268,49 @@ def generate_stage(
     return folder.table(name, inputs, make)
 
 
-def _publish(config: RunConfig, folder: RunFolder, prompts: Dataset, tables: _Tables, router: PersynRouter) -> None:
+def _publish(
+    config: RunConfig, folder: RunFolder, prompts: Dataset, tables: _Tables, router: PersynRouter
+) -> Published | None:
+    from persyn_hf.publishing.costs import run_costs
     from persyn_hf.publishing.hub import push_personalized, save_personalized
 
     settings = config.publish
     assert tables.generated is not None and tables.routed is not None
     report = build_report(config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block)
-    common: dict[str, Any] = {
-        "router": router,
-        "license": settings.license,
-        "language": settings.language,
-        "keep_truncated": settings.keep_truncated,
-        "run": {
-            "generations": report.generations,
-            "generations_all": report.generations_all,
-            "prompts_source": config.prompts.source,
-            "prompts_revision": config.prompts.revision,
-        },
+    prices = {
+        t.name: (t.price_per_million_prompt_tokens, t.price_per_million_completion_tokens)
+        for t in config.teachers
+        if t.price_per_million_prompt_tokens or t.price_per_million_completion_tokens
     }
-    save_personalized(tables.generated, folder.path, **common)
-    if settings.dataset_repo_id is not None:
-        push_personalized(
-            tables.generated, settings.dataset_repo_id, router_repo_id=settings.router_repo_id,
-            private=settings.private, **common,
-        )  # fmt: skip
+    cost, cost_all = run_costs((tables.probe, tables.generated), prices, len(prompts))
+    facts: dict[str, Any] = {
+        "generations": report.generations,
+        "generations_all": report.generations_all,
+        "cost": cost,
+        "cost_all": cost_all,
+        "prices": prices,
+        "prompts_source": config.prompts.source,
+        "prompts_revision": config.prompts.revision,
+    }
+    if config.router.pretrained is not None and not Path(config.router.pretrained).exists():
+        facts |= {"router_repo_id": config.router.pretrained, "router_revision": router.digest}
+    common: dict[str, Any] = {
+        "router": router, "config_name": settings.config_name, "license": settings.license,
+        "language": settings.language, "keep_truncated": settings.keep_truncated, "scored": tables.scored,
+        "run": facts,
+    }  # fmt: skip
+    save_personalized(
+        tables.generated, folder.path, location=settings.dataset_repo_id, router_location=settings.router_repo_id,
+        **common,
+    )  # fmt: skip
+    if settings.dataset_repo_id is None:
+        return None
+    return push_personalized(
+        tables.generated, settings.dataset_repo_id, router_repo_id=settings.router_repo_id, saved=folder.path,
+        private=settings.private, revision=settings.revision, create_pr=settings.create_pr,
+        commit_message=settings.commit_message, tags=settings.tags, collection=settings.collection,
+        allow_secrets=settings.allow_secrets, dry_run=settings.dry_run, **common,
+    )  # fmt: skip
 
 
 def _column(data: Dataset, name: str) -> list[Any] | None:

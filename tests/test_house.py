@@ -20,7 +20,8 @@ ALLOWED = {
     "generation": GROUND,
     "scoring": GROUND,
     "routing": GROUND,
-    "publishing": GROUND,
+    # Publishing shows the scores as the reward reads them, and loads a published router.
+    "publishing": GROUND | {"scoring", "routing"},
     "students": GROUND,
     "demo": GROUND,
     "runfolder": GROUND,
@@ -33,7 +34,8 @@ ALLOWED = {
     # The comparison runs the pipeline up to its routes, and then every policy's own data, training and evaluation.
     "comparison": GROUND
     | {"pipeline", "generation", "scoring", "routing", "publishing", "students", "finetune", "runfolder"},
-    "cli": GROUND | {"pipeline", "report", "demo", "routing", "planning", "doctor", "finetune", "comparison"},
+    "cli": GROUND
+    | {"pipeline", "report", "demo", "routing", "publishing", "planning", "doctor", "finetune", "comparison"},
 }
 
 
@@ -86,7 +88,7 @@ def test_files_and_functions_stay_small():
 def test_public_names_are_pinned():
     assert persyn_hf.__all__ == [
         "Ledger", "PersynError", "PersynRouter", "Quality", "RunConfig", "Sampling", "Teacher", "__version__",
-        "evaluate_router", "generate_parallel", "generate_routed", "persyn_generate", "persyn_learnability",
+        "evaluate_router", "generate_parallel", "generate_routed", "load_personalized", "persyn_generate", "persyn_learnability",
         "persyn_quality", "persyn_route", "personalize", "pin_quality", "pin_router", "pin_student", "prompt_id",
         "push_personalized", "run", "save_personalized", "score", "train_router",
     ]  # fmt: skip

@@ -78,7 +78,8 @@ def save_personalized(
     router_at = (router_location or str(target / "router")) if router is not None else None
     splits, facts = _prepare(data, keep_truncated, run)
     checks.require_features(splits)
-    facts.setdefault("router_repo_id", router_at)
+    if location is None or router_location is not None:
+        facts.setdefault("router_repo_id", router_at)  # a card for the Hub cites no folder of this machine
     provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
     warnings = license_warnings(license, provenance.teachers)
     shards = plan_shards(splits, config_name)

@@ -140,6 +140,15 @@ def pull(
     return target
 
 
+def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Provenance]:
+    """The provenance of every configuration in a folder that [`save_personalized`] or [`pull`] wrote.
+
+    Raises:
+        PublishError: If there is none.
+    """
+    return _read(Path(folder) / "dataset" / FACTS, f"the folder {folder}")
+
+
 def _load_folder(
     folder: Path, config_name: str | None, with_router: bool, cache_dir: str | os.PathLike[str] | None
 ) -> Personalized:
