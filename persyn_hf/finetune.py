@@ -270,7 +270,7 @@ def _publish(
     folder: Path, report: TrainingReport, data: Any, repo_id: str | None, private: bool, license: str | None
 ) -> str | None:
     """Writes the card and pushes, in one process of several."""
-    from accelerate import PartialState  # type: ignore[import-untyped]
+    from accelerate import PartialState
 
     if not PartialState().is_main_process:
         return None

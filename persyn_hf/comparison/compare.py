@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from persyn_hf.routing.rewards import RewardTable
 
+#: Where trained cells are kept.
+CELLS = "cells"
+
 
 @dataclass(frozen=True)
 class ComparisonResult:
@@ -43,7 +47,12 @@ class ComparisonResult:
     outcomes: tuple[Outcome, ...]
 
 
-def compare(config: RunConfig, progress: bool = True, source: str = "configuration") -> ComparisonResult:
+def compare(
+    config: RunConfig,
+    progress: bool = True,
+    source: str = "configuration",
+    share: str | os.PathLike[str] | None = None,
+) -> ComparisonResult:
     """Runs every policy on the same prompts with the same recipe and seeds, and judges the trained students.
 
     The teachers are asked once: all policies and all students share one ledger. A prompt on which some policy's
@@ -54,6 +63,8 @@ def compare(config: RunConfig, progress: bool = True, source: str = "configurati
         config (`RunConfig`): With the section `compare`.
         progress (`bool`, defaults to `True`): Show what is being trained.
         source (`str`): Names the configuration in errors.
+        share (`str` or `PathLike`, *optional*): The folder of another comparison whose answers and finished students
+            are used and added to.
 
     Returns:
         `ComparisonResult`: Also written to `output_dir`.
@@ -66,12 +77,13 @@ def compare(config: RunConfig, progress: bool = True, source: str = "configurati
         >>> result = compare(RunConfig.from_yaml("examples/small_world/world.yaml"))  # doctest: +SKIP
     """
     settings = _settings(config, source)
-    folder = RunFolder(config.output_dir)
+    shared = Path(config.output_dir if share is None else share)
+    folder = RunFolder(config.output_dir, shared / "ledger.sqlite")
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
         held_out = _held_out(config, settings, folder, prompts, source, progress)
         worlds = [_world(config, settings, student, prompts, folder, progress) for student in settings.students]
-        outcomes = tuple(_outcomes(config, settings, worlds, held_out, folder, progress))
+        outcomes = tuple(_outcomes(config, settings, worlds, held_out, shared / CELLS, progress))
         facts = tuple(fact for world in worlds for fact in world.facts)
         summary = summarise(outcomes, seed=config.seed)
         result = ComparisonResult(folder.path, summary, facts, outcomes)
@@ -265,7 +277,7 @@ def _outcomes(
     settings: Compare,
     worlds: Sequence[_World],
     held_out: HeldOut,
-    folder: RunFolder,
+    folder: Path,
     progress: bool,
 ) -> Iterator[Outcome]:
     """All cells, seed by seed, so that an interrupted comparison has something of every policy."""
@@ -278,7 +290,7 @@ def _outcomes(
         recipe = config.training.model_dump(mode="json")
         revision = resolve_revision(student.model, student.revision)
         name = identify([world.digests[policy, seed], revision, recipe])
-        path = folder.path / "cells" / student.name / f"{name}-{seed}"
+        path = folder / student.name / f"{name}-{seed}"
         data = world.sets[policy, seed]
         for judged in run_cell(path, data, student, config.training, seed, held_out, settings):
             yield Outcome(
