@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import httpx2
-from huggingface_hub import get_async_session
+from huggingface_hub import constants, get_async_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf import __version__
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.faults import status_error
+from persyn_hf.generation.transport import AiohttpTransport
 
 #: Requests per session. A session has 100 connections, above which waiting counts as timeout; and it looks through
 #: all of its connections at every request, so that several small ones cost less than one large one.
@@ -24,7 +26,10 @@ Held = TypeVar("Held")
 
 
 def open_session(endpoint: Endpoint, timeout: float, max_bytes: int, raising: bool = False) -> httpx2.AsyncClient:
-    """A session for one endpoint, from the user's own factory (proxies, certificates), that keeps to that endpoint.
+    """A session for one endpoint that keeps to that endpoint.
+
+    It comes from the user's own factory where `set_async_client_factory` was given one (proxies, certificates), else
+    it is httpx2's over a leaner transport.
 
     Args:
         endpoint (`Endpoint`): Its key, where it has one, becomes a header of the session.
@@ -32,13 +37,29 @@ def open_session(endpoint: Endpoint, timeout: float, max_bytes: int, raising: bo
         max_bytes (`int`): Of one answer.
         raising (`bool`, defaults to `False`): Whether a status other than 2xx raises what it means.
     """
-    session = get_async_session()
+    session = get_async_session() if _user_has_a_factory() else _lean_session()
     session.timeout = httpx2.Timeout(timeout)
     session.headers["user-agent"] = f"persyn-hf/{__version__}"
     if endpoint.key is not None:
         session.headers["authorization"] = f"Bearer {endpoint.key}"
     harden(session, endpoint, max_bytes, raising)
     return session
+
+
+def _lean_session() -> httpx2.AsyncClient:
+    async def refuse_offline(request: httpx2.Request) -> None:
+        if constants.is_offline_mode():
+            raise OfflineModeIsEnabled(f"cannot reach {request.url}: `HF_HUB_OFFLINE` is set")
+
+    return httpx2.AsyncClient(transport=AiohttpTransport(), event_hooks={"request": [refuse_offline]})
+
+
+def _user_has_a_factory() -> bool:
+    # huggingface_hub has no public way to ask; should the names go, its sessions are used as they come.
+    from huggingface_hub.utils import _http
+
+    default = getattr(_http, "default_async_client_factory", None)
+    return default is None or getattr(_http, "_GLOBAL_ASYNC_CLIENT_FACTORY", None) is not default
 
 
 def harden(session: httpx2.AsyncClient, endpoint: Endpoint, max_bytes: int, raising: bool) -> None:
