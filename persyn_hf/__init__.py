@@ -31,7 +31,9 @@ _HOME = {
     "persyn_route": "persyn_hf.routing.map_function",
     "pin_router": "persyn_hf.routing.map_function",
     "train_router": "persyn_hf.routing.training",
-    "evaluate_router": "persyn_hf.routing.metrics",
+    "evaluate_router": "persyn_hf.routing.evaluate",
+    "add_teacher": "persyn_hf.routing.roster",
+    "remove_teacher": "persyn_hf.routing.roster",
     "load_personalized": "persyn_hf.publishing.load",
     "personalize": "persyn_hf.publishing.personalize",
     "push_personalized": "persyn_hf.publishing.hub",
@@ -48,6 +50,7 @@ __all__ = [  # pinned by a test
     "Sampling",
     "Teacher",
     "__version__",
+    "add_teacher",
     "evaluate_router",
     "generate_parallel",
     "generate_routed",
@@ -62,6 +65,7 @@ __all__ = [  # pinned by a test
     "pin_student",
     "prompt_id",
     "push_personalized",
+    "remove_teacher",
     "run",
     "save_personalized",
     "score",
@@ -78,8 +82,9 @@ if TYPE_CHECKING:
     from persyn_hf.publishing.hub import push_personalized, save_personalized
     from persyn_hf.publishing.load import load_personalized
     from persyn_hf.publishing.personalize import personalize
+    from persyn_hf.routing.evaluate import evaluate_router
     from persyn_hf.routing.map_function import persyn_route, pin_router
-    from persyn_hf.routing.metrics import evaluate_router
+    from persyn_hf.routing.roster import add_teacher, remove_teacher
     from persyn_hf.routing.router import PersynRouter
     from persyn_hf.routing.training import train_router
     from persyn_hf.scoring.learnability import persyn_learnability, pin_student

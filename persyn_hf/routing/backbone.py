@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from persyn_hf.errors import RouterError
 from persyn_hf.routing.heads import Array, Head
@@ -99,6 +100,7 @@ def _prepare_tokenizer(model: Any, tokenizer: Any, max_length: int) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
     limit = getattr(model.config, "max_position_embeddings", None)
     tokenizer.model_max_length = min(max_length, limit or max_length)
+    tokenizer.padding_side = "right"
     if not final_linear(model)[0]:  # a decoder reads its last token: the end of a long prompt is what it keeps
         tokenizer.truncation_side = "left"
 
@@ -116,7 +118,12 @@ def final_linear(model: Any) -> tuple[bool, nn.Linear]:
 
 
 def run_batches(
-    model: Any, tokenizer: Any, texts: Sequence[str], read: Callable[[dict[str, Tensor]], Tensor], token_budget: int
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    read: Callable[[dict[str, Tensor]], Tensor],
+    token_budget: int,
+    progress: bool = False,
 ) -> Any:
     """Runs a model over texts in batches of similar length, and puts the results back in order.
 
@@ -125,6 +132,7 @@ def run_batches(
         texts (`Sequence[str]`): At least one.
         read (`Callable`): From a batch to a tensor of shape `(batch, width)`.
         token_budget (`int`): Tokens of one batch, padding included.
+        progress (`bool`, defaults to `False`): Show a progress bar.
 
     Returns:
         `ndarray` of float32, shape `(texts, width)`.
@@ -134,6 +142,7 @@ def run_batches(
     order = np.argsort(-lengths, kind="stable")
     output: Any = None
     start = 0
+    bar = tqdm(total=len(order), desc="backbone", unit="prompt", disable=not progress)
     while start < len(order):
         size = max(1, token_budget // max(1, int(lengths[order[start]])))
         rows = order[start : start + size]
@@ -144,6 +153,8 @@ def run_batches(
             output = np.empty((len(texts), values.shape[1]), dtype=np.float32)
         output[rows] = values
         start += size
+        bar.update(len(rows))
+    bar.close()
     return output
 
 
@@ -152,7 +163,9 @@ def logits(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int) 
     return run_batches(model, tokenizer, texts, lambda batch: cast(Tensor, model(**batch).logits), token_budget)
 
 
-def head_inputs(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int = 8192) -> Array:
+def head_inputs(
+    model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int = 8192, progress: bool = False
+) -> Array:
     """What the final linear map reads: shape `(texts, hidden)`. For decoders, the state of the last token."""
     _, linear = final_linear(model)
     seen: list[Tensor] = []
@@ -169,7 +182,7 @@ def head_inputs(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: 
         return states[torch.arange(len(states), device=states.device), last]
 
     try:
-        return cast(Array, run_batches(model, tokenizer, texts, read, token_budget).astype(np.float64))
+        return cast(Array, run_batches(model, tokenizer, texts, read, token_budget, progress).astype(np.float64))
     finally:
         handle.remove()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import bootstrap
 
 from persyn_hf.routing.heads import STRENGTHS, Array, fit_path, teacher_means
 
@@ -22,6 +23,11 @@ class Interval:
         return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
 
 
+#: How sure held-out data must be that a router gains anything, before it takes the best single teacher's place. A
+#: router is shrunk towards that teacher, so that a false one costs little, and a small probe seldom makes sure of a
+#: true one.
+CONFIDENCE = 0.75
+
 #: Times that the whole cross-validation is repeated with other folds: one round is too noisy to choose a strength by.
 REPEATS = 3
 
@@ -31,7 +37,8 @@ class HeldOut:
     """Scores of prompts by heads that did not see them.
 
     Args:
-        strengths (`tuple[float, ...]`): Strengths tried, strongest first.
+        strengths (`tuple[float, ...]`): What was tried, most cautious first: strengths of a head, descending, or
+            epochs of a fine-tuned model, ascending.
         scores (`ndarray` of shape `(strengths, prompts, teachers)`): Out of fold.
         best_single (`ndarray` of int, shape `(prompts,)`): The best teacher of each prompt's training folds.
         fold (`ndarray` of int, shape `(prompts,)`): Which fold held the prompt out.
@@ -133,15 +140,37 @@ def bootstrap_means(values: Array, seed: int = 0, draws: int = 2000) -> Array:
     Returns:
         `ndarray` of shape `(draws, policies)`.
     """
-    random = np.random.default_rng(seed)
     known = ~np.isnan(values)
-    filled = np.where(known, values, 0.0)
-    means = np.empty((draws, values.shape[1]))
-    for start in range(0, draws, 100):
-        picked = random.integers(len(values), size=(min(100, draws - start), len(values)))
-        weights = np.stack([np.bincount(row, minlength=len(values)) for row in picked]).astype(float)
-        means[start : start + len(picked)] = (weights @ filled) / np.maximum(weights @ known, 1e-12)
-    return means
+    filled, count = np.where(known, values, 0.0), len(values)
+
+    def means(rows: np.ndarray, axis: int = -1) -> Array:
+        times = np.stack([np.bincount(row, minlength=count) for row in np.atleast_2d(rows)]).astype(float)
+        mean: Array = (times @ filled) / np.maximum(times @ known, 1e-12)
+        return mean.T if rows.ndim > 1 else mean[0]
+
+    found = bootstrap(
+        (np.arange(count),), means, n_resamples=draws, batch=100, vectorized=True, method="percentile",
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    distribution: Array = found.bootstrap_distribution.T
+    return distribution
+
+
+def earns_its_place(gains: Array, seed: int = 0) -> bool:
+    """Whether held-out gains over the best single teacher speak for the router.
+
+    They do where its mean exceeds nothing in at least `CONFIDENCE` of the bootstrap draws over prompts, the same draw
+    for router and best single teacher.
+
+    Args:
+        gains (`ndarray` of shape `(prompts,)`): Reward of the router minus that of the best single teacher; NaN where
+            unknown.
+        seed (`int`, defaults to 0): Of the bootstrap.
+    """
+    known = gains[~np.isnan(gains)]
+    if known.size < 2:
+        return False
+    return bool((bootstrap_means(known[:, None], seed) > 0).mean() >= CONFIDENCE)
 
 
 def interval(mean: float, draws: Array) -> Interval:

@@ -1,7 +1,9 @@
-"""Heads on frozen features: `scores = γ · means + features @ weight`, with the weight pulled towards zero.
+"""Heads on frozen features: `scores = means + features @ weight`, with the weight pulled towards zero.
 
 At infinite strength a head is the teachers' mean rewards, that is: the best single teacher for every prompt. What the
-prompt adds is bought by cross-validation.
+prompt adds is bought by cross-validation. Two objectives shrink in a way of their own: `regression` estimates its
+strength from the rewards, and `expected-reward`, whose loss has many local minima, starts from the regression and is
+pulled towards it.
 """
 
 from __future__ import annotations
@@ -10,21 +12,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
 
+from persyn_hf.routing.bayes import Array as Array  # every file here takes it from `heads`
+from persyn_hf.routing.bayes import shrunken_weights
 from persyn_hf.routing.objectives import objective_loss
-
-Array = NDArray[np.float64]
 
 #: Strengths tried, strongest first; features have a mean square length of 1, so they mean the same for every backbone.
 STRENGTHS: dict[str, tuple[float, ...]] = {
-    "regression": (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003),
+    "regression": (1.0,),  # estimated from the rewards: see `bayes`
     "bradley-terry": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
     "bradley-terry-margin": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
-    "expected-reward": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001),
+    "expected-reward": (0.1, 0.03, 0.01, 0.003, 0.001),
 }
+
+#: Exponent of the principal components' sizes; above 1, the weaker ones are shrunk (see `FeatureMap`). Objectives that
+#: estimate their shrinkage need no such help.
+POWER: dict[str, float] = {
+    "regression": 1.0, "bradley-terry": 2.0, "bradley-terry-margin": 2.0, "expected-reward": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,49 +66,34 @@ def teacher_means(rewards: Array) -> Array:
 
 
 def fit_path(objective: str, features: Array, rewards: Array, strengths: tuple[float, ...]) -> list[Head]:
-    """Fits one head per strength, from the strongest to the weakest, each starting from the one before.
+    """Fits one head per strength, from the strongest to the weakest, each going on from the one before.
 
     Args:
         objective (`str`): One of `OBJECTIVES`.
         features (`ndarray` of shape `(prompts, features)`): Centred, mean square length about 1.
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
-        strengths (`tuple[float, ...]`): Factors of the squared weight, descending.
+        strengths (`tuple[float, ...]`): Factors of the squared weight, descending; for regression, of the estimated
+            precision. Infinite: the means; for expected-reward, the regression.
 
     Returns:
         `list[Head]`: In the order of `strengths`.
     """
     means = teacher_means(rewards)
-    if objective == "regression":
-        return _ridge_path(features, rewards, means, strengths)
     scale = pair_scale(np.broadcast_to(means, rewards.shape), rewards)
-    return _descent_path(objective, features, rewards, means * scale, strengths)
-
-
-def _ridge_path(features: Array, rewards: Array, means: Array, strengths: tuple[float, ...]) -> list[Head]:
-    """Ridge regression of the rewards' deviations from the teachers' means, within the prompt where all are known."""
-    known = ~np.isnan(rewards)
-    target = np.where(known, rewards - means, 0.0)
-    # What all teachers of a prompt share moves no decision, so it is not fitted.
-    target = np.where(known, target - target.sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1), 0.0)
-    weights = np.zeros((len(strengths), features.shape[1], rewards.shape[1]))
-    patterns, group = np.unique(known, axis=1, return_inverse=True)
-    for index in range(patterns.shape[1]):
-        rows, teachers = patterns[:, index], np.flatnonzero(group.reshape(-1) == index)
-        if not rows.any():
-            continue
-        squares, basis = np.linalg.eigh(features[rows].T @ features[rows])
-        projected = basis.T @ (features[rows].T @ target[np.ix_(rows, teachers)])
-        for step, strength in enumerate(strengths):
-            weights[step][:, teachers] = basis @ (projected / (squares + strength * rows.sum())[:, None])
-    return [Head(means, weight) for weight in weights]
+    start = np.zeros((features.shape[1], rewards.shape[1]))
+    if objective == "regression":
+        return [Head(means, weight) for weight in shrunken_weights(features, rewards - means, strengths)]
+    if objective == "expected-reward":
+        start = scale * shrunken_weights(features, rewards - means, (1.0,))[0]
+    return _descent_path(objective, features, rewards, Head(means * scale, start), strengths)
 
 
 def _descent_path(
-    objective: str, features: Array, rewards: Array, means: Array, strengths: tuple[float, ...]
+    objective: str, features: Array, rewards: Array, start: Head, strengths: tuple[float, ...]
 ) -> list[Head]:
     x, target = torch.from_numpy(features), torch.from_numpy(rewards)
-    start = torch.from_numpy(means)
-    weight = torch.zeros(features.shape[1], rewards.shape[1], dtype=torch.float64, requires_grad=True)
+    means, origin = torch.from_numpy(start.means), torch.from_numpy(start.weight)
+    weight = origin.clone().requires_grad_()
     heads = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # thousands of tiny steps: handing them to threads costs more than it saves
@@ -110,12 +102,13 @@ def _descent_path(
 
         def closure(strength: float = strength, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
             optimizer.zero_grad()
-            loss = objective_loss(objective, start + x @ weight, target) + strength * weight.square().sum()
+            loss = objective_loss(objective, means + x @ weight, target)
+            loss = loss + strength * (weight - origin).square().sum()
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        heads.append(Head(means, weight.detach().numpy().copy()))
+        heads.append(Head(start.means, weight.detach().numpy().copy()))
     torch.set_num_threads(threads)
     return heads
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,16 @@ from persyn_hf.routing.crossval import (
     HeldOut,
     Interval,
     bootstrap_means,
+    choose_strength,
     chosen_rewards,
     cross_validate,
+    earns_its_place,
     gap_closed,
     interval,
     nested_routes,
 )
-from persyn_hf.routing.heads import Array, teacher_means
+from persyn_hf.routing.heads import Array, pair_scale
+from persyn_hf.routing.rewards import RewardTable
 
 POLICIES = ("router", "best_single", "random", "oracle", "knn")
 
@@ -30,7 +33,8 @@ class RouterReport:
     Args:
         prompts (`int`), folds (`int`): What was cross-validated.
         teachers (`list[str]`), means (`list[float]`): Mean reward per teacher, best first.
-        objective (`str`), strength (`float`): What was trained, and how strongly it is regularised.
+        objective (`str`), strength (`float`): What was trained, and how strongly it is regularised; the epochs, where
+            the backbone was fine-tuned.
         held_out (`dict[str, Interval]`): Mean reward per prompt of `router`, `best_single`, `random`, `oracle`, `knn`.
             `best_single` is the best teacher of the training folds; `router` is the candidate, before any fallback.
         gain (`Interval`): Router minus best single, per prompt.
@@ -42,6 +46,8 @@ class RouterReport:
             goes on as it did; `None` where it already is, or where no number would.
         scores (`ndarray` of shape `(prompts, teachers)`): Out of fold, on the scale of Bradley–Terry scores.
         prompt_ids (`list[str]`): The rows of `scores`.
+        scale (`float`): What the trained scores are multiplied by to be Bradley–Terry scores: it maximises the
+            likelihood of the held-out preferences (a temperature, inverted).
     """
 
     prompts: int
@@ -59,6 +65,7 @@ class RouterReport:
     more_prompts: int | None
     scores: Array
     prompt_ids: list[str]
+    scale: float
 
     @property
     def beats_best_single(self) -> bool:
@@ -89,6 +96,42 @@ class RouterReport:
         gap = self.gap_closed
         lines.append(f"gap closed   {gap.mean:.3f}  {gap.low:.3f} to {gap.high:.3f}")
         return "\n".join([*lines, self.reason])
+
+
+def judge(
+    table: RewardTable,
+    rounds: list[HeldOut],
+    objective: str,
+    fallback: str,
+    seed: int,
+    curve: Callable[[float], list[tuple[int, float]]],
+) -> RouterReport:
+    """Chooses the strength by cross-validation, and judges it on prompts that it was not chosen by.
+
+    Args:
+        table (`RewardTable`): Best teacher first.
+        rounds (`list[HeldOut]`): Cross-validated scores.
+        objective, fallback, seed: As for [`train_router`].
+        curve (`Callable`): From the gain to the learning curve.
+    """
+    rewards = table.rewards
+    values = policy_rewards(rewards, rounds)
+    policies, gain, closed = summarise(values, seed)
+    step = choose_strength(rounds, rewards)
+    falls_back = fallback == "best-single" and not earns_its_place(values[:, 0] - values[:, 1], seed)
+    points = curve(gain.mean)
+    needed: int | None = 0
+    if gain.low <= 0:
+        needed = prompts_needed(points, float(np.nanstd(values[:, 0] - values[:, 1])), len(rewards))
+    scores = np.broadcast_to(table.means, rewards.shape) if falls_back else rounds[0].scores[step]
+    scale = pair_scale(scores, rewards)
+    return RouterReport(
+        prompts=len(rewards), folds=len(np.unique(rounds[0].fold)), teachers=table.teachers,
+        means=[float(mean) for mean in table.means], objective=objective, strength=rounds[0].strengths[step],
+        held_out=policies, gain=gain, gap_closed=closed, fallback=table.teachers[0] if falls_back else None,
+        reason=explain(table.teachers, gain, falls_back, needed, table.teachers[0]), learning_curve=points,
+        more_prompts=needed or None, scores=scores * scale, prompt_ids=table.ids, scale=scale,
+    )  # fmt: skip
 
 
 def policy_rewards(rewards: Array, rounds: list[HeldOut]) -> Array:
@@ -187,8 +230,3 @@ def explain(teachers: Sequence[str], gain: Interval, fallback: bool, more: int |
         f"The router's gain over the best single of {len(teachers)} teachers on held-out prompts, {figures}, "
         f"is within chance.{advice}"
     )
-
-
-def mean_order(rewards: Array) -> np.ndarray:
-    """Columns with the best mean reward first."""
-    return np.argsort(-teacher_means(rewards), kind="stable")

@@ -40,6 +40,15 @@ class RewardTable:
         """Mean reward per teacher, shape `(teachers,)`."""
         return teacher_means(self.rewards)
 
+    def mean_scores(self) -> dict[str, dict[str, float]]:
+        """Mean `reward` of each teacher, and its mean `quality` and `learnability` where the table has them."""
+        known = {"reward": self.rewards, "quality": self.quality, "learnability": self.learnability}
+        return {
+            name: dict(zip(self.teachers, map(float, teacher_means(values)), strict=True))
+            for name, values in known.items()
+            if values is not None and not np.isnan(values).all()
+        }
+
     def reordered(self, teachers: Sequence[str]) -> RewardTable:
         """The same table with the teachers' columns in another order; a teacher that is not there is all NaN."""
         take = [self.teachers.index(name) if name in self.teachers else -1 for name in teachers]

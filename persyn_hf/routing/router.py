@@ -93,6 +93,16 @@ class PersynRouter:
         return list(self._loaded.teachers)
 
     @property
+    def model(self) -> Any:
+        """The stock classifier. It is shared by every router of this checkpoint in the process: do not change it."""
+        return self._loaded.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The stock tokenizer, shared likewise."""
+        return self._loaded.tokenizer
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """The `persyn` block of `config.json`, as a copy."""
         return dict(checkpoint.plain(self._loaded.persyn))

@@ -6,31 +6,28 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
+import torch
 
 from persyn_hf import columns
 from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.errors import ConfigError, RouterMismatchError
 from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.checkpoint import PERSYN_KEY, library_version
-from persyn_hf.routing.crossval import Interval, choose_strength, cross_validate
-from persyn_hf.routing.heads import Array, Head, fit_path, pair_scale
+from persyn_hf.routing.crossval import cross_validate
+from persyn_hf.routing.heads import POWER, STRENGTHS, Array, Head, fit_path
 from persyn_hf.routing.objectives import OBJECTIVES
-from persyn_hf.routing.report import (
-    RouterReport,
-    explain,
-    learning_curve,
-    policy_rewards,
-    prompts_needed,
-    summarise,
-)
+from persyn_hf.routing.report import RouterReport, judge, learning_curve
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
+from persyn_hf.routing.tuning import FineTuning, cross_validate_tuning, fine_tune
 
 logger = logging.getLogger(__name__)
+
+Tuning = Literal["frozen", "full", "lora"]
 
 #: What a checkpoint may say about a teacher. Addresses and the names of keys stay out of it.
 TEACHER_KEYS = ("name", "model", "revision", "system_prompt", "sampling", "family", "license")
@@ -42,23 +39,31 @@ def train_router(
     student: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     *,
-    objective: str = "bradley-terry",
+    objective: str = "regression",
+    tuning: Tuning = "frozen",
     fallback: Literal["best-single", "none"] = "best-single",
     folds: int = 5,
+    epochs: int = 4,
+    learning_rate: float | None = None,
+    batch_size: int = 16,
+    lora_rank: int = 16,
     seed: int = 0,
     max_length: int = 512,
+    dtype: str = "float32",
     revision: str | None = None,
     teachers: Sequence[Any] | None = None,
     reward_settings: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     prompt_column: str = columns.PROMPT,
     device: str | None = None,
+    progress: bool = False,
 ) -> PersynRouter:
-    """Trains a router on scored answers: the paper's Bradley–Terry router (PerSyn, arXiv 2510.10925, eq. 3), or ours.
+    """Trains a router on scored answers (PerSyn, arXiv 2510.10925).
 
-    The backbone is frozen: its features are computed once and a linear head is fitted on them, which takes seconds on
-    a CPU. Scores start from the teachers' mean rewards; what a prompt adds is regularised, as strongly as
-    cross-validation says. A router that does not beat the best single teacher there falls back to it, with a warning.
+    With `tuning="frozen"` the backbone's features are computed once and a linear head is fitted on them, which takes
+    seconds on a CPU; otherwise the backbone is fine-tuned. Scores start from the teachers' mean rewards, and what a
+    prompt adds is regularised: as strongly, or for as many epochs, as held-out prompts say. A router that does not
+    beat the best single teacher there falls back to it, with a warning.
 
     Args:
         scored (`Dataset`): One row per prompt and teacher, with `prompt_id`, `prompt`, `teacher`, `reward`. A null
@@ -66,18 +71,27 @@ def train_router(
         backbone (`str`): Hub repository id or local folder of an encoder or decoder.
         student (`str`, *optional*): Default: the table's `student`.
         output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
-        objective (`str`, defaults to `"bradley-terry"`): One of `OBJECTIVES`: the paper's; the same with each pair
-            weighted by its difference in reward (`bradley-terry-margin`); the reward that routing earns
-            (`expected-reward`); the rewards themselves by least squares (`regression`).
+        objective (`str`, defaults to `"regression"`): One of `OBJECTIVES`: the rewards themselves, all teachers
+            regressed together (`regression`); the order of each two teachers (`bradley-terry`, eq. 3 of the paper);
+            the same with each pair weighted by its difference in reward (`bradley-terry-margin`); the reward that
+            routing earns (`expected-reward`).
+        tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): What of the backbone is trained. LoRA needs
+            the extra `lora` and is merged before saving.
         fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What becomes of a router with no gain.
-        folds (`int`, defaults to 5), seed (`int`, defaults to 0): Of the cross-validation.
+        folds (`int`, defaults to 5): Of the cross-validation. Fine-tuning trains that many models more.
+        epochs (`int`, defaults to 4), learning_rate (`float`, *optional*), batch_size (`int`, defaults to 16),
+            lora_rank (`int`, defaults to 16): Of fine-tuning, see [`FineTuning`]; not read for a frozen backbone.
+        seed (`int`, defaults to 0): Of folds, batches and dropout.
         max_length (`int`, defaults to 512): Tokens of a prompt that are read.
+        dtype (`str`, defaults to `"float32"`): `"float32"`, `"bfloat16"` or `"float16"`: of the saved weights. A
+            frozen backbone is run in it; fine-tuning keeps float32 weights and uses mixed precision.
         revision (`str`, *optional*): Of the backbone.
         teachers (`Sequence[Teacher | Mapping]`, *optional*): Their descriptions, for the checkpoint.
         reward_settings (`Mapping`, *optional*): `alpha`, `normalization`, `learnability_metric`, for the checkpoint.
         metadata (`Mapping`, *optional*): More for the `persyn` block: training data, its revision …
         prompt_column (`str`, defaults to `"prompt"`): The column that the router will read by default.
         device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+        progress (`bool`, defaults to `False`): Show progress bars.
 
     Returns:
         `PersynRouter`: With a `report` ([`RouterReport`]).
@@ -87,44 +101,68 @@ def train_router(
         ConfigError: If a setting is wrong, or the backbone cannot be found.
         RouterError: If the backbone cannot be loaded or cannot carry a head.
         RouterMismatchError: If `teachers` do not describe those in the table.
+        MissingExtraError: If `peft` is absent and LoRA was asked for.
+
+    Example:
+        >>> router = train_router(scored, "Qwen/Qwen2.5-1.5B", tuning="lora", output_dir="router")  # doctest: +SKIP
+        >>> print(router.report)  # doctest: +SKIP
     """
-    _check_settings(objective, fallback, folds)
+    _check_settings(objective, tuning, fallback, folds, dtype, output_dir)
     table = read_rewards(scored)
-    described = _describe(table.teachers, teachers)
+    described = describe_teachers(table.teachers, teachers)
     backbone_revision = resolve_revision(backbone, revision)
-    commit = None if os.path.isdir(backbone) else backbone_revision
-    model, tokenizer = backbones.build_classifier(
-        backbone, table.teachers, revision=commit, max_length=max_length, dtype=None, device=_device(device)
-    )
-    texts = [columns.prompt_text(prompt) for prompt in table.prompts]
-    inputs = backbones.head_inputs(model, tokenizer, texts)
+    build = partial(
+        backbones.build_classifier, backbone, table.teachers, max_length=max_length,
+        revision=None if os.path.isdir(backbone) else backbone_revision,
+    )  # fmt: skip
+    if tuning == "frozen":
+        build = partial(build, dtype=getattr(torch, dtype), device=device or _default_device())
+        model, tokenizer, report = _frozen(build, table, objective, fallback, folds, seed, progress)
+    else:
+        settings = FineTuning(
+            method=tuning, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, lora_rank=lora_rank,
+            mixed={"bfloat16": "bf16", "float16": "fp16"}.get(dtype), device=device, seed=seed, progress=progress,
+        )  # fmt: skip
+        build = partial(build, dtype=torch.float32, device=_training_device(device))
+        model, tokenizer, report = _tuned(build, table, objective, fallback, folds, settings)
+        model = model.to(getattr(torch, dtype))
+    if report.fallback is not None or report.gain.low <= 0:
+        warnings.warn(report.reason, stacklevel=2)
+    block = {
+        "library_version": library_version(),
+        "backbone": backbone,
+        "backbone_revision": backbone_revision,
+        "student": student or table.student,
+        "student_revision": table.student_revision,
+        "reward": dict(reward_settings or {}),
+        "teachers": described,
+        "probe_means": table.mean_scores(),
+        "prompt_column": prompt_column,
+        "prompt_format": "text of a single user message; else `role: content` paragraphs",
+        "objective": objective,
+        "tuning": tuning,
+        "strength": report.strength,
+        "scale": report.scale,
+        "fallback": report.fallback,
+        "held_out": report.as_dict(),
+        "seed": seed,
+        "max_length": tokenizer.model_max_length,
+        **(metadata or {}),
+    }
+    return save_router(model, tokenizer, block, output_dir, report=report, device=device)
+
+
+def _frozen(
+    build: Callable[[], tuple[Any, Any]], table: RewardTable, objective: str, fallback: str, folds: int, seed: int,
+    progress: bool,
+) -> tuple[Any, Any, RouterReport]:  # fmt: skip
+    model, tokenizer = build()
+    inputs = backbones.head_inputs(model, tokenizer, _texts(table), progress=progress)
     has_bias, linear = backbones.final_linear(model)
-    features = backbones.FeatureMap(inputs, has_bias)
+    features = backbones.FeatureMap(inputs, has_bias, POWER[objective])
     head, report = fit_head(table, features(inputs), objective, fallback, folds, seed)
     features.write(head, linear)
-    model.config.update(
-        {
-            PERSYN_KEY: {
-                "library_version": library_version(),
-                "backbone": backbone,
-                "backbone_revision": backbone_revision,
-                "student": student or table.student,
-                "student_revision": table.student_revision,
-                "reward": dict(reward_settings or {}),
-                "teachers": described,
-                "prompt_column": prompt_column,
-                "prompt_format": "text of a single user message; else `role: content` paragraphs",
-                "objective": objective,
-                "strength": report.strength,
-                "fallback": report.fallback,
-                "held_out": report.as_dict(),
-                "seed": seed,
-                "max_length": tokenizer.model_max_length,
-                **(metadata or {}),
-            }
-        }
-    )
-    return _save(model, tokenizer, output_dir, report, device)
+    return model, tokenizer, report
 
 
 def fit_head(
@@ -142,56 +180,69 @@ def fit_head(
     """
     rewards = table.rewards
     rounds = cross_validate(objective, features, rewards, folds, seed)
-    values = policy_rewards(rewards, rounds)
-    policies, gain, closed = summarise(values, seed)
-    step = choose_strength(rounds, rewards)
-    strength = rounds[0].strengths[step]
-    falls_back = fallback == "best-single" and not earns_its_place(values[:, 0] - values[:, 1])
-    curve = learning_curve(objective, features, rewards, folds, seed, gain.mean)
-    needed: int | None = 0
-    if gain.low <= 0:
-        needed = prompts_needed(curve, float(np.nanstd(values[:, 0] - values[:, 1])), len(rewards))
-    head = fit_path(objective, features, rewards, rounds[0].strengths[: step + 1])[-1]
-    if falls_back:
-        head = Head(table.means, np.zeros_like(head.weight))
-        scores = np.broadcast_to(table.means, rewards.shape)
-    else:
-        scores = rounds[0].scores[step]
-    scale = pair_scale(scores, rewards)
-    reason = explain(table.teachers, gain, falls_back, needed, table.teachers[0])
-    if falls_back or gain.low <= 0:
-        warnings.warn(reason, stacklevel=3)
-    report = RouterReport(
-        prompts=len(rewards), folds=min(folds, len(rewards)), teachers=table.teachers,
-        means=[float(mean) for mean in table.means], objective=objective, strength=strength, held_out=policies,
-        gain=gain, gap_closed=closed, fallback=table.teachers[0] if falls_back else None, reason=reason,
-        learning_curve=curve, more_prompts=needed or None, scores=scores * scale, prompt_ids=table.ids,
-    )  # fmt: skip
-    return head.scaled(scale), report
+    curve = partial(learning_curve, objective, features, rewards, folds, seed)
+    report = judge(table, rounds, objective, fallback, seed, curve)
+    path = tuple(strength for strength in STRENGTHS[objective] if strength >= report.strength)
+    head = fit_path(objective, features, rewards, path)[-1]
+    if report.fallback is not None:
+        head = Head(table.means, head.weight * 0.0)
+    return head.scaled(report.scale), report
 
 
-def earns_its_place(gains: Array) -> bool:
-    """Whether held-out gains over the best single teacher are more than noise is likely to give.
+def _tuned(
+    build: Callable[[], tuple[Any, Any]], table: RewardTable, objective: str, fallback: str, folds: int,
+    settings: FineTuning,
+) -> tuple[Any, Any, RouterReport]:  # fmt: skip
+    from accelerate.utils import broadcast_object_list
 
-    The mean must exceed one standard error: a router that knows nothing passes with a chance of about 1 in 6, and one
-    that is truly better by two standard errors fails with the same chance.
+    texts = _texts(table)
+    inputs = backbones.head_inputs(*build(), texts)
+    rounds = cross_validate_tuning(build, texts, inputs, table.rewards, objective, folds, settings)
+    trained = len(texts) - len(texts) // len(set(rounds[0].fold.tolist()))
+    report = judge(table, rounds, objective, fallback, settings.seed, lambda gain: [(trained, gain)])
+    # Every process has judged the same scores; they must also train for the same number of epochs.
+    report = broadcast_object_list([report])[0]
+    epochs = 0 if report.fallback is not None else int(report.strength)
+    tuned = fine_tune(build, texts, table.rewards, objective, settings.for_epochs(epochs), [])
+    means_scale = report.scale
+    if report.fallback is not None and objective != "regression":
+        means_scale = 1.0  # they start as Bradley–Terry scores
+    _, linear = backbones.final_linear(tuned.model)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.mul_(means_scale)
+    return tuned.model, tuned.tokenizer, report
+
+
+def save_router(
+    model: Any, tokenizer: Any, block: Mapping[str, Any], output_dir: str | os.PathLike[str] | None,
+    *, report: RouterReport | None = None, device: str | None = None,
+) -> PersynRouter:  # fmt: skip
+    """Saves a classifier with its `persyn` block, once under `accelerate launch`, and loads it as a router."""
+    if output_dir is None:
+        holder = tempfile.TemporaryDirectory(prefix="persyn-router-")
+        _TEMPORARY.append(holder)
+        output_dir = holder.name
+    model.config.update({PERSYN_KEY: dict(block)})
+    if _processes() == 1 or int(os.environ["RANK"]) == 0:
+        os.makedirs(output_dir, exist_ok=True)
+        model.save_pretrained(output_dir, safe_serialization=True)
+        tokenizer.save_pretrained(output_dir)
+    if _processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu").wait_for_everyone()
+    router = PersynRouter.from_pretrained(output_dir, device=device)
+    router.report = report
+    return router
+
+
+def describe_teachers(names: Sequence[str], teachers: Sequence[Any] | None) -> list[dict[str, Any]]:
+    """What the checkpoint says about the named teachers, in their order.
+
+    Raises:
+        RouterMismatchError: If one of them is not described.
     """
-    known = gains[~np.isnan(gains)]
-    if known.size < 2:
-        return False
-    return bool(known.mean() > known.std(ddof=1) / np.sqrt(known.size))
-
-
-def _check_settings(objective: str, fallback: str, folds: int) -> None:
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"`objective` must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
-    if fallback not in ("best-single", "none"):
-        raise ConfigError(f"`fallback` must be 'best-single' or 'none', got {fallback!r}.")
-    if folds < 2:
-        raise ConfigError(f"`folds` must be at least 2, got {folds}.")
-
-
-def _describe(names: Sequence[str], teachers: Sequence[Any] | None) -> list[dict[str, Any]]:
     if teachers is None:
         return [{"name": name} for name in names]
     described = {}
@@ -204,26 +255,38 @@ def _describe(names: Sequence[str], teachers: Sequence[Any] | None) -> list[dict
     return [described[name] for name in names]
 
 
-def _device(device: str | None) -> str:
-    import torch
+def _check_settings(objective: str, tuning: str, fallback: str, folds: int, dtype: str, output_dir: Any) -> None:
+    for name, value, allowed in (
+        ("objective", objective, OBJECTIVES),
+        ("tuning", tuning, ("frozen", "full", "lora")),
+        ("fallback", fallback, ("best-single", "none")),
+        ("dtype", dtype, ("float32", "bfloat16", "float16")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
+    if folds < 2:
+        raise ConfigError(f"`folds` must be at least 2, got {folds}.")
+    if output_dir is None and _processes() > 1:
+        raise ConfigError("Under `accelerate launch` the processes share what they save: give `output_dir`.")
 
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+def _texts(table: RewardTable) -> list[str]:
+    return [columns.prompt_text(prompt) for prompt in table.prompts]
 
 
-def _save(model: Any, tokenizer: Any, output_dir: Any, report: RouterReport, device: str | None) -> PersynRouter:
-    if output_dir is None:
-        holder = tempfile.TemporaryDirectory(prefix="persyn-router-")
-        _TEMPORARY.append(holder)
-        output_dir = holder.name
-    os.makedirs(output_dir, exist_ok=True)
-    model.save_pretrained(output_dir, safe_serialization=True)
-    tokenizer.save_pretrained(output_dir)
-    router = PersynRouter.from_pretrained(output_dir, device=device)
-    router.report = report
-    return router
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _training_device(device: str | None) -> Any:
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu").device
 
 
 #: Folders of routers that were given no `output_dir`; they go when the process ends.
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
-
-__all__ = ["Interval", "RouterReport", "earns_its_place", "fit_head", "train_router"]

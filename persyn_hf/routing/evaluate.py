@@ -1,0 +1,212 @@
+"""How good a router is on prompts that every teacher has answered, beside everything it must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persyn_hf.errors import RouterMismatchError
+from persyn_hf.routing import baselines
+from persyn_hf.routing.crossval import Interval, nearest_rewards
+from persyn_hf.routing.metrics import PolicyResult, RankingResult, judge_routes, judge_scores
+from persyn_hf.routing.rewards import RewardTable, read_rewards
+from persyn_hf.routing.router import PersynRouter
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_LABELS = {
+    "router": "router", "random": "random teacher", "best_single": "best single teacher", "strong": "Strong",
+    "mix": "Mix", "family_strong": "Family-Strong", "car": "CAR", "knn": "kNN on the embeddings", "oracle": "oracle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What [`evaluate_router`] found. All intervals are bootstrap 95% intervals over prompts.
+
+    Args:
+        prompts (`int`): Evaluated prompts.
+        teachers (`int`)
+        policies (`dict[str, PolicyResult]`): `router`, `random`, `best_single`, those of `strong`, `mix`,
+            `family_strong`, `car` and `knn` that the tables allow, and `oracle`.
+        rankings (`dict[str, RankingResult]`): How well `router`, `best_single` (the teachers in the order of their
+            mean rewards, for every prompt) and `knn` order the teachers of a prompt.
+        in_sample (`bool`): Whether the baselines were chosen on the evaluated prompts, for want of a probe.
+    """
+
+    prompts: int
+    teachers: int
+    policies: dict[str, PolicyResult]
+    rankings: dict[str, RankingResult]
+    in_sample: bool
+
+    @property
+    def gap_closed(self) -> Interval:
+        """The router's share of the gap between the best single teacher and the oracle."""
+        return self.policies["router"].gap_closed
+
+    @property
+    def pair_accuracy(self) -> Interval:
+        """Share of teacher pairs that the router orders rightly."""
+        return self.rankings["router"].pair_accuracy
+
+    @property
+    def hit3(self) -> Interval:
+        """Share of prompts with a best teacher among the router's first three."""
+        return self.rankings["router"].hit3
+
+    @property
+    def calibration_error(self) -> Interval:
+        """How far the router's pair probabilities lie from what happens, 0 to 1."""
+        return self.rankings["router"].calibration_error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
+        routes = Table(title=f"Routes of {self.prompts} prompts to {self.teachers} teachers", title_justify="left")
+        routes.add_column("policy")
+        for name in ("mean reward", "regret", "gap closed", "hit@1"):
+            routes.add_column(name, justify="right")
+        for name, result in self.policies.items():
+            cells = (result.reward, result.regret, result.gap_closed, result.hit1)
+            routes.add_row(_LABELS[name], *map(_cell, cells), style="bold" if name == "router" else "")
+        order = Table(title="Order of the teachers", title_justify="left")
+        order.add_column("scores")
+        for name in ("pair accuracy", "hit@3", "ECE of pairs"):
+            order.add_column(name, justify="right")
+        for name, ranking in self.rankings.items():
+            error = _cell(ranking.calibration_error) if name == "router" else "–"
+            order.add_row(_LABELS[name], _cell(ranking.pair_accuracy), _cell(ranking.hit3), error)
+        note = "In brackets: bootstrap 95% intervals over prompts."
+        if self.in_sample:
+            note += " The baselines were chosen on these very prompts: the router does not say how its probe went."
+        return Group(routes, order, note)
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        text = StringIO()
+        Console(file=text, width=120).print(self, highlight=False)
+        return text.getvalue().rstrip()
+
+
+def evaluate_router(
+    router: PersynRouter,
+    scored: Any,
+    probe: Any = None,
+    *,
+    student_family: str | None = None,
+    seed: int = 0,
+    show: bool = True,
+) -> Evaluation:
+    """Judges a router on scored answers of prompts that it was not trained on, and prints a table.
+
+    The best single teacher and the other baselines are chosen by what the router's checkpoint says of its training
+    prompts, never on the prompts that are evaluated.
+
+    Args:
+        router (`PersynRouter`): The router.
+        scored (`Dataset`): One row per prompt and teacher, with `prompt_id`, `prompt`, `teacher`, `reward`.
+        probe (`Dataset`, *optional*): The scored table that the router was trained on: adds kNN on the router's
+            embeddings, which finds its neighbours there.
+        student_family (`str`, *optional*): For Family-Strong: the strongest teacher of this family.
+        seed (`int`, defaults to 0): Of the bootstrap and of the random baselines.
+        show (`bool`, defaults to `True`): Print the table.
+
+    Returns:
+        `Evaluation`: Every measure with its interval.
+
+    Raises:
+        MissingColumnError, DataError: If a table is not what it must be.
+        RouterMismatchError: If a table has other teachers than the router.
+
+    Example:
+        >>> result = evaluate_router(router, held_out, probe)  # doctest: +SKIP
+        >>> result.gap_closed.low > 0  # doctest: +SKIP
+    """
+    table = _aligned(router, read_rewards(scored, "evaluate_router"), "scored")
+    neighbours = None if probe is None else _aligned(router, read_rewards(probe, "evaluate_router"), "probe")
+    known = neighbours or _stored_probe(router)
+    scores = router.scores(table.prompts)
+    index = {name: position for position, name in enumerate(router.teachers)}
+    routes = {"router": np.array([index[name] for name in router.routes(scores)])}
+    ranked = {
+        "router": scores.astype(np.float64),
+        "best_single": np.broadcast_to((known or table).means, scores.shape),
+    }
+    routes |= _baseline_routes(router, table, known, student_family, seed)
+    if neighbours is not None:
+        near = router.embeddings(neighbours.prompts)
+        center = near.mean(axis=0)
+        asked = router.embeddings(table.prompts) - center
+        ranked["knn"] = nearest_rewards(near - center, neighbours.rewards, asked)
+        routes["knn"] = ranked["knn"].argmax(axis=1)
+    routes["oracle"] = baselines.oracle(table)
+    evaluation = Evaluation(
+        len(table.prompts), len(table.teachers), judge_routes(table.rewards, routes, seed),
+        {name: judge_scores(table.rewards, values, seed) for name, values in ranked.items()}, known is None,
+    )  # fmt: skip
+    if show:
+        from rich.console import Console
+
+        Console().print(evaluation, highlight=False)
+    return evaluation
+
+
+def _baseline_routes(
+    router: PersynRouter, table: RewardTable, known: RewardTable | None, family: str | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Routes of every baseline that needs no embeddings and that the known means allow."""
+    count, chosen_on = len(table.prompts), known or table
+    routes: dict[str, Any] = {
+        "random": baselines.random(chosen_on, count, seed),
+        "best_single": baselines.best_single(chosen_on, count),
+    }
+    if chosen_on.quality is not None:
+        routes["strong"] = baselines.strong(chosen_on, count)
+        routes["mix"] = baselines.mix(chosen_on, count, seed)
+        families = {teacher["name"]: teacher.get("family") for teacher in router.metadata["teachers"]}
+        routes["family_strong"] = baselines.family_strong(chosen_on, count, families, family)
+        if chosen_on.learnability is not None:
+            routes["car"] = baselines.car(chosen_on, count)
+    return {name: route for name, route in routes.items() if route is not None}
+
+
+def _stored_probe(router: PersynRouter) -> RewardTable | None:
+    """The means over the training prompts that the checkpoint keeps, as a table of one row."""
+    means: Mapping[str, Mapping[str, float]] = router.metadata.get("probe_means") or {}
+    if "reward" not in means:
+        return None
+    rows = {
+        name: np.array([[values.get(teacher, np.nan) for teacher in router.teachers]])
+        for name, values in means.items()
+    }
+    return RewardTable(
+        ["probe"], ["probe"], router.teachers, rows["reward"], rows.get("quality"), rows.get("learnability")
+    )
+
+
+def _aligned(router: PersynRouter, table: RewardTable, name: str) -> RewardTable:
+    strangers = sorted(set(table.teachers) - set(router.teachers))
+    if strangers:
+        raise RouterMismatchError(
+            f"`{name}` has answers of {strangers}; the router was trained for {router.teachers}."
+        )
+    return table.reordered(router.teachers)
+
+
+def _cell(value: Interval) -> str:
+    if np.isnan(value.mean):
+        return "–"
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"

@@ -1,0 +1,194 @@
+"""Teachers come and go: one row of a trained router's head is added or dropped, and the others stay as they are."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from persyn_hf.errors import DataError, RouterMismatchError
+from persyn_hf.routing import backbone as backbones
+from persyn_hf.routing.heads import Array, Head
+from persyn_hf.routing.rewards import read_rewards
+from persyn_hf.routing.router import PersynRouter
+from persyn_hf.routing.training import describe_teachers, save_router
+
+#: Strengths tried for the new row, strongest first; the first leaves only its mean.
+_STRENGTHS = (1e3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+
+
+def add_teacher(
+    router: PersynRouter,
+    scored: Any,
+    output_dir: str | os.PathLike[str] | None = None,
+    *,
+    teacher: Any = None,
+    folds: int = 5,
+    seed: int = 0,
+    device: str | None = None,
+) -> PersynRouter:
+    """Gives a router one more teacher, from that teacher's answers to the old probe; nothing else is trained.
+
+    A router's logits are Bradley–Terry scores, so the new row is fitted to the pairs of the new teacher with the old
+    ones, whose scores stand still: a logistic regression, its strength chosen on held-out pairs.
+
+    Args:
+        router (`PersynRouter`): The router.
+        scored (`Dataset`): Rows of the old teachers and of exactly one new one, on the same prompts, their rewards
+            normalised together.
+        output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
+        teacher (`Teacher` or `Mapping`, *optional*): Its description, for the checkpoint.
+        folds (`int`, defaults to 5), seed (`int`, defaults to 0): Of the cross-validation.
+        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+
+    Returns:
+        `PersynRouter`: A new one, the new teacher last. A router that had fallen back to its best single teacher stays
+        so, and falls back to the new one where that is better.
+
+    Raises:
+        RouterMismatchError: If the table has not exactly one teacher that the router does not know.
+        DataError: If the new teacher and an old one never answered the same prompt with different rewards.
+
+    Example:
+        >>> wider = add_teacher(router, scored_with_the_new_one, "router-v2")  # doctest: +SKIP
+    """
+    table = read_rewards(scored, "add_teacher")
+    new = [name for name in table.teachers if name not in router.teachers]
+    if len(new) != 1:
+        raise RouterMismatchError(
+            f"add_teacher adds one teacher: expected one that is not in {router.teachers}, got {new}."
+        )
+    described = describe_teachers(new, None if teacher is None else [teacher])
+    table = table.reordered([*router.teachers, *new])
+    table = table.subset(np.flatnonzero(~np.isnan(table.rewards[:, -1])))
+    model, tokenizer = copy.deepcopy(router.model), router.tokenizer
+    has_bias, linear = backbones.final_linear(model)
+    inputs = router.embeddings(table.prompts)
+    features = backbones.FeatureMap(inputs, has_bias)
+    rows = features(inputs)
+    if router.fallback is not None:
+        rows = rows * 0.0  # what the prompt adds was found not to help
+    offsets = router.scores(table.prompts).astype(np.float64)
+    head = _fit_row(rows, offsets, table.rewards, folds, seed)
+    row = nn.Linear(linear.in_features, 1, bias=has_bias, dtype=torch.float64)
+    features.write(head, row)
+    _replace_head(model, torch.cat([linear.weight.data, row.weight.to(linear.weight)]),
+                  torch.cat([linear.bias.data, row.bias.to(linear.bias)]) if has_bias else None)  # fmt: skip
+    block = _block(router, [*router.metadata["teachers"], *described])
+    for name, values in table.mean_scores().items():
+        block.setdefault("probe_means", {}).setdefault(name, {})[new[0]] = values[new[0]]
+    if router.fallback is not None and table.means[-1] > table.means[table.teachers.index(router.fallback)]:
+        block["fallback"] = new[0]
+    block["roster"] = [*block.get("roster", []), {"added": new[0], "prompts": len(table.prompts)}]
+    return _saved(model, tokenizer, block, table.teachers, output_dir, device)
+
+
+def remove_teacher(
+    router: PersynRouter,
+    name: str,
+    output_dir: str | os.PathLike[str] | None = None,
+    *,
+    device: str | None = None,
+) -> PersynRouter:
+    """Takes one teacher out of a router; nothing is trained, and the others' scores stay as they are.
+
+    Args:
+        router (`PersynRouter`): The router.
+        name (`str`): One of its teachers.
+        output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
+        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+
+    Returns:
+        `PersynRouter`: A new one. One that had fallen back to this teacher falls back to the best that is left.
+
+    Raises:
+        RouterMismatchError: If there is no such teacher, or fewer than two would be left.
+    """
+    if name not in router.teachers:
+        raise RouterMismatchError(f"`name` must be one of the router's teachers {router.teachers}, got {name!r}.")
+    left = [teacher for teacher in router.teachers if teacher != name]
+    if len(left) < 2:
+        raise RouterMismatchError(f"A router needs two teachers; without {name!r} only {left} would be left.")
+    model = copy.deepcopy(router.model)
+    has_bias, linear = backbones.final_linear(model)
+    kept = [index for index, teacher in enumerate(router.teachers) if teacher != name]
+    _replace_head(model, linear.weight.data[kept], linear.bias.data[kept] if has_bias else None)
+    block = _block(router, [teacher for teacher in router.metadata["teachers"] if teacher["name"] != name])
+    for values in block.get("probe_means", {}).values():
+        values.pop(name, None)
+    if router.fallback == name:
+        means = block.get("probe_means", {}).get("reward", {})
+        block["fallback"] = max(left, key=lambda teacher: means.get(teacher, float("-inf")))
+    block["roster"] = [*block.get("roster", []), {"removed": name}]
+    return _saved(model, router.tokenizer, block, left, output_dir, device)
+
+
+def _fit_row(features: Array, offsets: Array, rewards: Array, folds: int, seed: int) -> Head:
+    """One teacher's mean and weights against others whose scores are given; the last column of `rewards` is its."""
+    with np.errstate(invalid="ignore"):
+        sign = np.sign(rewards[:, -1:] - rewards[:, :-1])
+    sign = np.nan_to_num(sign)
+    if not sign.any():
+        raise DataError("The new teacher never has another reward than an old one on the same prompt; nothing to fit.")
+    fold = np.random.default_rng(seed).permutation(len(features)) % min(folds, len(features))
+    losses = np.zeros(len(_STRENGTHS))
+    for index in np.unique(fold):
+        inside, outside = fold != index, fold == index
+        for step, head in enumerate(_fit_rows(features[inside], offsets[inside], sign[inside])):
+            gaps = sign[outside] * (head(features[outside]) - offsets[outside])
+            losses[step] += (np.logaddexp(0.0, -gaps) * (sign[outside] != 0)).sum()
+    best = int(losses.argmin())
+    return _fit_rows(features, offsets, sign)[best]
+
+
+def _fit_rows(features: Array, offsets: Array, sign: Array) -> list[Head]:
+    x, base, wins = torch.from_numpy(features), torch.from_numpy(offsets), torch.from_numpy(sign)
+    mean = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros(features.shape[1], 1, dtype=torch.float64, requires_grad=True)
+    pairs = wins.abs()
+    heads = []
+    for strength in _STRENGTHS:
+        optimizer = torch.optim.LBFGS([mean, weight], max_iter=60, line_search_fn="strong_wolfe")
+
+        def closure(strength: float = strength, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            gaps = wins * (mean + x @ weight - base)
+            # The small pull on the mean keeps it finite where the new teacher always wins, or never.
+            loss = (softplus(-gaps) * pairs).sum() / pairs.sum().clamp_min(1) + 1e-4 * mean.square().sum()
+            loss = loss + strength * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        heads.append(Head(mean.detach().numpy().copy(), weight.detach().numpy().copy()))
+    return heads
+
+
+def _replace_head(model: Any, weight: Tensor, bias: Tensor | None) -> None:
+    _, linear = backbones.final_linear(model)
+    name = next(name for name, module in model.named_modules() if module is linear)
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if bias is not None:
+            head.bias.copy_(bias)
+    model.set_submodule(name, head)
+
+
+def _block(router: PersynRouter, teachers: list[Mapping[str, Any]]) -> dict[str, Any]:
+    return {**copy.deepcopy(router.metadata), "teachers": teachers}
+
+
+def _saved(
+    model: Any, tokenizer: Any, block: Mapping[str, Any], teachers: list[str], output_dir: Any, device: str | None
+) -> PersynRouter:
+    model.config.id2label = dict(enumerate(teachers))
+    model.config.label2id = {name: index for index, name in enumerate(teachers)}
+    model.num_labels = len(teachers)
+    return save_router(model, tokenizer, block, output_dir, device=device)

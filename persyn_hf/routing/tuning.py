@@ -1,0 +1,225 @@
+"""Fine-tuning a router's backbone with `transformers.Trainer` and a loss of ours, whole or by LoRA."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from persyn_hf.errors import MissingExtraError
+from persyn_hf.routing import backbone as backbones
+from persyn_hf.routing.crossval import HeldOut, nearest_rewards
+from persyn_hf.routing.heads import Array, Head, pair_scale, teacher_means
+from persyn_hf.routing.objectives import objective_loss
+
+#: How far one step of the optimiser can move a logit through the head, whatever the scale of the backbone's features.
+_HEAD_STEP = 0.02
+#: Default learning rates of the backbone.
+_RATES = {"full": 5e-5, "lora": 2e-4}
+
+#: Loads a fresh backbone: model and tokenizer.
+Build = Callable[[], tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a backbone is fine-tuned.
+
+    Args:
+        method (`"full"` or `"lora"`): All weights, or low-rank additions that are merged afterwards.
+        epochs (`int`): At most; how many are kept is chosen by cross-validation.
+        learning_rate (`float`, *optional*): Of the backbone; default: 5e-5 (full), 2e-4 (LoRA).
+        batch_size (`int`): Prompts per step and process.
+        pull (`float`): Factor of the mean squared distance of the logits from the teachers' means.
+        lora_rank (`int`)
+        mixed (`"bf16"` or `"fp16"`, *optional*): Automatic mixed precision; weights stay in float32.
+        device (`str`, *optional*): `"cpu"` keeps a GPU out of it.
+        seed (`int`), progress (`bool`)
+    """
+
+    method: str
+    epochs: int = 4
+    learning_rate: float | None = None
+    batch_size: int = 16
+    pull: float = 0.01
+    lora_rank: int = 16
+    mixed: str | None = None
+    device: str | None = None
+    seed: int = 0
+    progress: bool = False
+
+    def for_epochs(self, epochs: int) -> FineTuning:
+        """The same with another number of epochs."""
+        return replace(self, epochs=epochs)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A fine-tuned model.
+
+    Args:
+        model, tokenizer: A stock classifier, LoRA merged, in evaluation mode.
+        losses (`list[float]`): Mean training loss of each epoch.
+        held_out (`list[ndarray]`): Scores of the held-out prompts before training and after each epoch, each of shape
+            `(prompts, teachers)`.
+    """
+
+    model: Any
+    tokenizer: Any
+    losses: list[float]
+    held_out: list[Array]
+
+
+def fine_tune(
+    build: Build, texts: Sequence[str], rewards: Array, objective: str, settings: FineTuning, held_out: Sequence[str]
+) -> Tuned:
+    """Trains a fresh backbone; its logits start at the teachers' means for every prompt.
+
+    Args:
+        build (`Callable`): Loads model and tokenizer.
+        texts (`Sequence[str]`), rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        objective (`str`): One of `OBJECTIVES`.
+        settings (`FineTuning`)
+        held_out (`Sequence[str]`): Scored before training and after every epoch; may be empty.
+    """
+    torch.manual_seed(settings.seed)
+    model, tokenizer = build()
+    means = teacher_means(rewards)
+    if objective != "regression":
+        means = means * pair_scale(np.broadcast_to(means, rewards.shape), rewards)
+    rate = _start_at_means(model, tokenizer, texts, means)
+    scores = [_scores(model, tokenizer, held_out)] if held_out else []
+    if settings.epochs == 0:
+        return Tuned(model, tokenizer, [], scores)
+    head = backbones.final_linear(model)[1]
+    if settings.method == "lora":
+        model = _with_lora(model, head, settings.lora_rank)
+    losses = _train(model, head, tokenizer, texts, rewards, objective, settings, means, rate, held_out, scores)
+    if settings.method == "lora":
+        model = model.merge_and_unload()
+    return Tuned(model.eval(), tokenizer, losses, scores)
+
+
+def cross_validate_tuning(
+    build: Build, texts: Sequence[str], features: Array, rewards: Array, objective: str, folds: int,
+    settings: FineTuning,
+) -> list[HeldOut]:  # fmt: skip
+    """Fine-tunes on all folds but one and scores the one that was left out, after each epoch.
+
+    Args:
+        build, texts, rewards, objective, settings: As for [`fine_tune`].
+        features (`ndarray` of shape `(prompts, features)`): Of the frozen backbone, for the neighbours.
+        folds (`int`): Lowered to the number of prompts where there are fewer.
+
+    Returns:
+        `list[HeldOut]`: One round; its strengths are epochs, 0 among them.
+    """
+    count = len(rewards)
+    fold = np.random.default_rng(settings.seed).permutation(count) % min(folds, count)
+    scores = np.empty((settings.epochs + 1, *rewards.shape))
+    best_single, knn = np.empty(count, dtype=int), np.empty(rewards.shape)
+    for index in np.unique(fold):
+        inside, outside = np.flatnonzero(fold != index), np.flatnonzero(fold == index)
+        tuned = fine_tune(
+            build, [texts[int(row)] for row in inside], rewards[inside], objective, settings,
+            [texts[int(row)] for row in outside],
+        )  # fmt: skip
+        scores[:, outside] = np.stack(tuned.held_out)
+        best_single[outside] = teacher_means(rewards[inside]).argmax()
+        knn[outside] = nearest_rewards(features[inside], rewards[inside], features[outside])
+    return [HeldOut(tuple(float(epoch) for epoch in range(len(scores))), scores, best_single, fold, knn)]
+
+
+def _start_at_means(model: Any, tokenizer: Any, texts: Sequence[str], means: Array) -> float:
+    """Writes a head that gives the teachers' means for every prompt; returns the head's learning rate."""
+    inputs = backbones.head_inputs(model, tokenizer, texts)
+    has_bias, linear = backbones.final_linear(model)
+    features = backbones.FeatureMap(inputs, has_bias)
+    features.write(Head(means, np.zeros((features.basis.shape[1], len(means)))), linear)
+    return _HEAD_STEP / max(float(np.abs(inputs).sum(axis=1).mean()), 1e-6)
+
+
+def _with_lora(model: Any, head: nn.Linear, rank: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("peft", "lora", "fine-tune a router with LoRA") from error
+    name = next(name for name, module in model.named_modules() if module is head)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=[name])
+    model = get_peft_model(model, config)
+    head.requires_grad_(True)
+    return model
+
+
+def _train(
+    model: Any, head: nn.Linear, tokenizer: Any, texts: Sequence[str], rewards: Array, objective: str,
+    settings: FineTuning, means: Array, head_rate: float, held_out: Sequence[str], scores: list[Array],
+) -> list[float]:  # fmt: skip
+    from transformers import Trainer, TrainerCallback
+
+    base = torch.from_numpy(means).float()
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        logits = outputs["logits"].float()
+        effect = logits - base.to(logits.device)
+        total: Tensor = objective_loss(objective, logits, labels) + settings.pull * effect.square().mean()
+        return total
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batch = dict(tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, return_tensors="pt"))
+        return {**batch, "labels": torch.tensor(np.stack([row["labels"] for row in rows]), dtype=torch.float32)}
+
+    class ScoreHeldOut(TrainerCallback):  # type: ignore[misc]
+        """After each epoch. Under several processes each scores all of it, and all get the same."""
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            if held_out:
+                scores.append(_scores(model, tokenizer, held_out))
+
+    ids = tokenizer(list(texts), truncation=True, return_attention_mask=False)["input_ids"]
+    data = [{"input_ids": row, "labels": reward} for row, reward in zip(ids, rewards, strict=True)]
+    with tempfile.TemporaryDirectory(prefix="persyn-tuning-") as folder:
+        trainer = Trainer(
+            model=model, args=_arguments(folder, settings), train_dataset=data, data_collator=collate,
+            compute_loss_func=loss, callbacks=[ScoreHeldOut()],
+            optimizers=(_optimizer(model, head, settings, head_rate), None),
+        )  # fmt: skip
+        trainer.train()
+    return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _arguments(folder: str, settings: FineTuning) -> Any:
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=folder, num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch_size,
+        # A constant rate, so that an epoch means the same however many follow: their number is chosen afterwards.
+        lr_scheduler_type="constant_with_warmup", warmup_steps=10, max_grad_norm=1.0,
+        seed=settings.seed, data_seed=settings.seed, bf16=settings.mixed == "bf16", fp16=settings.mixed == "fp16",
+        use_cpu=settings.device == "cpu", dataloader_pin_memory=False, label_names=["labels"],
+        remove_unused_columns=False, average_tokens_across_devices=False,  # our loss is a mean over its batch
+        save_strategy="no", report_to="none", logging_strategy="epoch", disable_tqdm=not settings.progress,
+        log_level="error",
+    )  # fmt: skip
+
+
+def _optimizer(model: Any, head: nn.Linear, settings: FineTuning, head_rate: float) -> torch.optim.Optimizer:
+    own = {id(parameter) for parameter in head.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    rate = settings.learning_rate or _RATES[settings.method]
+    return torch.optim.AdamW(
+        [{"params": others, "lr": rate}, {"params": list(head.parameters()), "lr": head_rate, "weight_decay": 0.0}]
+    )
+
+
+def _scores(model: Any, tokenizer: Any, texts: Sequence[str]) -> Array:
+    training = model.training
+    model.eval()
+    scores: Array = backbones.logits(model, tokenizer, texts, 8192).astype(np.float64)
+    model.train(training)
+    return scores
