@@ -45,8 +45,20 @@ class LocalModel:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-@lru_cache(maxsize=2)
+#: One load at a time. transformers switches weight tying off for every model while it loads one, by replacing a method
+#: of `PreTrainedModel` (`transformers.initialization.no_tie_weights`); two loads that overlap leave it off for good,
+#: and models with tied weights answer with a random head. Can go when transformers loads without touching the class.
+_LOADING = threading.Lock()
+
+
 def load_model(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
+    """Loads a teacher once per process; see [`_load_once`], which it keeps to one thread at a time."""
+    with _LOADING:
+        return _load_once(model, revision, dtype, device, identity)
+
+
+@lru_cache(maxsize=2)
+def _load_once(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
     """Loads a teacher once per process, however many teachers are asked through it.
 
     Args:

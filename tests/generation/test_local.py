@@ -144,3 +144,25 @@ def test_the_real_model_ends_its_turns(models):
     assert alone.text == "The capital of France is Paris."
     assert alone.finish_reason == "stop"
     assert answer(local, long, short)[1] == alone
+
+
+def test_models_that_load_at_once_keep_their_tied_weights(tiny_lm, tmp_path):
+    import json
+    import shutil
+    from concurrent.futures import ThreadPoolExecutor
+
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+    from persyn_hf.generation.local import load_model
+
+    tie = PreTrainedModel.tie_weights
+    folders = [str(tmp_path / str(number)) for number in range(6)]
+    settings = json.loads((tiny_lm / "config.json").read_text()) | {"tie_word_embeddings": True}
+    for folder in folders:
+        shutil.copytree(tiny_lm, folder)
+        LlamaForCausalLM(LlamaConfig.from_dict(settings)).save_pretrained(folder)
+    with ThreadPoolExecutor(6) as threads:
+        loaded = list(threads.map(lambda folder: load_model(folder, None, "float32", "cpu", folder), folders))
+    assert PreTrainedModel.tie_weights is tie
+    for one in loaded:
+        assert one.model.lm_head.weight is one.model.model.embed_tokens.weight
