@@ -53,7 +53,8 @@ def generate_parallel(
 
     Returns:
         `Dataset`: One row per (prompt, teacher), prompt by prompt, with the columns `teacher`, `completion`,
-        `finish_reason`, `prompt_tokens`, `completion_tokens` and `error` added (and `prompt_id` where absent).
+        `reasoning`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `usage_source` and `error` added (and
+        `prompt_id` where absent).
 
     Raises:
         ConfigError: If a teacher is wrong or named twice, or a local model is not there.

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import Any
 
 from persyn_hf.errors import LedgerError
 from persyn_hf.generation.client import Completion, Request
 
 #: Version of the table below and of [`completion_key`]; raised when either changes.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _APPLICATION_ID = 0x50455253  # "PERS"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS completions (
@@ -24,9 +25,12 @@ CREATE TABLE IF NOT EXISTS completions (
     finish_reason TEXT NOT NULL,
     prompt_tokens INTEGER,
     completion_tokens INTEGER,
+    reasoning TEXT,
+    usage_source TEXT,
     created REAL NOT NULL
 ) WITHOUT ROWID
 """
+_INSERT = "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 #: Host parameters per statement; SQLite's old limit is 999.
 _CHUNK = 500
 _BUSY_SECONDS = 60.0
@@ -143,13 +147,13 @@ class Ledger:
         with self._lock:
             for start in range(0, len(wanted), _CHUNK):
                 part = wanted[start : start + _CHUNK]
-                for key, text, reason, asked, made in self._select(part):
-                    found[_text(key)] = Completion(text, reason, asked, made)
+                for key, *values in self._select(part):
+                    found[_text(key)] = Completion(*values)
         return found
 
-    def _select(self, keys: Sequence[str]) -> list[tuple[bytes, str, str, int | None, int | None]]:
+    def _select(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
         marks = ",".join("?" * len(keys))
-        names = "key, text, finish_reason, prompt_tokens, completion_tokens"
+        names = "key, text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source"
         query = f"SELECT {names} FROM completions WHERE key IN ({marks})"
         try:
             return self._connection.execute(query, [_blob(key) for key in keys]).fetchall()
@@ -167,15 +171,14 @@ class Ledger:
     def put_many(self, answers: Sequence[tuple[str, Completion]]) -> None:
         """Keeps several answers in one transaction."""
         now = time.time()
-        rows = [
-            (_blob(key), _storable(c.text), c.finish_reason, c.prompt_tokens, c.completion_tokens, now)
-            for key, c in answers
-        ]
+        rows = [(_blob(key), *_values(completion), now) for key, completion in answers]
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
-                    self._connection.executemany("INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?)", rows)
+                    self._connection.executemany(
+                        "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
+                    )
                     self._connection.execute("COMMIT")
                 except sqlite3.Error:
                     if self._connection.in_transaction:
@@ -220,6 +223,12 @@ class Ledger:
         else:
             way = "Check the path, its permissions and the disk, and run again."
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
+
+
+def _values(completion: Completion) -> tuple[Any, ...]:
+    c = completion
+    reasoning = None if c.reasoning is None else _storable(c.reasoning)
+    return _storable(c.text), c.finish_reason, c.prompt_tokens, c.completion_tokens, reasoning, c.usage_source
 
 
 def _storable(text: str) -> str:

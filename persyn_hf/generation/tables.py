@@ -21,6 +21,7 @@ from persyn_hf.config import Teacher
 from persyn_hf.errors import DataError, RouterMismatchError
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.ledger import Ledger, completion_key
+from persyn_hf.generation.reasoning import presented
 from persyn_hf.generation.scheduler import Job
 
 #: Rows that are read, keyed and looked up at once.
@@ -31,9 +32,11 @@ IN_MEMORY_BYTES = 32 * 2**20
 GENERATED_FEATURES = {
     columns.TEACHER: Value("string"),
     columns.COMPLETION: Value("string"),
+    columns.REASONING: Value("string"),
     columns.FINISH_REASON: Value("string"),
     columns.PROMPT_TOKENS: Value("int64"),
     columns.COMPLETION_TOKENS: Value("int64"),
+    columns.USAGE_SOURCE: Value("string"),
     columns.ERROR: Value("string"),
 }
 
@@ -186,28 +189,32 @@ class Plan:
         """The generated columns in the order of the finished table, with the row of `table` each belongs to."""
         start = 0
         for batch in self._batches():
-            rows: list[tuple[int, str, str]] = []
+            rows: list[tuple[int, Teacher, str]] = []
             for position, prompt in enumerate(batch[columns.PROMPT]):
                 for asked in self.asked:
                     if not self.routed or batch[columns.ROUTE][position] == asked.teacher.name:
                         job = asked.job(prompt, batch[columns.PROMPT_ID][position], self.seed)
-                        rows.append((start + position, asked.teacher.name, job.key))
+                        rows.append((start + position, asked.teacher, job.key))
             found = ledger.get_many({key for _, _, key in rows})
             made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
-            for row, name, key in rows:
-                self._append(made, row, name, key, found.get(key))
+            for row, teacher, key in rows:
+                self._append(made, row, teacher, key, found.get(key))
             start += len(batch[columns.PROMPT])
             yield made
 
     def _append(
-        self, made: dict[str, list[Any]], row: int, name: str, key: str, completion: Completion | None
+        self, made: dict[str, list[Any]], row: int, teacher: Teacher, key: str, completion: Completion | None
     ) -> None:
+        name = teacher.name
+        text, reasoning = presented(completion, teacher.reasoning) if completion else (None, None)
         made["row"].append(row)
         made[columns.TEACHER].append(name)
-        made[columns.COMPLETION].append(completion and completion.text)
+        made[columns.COMPLETION].append(text)
+        made[columns.REASONING].append(reasoning)
         made[columns.FINISH_REASON].append(completion and completion.finish_reason)
         made[columns.PROMPT_TOKENS].append(completion and completion.prompt_tokens)
         made[columns.COMPLETION_TOKENS].append(completion and completion.completion_tokens)
+        made[columns.USAGE_SOURCE].append(completion and completion.usage_source)
         error = self.errors.get(key) or self.down.get(name) or "the run ended before this row was asked"
         made[columns.ERROR].append(None if completion else error)
 

@@ -49,8 +49,8 @@ PROMPTS = Dataset.from_dict({"prompt": ["one", "two", "three"], "answer": ["1", 
 def test_every_teacher_answers_every_prompt_in_prompt_order(server):
     table = generate_parallel(PROMPTS, teachers(server), seed=5, progress=False)
     assert table.column_names == [
-        "prompt_id", "prompt", "answer", "teacher", "completion", "finish_reason", "prompt_tokens",
-        "completion_tokens", "error",
+        "prompt_id", "prompt", "answer", "teacher", "completion", "reasoning", "finish_reason",
+        "prompt_tokens", "completion_tokens", "usage_source", "error",
     ]  # fmt: skip
     assert table["prompt"][:] == ["one", "one", "two", "two", "three", "three"]
     assert table["answer"][:] == ["1", "1", "2", "2", None, None]

@@ -54,7 +54,7 @@ def test_the_key_says_all_that_an_answer_depends_on(other):
 
 
 def test_the_key_is_the_same_in_every_version():
-    assert completion_key("m", "r", REQUEST) == "7e4f2d857798fddd806229ea75dc5229f7275362d5ce4a93ee2e4f1d5eb7b4f6"
+    assert completion_key("m", "r", REQUEST) == "c3e66e52313a25ba8f36f0d80930e2e21860016bb2afb6c66665a489352c8938"
 
 
 def test_several_processes_write_at_once(tmp_path):
@@ -92,7 +92,7 @@ def test_refuses_another_format_with_a_way_out(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 1.*move the file away"):
+    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 2.*move the file away"):
         Ledger(path)
 
 
