@@ -8,7 +8,7 @@ from persyn_hf.config import Sampling
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel
-from persyn_hf.generation.local import _draw, complete_batch, load_model
+from persyn_hf.generation.local import _draw, _load_once, complete_batch, load_model
 
 SMALL = {"max_tokens": 24}
 
@@ -114,7 +114,7 @@ def test_several_teachers_share_one_model(tiny_lm, monkeypatch):
     monkeypatch.setattr(
         local.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or real(*a, **k)
     )
-    load_model.cache_clear()
+    _load_once.cache_clear()
     common = {"model": str(tiny_lm), "backend": "local", "sampling": {"max_tokens": 12}}
     teachers = [{"name": "a", **common}, {"name": "b", **common, "system_prompt": "Shout."}]
     first = generate_parallel(["one", "two"], teachers, progress=False)
