@@ -67,7 +67,7 @@ class Hub:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
+        self.server.should_exit = self.server.force_exit = True  # clients keep their connections open
         self.thread.join(10)
         shutil.rmtree(self.folder)
 

@@ -31,5 +31,6 @@ def test_templates_inside_a_wheel(tmp_path):
     assert file.startswith(str(tmp_path / "site"))
     assert folder == str(tmp_path / "site/persyn_hf/hub_cards")
     assert {path.name for path in (tmp_path / "site/persyn_hf/hub_cards").iterdir()} == {
-        "cite.md.jinja", "dataset_card.md.jinja", "held_out.md.jinja", "router_card.md.jinja",
+        "cite.md.jinja", "dataset_card.md.jinja", "method.md.jinja", "results.md.jinja", "router_card.md.jinja",
+        "student_card.md.jinja",
     }  # fmt: skip

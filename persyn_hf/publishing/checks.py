@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,8 @@ def require_valid_card(repository: Repository, card: str) -> None:
         warnings.simplefilter("ignore")  # of an empty licence; we say that ourselves
         try:
             kind(card).validate(repo_type=repository.repo_type)
+        except ValueError as error:  # the answer's body, as the Hub's client passes it on
+            raise PublishError(f"The Hub does not take the card of {repository.name}: {_said(error)}") from error
         except failures() as error:
             raise PublishError(f"The Hub does not take the card of {repository.name}: {explain(error)}") from error
 
@@ -175,6 +178,13 @@ def _ask(repository: Repository, question: Any) -> Any:
         return question()
     except failures() as error:
         raise PublishError(f"{_capital(repository.name)} cannot be written to: {explain(error)}") from error
+
+
+def _said(error: ValueError) -> str:
+    try:
+        return "; ".join(problem["message"] for problem in json.loads(str(error))["errors"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(str(error).split())
 
 
 def _capital(text: str) -> str:

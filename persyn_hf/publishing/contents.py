@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
-from persyn_hf.publishing.figures import FIGURES, describe_figures, draw_figures
+from persyn_hf.publishing.figures import FIGURES, Figures, describe_figures
 from persyn_hf.publishing.merge import join_card, merge_body, split_card
 from persyn_hf.publishing.metadata import dataset_metadata, describe_files, merge_metadata, router_metadata
 from persyn_hf.publishing.provenance import Provenance
@@ -35,6 +35,7 @@ class DatasetContent:
         config_name (`str`): The configuration that is pushed; others that are there stay.
         shards (`Mapping[str, Shards]`): Per split.
         provenance (`Provenance`): With the router's commit where it is known.
+        figures (`Figures`): Its pictures.
         license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
         warnings (`Sequence[str]`): For the card's limits.
         folder (`Path`): Where shards are written.
@@ -46,6 +47,7 @@ class DatasetContent:
     config_name: str
     shards: Mapping[str, Shards]
     provenance: Provenance
+    figures: Figures
     license: str | None
     language: Sequence[str]
     warnings: Sequence[str]
@@ -111,7 +113,7 @@ class DatasetContent:
         """The pictures; those of the same facts are there already, and another font shall not make a commit."""
         if not self.whole and snapshot.texts.get(FACTS, "").encode() == facts:
             return {}
-        return _drawn(self.provenance, self.config_name)
+        return _drawn(self.figures, self.config_name)
 
     def _download_size(self, snapshot: Snapshot) -> int:
         total = 0
@@ -135,7 +137,7 @@ class RouterContent:
     Args:
         location (`str`): Repository id or folder, as `pipeline` takes it.
         router (`Router`): The router.
-        provenance (`Provenance`): Of the dataset that it built.
+        provenance (`Provenance`), figures (`Figures`): Of the dataset that it built.
         dataset_location (`str`, *optional*): That dataset; named without a commit, which is not known yet.
         license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
         folder (`Path`): Where the checkpoint is written.
@@ -144,6 +146,7 @@ class RouterContent:
     location: str
     router: Router
     provenance: Provenance
+    figures: Figures
     dataset_location: str | None
     license: str | None
     language: Sequence[str]
@@ -160,7 +163,7 @@ class RouterContent:
         }
         card = self.card(snapshot)
         if card != snapshot.texts.get(CARD):
-            files.update(_drawn(self.provenance, DEFAULT_CONFIG))
+            files.update(_drawn(self.figures, DEFAULT_CONFIG))
         files[CARD] = card.encode()
         stale = [path for path in snapshot.files if _WEIGHTS.fullmatch(path) and path not in files]
         return Content(files, [*stale, *_old_figures(self.provenance, DEFAULT_CONFIG, snapshot)])
@@ -223,8 +226,8 @@ def figure_names(provenance: Provenance, config_name: str) -> dict[str, cards.Fi
     }
 
 
-def _drawn(provenance: Provenance, config_name: str) -> dict[str, Path | bytes]:
-    return {_figure_path(name, config_name): png for name, png in draw_figures(provenance).items()}
+def _drawn(figures: Figures, config_name: str) -> dict[str, Path | bytes]:
+    return {_figure_path(name, config_name): png for name, png in figures.drawn.items()}
 
 
 def _old_figures(provenance: Provenance, config_name: str, snapshot: Snapshot) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,25 @@ WIDTH, DPI = 8.0, 144
 POLICIES = (("random", "random"), ("best_single", "best single"), ("router", "router"), ("oracle", "oracle"))
 
 
-#: What [`draw_figures`] can draw.
+#: What can be drawn.
 FIGURES = ("allocation", "teachers", "reward")
 
 
-def draw_figures(provenance: Provenance) -> dict[str, bytes]:
-    """Draws what the provenance has the numbers for; the same numbers give the same bytes.
+class Figures:
+    """The pictures of one run, drawn when they are first asked for; dataset and router show the same ones.
 
     Args:
         provenance (`Provenance`): What is drawn.
-
-    Returns:
-        `dict[str, bytes]`: PNG by name, the names of [`describe_figures`].
     """
-    draw = {"allocation": _allocation, "teachers": _teachers, "reward": _rewards}
-    return {name: draw[name](provenance) for name in describe_figures(provenance)}
+
+    def __init__(self, provenance: Provenance) -> None:
+        self._provenance = provenance
+
+    @cached_property
+    def drawn(self) -> dict[str, bytes]:
+        """PNG by name, the names of [`describe_figures`]; the same numbers give the same bytes."""
+        draw = {"allocation": _allocation, "teachers": _teachers, "reward": _rewards}
+        return {name: draw[name](self._provenance) for name in describe_figures(self._provenance)}
 
 
 def describe_figures(provenance: Provenance) -> dict[str, str]:

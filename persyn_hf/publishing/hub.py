@@ -14,6 +14,7 @@ from persyn_hf import __version__, columns
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.contents import DatasetContent, RouterContent
+from persyn_hf.publishing.figures import Figures
 from persyn_hf.publishing.licenses import license_warnings
 from persyn_hf.publishing.personalize import count_kept, personalize
 from persyn_hf.publishing.provenance import gather
@@ -82,16 +83,18 @@ def save_personalized(
         facts.setdefault("router_repo_id", router_at)  # a card for the Hub cites no folder of this machine
     provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
     warnings = license_warnings(license, provenance.teachers)
-    shards = plan_shards(splits, config_name)
+    shards, figures = plan_shards(splits, config_name), Figures(provenance)
     with _replacing(target / "dataset") as staged:
         content = DatasetContent(
-            dataset_at, config_name, shards, provenance, license, language, warnings, staged, whole=True
+            dataset_at, config_name, shards, provenance, figures, license, language, warnings, staged, whole=True
         )
         write_content(content.build(Snapshot()), staged)
     if router is not None and router_at is not None:
         with _replacing(target / "router") as staged:
             write_content(
-                RouterContent(router_at, router, provenance, dataset_at, license, language, staged).build(Snapshot()),
+                RouterContent(router_at, router, provenance, figures, dataset_at, license, language, staged).build(
+                    Snapshot()
+                ),
                 staged,
             )
     return target
@@ -171,19 +174,20 @@ def push_personalized(
     if router_repo_id is not None:
         facts["router_repo_id"] = router_repo_id
     provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
+    figures = Figures(provenance)
     warnings = license_warnings(license, provenance.teachers)
     checks.warn_of_license(license, private, warnings)
     api = HfApi(token=token, library_name="persyn_hf", library_version=__version__)
     folder = Path(tempfile.mkdtemp(prefix="persyn-dry-run-" if dry_run else "persyn-push-"))
     try:
         dataset = DatasetContent(
-            repo_id, config_name, plan_shards(splits, config_name), provenance, license, language, warnings,
+            repo_id, config_name, plan_shards(splits, config_name), provenance, figures, license, language, warnings,
             folder / "dataset", whole=dry_run, saved=Path(saved) / "dataset" if saved is not None else None,
         )  # fmt: skip
         push = Push(api, dataset, Repository(api, repo_id, "dataset", revision))
         if router_repo_id is not None and router is not None:
             push.router = RouterContent(
-                router_repo_id, router, provenance, repo_id, license, language, folder / "router"
+                router_repo_id, router, provenance, figures, repo_id, license, language, folder / "router"
             )
             push.router_repository = Repository(api, router_repo_id, "model", revision)
         push.check(tags, allow_secrets)

@@ -292,6 +292,8 @@ def explain(error: BaseException) -> str:
         return f"this token may not write there; make one with write access under Settings > Access Tokens. {text}"
     if status == 412:
         return "other pushes were faster every time; run the push again when they are done."
+    if status == 400 or (status is None and type(_root(error)) is ValueError):
+        return text
     return f"{text} Run the same push again: it goes on where this one stopped."
 
 

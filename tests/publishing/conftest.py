@@ -1,61 +1,10 @@
-import json
-
 import pytest
 from datasets import Dataset, Features, List, Value
 
-PERSYN = {
-    "student": "org/student",
-    "student_revision": "a" * 40,
-    "backbone": "org/backbone",
-    "objective": "bradley-terry",
-    "seed": 3,
-    "reward": {"alpha": 0.4, "normalization": "minmax", "learnability_metric": "mean-logprob"},
-    "quality": "math",
-    "fallback": None,
-    "teachers": [
-        {
-            "name": "terse",
-            "model": "org/small",
-            "revision": "b" * 40,
-            "license": "apache-2.0",
-            "sampling": {"top_p": 0.9},
-        },
-        {"name": "wordy", "model": "org/large", "license": "mit", "system_prompt": "Use | pipes\n---\nand </details>"},
-    ],
-    "held_out": {
-        "prompts": 50,
-        "random": {"mean": 0.4, "low": 0.3, "high": 0.5},
-        "best_single": {"mean": 0.5, "low": 0.4, "high": 0.6},
-        "router": {"mean": 0.55, "low": 0.45, "high": 0.65},
-        "oracle": {"mean": 0.8, "low": 0.7, "high": 0.9},
-    },
-}
-
-
-class TinyRouter:
-    """A real stock classifier with a `persyn` block, as small as it can be."""
-
-    metadata = PERSYN
-
-    def save_pretrained(self, folder):
-        import torch
-        from tokenizers import Tokenizer, models, pre_tokenizers
-        from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-        torch.manual_seed(0)
-        words = ["[PAD]", "[UNK]", "Write", "about", "the", "sea", "in", "one", "sentence", "."]
-        tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        names = [teacher["name"] for teacher in PERSYN["teachers"]]
-        config = BertConfig(
-            vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-            id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)},
-        )  # fmt: skip
-        config.persyn = json.loads(json.dumps(PERSYN))
-        BertForSequenceClassification(config).save_pretrained(folder)
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
-        ).save_pretrained(folder)
+from persyn_hf.publishing.personalize import personalize
+from tests.hub_server import Hub
+from tests.publishing.client import start_client
+from tests.publishing.routers import TinyRouter
 
 
 @pytest.fixture
@@ -65,6 +14,17 @@ def router():
 
 @pytest.fixture
 def answers():
+    rows = [
+        ("1", "one?", "terse", "One.", "stop", 4, 2, None),
+        ("2", "two?", "wordy", "Two, that is.", "stop", 4, 5, None),
+        ("3", "three?", "wordy", "Three and", "length", 4, 3, None),
+        ("4", "four?", "terse", None, None, None, None, "refused"),
+        ("5", "five?", "terse", "  ", "stop", 4, 1, None),
+    ]
+    return make_answers(rows)
+
+
+def make_answers(rows):
     features = Features(
         {
             "prompt_id": Value("string"), "prompt": Value("string"), "route": Value("string"),
@@ -73,13 +33,6 @@ def answers():
             "error": Value("string"),
         }
     )  # fmt: skip
-    rows = [
-        ("1", "one?", "terse", "One.", "stop", 4, 2, None),
-        ("2", "two?", "wordy", "Two, that is.", "stop", 4, 5, None),
-        ("3", "three?", "wordy", "Three and", "length", 4, 3, None),
-        ("4", "four?", "terse", None, None, None, None, "refused"),
-        ("5", "five?", "terse", "  ", "stop", 4, 1, None),
-    ]
     return Dataset.from_list(
         [
             {
@@ -90,3 +43,47 @@ def answers():
         ],
         features=features,
     )  # fmt: skip
+
+
+def make_data(*texts, teacher="terse"):
+    """A personalised table with one row per text."""
+    return personalize(
+        make_answers([(str(n), f"prompt {n}", teacher, text, "stop", 1, 2, None) for n, text in enumerate(texts)])
+    )
+
+
+@pytest.fixture(scope="session")
+def server():
+    with Hub() as running:
+        yield running
+
+
+@pytest.fixture
+def hub(server):
+    server.reset()
+    return server
+
+
+@pytest.fixture(scope="session")
+def lfs_client(server, tmp_path_factory):
+    with start_client(server, tmp_path_factory.mktemp("lfs-home"), xet=False) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def xet_client(server, tmp_path_factory):
+    with start_client(server, tmp_path_factory.mktemp("xet-home"), xet=True) as running:
+        yield running
+
+
+@pytest.fixture
+def client(lfs_client):
+    """Calls a function of `client.py` in a process that knows only this Hub; its errors are raised here."""
+    return lambda function, *args, **options: lfs_client.submit(function, *args, **options).result(120)
+
+
+@pytest.fixture(params=["lfs", "xet"])
+def either(request):
+    """As `client`, once over LFS and once over Xet."""
+    executor = request.getfixturevalue(f"{request.param}_client")
+    return lambda function, *args, **options: executor.submit(function, *args, **options).result(120)

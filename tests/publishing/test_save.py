@@ -1,18 +1,26 @@
+"""What is written into folders: the table, the shards, the facts."""
+
 import json
 import re
-import subprocess
-import sys
 
+import numpy as np
 import pytest
 import yaml
-from datasets import Dataset, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
+from persyn_hf import load_personalized
 from persyn_hf.errors import DataError, MissingColumnError, PublishError
 from persyn_hf.publishing import cards
+from persyn_hf.publishing.contents import read_facts
+from persyn_hf.publishing.costs import run_costs
 from persyn_hf.publishing.hub import save_personalized
+from persyn_hf.publishing.leaks import find_in_tables, find_in_text
+from persyn_hf.publishing.licenses import license_warnings
 from persyn_hf.publishing.personalize import Kept, count_kept, personalize
-from persyn_hf.publishing.plots import plot_run
-from persyn_hf.publishing.provenance import Provenance, TeacherShare
+from persyn_hf.publishing.provenance import Provenance, TeacherShare, gather
+from persyn_hf.publishing.shards import digest, plan_shards
+from tests.publishing.conftest import make_answers, make_data
+from tests.publishing.routers import PERSYN
 
 
 def test_personalize_keeps_only_whole_answers(answers):
@@ -42,19 +50,36 @@ def test_nothing_left_is_an_error(answers):
         personalize(Dataset.from_dict({"prompt": ["x"]}))
 
 
-def _code(card):
-    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+def test_an_empty_prompt_is_an_error():
+    with pytest.raises(DataError, match="A prompt is empty"):
+        personalize(make_answers([("1", " \u2003", "terse", "One.", "stop", 4, 2, None)]))
 
 
-def test_the_folder_loads_and_its_snippets_run_without_us(answers, router, tmp_path):
+def test_the_folder_loads_and_the_snippets_of_its_cards_run(answers, router, tmp_path, capsys):
     save_personalized(answers, tmp_path / "run", router=router, license="mit", language=("en",))
     data = load_dataset(str(tmp_path / "run" / "dataset"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(data) == 2 and data[1]["completion"] == [{"role": "assistant", "content": "Two, that is."}]
-    card = (tmp_path / "run/dataset/README.md").read_text()
-    snippet = _code(card)[0] + "\nimport sys; assert 'persyn_hf' not in sys.modules\n"
-    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Two" not in done.stderr and "One." in done.stdout and "terse" in done.stdout
+    for kind in ("dataset", "router"):
+        for snippet in re.findall(r"```python\n(.*?)```", (tmp_path / f"run/{kind}/README.md").read_text(), re.DOTALL):
+            exec(snippet, {})
+    printed = capsys.readouterr().out
+    assert "One." in printed and printed.count("'label': 'terse'") == 2
+    assert re.search(r"\['(terse|wordy)', '(terse|wordy)'\]", printed)
+
+
+def test_a_folder_gives_everything_back(answers, router, tmp_path):
+    run = {"generations": 60, "generations_all": 120, "prompts_source": "org/prompts"}
+    save_personalized(answers, tmp_path / "run", router=router, run=run)
+    loaded = load_personalized(tmp_path / "run", cache_dir=tmp_path / "cache")
+    assert loaded.dataset.to_list() == personalize(answers).to_list()
+    assert loaded.dataset.features == personalize(answers).features
+    assert loaded.router.metadata == PERSYN and loaded.revision is None
+    facts = gather({"train": personalize(answers)}, PERSYN, **run, dropped=loaded.provenance.dropped,
+                   router_repo_id=str(tmp_path / "run/router"))  # fmt: skip
+    assert loaded.provenance == facts
+    assert loaded.provenance.saved == 2.0 and loaded.provenance.student == "org/student"
+    with pytest.raises(PublishError, match="one of the configurations"):
+        load_personalized(tmp_path / "run", "student-b")
 
 
 def test_two_runs_do_not_share_a_cache(answers, tmp_path):
@@ -68,36 +93,6 @@ def test_two_runs_do_not_share_a_cache(answers, tmp_path):
     assert loaded == [["terse"], ["wordy"]]
 
 
-def test_card_metadata_and_facts(answers, router, tmp_path):
-    run = {"generations": 60, "generations_all": 120, "prompts_source": "org/prompts"}
-    save_personalized(answers, tmp_path, router=router, license="mit", language=("en",), run=run)
-    _, metadata, body = (tmp_path / "dataset/README.md").read_text().split("---\n", 2)
-    facts = yaml.safe_load(metadata)
-    assert facts["license"] == "mit" and facts["size_categories"] == ["n<1K"] and "persyn" in facts["tags"]
-    assert "| terse | org/small | 1 | 50.0% | 2 |" in body
-    assert "1 answer is left out: cut by max" in body and "2.0 times as many" in body
-    assert "| this router | 0.550 | 0.450 to 0.650 |" in body
-    _, metadata, _ = (tmp_path / "router/README.md").read_text().split("---\n", 2)
-    facts = yaml.safe_load(metadata)
-    assert facts["pipeline_tag"] == "text-classification" and facts["library_name"] == "transformers"
-    assert facts["base_model"] == "org/backbone"
-    assert json.loads((tmp_path / "router/config.json").read_text())["persyn"]["student"] == "org/student"
-
-
-@pytest.mark.parametrize(
-    "name", ["</details>", "---", "{{ 7 * 7 }}", "<script>", "\u202egnp.exe", "a\x00b", "x" * 10000, "$a$ | b"]
-)
-def test_hostile_names_stay_text(name, tmp_path):
-    provenance = Provenance(teachers=[TeacherShare(name=name, rows=3, share=1.0, completion_tokens=9)], rows=3)
-    card = cards.dataset_card(provenance, location="me/data", router_location=None, data_files="data/*")
-    body = card.split("---\n", 2)[2]
-    assert "</details>" not in body and "<script>" not in body and "49" not in body and "\u202e" not in body
-    assert not any(line.strip() == "---" for line in body.splitlines())
-    assert len(card) < 10_000
-    plot_run(provenance, tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_a_failed_save_leaves_the_old_folder(answers, router, tmp_path, monkeypatch):
     save_personalized(answers, tmp_path, router=router)
     before = (tmp_path / "dataset/README.md").read_text()
@@ -105,14 +100,141 @@ def test_a_failed_save_leaves_the_old_folder(answers, router, tmp_path, monkeypa
     def broken(*_, **__):
         raise PublishError("no card")
 
-    monkeypatch.setattr(cards, "dataset_card", broken)
+    monkeypatch.setattr(cards, "dataset_body", broken)
     with pytest.raises(PublishError):
         save_personalized(answers, tmp_path, router=router, license="mit")
     assert (tmp_path / "dataset/README.md").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "router"]
 
 
-def test_size_categories():
-    assert [cards.size_category(n) for n in (1, 999, 1000, 5 * 10**6, 10**8)] == [
-        "n<1K", "n<1K", "1K<n<10K", "1M<n<10M", "10M<n<100M",
+def test_the_digest_is_of_rows_and_features_alone():
+    data = make_data(*(f"text {n}" for n in range(30)))
+    chunked = concatenate_datasets([data.select(range(7)), data.select(range(7, 30))])
+    assert digest(chunked) == digest(data) == digest(data.select(list(range(29, -1, -1))).select(range(29, -1, -1)))
+    assert digest(data.select(range(29))) != digest(data) != digest(data.rename_column("teacher", "who"))
+
+
+def test_shards_are_cut_by_size_and_hold_every_row(tmp_path):
+    data = make_data(*(f"text {n}" for n in range(100)))
+    shards = plan_shards({"train": data}, shard_bytes=data._estimate_nbytes() // 4)["train"]
+    written = shards.write(tmp_path)
+    assert len(shards.paths) == 5 and list(written) == list(shards.paths)
+    assert all(path.startswith("data/train-0000") and "-of-00005-" in path for path in shards.paths)
+    again = [row for path in shards.paths for row in Dataset.from_parquet(str(tmp_path / path)).to_list()]
+    assert again == data.to_list()
+    assert len(plan_shards({"train": data.select([0])}, shard_bytes=1)["train"].paths) == 1
+
+
+def test_splits_need_names_rows_and_the_same_features(answers, tmp_path):
+    whole = personalize(answers)
+    save_personalized(DatasetDict(train=whole, test=whole.select([0])), tmp_path)
+    loaded = load_dataset(str(tmp_path / "dataset"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 2, "test": 1}
+    for data, message in [
+        (DatasetDict(train=whole, test=whole.remove_columns("prompt_id")), "the same features"),
+        (DatasetDict({"a-b": whole}), "A split's name"),
+        (DatasetDict(train=whole.select([])), "has no rows"),
+        (DatasetDict(), "has no split"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            save_personalized(data, tmp_path / "wrong")
+
+
+def test_facts_of_a_later_version_or_damaged_ones_are_refused():
+    with pytest.raises(PublishError, match="upgrade"):
+        read_facts('{"format": 2, "configs": {}}', "facts")
+    for text in ("{", "[]", '{"format": 1}', '{"format": 1, "configs": {"default": {}}}'):
+        with pytest.raises(PublishError):
+            read_facts(text, "facts")
+
+
+def test_what_a_run_cost(answers):
+    prices = {"terse": (1.0, 10.0), "wordy": (2.0, 20.0)}
+    data = personalize(answers)
+    shares = gather({"train": data}, PERSYN, prices=prices).teachers
+    assert [share.cost for share in shares] == pytest.approx([24e-6, 108e-6])
+    paid, everything = run_costs((answers, answers.select([0])), prices, 10)
+    # one and five cost 24 and 14 millionths of a dollar, two and three 108 and 68; the refused one nothing
+    assert paid == pytest.approx(214e-6)
+    assert everything == pytest.approx(10 * (19e-6 + 88e-6))
+    assert run_costs((answers,), {}, 10) == (None, None)
+
+
+def test_strengths_are_linear_in_the_reward():
+    scored = Dataset.from_dict(
+        {
+            "prompt_id": ["a", "a", "b", "b", "c"], "teacher": ["t", "u", "t", "u", "t"],
+            "quality": [0.0, 1.0, 4.0, 2.0, None], "learnability": [-1.0, -3.0, -2.0, -2.5, -1.0],
+            "reward": [0.4, 0.6, 1.0, 0.0, None],
+        }
+    )  # fmt: skip
+    block = {"teachers": [{"name": "t"}, {"name": "u"}], "reward": {"alpha": 0.4, "normalization": "minmax"}}
+    shares = gather({"train": make_data("x", teacher="t")}, block, scored=scored).teachers
+    first, second = (share.strength for share in shares)
+    assert (first.answers, first.quality, first.learnability) == (2, 2.0, -1.5)
+    assert (first.normalized_quality, first.normalized_learnability) == (0.5, 1.0)
+    for strength in (first, second):
+        mixed = 0.6 * strength.normalized_quality + 0.4 * strength.normalized_learnability
+        assert strength.reward == pytest.approx(mixed)
+    rsr = scored.add_column("learnability_metric", ["rsr"] * 5)
+    flipped = gather({"train": make_data("x", teacher="t")}, block, scored=rsr).teachers[0].strength
+    assert flipped.normalized_learnability == 0.0
+
+
+def test_card_metadata_and_facts(answers, router, tmp_path):
+    run = {"generations": 60, "generations_all": 120, "cost": 0.5, "cost_all": 12.0, "prompts_source": "org/prompts"}
+    save_personalized(answers, tmp_path, router=router, license="mit", language=("en",), run=run)
+    _, metadata, body = (tmp_path / "dataset/README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(metadata)
+    assert facts["license"] == "mit" and facts["size_categories"] == ["n<1K"] and "persyn" in facts["tags"]
+    assert facts["task_categories"] == ["text-generation"] and facts["language"] == ["en"]
+    assert facts["dataset_info"]["splits"][0]["num_examples"] == 2
+    link = f"[org/small](https://huggingface.co/org/small/tree/{'b' * 40})"
+    assert f"| terse | {link} | bbbbbbbbbbbb | apache-2.0 | 1 | 50.0% | 2 | – |" in body
+    assert "- 1 answer: cut by max" in body and "2.0 times as many" in body
+    assert "They cost \\$0.5; all of them would have cost about \\$12.00" in body
+    assert "| this router | 0.550 | 0.450 to 0.650 |" in body
+    _, metadata, body = (tmp_path / "router/README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(metadata)
+    assert facts["pipeline_tag"] == "text-classification" and facts["library_name"] == "transformers"
+    assert facts["base_model"] == "org/backbone"
+    (result,) = facts["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [0.55, 0.5, 0.4, 0.8, 0.17]
+    assert result["dataset"]["type"] == "org/prompts"
+    assert json.loads((tmp_path / "router/config.json").read_text())["persyn"]["student"] == "org/student"
+
+
+def test_leaks_are_found_at_any_depth_and_only_leaks():
+    data = make_data("risky sk-business and hf_short", *["x" * 500] * 3, "key: AKIA" + "Q7" * 8)
+    (leak,) = find_in_tables({"train": data})
+    assert leak.where == "split train, row 4 (prompt 4), column completion" and leak.kind == "an AWS access key"
+    many = make_data(*["sk-" + "a1" * 12] * 30)
+    assert len(find_in_tables({"train": many}, limit=5)) == 5
+    assert [leak.kind for leak in find_in_text("-----BEGIN RSA PRIVATE KEY-----\n ghp_" + "a" * 36, "f")] == [
+        "a GitHub token", "a private key",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, words",
+    [
+        ("cc-by-nc-4.0", "mit", "forbids commercial use; the dataset's is mit"),
+        ("cc-by-nc-4.0", "cc-by-nc-4.0", None),
+        ("cc-by-nd-4.0", "mit", "forbids sharing what is derived"),
+        ("cc-by-sa-4.0", None, "asks for the same licence on what is derived; the dataset's is not given"),
+        ("Llama3.1", "mit", "carry “Llama” in their name"),
+        ("apache-2.0", "mit", None),
+        (None, "mit", None),
+    ],
+)
+def test_licences_that_do_not_go_together(theirs, ours, words):
+    teacher = TeacherShare(name="t", rows=1, share=1.0, completion_tokens=1, license=theirs)
+    sentences = license_warnings(ours, [teacher, TeacherShare("idle", 0, 0.0, 0, license="llama3")])
+    assert sentences == [] if words is None else words in sentences[0] and len(sentences) == 1
+
+
+def test_provenance_survives_json():
+    shares = [TeacherShare("t", 1, 1.0, 2, sampling={"stop": ["x"]})]
+    provenance = Provenance(shares, 1, {"train": 1}, PERSYN, cost=float(np.float64(1.5)))
+    again = Provenance.from_dict(json.loads(json.dumps(provenance.to_dict() | {"of_a_later_version": 1})))
+    assert again == provenance

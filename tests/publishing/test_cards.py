@@ -1,0 +1,213 @@
+"""Cards and pictures: escaping, merging, what the student's card says."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from persyn_hf.errors import PublishError
+from persyn_hf.publishing import cards
+from persyn_hf.publishing.figures import Figures, describe_figures
+from persyn_hf.publishing.markdown import escape, repository_link
+from persyn_hf.publishing.merge import join_card, merge_body, split_card
+from persyn_hf.publishing.metadata import merge_metadata, size_category
+from persyn_hf.publishing.provenance import Provenance, TeacherShare
+from persyn_hf.publishing.strengths import Strength
+from tests.publishing.routers import PERSYN
+
+HOSTILE = [
+    "</details>", "---", "{{ 7 * 7 }}{% raw %}", "<script>alert(1)</script>", "\u202egnp.exe", "a\x00b\x1b[31m",
+    "x" * 10_000, "$a$ | b", "| a | b |\n|---|---|", "```\n# head", "<!-- persyn:end run default -->",
+    "[x](javascript:alert(1))", "![](http://evil)", "שלום\u2067", "]](", "`", "\n\n## Section\n", "&lt;", "--><b>",
+]  # fmt: skip
+
+
+def provenance_of(name):
+    strength = Strength(3, 0.5, -1.0, 0.5, 0.5, 0.5)
+    teacher = TeacherShare(
+        name=name, rows=3, share=1.0, completion_tokens=9, model=name, revision=name, license=name, family=name,
+        system_prompt=name, sampling={"stop": [name], name: 1}, strength=strength,
+    )  # fmt: skip
+    block = PERSYN | {
+        "student": name, "backbone": name, "quality": name, "fallback": name, "objective": name,
+        "prompts": {"source": name, "revision": name},
+        "held_out": PERSYN["held_out"] | {"reason": name},
+    }  # fmt: skip
+    return Provenance(
+        [teacher], 3, {"train": 3}, block, dropped={name: 2}, prompts_source=name, prompts_revision=name,
+        generations=3, generations_all=9,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_stays_text(name):
+    provenance = provenance_of(name)
+    figures = {key: cards.Figure(f"figures/{key}.png", alt) for key, alt in describe_figures(provenance).items()}
+    bodies = [
+        cards.dataset_body([cards.Run("default", provenance, figures)], location="me/data", warnings=[name]),
+        cards.router_body(provenance, location="me/router", dataset_location="me/data", figures=figures),
+        cards.student_card(
+            {"student": name, "settings": {name: name}, "versions": {name: name}, "steps": 3}, location="me/student",
+            results=[{"task": name, "metric": name, "value": 0.5, "baseline": name}], limits=[name],
+        ),
+    ]  # fmt: skip
+    calm = provenance_of("plain")
+    plain = [
+        cards.dataset_body([cards.Run("default", calm, figures)], location="me/data", warnings=["w"]),
+        cards.router_body(calm, location="me/router", dataset_location="me/data", figures=figures),
+        cards.student_card(
+            {"student": "s", "settings": {"a": "b"}, "versions": {"a": "b"}, "steps": 3}, location="me/student",
+            results=[{"task": "t", "metric": "m", "value": 0.5, "baseline": "b"}], limits=["l"],
+        ),
+    ]  # fmt: skip
+    for body, harmless in zip(bodies, plain, strict=True):
+        text = split_card(body)[1]
+        assert not re.search(r"</?(details|script|b)\b", text) and "49" not in text
+        assert not set(text) & set("\x00\x1b\u202e\u2067")
+        # The shape of the page is that of a card of harmless names: headings, rules, fences, tables, markers.
+        for shape in (r"^#+ ", r"^-{3,}", r"^```", r"^\|", r"<!-- persyn:", r"(?<!\\)!\[", r"(?<!\\)\]\("):
+            expected = re.findall(shape, split_card(harmless)[1], re.MULTILINE)
+            found = re.findall(shape, text, re.MULTILINE)
+            assert len(found) == len(expected), (shape, name[:30])
+        assert len(text) < 14_000
+        assert merge_body(text, split_card(harmless)[1]).strip() == split_card(harmless)[1].strip()
+    for png in Figures(provenance).drawn.values():
+        assert Image.open(io.BytesIO(png)).format == "PNG"
+
+
+def test_escape_leaves_words_alone():
+    assert escape("Qwen2.5-1.5B Instruct, temperature 0.7") == "Qwen2.5-1.5B Instruct, temperature 0.7"
+    assert escape(3) == "3" and escape("a\tb \n c") == "a b c"
+    assert escape("المعلم") == "\u2068المعلم\u2069"
+    assert repository_link("org/model", "v1") == "[org/model](https://huggingface.co/org/model/tree/v1)"
+    assert repository_link("./local model") == "./local model"
+
+
+def test_size_categories():
+    assert [size_category(n) for n in (1, 999, 1000, 5 * 10**6, 10**8)] == [
+        "n<1K", "n<1K", "1K<n<10K", "1M<n<10M", "100M<n<1B",
+    ]  # fmt: skip
+
+
+def part(name, text):
+    return f"<!-- persyn:begin {name} -->\n{text}\n<!-- persyn:end {name} -->"
+
+
+def test_only_generated_parts_are_rewritten():
+    old = f"# Mine\n\nintro\n\n{part('a', 'old a')}\n\nbetween\n\n{part('b', 'old b')}\n\noutro\n"
+    new = f"# Theirs\n\n{part('a', 'new a')}\n\n{part('b', 'new b')}\n"
+    merged = f"# Mine\n\nintro\n\n{part('a', 'new a')}\n\nbetween\n\n{part('b', 'new b')}\n\noutro\n"
+    assert merge_body(old, new) == merged
+    assert merge_body(merged, new) == merged
+
+
+def test_parts_that_are_gone_come_back_in_their_place():
+    new = "\n\n".join(part(name, f"new {name}") for name in "abcd")
+    old = f"top\n\n{part('b', 'old')}\n\nmiddle\n\n{part('d', 'old')}\n\nend"
+    assert merge_body(old, new) == "\n\n".join(
+        ["top", part("a", "new a"), part("b", "new b"), part("c", "new c"), "middle", part("d", "new d"), "end"]
+    )
+    assert merge_body("hand-written\n", "# Title\n\n" + new) == f"hand-written\n\n{new}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<!-- persyn:begin a -->\ntext",
+        "text\n<!-- persyn:end a -->",
+        "<!-- persyn:begin a -->\n<!-- persyn:begin b -->\n<!-- persyn:end b -->\n<!-- persyn:end a -->",
+        f"{part('a', '1')}\n{part('a', '2')}",
+    ],
+)
+def test_damaged_markers_are_an_error(body):
+    with pytest.raises(PublishError, match=r"has lost its partner or stands twice.*nothing was sent"):
+        merge_body(body, part("a", "x"))
+
+
+def test_metadata_is_merged_key_by_key():
+    old = {
+        "license": "mit", "tags": ["mine", "persyn"], "size_categories": ["1M<n<10M"], "pretty_name": "Ours",
+        "language": "de", "base_model": "org/old", "model-index": [{"name": "theirs"}, {"name": "router", "old": 1}],
+    }  # fmt: skip
+    new = {
+        "license": "apache-2.0", "tags": ["persyn", "trl"], "size_categories": ["n<1K"], "language": ["en"],
+        "base_model": "org/new", "model-index": [{"name": "router", "results": []}],
+    }  # fmt: skip
+    merged = merge_metadata(old, new)
+    assert merged == {
+        "license": "mit", "tags": ["persyn", "trl", "mine"], "size_categories": ["n<1K"], "pretty_name": "Ours",
+        "language": ["en", "de"], "base_model": "org/new",
+        "model-index": [{"name": "router", "results": []}, {"name": "theirs"}],
+    }  # fmt: skip
+    assert list(merged)[:4] == ["license", "tags", "size_categories", "pretty_name"]
+    assert merge_metadata(old, new, frozenset({"license"}))["license"] == "apache-2.0"
+    assert merge_metadata(merged, new) == merged
+
+
+def test_a_card_is_taken_apart_and_joined():
+    for text in ("---\r\nlicense: mit\r\n---\r\n# T\r\n", "\ufeff---\nlicense: mit\n---\n# T\n"):
+        head, body = split_card(text)
+        assert head == {"license": "mit"} and body.strip() == "# T"
+    assert split_card("# no metadata\n") == ({}, "# no metadata\n")
+    assert split_card("---\n---\n# T") == ({}, "# T")
+    assert split_card(join_card({"a": "ü: ---"}, "body")) == ({"a": "ü: ---"}, "\nbody\n")
+
+
+def test_the_students_card_and_its_snippet(tiny_lm, capsys):
+    report = {
+        "student": "org/student", "student_revision": "c" * 40, "seed": 3, "steps": 12, "loss": 1.25,
+        "counts": {"rows": 480, "learnt_tokens": 9000}, "settings": {"learning_rate": 2e-5, "max_steps": None},
+        "versions": {"trl": "1.16.0"},
+    }  # fmt: skip
+    results = [
+        {"task": "gsm8k", "metric": "exact match", "value": 0.314, "low": 0.3, "high": 0.33, "baseline": "0.28"}
+    ]
+    card = cards.student_card(
+        report, location=str(tiny_lm), dataset_location="me/data", dataset_revision="v1.0", license="mit",
+        language=("en",), results=results,
+    )  # fmt: skip
+    head, body = split_card(card)
+    assert head == {
+        "license": "mit", "language": ["en"], "library_name": "transformers", "pipeline_tag": "text-generation",
+        "base_model": "org/student", "datasets": ["me/data"], "tags": ["persyn", "distillation", "trl", "sft"],
+    }  # fmt: skip
+    assert "| gsm8k | exact match | 0.314 | 0.300 to 0.330 | 0.28 |" in body
+    assert "| training rows | 480 |" in body and "| learning\\_rate | 2e-05 |" in body and "max\\_steps" not in body
+    assert "[me/data](https://huggingface.co/datasets/me/data/tree/v1.0) at v1.0" in body
+    exec(re.search(r"```python\n(.*?)```", body, re.DOTALL).group(1), {})
+    assert len(capsys.readouterr().out) > 1
+
+
+def test_the_same_numbers_give_the_same_picture():
+    provenance = provenance_of("teacher")
+    first, again = Figures(provenance).drawn, Figures(provenance).drawn
+    assert first == again and set(first) == {"allocation", "teachers", "reward"}
+    assert set(Figures(Provenance([], 0)).drawn) == {"allocation"}
+
+
+def test_pictures_read_on_white_and_on_black():
+    """The ink stands out from both grounds: at least 3 to 1, as WCAG asks of graphics."""
+    for name, png in Figures(provenance_of("teacher")).drawn.items():
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), dtype=float) / 255
+        assert pixels[0, 0, 3] == 0, name  # the ground is transparent
+        inked = pixels[pixels[..., 3] > 0.99][:, :3]
+        linear = np.where(inked <= 0.04045, inked / 12.92, ((inked + 0.055) / 1.055) ** 2.4)
+        luminance = linear @ [0.2126, 0.7152, 0.0722]
+        assert np.quantile(1.05 / (luminance + 0.05), 0.05) >= 2.2, name
+        assert np.quantile((luminance + 0.05) / 0.05, 0.05) >= 3, name
+
+
+def test_the_alt_text_says_what_is_seen():
+    alts = describe_figures(provenance_of("teacher"))
+    assert alts == {
+        "allocation": "Training rows per teacher: teacher 100%",
+        "teachers": "Mean quality and learnability per teacher, normalised within the prompt: teacher 0.50 and 0.50",
+        "reward": "Mean held-out reward: random 0.400, best single 0.500, router 0.550, oracle 0.800",
+    }
+
+
+def test_templates_are_all_used():
+    rendered = {"dataset_card", "router_card", "student_card", "results", "method", "cite"}
+    assert {path.name.split(".")[0] for path in cards.template_folder().iterdir()} == rendered
