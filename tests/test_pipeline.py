@@ -96,7 +96,7 @@ def _tables_of(settings, name):
 @pytest.mark.filterwarnings("ignore")
 def test_a_teacher_that_always_fails_is_counted_and_the_run_goes_on(settings):
     settings["teachers"].append(
-        {"name": "dead", "model": "org/dead", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5}
+        {"name": "dead", "model": "org/dead", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5, "preflight": False}
     )
     result = _run(settings)
     line = result.report.teachers[-1]
@@ -130,7 +130,8 @@ def test_a_pretrained_router_needs_no_probe(settings, tmp_path):
 
 def test_only_dead_teachers_is_an_error_that_says_where_to_look(settings):
     settings["teachers"] = [
-        {"name": name, "model": "org/dead", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5} for name in ("a", "b")
+        {"name": name, "model": "org/dead", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5, "preflight": False}
+        for name in ("a", "b")
     ]
     with pytest.raises(DataError, match="at least two teachers"):
         _run(settings)

@@ -57,8 +57,8 @@ async def preflight(
     problems = [f"teacher `{result.teacher.name}`: {problem}" for result in results for problem in result.problems]
     if problems:
         raise ConfigError(
-            "Nothing has been asked, since "
-            + ("\n  " if len(problems) > 1 else "").join(["", *problems])
+            "Nothing has been asked:\n  "
+            + "\n  ".join(problems)
             + "\nMend the configuration, or set `preflight: false` to go on without these checks."
         )
     for result, (_, prompts) in zip(results, checked, strict=True):
