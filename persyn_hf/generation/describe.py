@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0
 _FIRST_DELAY, _LAST_DELAY = 0.1, 2.0
 _COMMIT_LENGTH = 40
+#: Statuses that say something of the endpoint, and not of the page that was asked for.
+_ANSWERS = frozenset({401, 402, 403, 408, 425, 429, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ async def _get(session: httpx2.AsyncClient, endpoint: Endpoint, path: str) -> An
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
         raise transport_error(endpoint, error) from None
     status = response.status_code
-    if status in (400, 404, 405, 410, 422, 501):
-        return None
+    if status >= 400 and status not in _ANSWERS:
+        return None  # no such page; `transformers serve` has one that fails with 500 without a network
     if not response.is_success:
         raise status_error(endpoint, status, response.text, response.headers)
     try:

@@ -70,7 +70,9 @@ def test_a_model_that_is_served_passes(listed, model):
     assert (server.checks, server.paid) == (1, 1)
 
 
-@pytest.mark.parametrize("listed", [404, 405, 501, models(), {"data": None}, [], "x", {"object": "list", "data": [3]}])
+@pytest.mark.parametrize(
+    "listed", [404, 405, 500, 501, models(), {"data": None}, [], "x", {"object": "list", "data": [3]}]
+)
 def test_a_server_that_lists_no_models_is_taken_at_its_word_with_a_note(listed, caplog):
     caplog.set_level(logging.INFO, logger="persyn_hf")
     server = ChatServer(listed)
