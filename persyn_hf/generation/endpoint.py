@@ -42,8 +42,9 @@ class Endpoint:
 
     @property
     def root(self) -> str:
-        """The address without the `/v1` or `/v1/chat/completions` that some write."""
-        return self.address.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1")
+        """The address without the route that some write: `/v1`, `/v1/chat/completions`, `/generate`."""
+        bare = self.address.rstrip("/").removesuffix("/generate")
+        return bare.removesuffix("/chat/completions").removesuffix("/v1")
 
     def url(self, path: str) -> str:
         """The address of a route, such as `/v1/chat/completions` or `/info`."""

@@ -23,11 +23,12 @@ PROMPT = "<|system|> Be brief. <|end|>\n<|user|> Hi <|end|>\n<|assistant|> "
 FAST = RetryPolicy(base_delay=0.005, max_delay=0.05, down_after=1.0, down_after_unseen=0.3)
 
 
-def ask(server, model, sampling=None, messages=MESSAGES, api="tgi", **settings):
+def ask(server, model, sampling=None, messages=MESSAGES, api="tgi", ending="", **settings):
     request = Request("p", messages, sampling or Sampling(temperature=0.5, max_tokens=9, stop=("x",)), 7)
 
     async def main():
-        client = endpoint_client(Teacher(name="t", model=model, endpoint=url, api=api, **settings), url)
+        teacher = Teacher(name="t", model=model, endpoint=url + ending, api=api, **settings)
+        client = endpoint_client(teacher, teacher.endpoints[0])
         try:
             return await client.complete(request)
         finally:
@@ -60,6 +61,12 @@ def test_sends_the_rendered_prompt_and_what_is_configured(model):
     assert completion == Completion(f"[{PROMPT}] seed=7", "stop", len(tokens(model, PROMPT)), 5, None, "tokenizer")
     assert server.violations == []
     assert server.checked == 2
+
+
+@pytest.mark.parametrize("ending", ["/", "/generate", "/generate/"])
+def test_the_base_url_may_be_written_in_every_usual_way(model, ending):
+    server = Tgi()
+    assert ask(server, model, ending=ending).text.startswith("[")
 
 
 def tokens(model, text):
