@@ -6,17 +6,21 @@ The background is transparent and the ink a middle grey, so that they read on wh
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from persyn_hf.publishing.markdown import fixed, plain
 from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
-INK, FAINT, BAR, ACCENT = "#7d8590", "#7d859055", "#9aa3ad", "#2f81f7"
+INK, FAINT, BAR, ACCENT = "#727a84", "#727a8455", "#727a8480", "#2f81f7"
 WIDTH, DPI = 8.0, 144
+_SQUARE = 5.6
+_Box = tuple[float, float, float, float]
 #: Baselines in the order they are drawn: the key of the held-out table, and its label.
 POLICIES = (("random", "random"), ("best_single", "best single"), ("router", "router"), ("oracle", "oracle"))
 
@@ -62,10 +66,10 @@ def _allocation(provenance: Provenance) -> bytes:
     figure, axis = _canvas(0.9 + 0.34 * len(teachers))
     positions = range(len(teachers))
     bars = axis.barh(positions, [teacher.rows for teacher in teachers], color=ACCENT, height=0.66)
-    labels = [f"{teacher.rows:,} · {teacher.share:.0%}" for teacher in teachers]
+    labels = [f"{teacher.rows:,} · {_percent(teacher.share)}" for teacher in teachers]
     axis.bar_label(bars, labels, padding=5, color=INK)
-    axis.set_yticks(positions, [_short(teacher.name) for teacher in teachers])
-    axis.margins(x=0.16)
+    axis.set_yticks(positions, _labels(teachers))
+    axis.margins(x=0.22)
     axis.set_xticks([])
     axis.invert_yaxis()
     _style(axis, "Training rows per teacher", sides=("left",))
@@ -78,7 +82,7 @@ def _teachers(provenance: Provenance) -> bytes:
     points = np.array(
         [[t.strength.normalized_quality, t.strength.normalized_learnability] for t in known if t.strength]
     )
-    figure, axis = _canvas(5.6)
+    figure, axis = _canvas(_SQUARE)
     low, high = points.min(axis=0), points.max(axis=0)
     margin = np.maximum(0.18 * (high - low), 0.02)
     (left, bottom), (right, top) = low - margin, high + margin
@@ -90,28 +94,58 @@ def _teachers(provenance: Provenance) -> bytes:
     axis.scatter(
         points[:, 0], points[:, 1], s=sizes, color=ACCENT, alpha=0.75, edgecolors=INK, linewidths=0.8, zorder=3
     )
-    _label_points(axis, points, known, sizes)
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, top)
+    names = dict(zip((t.name for t in provenance.teachers), _labels(provenance.teachers), strict=True))
+    _label_points(axis, points, [names[teacher.name] for teacher in known], sizes)
     axis.set_xlabel("mean quality, normalised within the prompt", color=INK)
     axis.set_ylabel("mean learnability, normalised within the prompt", color=INK)
     _style(axis, f"Teachers on the probe; lines of equal reward, α = {alpha:g}; area: share of rows")
     return _png(figure)
 
 
-def _label_points(axis: Any, points: Any, teachers: Sequence[TeacherShare], sizes: Sequence[float]) -> None:
-    """Names beside the points, turned to the side where there is room; neighbours alternate above and below."""
-    middle = float(points[:, 0].mean())
-    order = np.argsort(points[:, 1], kind="stable")
-    for rank, index in enumerate(order):
-        x, y = points[index]
-        radius = (sizes[index] / np.pi) ** 0.5 + 3
-        right_of_middle = x > middle
+def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], sizes: Sequence[float]) -> None:
+    """Names beside the points: right, left, above or below, where they cover least of what is there already."""
+    left, right = axis.get_xlim()
+    bottom, top = axis.get_ylim()
+    # Where things are, in points of 1/72 inch; the axes fill about nine tenths of the canvas.
+    scale = np.array([0.9 * 72 * WIDTH / (right - left), 0.85 * 72 * _SQUARE / (top - bottom)])
+    places = (points - np.array([left, bottom])) * scale
+    radii = np.sqrt(np.asarray(sizes) / np.pi) + 3
+    taken = [(x - r, y - r, x + r, y + r) for (x, y), r in zip(places, radii, strict=True)]
+    limit = (right - left) * scale[0]
+    for (x, y), radius, name, point in zip(places, radii, names, points, strict=True):
+        width = 5.4 * len(name)
+        choices = [
+            ("left", radius, 0.0, (x + radius, y - 6, x + radius + width, y + 6)),
+            ("right", -radius, 0.0, (x - radius - width, y - 6, x - radius, y + 6)),
+            ("center", 0.0, radius + 4, (x - width / 2, y + radius - 2, x + width / 2, y + radius + 10)),
+            ("center", 0.0, -radius - 4, (x - width / 2, y - radius - 10, x + width / 2, y - radius + 2)),
+        ]
+        side, across, up, box = min(choices, key=lambda choice: _covered(choice[3], taken, limit))
+        taken.append(box)
         axis.annotate(
-            _short(teachers[index].name), (x, y), (-radius if right_of_middle else radius, 5 if rank % 2 else -5),
-            textcoords="offset points", ha="right" if right_of_middle else "left", va="center", color=INK, fontsize=9,
+            name,
+            point,
+            (across, up),
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            color=INK,
+            fontsize=9,
             zorder=4,
-        )  # fmt: skip
+        )
+
+
+def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
+    """How much of a box is outside or taken, as an area; 0 where it is free."""
+    outside = max(0.0, -box[0]) + max(0.0, box[2] - limit)
+    overlaps = (
+        max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+        * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+        for other in taken
+    )
+    return 100 * outside + sum(overlaps)
 
 
 def _policies(provenance: Provenance) -> list[tuple[str, Any]]:
@@ -136,7 +170,7 @@ def _rewards(provenance: Provenance) -> bytes:
             f"{entry['mean']:.3f}", (end, position), (6, 0), textcoords="offset points", va="center", color=INK
         )
     axis.set_yticks(positions, [label for label, _ in rewards])
-    axis.margins(x=0.14)
+    axis.margins(x=0.18)
     axis.set_xticks([])
     axis.invert_yaxis()
     _style(axis, "Mean reward on held-out prompts, 95% intervals", sides=("left",))
@@ -144,7 +178,7 @@ def _rewards(provenance: Provenance) -> bytes:
 
 
 def _allocation_alt(provenance: Provenance) -> str:
-    parts = [f"{plain(teacher.name, 40)} {teacher.share:.0%}" for teacher in _largest(provenance.teachers)]
+    parts = [f"{plain(teacher.name, 40)} {_percent(teacher.share)}" for teacher in _largest(provenance.teachers)]
     return f"Training rows per teacher: {', '.join(parts)}"
 
 
@@ -172,8 +206,9 @@ def _largest(teachers: Sequence[TeacherShare], count: int = 8) -> list[TeacherSh
 def _canvas(height: float) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
@@ -192,8 +227,28 @@ def _style(axis: Any, title: str, sides: Sequence[str] = ("left", "bottom")) -> 
         spine.set_color(INK)
 
 
+def _percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
+
+
+def _labels(teachers: Sequence[TeacherShare]) -> list[str]:
+    """Names as they can be drawn: at most 24 characters; those that the font lacks are numbered as in the table."""
+    return [
+        _short(teacher.name) if _can_draw(teacher.name) else f"no. {number}"
+        for number, teacher in enumerate(teachers, start=1)
+    ]
+
+
+def _can_draw(name: str) -> bool:
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    left_to_right = not any(unicodedata.bidirectional(character) in ("R", "AL") for character in name)
+    return left_to_right and all(font.get_char_index(ord(c)) for c in name if c.isprintable())
+
+
 def _short(name: str) -> str:
-    """A name as plain text of at most 24 characters; `$` would start mathematics."""
+    """A name as plain text; `$` would start mathematics."""
     text = "".join(character if character.isprintable() else "�" for character in name)
     text = text if len(text) <= 24 else f"{text[:23]}…"
     return text.replace("$", r"\$")

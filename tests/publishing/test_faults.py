@@ -165,9 +165,8 @@ def test_what_a_person_wrote_stays(hub, client):
     edited = card.replace("# me/data\n", "# Our data\n\nWritten by hand. {{ x }}\n")
     edited = edited.replace("license: mit", "license: cc-by-4.0\npretty_name: Ours\nextra_gated_prompt: Be nice")
     edited = edited.replace("- persyn\n", "- persyn\n- mine\n").replace("n<1K", "1M<n<10M")
-    edited = edited.replace(
-        "<!-- persyn:begin limits -->", "A note before the limits.\n\n<!-- persyn:begin limits -->"
-    )
+    limits = "<!-- persyn:begin limits -->"
+    edited = edited.replace(limits, f"A note before the limits.\n\n{limits}")
     edited = edited.replace("Answers are model output", "TAMPERED") + "\nThe end.\n"
     hub.dataset().write(readme=edited)
     client(push, make_data("new", "rows"), router=NEW)
