@@ -210,12 +210,8 @@ def _router(config: RunConfig, folder: RunFolder, scored: Dataset) -> Path:
             backbone,
             student.model,
             output_dir=target,
-            objective=settings.objective,
-            fallback=settings.fallback,
-            folds=settings.folds,
+            **settings.model_dump(exclude={"backbone", "pretrained"}),
             seed=config.seed,
-            max_length=settings.max_length,
-            revision=settings.revision,
             teachers=teachers,
             reward_settings=config.reward.model_dump(),
             metadata={

@@ -1,9 +1,10 @@
-"""`route`: what a router says of prompts."""
+"""`route` and `evaluate`: what a router says of prompts, and how good that is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -35,3 +36,50 @@ def route(
     for name, count in Counter(routed["route"]).most_common():
         typer.echo(f"{count:>8}  {count / len(routed):>4.0%}  {name}")
     typer.echo(f"{output}: {len(routed)} prompts")
+
+
+@app.command()
+def evaluate(
+    router: Annotated[str, typer.Argument(help="A router: Hub repository or local folder.")],
+    scored: Annotated[Path, typer.Argument(help="Scored answers (Parquet) of prompts it was not trained on.")],
+    probe: Annotated[
+        Path | None, typer.Option(help="The scored answers (Parquet) it was trained on: adds kNN to the table.")
+    ] = None,
+    student_family: Annotated[
+        str | None, typer.Option(help="Adds Family-Strong: the strongest teacher of this family.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the router.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of the random policies.")] = 0,
+    json_output: Annotated[Path | None, typer.Option("--json", help="Write every measure to this file.")] = None,
+) -> None:
+    """Judge a router on answers of every teacher, beside all it must beat: gap closed, regret, calibration …"""
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from persyn_hf.cli.app import quiet_libraries
+    from persyn_hf.routing.evaluate import evaluate_router
+    from persyn_hf.routing.router import PersynRouter
+
+    quiet_libraries(quiet=True)
+    loaded = PersynRouter.from_pretrained(router, revision=revision)
+    result = evaluate_router(
+        loaded, _scored_table(scored), None if probe is None else _scored_table(probe),
+        student_family=student_family, seed=seed, show=False,
+    )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 120).print(result, highlight=False)
+    if json_output is not None:
+        json_output.write_text(json.dumps(result.as_dict(), indent=2) + "\n")
+
+
+def _scored_table(path: Path) -> Mapping[str, list[Any]]:
+    """A Parquet file as columns, without a copy in the datasets cache."""
+    import pyarrow.parquet
+
+    from persyn_hf.errors import ConfigError
+
+    try:
+        return cast("Mapping[str, list[Any]]", pyarrow.parquet.read_table(path).to_pydict())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"Cannot read scored answers from {path}: {error}") from error

@@ -54,7 +54,7 @@ def demo_settings(models: str | os.PathLike[str], output_dir: str | os.PathLike[
         "student": {"model": smollm2, "dtype": "bfloat16"},
         "quality": {"verifier": "persyn_hf.demo.prompts:share_met"},
         "reward": {"alpha": 0.4, "normalization": "minmax"},
-        "router": {"backbone": str(folder / MINILM), "objective": "bradley-terry"},
+        "router": {"backbone": str(folder / MINILM), "objective": "regression"},
         "publish": {"license": "apache-2.0", "language": ["en"]},
     }
 

@@ -121,7 +121,8 @@ def pair_scale(scores: Array, rewards: Array) -> float:
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
 
     Returns:
-        `float`: Positive, so the ranking stays as it is.
+        `float`: Positive, so the ranking stays as it is. No pair comes to differ by more than 20: at that distance
+            the probability is 1 for every purpose, and teachers that are added later must still have room.
     """
     difference = scores[:, :, None] - scores[:, None, :]
     with np.errstate(invalid="ignore"):
@@ -131,6 +132,6 @@ def pair_scale(scores: Array, rewards: Array) -> float:
     if spread == 0.0:
         return 1.0
     best = minimize_scalar(
-        lambda log: -float(log_expit(np.exp(log) * gaps / spread).mean()), bounds=(-6.0, 6.0), method="bounded"
+        lambda log: -float(log_expit(np.exp(log) * gaps / spread).mean()), bounds=(-6.0, 3.0), method="bounded"
     )
     return float(np.exp(best.x)) / spread

@@ -100,9 +100,7 @@ def test_tuned_router_is_judged_saved_and_calibrated(tiny_bert: str, scored: Dat
 def test_tuned_router_without_a_gain_gives_the_means(tiny_bert: str) -> None:
     noise = make_scored(60, learnable=False, noise=0.3, seed=3)
     with pytest.warns(UserWarning, match="does not beat"):
-        router = train_router(
-            noise, tiny_bert, "s", tuning="full", folds=2, epochs=1, device="cpu", objective="regression"
-        )
+        router = train_router(noise, tiny_bert, "s", tuning="full", folds=2, epochs=1, device="cpu")
     assert router.fallback == router.teachers[0] == "beta"
     scores = router.scores(ASKED)
     assert np.ptp(scores, axis=0).max() < 1e-3 * np.ptp(scores)
