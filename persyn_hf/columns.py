@@ -23,6 +23,15 @@ FINISH_REASON = "finish_reason"
 PROMPT_TOKENS = "prompt_tokens"
 COMPLETION_TOKENS = "completion_tokens"
 USAGE_SOURCE = "usage_source"
+#: How a row was asked: the teacher's sampling, the row's seed, and the system prompt before the prompt's messages.
+TEMPERATURE = "temperature"
+TOP_P = "top_p"
+MAX_TOKENS = "max_tokens"
+STOP = "stop"
+SEED = "seed"
+SYSTEM_PROMPT = "system_prompt"
+#: The teacher that a row was routed to, where another one answered since that one was down.
+REROUTED_FROM = "rerouted_from"
 ERROR = "error"
 
 QUALITY = "quality"

@@ -14,6 +14,7 @@ PersynError
 ├── LedgerError                       the ledger cannot be read or written
 ├── ScoringError                      a score could not be computed
 ├── RouterError                       a router cannot be trained, loaded or used
+│   ├── AllocationError               no allocation keeps all limits; says which, and by how much
 │   ├── RouterCheckpointError         the checkpoint is damaged, or is no router
 │   └── RouterMismatchError           the router was trained for other teachers
 ├── StudentError                      a student cannot be trained or judged
@@ -25,6 +26,7 @@ PersynError
 from __future__ import annotations
 
 __all__ = [
+    "AllocationError",
     "ConfigError",
     "DataError",
     "DuplicatePromptError",
@@ -71,7 +73,13 @@ class PromptTooLongError(DataError):
 
 
 class TeacherError(PersynError):
-    """One request to a teacher failed."""
+    """One request to a teacher failed.
+
+    Attributes:
+        maybe_charged (`bool`): Whether the server may have made an answer, and charges for it, all the same.
+    """
+
+    maybe_charged: bool = False
 
 
 class RetryableError(TeacherError):
@@ -118,6 +126,10 @@ class ScoringError(PersynError):
 
 class RouterError(PersynError):
     """A router cannot be trained, loaded or used."""
+
+
+class AllocationError(RouterError):
+    """No allocation keeps all limits; the message says which cannot be kept, and by how much."""
 
 
 class RouterCheckpointError(RouterError):

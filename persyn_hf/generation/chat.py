@@ -9,7 +9,7 @@ import httpx2
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.config import Teacher
-from persyn_hf.errors import RetryableError, RowError
+from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
@@ -55,7 +55,11 @@ class ChatClient:
                 response = await session.post(self._url, content=body, headers={"content-type": "application/json"})
             except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
                 raise transport_error(self._endpoint, error) from None
-        completion = self._read(response.content, request)
+        try:
+            completion = self._read(response.content, request)
+        except TeacherError as error:
+            error.maybe_charged = True
+            raise
         return completion if completion.usage_source else await self._tokenizer.counted(request, completion)
 
     async def aclose(self) -> None:

@@ -5,63 +5,52 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
-
-from tqdm.auto import tqdm
+from dataclasses import dataclass
 
 from persyn_hf.config import Teacher
 from persyn_hf.generation.client import Completion, Request, TeacherClient
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.generation.cost import Budget, Purse
+from persyn_hf.generation.describe import EndpointLimits
+from persyn_hf.generation.interrupt import Interrupt
+from persyn_hf.generation.lane import Lane
+from persyn_hf.generation.ledger import Ledger, Origin
 from persyn_hf.generation.limit import AdaptiveLimit
+from persyn_hf.generation.plan import CHUNK, Asked, Plan
 from persyn_hf.generation.preflight import preflight
+from persyn_hf.generation.progress import Tally, say, shown
 from persyn_hf.generation.protocols import endpoint_client
+from persyn_hf.generation.reroute import Exchange
 from persyn_hf.generation.scheduler import Job, RetryPolicy, TeacherPool
-from persyn_hf.generation.tables import CHUNK, Asked, Plan
+from persyn_hf.generation.slots import Slots
 
+_log = logging.getLogger(__name__)
 #: Batches of a local model that are gathered, so that rows of similar length meet.
 _BATCHES_AHEAD = 4
+#: Where an endpoint's limit is known to nobody: the first guess, and what is never exceeded.
+_FIRST_GUESS, _HIGHEST = 16, 1024
+#: Answers that are held back for a common commit, at most: what a killed process asks for again.
+_COMMIT = 3
 
 
-def run_to_end(make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs a coroutine to its end, in a thread of its own where a loop is running already (Jupyter)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(make())
-        return
-    failure: list[BaseException] = []
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
+@dataclass(frozen=True)
+class Options:
+    """How a run goes.
 
-    async def watched() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        running.append((asyncio.get_running_loop(), task))
-        await make()
+    Args:
+        progress (`bool`): Show it, on a terminal.
+        policy (`RetryPolicy`): When to ask again.
+        max_cost (`float`, *optional*): USD that all answers of the ledger may cost.
+    """
 
-    def run() -> None:
-        try:
-            asyncio.run(watched())
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="persyn-generation")
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        for loop, task in running:
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if failure:
-        raise failure[0]
+    progress: bool
+    policy: RetryPolicy
+    max_cost: float | None = None
 
 
-async def ask_all(plan: Plan, ledger: Ledger, progress: bool, policy: RetryPolicy | None) -> None:
+async def ask_all(plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt) -> None:
     """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
 
     Raises:
@@ -71,58 +60,167 @@ async def ask_all(plan: Plan, ledger: Ledger, progress: bool, policy: RetryPolic
     """
     async with AsyncExitStack() as stack:
         clients = _clients(plan)
-        for client in clients:
+        for client in {id(client): client for several in clients for client in several}.values():
             stack.push_async_callback(client.aclose)
-        bars = [
-            _Bar(asked.teacher.name, plan.total(asked), position if progress else None)
-            for position, asked in enumerate(plan.asked)
-        ]
-        for bar in bars:
-            stack.callback(bar.close)
-        work = [_missing(plan.jobs(asked), ledger, bar) for asked, bar in zip(plan.asked, bars, strict=True)]
+        tallies = [Tally(asked.name, len(plan.rows(asked))) for asked in plan.asked]
+        work = [
+            _missing(plan.jobs(asked), ledger, tally) for asked, tally in zip(plan.asked, tallies, strict=True)
+        ]  # fmt: skip
         first = [next(jobs, None) for jobs in work]
-        await preflight(
+        limits = await preflight(
             [
                 (asked.teacher, functools.partial(plan.messages, asked))
                 for asked, job in zip(plan.asked, first, strict=True)
                 if job is not None
             ],
-            patience=(policy or RetryPolicy()).down_after_unseen,
+            patience=options.policy.down_after_unseen,
         )
+        spent = ledger.spent() if options.max_cost is not None else 0.0
+        run = _Run(plan, ledger, options, Budget(options.max_cost, spent))
+        for asked, tally, own in zip(plan.asked, tallies, clients, strict=True):
+            run.add(asked, tally, own, limits, stack)
+        interrupt.attach(run.drain)
+        with shown(tallies, options.progress):
+            try:
+                await run.go(
+                    [itertools.chain([job] if job else [], jobs) for job, jobs in zip(first, work, strict=True)]
+                )
+            finally:
+                run.report(interrupt.pressed > 0)
+
+
+class _Run:
+    """All teachers of one run."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, options: Options, budget: Budget) -> None:
+        self._plan, self._ledger, self._options, self._budget = plan, ledger, options, budget
+        self._kept: list[tuple[str, Completion, Origin]] = []
+        self._tallies: dict[str, Tally] = {}
+        self._pools: dict[str, TeacherPool] = {}
+        rerouting = plan.routed and any(asked.teacher.on_teacher_down == "reroute" for asked in plan.asked)
+        self._exchange = Exchange([asked.name for asked in plan.asked]) if rerouting else None
+
+    def add(
+        self, asked: Asked, tally: Tally, clients: Sequence[TeacherClient],
+        limits: Mapping[tuple[str, str], EndpointLimits], stack: AsyncExitStack,
+    ) -> None:  # fmt: skip
+        """Makes a teacher ready to be asked."""
+        teacher = asked.teacher
+
+        def answered(job: Job, completion: Completion) -> None:
+            origin = asked.origin(job.request, completion)
+            self._kept.append((job.key, completion, origin))
+            tally.count(completion, origin.cost or 0.0)
+            if len(self._kept) >= _COMMIT:
+                self._commit()
+
+        def failed(job: Job, message: str) -> None:
+            self._plan.errors[job.key] = message
+            tally.failed += 1
+
+        local = teacher.backend == "local"
+        if local:
+            lanes = [_lane(teacher, None, clients[0], None, self._options.policy, stack)]
+        else:
+            lanes = [
+                _lane(teacher, address, client, limits.get((teacher.name, address)), self._options.policy, stack)
+                for address, client in zip(teacher.endpoints, clients, strict=True)
+            ]
+        pool = TeacherPool(
+            lanes, None if local else teacher.timeout, answered, failed, policy=self._options.policy,
+            purse=Purse(self._budget, teacher), hedge_after=teacher.hedge_after, on_turn=self._commit,
+        )  # fmt: skip
+        tally.in_flight = lambda: pool.in_flight
+        self._pools[teacher.name], self._tallies[teacher.name] = pool, tally
+
+    async def go(self, jobs: Sequence[Iterator[Job]]) -> None:
+        """Asks all teachers; ends when each is through."""
         try:
             async with asyncio.TaskGroup() as group:
-                for asked, client, bar, job, jobs in zip(plan.asked, clients, bars, first, work, strict=True):
-                    if job is not None:
-                        jobs = itertools.chain([job], jobs)
-                    group.create_task(_ask_one(plan, asked, client, jobs, ledger, bar, policy))
+                for asked, own in zip(self._plan.asked, jobs, strict=True):
+                    group.create_task(self._one(asked, own))
         except BaseExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
 
+    def drain(self) -> None:
+        """Starts nothing more."""
+        count = sum(pool.in_flight for pool in self._pools.values())
+        say(f"Ctrl-C: {count} requests in flight are waited for. Press it again to stop at once.")
+        for pool in self._pools.values():
+            pool.stop("the run was interrupted")
 
-async def _ask_one(
-    plan: Plan, asked: Asked, client: TeacherClient, jobs: Iterator[Job], ledger: Ledger, bar: _Bar,
-    policy: RetryPolicy | None,
-) -> None:  # fmt: skip
-    def answered(job: Job, completion: Completion) -> None:
-        ledger.put(job.key, completion)
-        bar.answered(completion)
+    def report(self, interrupted: bool) -> None:
+        """Says what is missing, where anything is."""
+        if interrupted:
+            say("Interrupted. What was answered is in the ledger; run again to go on.", *self._tallies.values())
+        for name, tally in self._tallies.items():
+            missing = tally.total - tally.found - tally.answered
+            if missing and not interrupted:
+                _log.warning("teacher %s: %d of %d rows have no answer", name, missing, tally.total)
 
-    def failed(job: Job, message: str) -> None:
-        plan.errors[job.key] = message
-        bar.failed()
+    def _commit(self) -> None:
+        if self._kept:
+            kept, self._kept = self._kept, []
+            self._ledger.put_many(kept)
 
-    teacher = asked.teacher
-    local = teacher.backend == "local"
-    limit = AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD if local else teacher.max_concurrency or 32)
-    timeout = None if local else teacher.timeout
-    pool = TeacherPool(client, jobs, limit, timeout, answered, failed, policy=policy)
-    await pool.run()
-    if pool.down is not None:
-        plan.down[teacher.name] = f"the teacher is down: {pool.down}"
+    async def _one(self, asked: Asked, jobs: Iterator[Job]) -> None:
+        pool, name = self._pools[asked.name], asked.name
+        handed: list[int] = []
+        while True:
+            await pool.run(jobs)
+            if pool.down is not None or pool.stopped is not None:
+                self._plan.left[name] = pool.stopped or f"the teacher is down: {pool.down}"
+                if self._exchange is not None:
+                    handed += await self._exchange.leave(name)
+                    if pool.stopped is None and asked.teacher.on_teacher_down == "reroute":
+                        await self._hand_on(asked, [*self._plan.rows(asked), *handed])
+                return
+            rows = [] if self._exchange is None else await self._exchange.take(name)
+            if not rows:
+                return
+            handed += rows
+            self._tallies[name].total += len(rows)
+            jobs = _missing(self._plan.jobs(asked, rows), self._ledger, self._tallies[name])
+
+    async def _hand_on(self, asked: Asked, rows: Sequence[int]) -> None:
+        """Hands the rows of a teacher that is down to the next best ones."""
+        assert self._exchange is not None
+        unanswered: list[int] = []
+        for row, job in zip(rows, self._plan.jobs(asked, rows), strict=True):
+            if job.key not in self._plan.errors and not self._ledger.get_many([job.key]):
+                unanswered.append(row)
+        taken = []
+        for row, prompt_id, name in self._plan.next_best(unanswered, self._exchange.gone):
+            if name is not None:
+                self._plan.rerouted[prompt_id] = name
+                taken.append((row, name))
+        self._tallies[asked.name].total -= len(taken)
+        _log.warning(
+            "teacher %s is down: %d of its rows go to the next best teachers of `route_scores`, %d to none",
+            asked.name, len(taken), len(unanswered) - len(taken),
+        )  # fmt: skip
+        await self._exchange.hand(taken)
 
 
-def _clients(plan: Plan) -> list[TeacherClient]:
-    """One client per teacher; local teachers of one model share theirs."""
+def _lane(
+    teacher: Teacher, address: str | None, client: TeacherClient, limits: EndpointLimits | None, policy: RetryPolicy,
+    stack: AsyncExitStack,
+) -> Lane:  # fmt: skip
+    patient = teacher.on_teacher_down == "wait"
+    if address is None:
+        return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
+    known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)
+    if known is None:
+        return Lane(client, AdaptiveLimit(_HIGHEST, _FIRST_GUESS), policy, patient=patient)
+    slots = None
+    if Slots.supported():
+        slots = Slots(f"{address} {teacher.model} {teacher.name}", known)
+        stack.callback(slots.close)
+    return Lane(client, AdaptiveLimit(known), policy, slots=slots, patient=patient)
+
+
+def _clients(plan: Plan) -> list[list[TeacherClient]]:
+    """One client for every endpoint of every teacher; local teachers of one model share theirs."""
 
     def kind(asked: Asked) -> tuple[str, str, str | None]:
         return asked.revision, asked.teacher.dtype, asked.teacher.device
@@ -133,9 +231,9 @@ def _clients(plan: Plan) -> list[TeacherClient]:
         for asked in local
     }
     return [
-        shared[kind(asked)]
+        [shared[kind(asked)]]
         if asked.teacher.backend == "local"
-        else endpoint_client(asked.teacher, asked.teacher.endpoints[0])
+        else [endpoint_client(asked.teacher, address) for address in asked.teacher.endpoints]
         for asked in plan.asked
     ]
 
@@ -159,40 +257,9 @@ class _LocalClient:
             await self._batcher.aclose()
 
 
-def _missing(jobs: Iterator[Job], ledger: Ledger, bar: _Bar) -> Iterator[Job]:
+def _missing(jobs: Iterator[Job], ledger: Ledger, tally: Tally) -> Iterator[Job]:
     """The jobs that the ledger has no answer for."""
     while chunk := list(itertools.islice(jobs, CHUNK)):
         found = ledger.get_many([job.key for job in chunk])
-        bar.found(len(found))
+        tally.found += len(found)
         yield from (job for job in chunk if job.key not in found)
-
-
-class _Bar:
-    """One teacher's line of progress."""
-
-    def __init__(self, name: str, total: int, position: int | None) -> None:
-        self._errors = self._tokens = 0
-        self._began = time.monotonic()
-        # `disable=None`: quiet where there is no terminal.
-        quiet = True if position is None else None
-        self._bar = tqdm(total=total, desc=name, position=position, unit="row", disable=quiet)
-
-    def found(self, count: int) -> None:
-        self._bar.update(count)
-
-    def answered(self, completion: Completion) -> None:
-        self._tokens += completion.completion_tokens or 0
-        self._step()
-
-    def failed(self) -> None:
-        self._errors += 1
-        self._step()
-
-    def _step(self) -> None:
-        if not self._bar.disable:
-            speed = self._tokens / max(time.monotonic() - self._began, 1e-3)
-            self._bar.set_postfix_str(f"errors {self._errors}, {speed:.0f} tokens/s", refresh=False)
-            self._bar.update(1)
-
-    def close(self) -> None:
-        self._bar.close()

@@ -38,7 +38,7 @@ _SPENT = "insufficient_quota"
 def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
     """What is meant by a request that brought no whole response."""
     if isinstance(error, InferenceTimeoutError | httpx2.TimeoutException):
-        return RetryableError(f"no answer from {endpoint.address} in time", attempts=3)
+        return _perhaps_answered(RetryableError(f"no answer from {endpoint.address} in time", attempts=3))
     if isinstance(error, OfflineModeIsEnabled):
         return TeacherDownError("HF_HUB_OFFLINE blocks every endpoint; unset it to ask teachers over HTTP")
     if isinstance(error, httpx2.ConnectError):
@@ -47,8 +47,13 @@ def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
             return TeacherDownError(f"{endpoint.address} has no certificate that can be trusted ({words})")
         return UnavailableError(f"cannot connect to {endpoint.address}: {words}")
     if isinstance(error, httpx2.TransportError):
-        return RetryableError(f"the connection broke: {type(error).__name__}")
-    return RetryableError(f"the answer cannot be read: {type(error).__name__}", attempts=3)
+        return _perhaps_answered(RetryableError(f"the connection broke: {type(error).__name__}"))
+    return _perhaps_answered(RetryableError(f"the answer cannot be read: {type(error).__name__}", attempts=3))
+
+
+def _perhaps_answered(error: TeacherError) -> TeacherError:
+    error.maybe_charged = True
+    return error
 
 
 def status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[str, str]) -> TeacherError:

@@ -14,16 +14,17 @@ from pydantic import ValidationError
 from persyn_hf import columns
 from persyn_hf.config import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
-from persyn_hf.generation.engine import ask_all, run_to_end
+from persyn_hf.generation.engine import Options, ask_all
+from persyn_hf.generation.interrupt import run_to_end
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.scheduler import RetryPolicy
+from persyn_hf.generation.plan import Plan, identify
+from persyn_hf.generation.retry import RetryPolicy
 from persyn_hf.generation.tables import (
     GENERATED_FEATURES,
-    Plan,
     assemble,
-    identify,
     prompt_table,
     require_known_routes,
+    require_ranking,
 )  # fmt: skip
 
 TeacherLike = Teacher | Mapping[str, Any]
@@ -37,6 +38,8 @@ def generate_parallel(
     seed: int = 0,
     progress: bool = True,
     *,
+    max_cost: float | None = None,
+    drop_truncated: bool = False,
     policy: RetryPolicy | None = None,
 ) -> Dataset:
     """Lets every teacher answer every prompt.
@@ -48,18 +51,23 @@ def generate_parallel(
         teachers (`Sequence[Teacher]`): Or mappings with the same keys.
         ledger (`Ledger`, path or `None`): Where answers are kept as they arrive; what it has is not asked again.
         seed (`int`, defaults to 0): Seeds each row together with its prompt.
-        progress (`bool`, defaults to `True`): One bar per teacher, on a terminal.
+        progress (`bool`, defaults to `True`): One line per teacher, on a terminal.
+        max_cost (`float`, *optional*): USD that the answers of the ledger may cost in all, those that it has already
+            included. No request is sent whose longest answer could pass it; the rows that are left have `error` set.
+        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out of the table.
         policy (`RetryPolicy`, *optional*): When to ask again.
 
     Returns:
         `Dataset`: One row per (prompt, teacher), prompt by prompt, with the columns `teacher`, `completion`,
-        `reasoning`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `usage_source` and `error` added (and
+        `reasoning`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `usage_source`, how it was asked
+        (`temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `system_prompt`), `rerouted_from` and `error` added (and
         `prompt_id` where absent).
 
     Raises:
         ConfigError: If a teacher is wrong or named twice, or a local model is not there.
         DataError: If a prompt is empty or stands twice. Nothing has been asked then.
         LedgerError: If the ledger cannot be used.
+        KeyboardInterrupt: After Ctrl-C, once what was in flight has been kept; at once after a second one.
 
     Example:
         >>> answers = generate_parallel(
@@ -67,7 +75,8 @@ def generate_parallel(
         ... )  # doctest: +SKIP
     """
     chosen = _teachers(teachers)
-    return _generate(prompt_table(prompts, "generate_parallel"), chosen, ledger, seed, progress, False, policy)
+    plan = Plan(prompt_table(prompts, "generate_parallel"), [identify(one) for one in chosen], _seed(seed), False)
+    return _generate(plan, ledger, _options(chosen, progress, policy, max_cost), drop_truncated)
 
 
 def generate_routed(
@@ -77,16 +86,22 @@ def generate_routed(
     seed: int = 0,
     progress: bool = True,
     *,
+    max_cost: float | None = None,
+    drop_truncated: bool = False,
+    score_names: Sequence[str] | None = None,
     policy: RetryPolicy | None = None,
 ) -> Dataset:
     """Lets each prompt be answered by the teacher that its `route` names.
 
     Args:
         routed (`Dataset` or iterable): With `prompt` and `route`; other columns are kept.
-        teachers, ledger, seed, progress, policy: As in [`generate_parallel`].
+        teachers, ledger, seed, progress, max_cost, drop_truncated, policy: As in [`generate_parallel`].
+        score_names (`Sequence[str]`, *optional*): The router's `teachers`, in the order of `route_scores`; by default
+            the teachers in theirs. Read where a teacher has `on_teacher_down: reroute`.
 
     Returns:
-        `Dataset`: One row per prompt, in the same order, with the same columns added.
+        `Dataset`: One row per prompt, in the same order, with the same columns added. Where a teacher was down and
+        another one took its row, `teacher` is that one and `rerouted_from` the one that was down.
 
     Raises:
         RouterMismatchError: If a route names none of the teachers.
@@ -98,7 +113,9 @@ def generate_routed(
     chosen = _teachers(teachers)
     table = prompt_table(routed, "generate_routed")
     require_known_routes(table, chosen)
-    return _generate(table, chosen, ledger, seed, progress, True, policy)
+    ranking = require_ranking(table, chosen, score_names)
+    plan = Plan(table, [identify(one) for one in chosen], _seed(seed), True, ranking)
+    return _generate(plan, ledger, _options(chosen, progress, policy, max_cost), drop_truncated)
 
 
 def persyn_generate(
@@ -107,6 +124,7 @@ def persyn_generate(
     teachers: Sequence[TeacherLike] | None = None,
     ledger: str | None = None,
     seed: int = 0,
+    score_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Map function: answers one row or a batch, by one teacher or by each row's `route`.
 
@@ -116,6 +134,7 @@ def persyn_generate(
         teachers (`Sequence`, *optional*): Those that `route` names. Exactly one of the two is given.
         ledger (`str`, *optional*): Path; strongly advised, since one exception makes `map` drop finished rows.
         seed (`int`, defaults to 0): As in [`generate_parallel`], so that both give the same answers.
+        score_names (`Sequence[str]`, *optional*): As in [`generate_routed`].
 
     Returns:
         `dict`: `prompt_id` and the generated columns: scalars for a row, lists for a batch.
@@ -129,26 +148,25 @@ def persyn_generate(
         raise ConfigError("persyn_generate needs exactly one of `teacher` and `teachers`.")
     columns.require_columns(example, [columns.PROMPT], "persyn_generate")
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
-    batched, prompts, routes = _rows(example, need_route=teachers is not None)
-    routes = routes or [chosen[0].name] * len(prompts)
-    rows = [{columns.PROMPT: p, columns.ROUTE: r} for p, r in zip(prompts, routes, strict=True)]
+    batched, rows = _rows(example, None if teachers is not None else chosen[0].name)
     names = [columns.PROMPT_ID, *GENERATED_FEATURES]
     if not rows:
         return {name: [] for name in names}
-    made = generate_routed(rows, chosen, ledger=ledger, seed=seed, progress=False)
+    made = generate_routed(rows, chosen, ledger=ledger, seed=seed, progress=False, score_names=score_names)
     return {name: made[name][:] if batched else made[0][name] for name in names}
 
 
-def _rows(example: Mapping[str, Any], need_route: bool) -> tuple[bool, list[Any], list[str]]:
+def _rows(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, list[dict[str, Any]]]:
     """Tells a row from a batch: a row's prompt is a string or messages, a batch's a list of those."""
     prompt = example[columns.PROMPT]
     batched = not isinstance(prompt, str) and not (len(prompt) > 0 and isinstance(prompt[0], Mapping))
-    if need_route:
+    if teacher is None:
         columns.require_columns(example, [columns.ROUTE], "persyn_generate")
-    route = example[columns.ROUTE] if need_route else None
-    if batched:
-        return True, list(prompt), list(route) if route is not None else []
-    return False, [prompt], [route] if route is not None else []
+    names = [columns.PROMPT, *([columns.ROUTE] if teacher is None else [])]
+    names += [columns.ROUTE_SCORES] if teacher is None and columns.ROUTE_SCORES in example else []
+    values = [list(example[name]) if batched else [example[name]] for name in names]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+    return batched, rows if teacher is None else [{**row, columns.ROUTE: teacher} for row in rows]
 
 
 @dataclass(frozen=True)
@@ -207,16 +225,30 @@ def _teachers(teachers: Sequence[TeacherLike]) -> list[Teacher]:
     return chosen
 
 
-def _generate(
-    table: Dataset, teachers: Sequence[Teacher], ledger: LedgerLike, seed: int, progress: bool, routed: bool,
-    policy: RetryPolicy | None,
-) -> Dataset:  # fmt: skip
+def _seed(seed: int) -> int:
     if not 0 <= seed < 2**31:
         raise ConfigError(f"`seed` must be in [0, 2**31), got {seed}.")
-    plan = Plan(table, [identify(teacher) for teacher in teachers], seed, routed)
+    return seed
+
+
+def _options(
+    teachers: Sequence[Teacher], progress: bool, policy: RetryPolicy | None, max_cost: float | None
+) -> Options:  # fmt: skip
+    if max_cost is not None:
+        if not max_cost > 0:
+            raise ConfigError(f"`max_cost` must be more than 0 USD, got {max_cost}.")
+        if not any(t.price_per_million_prompt_tokens or t.price_per_million_completion_tokens for t in teachers):
+            raise ConfigError(
+                "`max_cost` needs prices: set `price_per_million_prompt_tokens` and "
+                "`price_per_million_completion_tokens` of the teachers that cost money."
+            )
+    return Options(progress, policy or RetryPolicy(), max_cost)
+
+
+def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
     with _opened(ledger) as book:
-        run_to_end(lambda: ask_all(plan, book, progress, policy))
-        return assemble(plan, book)
+        run_to_end(lambda interrupt: ask_all(plan, book, options, interrupt))
+        return assemble(plan, book, drop_truncated)
 
 
 @contextmanager

@@ -8,16 +8,25 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
+from persyn_hf.config import Sampling
 from persyn_hf.errors import LedgerError
 from persyn_hf.generation.client import Completion, Request
 
-#: Version of the table below and of [`completion_key`]; raised when either changes.
+#: Version of the table below.
 SCHEMA_VERSION = 2
-_APPLICATION_ID = 0x50455253  # "PERS"
+#: Version of [`completion_key`]: raised when the same question gets another key.
+_KEY_VERSION = 1
+APPLICATION_ID = 0x50455253  # "PERS"
+#: The columns of an answer, and those that say where it comes from.
+ANSWER_COLUMNS = ("text", "finish_reason", "prompt_tokens", "completion_tokens", "reasoning", "usage_source")
+ORIGIN_COLUMNS = ("prompt_id", "model", "revision", "seed", "sampling", "cost")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS completions (
     key BLOB PRIMARY KEY,
@@ -27,13 +36,44 @@ CREATE TABLE IF NOT EXISTS completions (
     completion_tokens INTEGER,
     reasoning TEXT,
     usage_source TEXT,
+    prompt_id TEXT,
+    model TEXT,
+    revision TEXT,
+    seed INTEGER,
+    sampling TEXT,
+    cost REAL,
     created REAL NOT NULL
 ) WITHOUT ROWID
 """
-_INSERT = "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 #: Host parameters per statement; SQLite's old limit is 999.
 _CHUNK = 500
 _BUSY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an answer comes from: for people who read the ledger, not for finding it again.
+
+    Args:
+        prompt_id (`str`): Of the prompt.
+        model, revision (`str`): Of the teacher.
+        seed (`int`): Of the row.
+        sampling (`str`): JSON of the sampling parameters.
+        cost (`float`): USD.
+    """
+
+    prompt_id: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    seed: int | None = None
+    sampling: str | None = None
+    cost: float | None = None
+
+
+@lru_cache(maxsize=256)
+def sampling_values(sampling: Sampling) -> dict[str, Any]:
+    """The sampling parameters as plain values."""
+    return sampling.model_dump(mode="json")
 
 
 def completion_key(model: str, revision: str, request: Request) -> str:
@@ -50,9 +90,7 @@ def completion_key(model: str, revision: str, request: Request) -> str:
     Returns:
         `str`: 64 hex digits.
     """
-    parts = [
-        SCHEMA_VERSION, model, revision, request.messages, request.sampling.model_dump(mode="json"), request.seed,
-    ]  # fmt: skip
+    parts = [_KEY_VERSION, model, revision, request.messages, sampling_values(request.sampling), request.seed]
     text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -60,7 +98,7 @@ def completion_key(model: str, revision: str, request: Request) -> str:
 class Ledger:
     """Answers by key, safe for several processes at once.
 
-    Every `put` is committed before it returns (WAL, `synchronous=NORMAL`): a killed process loses nothing that it
+    What was put is committed before `put` returns (WAL, `synchronous=NORMAL`): a killed process loses nothing that it
     had put, a machine that loses its power loses at most the last moments. Failures are not kept; a rerun asks again.
 
     Args:
@@ -109,14 +147,15 @@ class Ledger:
                 if execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     raise LedgerError(f"{self.path}: is an SQLite file but no ledger; name another path for `ledger`.")
                 execute(_SCHEMA)
-                execute(f"PRAGMA application_id={_APPLICATION_ID}")
+                execute(f"PRAGMA application_id={APPLICATION_ID}")
                 execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            elif execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
+            elif execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise LedgerError(f"{self.path}: belongs to another program; name another path for `ledger`.")
             elif version != SCHEMA_VERSION:
                 raise LedgerError(
                     f"{self.path}: has ledger format {version}, this version of persyn-hf reads {SCHEMA_VERSION}. "
-                    "Use the version that wrote it, or move the file away to start a new one (all is asked again)."
+                    f"Take its answers over with `persyn-hf ledger rescue {self.path} NEW`, use the version of "
+                    "persyn-hf that wrote it, or move the file away to start a new one (all is asked again)."
                 )
         finally:
             execute("COMMIT")
@@ -144,55 +183,92 @@ class Ledger:
         """
         wanted = list(keys)
         found: dict[str, Completion] = {}
-        with self._lock:
+        with self._reading():
             for start in range(0, len(wanted), _CHUNK):
                 part = wanted[start : start + _CHUNK]
-                for key, *values in self._select(part):
+                marks = ",".join("?" * len(part))
+                query = f"SELECT key, {', '.join(ANSWER_COLUMNS)} FROM completions WHERE key IN ({marks})"
+                for key, *values in self._connection.execute(query, [_blob(key) for key in part]):
                     found[_text(key)] = Completion(*values)
         return found
 
-    def _select(self, keys: Sequence[str]) -> list[tuple[Any, ...]]:
-        marks = ",".join("?" * len(keys))
-        names = "key, text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source"
-        query = f"SELECT {names} FROM completions WHERE key IN ({marks})"
-        try:
-            return self._connection.execute(query, [_blob(key) for key in keys]).fetchall()
-        except sqlite3.Error as error:
-            raise self._explain(error, "read") from error
-
-    def put(self, key: str, completion: Completion) -> None:
+    def put(self, key: str, completion: Completion, origin: Origin | None = None) -> None:
         """Keeps one answer; the first of a key stays.
 
         Raises:
             LedgerError: If it cannot be written (a full disk, a damaged file). Nothing written before is lost.
         """
-        self.put_many([(key, completion)])
+        self.put_many([(key, completion, origin)])
 
-    def put_many(self, answers: Sequence[tuple[str, Completion]]) -> None:
+    def put_many(self, answers: Sequence[tuple[str, Completion, Origin | None]]) -> None:
         """Keeps several answers in one transaction."""
         now = time.time()
-        rows = [(_blob(key), *_values(completion), now) for key, completion in answers]
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    self._connection.executemany(
-                        "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
-                    )
-                    self._connection.execute("COMMIT")
-                except sqlite3.Error:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise self._explain(error, "written") from error
+        rows = [_row(key, completion, origin or Origin(), now) for key, completion, origin in answers]
+        self.insert(rows)
+
+    def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Writes whole rows in one transaction, in the order of the table's columns."""
+        marks = ",".join("?" * (len(ANSWER_COLUMNS) + len(ORIGIN_COLUMNS) + 2))
+        with self._writing():
+            self._connection.executemany(f"INSERT OR IGNORE INTO completions VALUES ({marks})", rows)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every answer with its origin, `key` in hex and `created` in seconds since 1970, in the order of the keys."""
+        names = ("key", *ANSWER_COLUMNS, *ORIGIN_COLUMNS, "created")
+        after: bytes = b""
+        while True:
+            query = f"SELECT {', '.join(names)} FROM completions WHERE key > ? ORDER BY key LIMIT {_CHUNK}"
+            with self._reading():
+                part = self._connection.execute(query, [after]).fetchall()
+            if not part:
+                return
+            after = part[-1][0]
+            for values in part:
+                yield dict(zip(names, (_text(values[0]), *values[1:]), strict=True))
+
+    def totals(self) -> list[dict[str, Any]]:
+        """By model and revision: answers, truncated ones, tokens, USD, first and last time."""
+        names = (
+            "model", "revision", "answers", "truncated", "prompt_tokens", "completion_tokens", "cost", "first", "last",
+        )  # fmt: skip
+        query = """
+            SELECT coalesce(model, ''), coalesce(revision, ''), count(*), sum(finish_reason = 'length'),
+                coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), coalesce(sum(cost), 0.0),
+                min(created), max(created)
+            FROM completions GROUP BY 1, 2 ORDER BY 1, 2
+        """
+        with self._reading():
+            return [dict(zip(names, values, strict=True)) for values in self._connection.execute(query)]
+
+    def spent(self) -> float:
+        """USD that all answers have cost."""
+        with self._reading():
+            return float(self._connection.execute("SELECT coalesce(sum(cost), 0) FROM completions").fetchone()[0])
+
+    def prune(self, where: str, values: Sequence[Any], dry_run: bool = False) -> int:
+        """Removes the answers for which an SQL condition holds, and gives the room back to the disk.
+
+        Args:
+            where (`str`): The condition, with `?` for values.
+            values (`Sequence`): Those.
+            dry_run (`bool`, defaults to `False`): Only count.
+
+        Returns:
+            `int`: How many answers.
+        """
+        with self._reading():
+            query = f"SELECT count(*) FROM completions WHERE {where}"
+            count = int(self._connection.execute(query, values).fetchone()[0])
+        if count and not dry_run:
+            with self._writing():
+                self._connection.execute(f"DELETE FROM completions WHERE {where}", values)
+            with self._reading():
+                self._connection.execute("VACUUM")
+        return count
 
     def __len__(self) -> int:
-        with self._lock:
-            try:
-                return int(self._connection.execute("SELECT count(*) FROM completions").fetchone()[0])
-            except sqlite3.Error as error:
-                raise self._explain(error, "read") from error
+        with self._reading():
+            return int(self._connection.execute("SELECT count(*) FROM completions").fetchone()[0])
 
     def close(self) -> None:
         """Closes the file."""
@@ -209,12 +285,36 @@ class Ledger:
     def __repr__(self) -> str:
         return f"Ledger({self.path!r})"
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise self._explain(error, "read") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction: all of it or nothing."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._connection.execute("COMMIT")
+                except sqlite3.Error:
+                    if self._connection.in_transaction:
+                        self._connection.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise self._explain(error, "written") from error
+
     def _explain(self, error: sqlite3.Error, verb: str) -> LedgerError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             way = (
-                "The file is damaged or is no ledger. Move it away to start a new one, or rescue what it holds with: "
-                f"sqlite3 '{self.path}' .recover | sqlite3 rescued.sqlite"
+                "The file is damaged or is no ledger. Move it away to start a new one, or take over what can still be "
+                f"read with: persyn-hf ledger rescue '{self.path}' NEW"
             )
         elif code == sqlite3.SQLITE_FULL:
             way = "The disk is full: make room and run again; answers that are in the ledger are not asked for twice."
@@ -225,10 +325,13 @@ class Ledger:
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
 
 
-def _values(completion: Completion) -> tuple[Any, ...]:
-    c = completion
-    reasoning = None if c.reasoning is None else _storable(c.reasoning)
-    return _storable(c.text), c.finish_reason, c.prompt_tokens, c.completion_tokens, reasoning, c.usage_source
+def _row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[Any, ...]:
+    thoughts = completion.reasoning and _storable(completion.reasoning)
+    return (
+        _blob(key), _storable(completion.text), completion.finish_reason, completion.prompt_tokens,
+        completion.completion_tokens, thoughts, completion.usage_source, origin.prompt_id, origin.model,
+        origin.revision, origin.seed, origin.sampling, origin.cost, now,
+    )  # fmt: skip
 
 
 def _storable(text: str) -> str:

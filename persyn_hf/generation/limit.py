@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from persyn_hf.generation.pace import Pace
+
 #: Answers between two tries to go one above what was refused: few until the cap is confirmed, then so many that the
 #: tries stay under 1% of the requests.
 _FIRST_PROBE, _LAST_PROBE = 8, 200
-#: Share of recent requests that must fail with 503 before the limit is halved: single ones say nothing about load.
+#: Share of recent requests that must fail with 503 or a timeout before the limit is halved: single ones say nothing
+#: about load.
 _UNAVAILABLE_SHARE = 0.3
 _MEMORY = 0.05
 
 
 class AdaptiveLimit:
-    """Additive increase, decrease on refusal, of the requests in flight to one endpoint.
+    """The requests in flight to one endpoint: additive increase, decrease on refusal and on waiting.
 
     A 429 says that the server bears what is in flight without the refused request, so the limit falls to exactly
     that: a burst of 128 against a cap of 64 ends at 64 in one round trip. From there one more is tried after 8
     answers, 16, 32 and so on up to every 200, as long as it is refused; when it is not, the cap is higher and every
-    answer raises the limit.
-    503 pages say nothing about the number in flight until they are many; then the limit is halved.
+    answer raises the limit, so that it doubles in a round trip.
+    A server that refuses nothing and queues (vLLM) is found out by [`Pace`]: more in flight, not more answers.
+    503 pages and timeouts say nothing about the number in flight until they are many; then the limit is halved.
 
     Args:
-        maximum (`int`): Never more than this; the start.
+        maximum (`int`): Never more than this.
+        start (`int`, *optional*): Where to begin; by default at the maximum, which is right where it is known.
+        watch_latency (`bool`, defaults to `True`): Whether long waits lower the limit.
     """
 
-    def __init__(self, maximum: int) -> None:
+    def __init__(self, maximum: int, start: int | None = None, watch_latency: bool = True) -> None:
         self.maximum = maximum
-        self.current = maximum
+        self.current = min(maximum, start or maximum)
         self.in_flight = 0
         self.refused = 0
+        self._pace = Pace()
+        self._watch_latency = watch_latency
         self._cautious = False
         self._calm = 0
         self._probe = _FIRST_PROBE
@@ -39,14 +47,25 @@ class AdaptiveLimit:
         """Requests that may start now."""
         return self.current - self.in_flight
 
-    def answered(self) -> None:
-        """A request that is still counted in flight succeeded."""
+    def answered(self, seconds: float | None = None, beside: int = 1, tokens: int | None = None) -> None:
+        """A request that is still counted in flight succeeded.
+
+        Args:
+            seconds (`float`, *optional*): How long it took; without, waiting is not looked at.
+            beside (`int`, defaults to 1): Requests in flight when it started, itself included.
+            tokens (`int`, *optional*): Length of the answer.
+        """
         self._unavailable *= 1 - _MEMORY
         self._settle = max(0, self._settle - 1)
         self._calm += 1
-        if self.current >= self.maximum or self.in_flight < self.current:
+        if seconds is not None and self._watch_latency:
+            fewer = self._pace.note(beside, seconds, tokens or 1)
+            if fewer is not None:
+                self.current = max(1, min(self.current, fewer))
+                return
+        if self.current >= self.maximum or self.in_flight < self.current or self._pace.held:
             return
-        if not self._cautious or self._calm % self._probe == 0:
+        if self.current < self.refused or not self._cautious or self._calm % self._probe == 0:
             # A limit above the refused one that lasted until the next try: the cap is higher, caution ends.
             self._cautious = self._cautious and self.current <= self.refused
             self.current += 1
@@ -61,7 +80,7 @@ class AdaptiveLimit:
         self._cautious, self._calm = True, 0
 
     def unavailable(self) -> None:
-        """A request that is still counted in flight met a 503 or a broken connection."""
+        """A request that is still counted in flight met a 503, a broken connection or its deadline."""
         self._unavailable += _MEMORY * (1 - self._unavailable)
         if self._unavailable > _UNAVAILABLE_SHARE and not self._settle:
             self._settle = self.current

@@ -6,41 +6,16 @@ import asyncio
 import heapq
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError
-from persyn_hf.generation.client import Completion, Request, TeacherClient, UnavailableError
-from persyn_hf.generation.limit import AdaptiveLimit
+from persyn_hf.generation.client import Completion, Request, UnavailableError
+from persyn_hf.generation.cost import Purse
+from persyn_hf.generation.lane import Lane
+from persyn_hf.generation.retry import RetryPolicy
 
-#: A teacher that refuses everything for load is alive (its limit may be per minute): it is waited for longer.
-_RATE_LIMIT_PATIENCE = 5
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """When to ask again.
-
-    Args:
-        attempts (`int`, defaults to 6): Attempts of a row that fails for other reasons than load.
-        patience (`int`, defaults to 100): Attempts of a row that is refused for load.
-        base_delay, max_delay (`float`, defaults to 0.25 and 30): Seconds; the n-th delay is drawn uniformly from
-            `[0, min(max_delay, base_delay * 2**n)]` (full jitter).
-        longest_pause (`float`, defaults to 300): Seconds; a longer `Retry-After` is cut to this.
-        breaker_after (`int`, defaults to 16): Failures in a row, with no answer between, that open the circuit: then
-            one request at a time tries whether the server is back.
-        down_after (`float`, defaults to 60): Seconds without any answer after which a teacher is down.
-        down_after_unseen (`float`, defaults to 10): The same before the first answer of all.
-    """
-
-    attempts: int = 6
-    patience: int = 100
-    base_delay: float = 0.25
-    max_delay: float = 30.0
-    longest_pause: float = 300.0
-    breaker_after: int = 16
-    down_after: float = 60.0
-    down_after_unseen: float = 10.0
+__all__ = ["Job", "RetryPolicy", "TeacherPool"]
 
 
 @dataclass(frozen=True)
@@ -60,69 +35,97 @@ class _Attempt:
 
 
 class TeacherPool:
-    """All requests of one run to one teacher.
+    """All requests of one run to one teacher, over all of its endpoints.
 
-    At most `limit` tasks exist at a time, jobs are drawn from the iterator as places get free, and rows that wait for
-    another attempt hold no place; so memory does not grow with the number of rows.
+    At most as many tasks exist as the endpoints' limits allow, jobs are drawn from the iterator as places get free,
+    and rows that wait for another attempt hold no place; so memory does not grow with the number of rows.
 
     Args:
-        client (`TeacherClient`): How the teacher is asked.
-        jobs (`Iterator[Job]`): What is to be asked; may be endless.
-        limit (`AdaptiveLimit`): Requests in flight.
-        timeout (`float`): Seconds that one request may take in all, whatever arrives meanwhile.
+        lanes (`Sequence[Lane]`): The endpoints; a request goes to the one with the smallest load.
+        timeout (`float`, *optional*): Seconds that one request may take in all, whatever arrives meanwhile.
         on_answer (`Callable[[Job, Completion], None]`): Called once for each answered job.
         on_error (`Callable[[Job, str], None]`): Called once for each job that failed for good.
-        policy (`RetryPolicy`, *optional*): When to ask again.
+        policy (`RetryPolicy`): When to ask again.
+        purse (`Purse`, *optional*): What may be spent.
+        hedge_after (`float`, *optional*): Seconds after which a request is sent a second time.
+        on_turn (`Callable[[], None]`, *optional*): Called after every few answers, before new requests.
         clock (`Callable[[], float]`, *optional*): Monotonic seconds.
         rng (`random.Random`, *optional*): Draws the jitter.
     """
 
     def __init__(
         self,
-        client: TeacherClient,
-        jobs: Iterator[Job],
-        limit: AdaptiveLimit,
+        lanes: Sequence[Lane],
         timeout: float | None,
         on_answer: Callable[[Job, Completion], None],
         on_error: Callable[[Job, str], None],
         *,
         policy: RetryPolicy | None = None,
+        purse: Purse | None = None,
+        hedge_after: float | None = None,
+        on_turn: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        self.limit = limit
-        self.down: str | None = None
-        self._client = client
-        self._jobs = jobs
+        self.lanes = list(lanes)
+        self.stopped: str | None = None
         self._timeout = timeout
         self._on_answer = on_answer
         self._on_error = on_error
         self._policy = policy or RetryPolicy()
+        self._purse = purse
+        self._hedge_after = hedge_after
+        self._on_turn = on_turn
         self._clock = clock
         self._rng = rng or random.Random()
+        self._changed = asyncio.Event()
+        self._jobs: Iterator[Job] = iter(())
         self._waiting: list[_Attempt] = []
+        self._stalled: _Attempt | None = None  # drawn, but there is no money for it now
         self._tasks: set[asyncio.Task[None]] = set()
         self._order = 0
         self._exhausted = False
-        self._paused_until = 0.0
-        self._failures = 0
-        self._failing_since: float | None = None
-        self._answered = False
         self._fatal: BaseException | None = None
+        if purse is not None:
+            purse.budget.watch(self._changed.set)
 
-    async def run(self) -> None:
-        """Asks until every job is answered or has failed.
+    @property
+    def down(self) -> str | None:
+        """Why no endpoint of the teacher answers, once that is so."""
+        reasons = [lane.down for lane in self.lanes]
+        if None in reasons:
+            return None
+        return "; ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered now."""
+        return sum(lane.limit.in_flight for lane in self.lanes)
+
+    def stop(self, reason: str) -> None:
+        """Starts nothing more; what is in flight is waited for."""
+        self.stopped = self.stopped or reason
+        self._changed.set()
+
+    async def run(self, jobs: Iterator[Job]) -> None:
+        """Asks until every job is answered or has failed, the teacher is down, or nothing more may be spent.
+
+        Afterwards [`down`] and `stopped` say whether jobs were left, with neither an answer nor an error.
+
+        Args:
+            jobs (`Iterator[Job]`): What is to be asked, drawn as places get free; may be endless.
 
         Raises:
             PersynError: Whatever the callbacks raise (a ledger that cannot be written); requests in flight are
                 cancelled then.
         """
-        self._changed = asyncio.Event()
+        self._jobs, self._exhausted = jobs, False
         try:
             while self._fatal is None:
                 self._changed.clear()
+                self._on_turn()
                 self._launch()
-                if not self._tasks and (self.down is not None or (self._exhausted and not self._waiting)):
+                if not self._tasks and (self._ended or self._out_of_money()):
                     break
                 await self._wait()
         finally:
@@ -131,35 +134,49 @@ class TeacherPool:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._fatal is not None:
             raise self._fatal
-        for attempt in self._waiting:
-            self._on_error(attempt.job, f"the teacher is down: {self.down}")
+        self._on_turn()
 
     @property
-    def _open(self) -> bool:
-        """Whether the circuit is open: so many failures in a row that one request at a time suffices."""
-        return self._failures >= self._policy.breaker_after
+    def _ended(self) -> bool:
+        """Whether nothing more is to be launched."""
+        if self.down is not None or self.stopped is not None:
+            return True
+        return self._exhausted and not self._waiting and self._stalled is None
+
+    def _out_of_money(self) -> bool:
+        if self._stalled is None or self._purse is None or not self._purse.budget.idle:
+            return False
+        self.stopped = f"`max_cost` ({self._purse.budget.limit:g} USD) would have been passed"
+        return True
 
     def _launch(self) -> None:
-        while self.down is None and self._places() > 0:
-            attempt = self._next()
+        while not self._ended:
+            lane = max(self.lanes, key=_room)
+            if lane.places <= 0:
+                return
+            attempt = self._next(lane)
             if attempt is None:
                 return
-            self.limit.in_flight += 1
-            task = asyncio.create_task(self._ask(attempt))
+            held = self._purse.hold(attempt.job.request) if self._purse is not None else 0.0
+            if held is None:
+                self._stalled = attempt
+                return
+            if not lane.enter():
+                self._give_back(held, False)
+                heapq.heappush(self._waiting, attempt)
+                continue
+            task = asyncio.create_task(self._ask(lane, attempt, held))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
 
-    def _places(self) -> int:
-        if self._clock() < self._paused_until:
-            return 0
-        return min(self.limit.free, 1 - self.limit.in_flight) if self._open else self.limit.free
-
-    def _next(self) -> _Attempt | None:
-        if self._waiting and self._waiting[0].due <= self._clock():
+    def _next(self, lane: Lane) -> _Attempt | None:
+        if self._stalled is not None:
+            attempt, self._stalled = self._stalled, None
+            return attempt
+        # An open circuit is tried with a row that has failed already, not with ever new ones.
+        if self._waiting and (self._waiting[0].due <= self._clock() or lane.is_open):
             return heapq.heappop(self._waiting)
-        if self._exhausted or (self._open and self._waiting):
-            return None
-        job = next(self._jobs, None)
+        job = None if self._exhausted else next(self._jobs, None)
         if job is None:
             self._exhausted = True
             return None
@@ -168,10 +185,12 @@ class TeacherPool:
 
     async def _wait(self) -> None:
         """Waits for an answer, the next attempt's time or the end of a pause."""
-        now = self._clock()
-        times = [self._waiting[0].due] if self._waiting and self.limit.free > 0 else []
-        if self._paused_until > now:
-            times = [self._paused_until]
+        times = []
+        if not self._ended:
+            now = self._clock()
+            times = [lane.resume_at for lane in self.lanes if lane.down is None and lane.resume_at > now]
+            if self._waiting and any(lane.places > 0 for lane in self.lanes):
+                times.append(self._waiting[0].due)
         if not times:
             await self._changed.wait()
             return
@@ -187,72 +206,117 @@ class TeacherPool:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fatal = error
 
-    async def _ask(self, attempt: _Attempt) -> None:
+    async def _ask(self, lane: Lane, attempt: _Attempt, held: float) -> None:
+        """Makes one attempt and settles what it was: for the endpoint, for the money, for the row."""
         attempt.tried += 1
+        request = attempt.job.request
+        beside, began = lane.limit.in_flight, self._clock()
+        charged = True  # unless the server says otherwise: one that was cancelled may have answered
         try:
             async with asyncio.timeout(self._timeout):
-                completion = await self._client.complete(attempt.job.request)
+                completion = await self._complete(lane, request)
         except TimeoutError:
-            self._retry(attempt, RetryableError(f"no complete answer in {self._timeout:g} seconds", attempts=3))
+            lane.limit.unavailable()
+            error = RetryableError(f"no complete answer in {self._timeout:g} seconds", attempts=3)
+            lane.failed(error)
+            self._retry(lane, attempt, error)
         except RetryableError as error:
-            self._retry(attempt, error)
+            charged = error.maybe_charged
+            lane.failed(error)
+            self._retry(lane, attempt, error)
         except RowError as error:
-            self._succeeded()
+            charged = error.maybe_charged
+            lane.succeeded()
             self._on_error(attempt.job, str(error))
         except TeacherDownError as error:
-            self.down = self.down or str(error)
-            self._on_error(attempt.job, f"the teacher is down: {error}")
+            charged = False
+            lane.down = lane.down or str(error)
+            self._hand_on(attempt)
         else:
-            self.limit.answered()
-            self._succeeded()
+            lane.limit.answered(self._clock() - began, beside, completion.completion_tokens)
+            lane.succeeded()
+            if self._purse is not None:
+                self._purse.paid(held, request, completion)
+                held = 0.0
             self._on_answer(attempt.job, completion)
-        finally:
-            self.limit.in_flight -= 1
-
-    def _succeeded(self) -> None:
-        self._failures, self._failing_since, self._answered = 0, None, True
-
-    def _retry(self, attempt: _Attempt, error: RetryableError) -> None:
-        """Puts a failed attempt back, or ends it."""
-        now = self._clock()
-        self._note(error, now)
-        policy = self._policy
-        patient = error.overloaded or isinstance(error, UnavailableError)
-        allowed = error.attempts or (policy.patience if patient else policy.attempts)
-        if self.down is not None or (attempt.tried >= allowed and not (patient and self._open)):
-            self._on_error(attempt.job, self._last_words(attempt, error))
             return
-        step = attempt.tried
-        if self._open:
-            step += self._failures - policy.breaker_after
-        elif error.overloaded and not isinstance(error, UnavailableError):
-            step = 1  # the limit has fallen already; the row itself is as good as any other
-        delay = self._rng.uniform(0, min(policy.max_delay, policy.base_delay * 2.0 ** min(step, 20)))
-        if error.retry_after is not None:
-            wait = min(error.retry_after, policy.longest_pause)
-            delay += wait
-            self._paused_until = max(self._paused_until, now + wait)
-        attempt.due = now + delay
+        finally:
+            lane.leave()
+            if held:
+                self._give_back(held, charged)
+
+    def _give_back(self, held: float, charged: bool) -> None:
+        if self._purse is not None:
+            self._purse.failed(held, charged)
+
+    async def _complete(self, lane: Lane, request: Request) -> Completion:
+        """Asks, and where there is no answer for long asks a second time; the first answer counts."""
+        if self._hedge_after is None:
+            return await lane.client.complete(request)
+        first = asyncio.create_task(lane.client.complete(request))
+        asked = {first}
+        try:
+            done, _ = await asyncio.wait(asked, timeout=self._hedge_after)
+            if not done:
+                asked |= self._hedge(lane, request)
+            while True:
+                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                asked -= done
+                best = next((task for task in done if task.exception() is None), None)
+                if best is not None or not asked:
+                    return (best or done.pop()).result()
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    def _hedge(self, lane: Lane, request: Request) -> set[asyncio.Task[Completion]]:
+        """A second request, to another endpoint where there is one with a free place; none where there is no place."""
+        others = [other for other in self.lanes if other is not lane and other.places > 0]
+        chosen = max(others, key=_room, default=lane)
+        held = self._purse.hold(request) if self._purse is not None else 0.0
+        if held is None:
+            return set()
+        if chosen.places <= 0 or not chosen.enter():
+            self._give_back(held, False)
+            return set()
+
+        async def ask() -> Completion:
+            try:
+                return await chosen.client.complete(request)
+            finally:
+                chosen.leave()
+                self._give_back(held, True)  # one of the two is paid for nothing
+
+        return {asyncio.create_task(ask())}
+
+    def _retry(self, lane: Lane, attempt: _Attempt, error: RetryableError) -> None:
+        """Puts a failed attempt back, or ends it."""
+        if lane.down is not None:
+            self._hand_on(attempt)
+            return
+        gone = isinstance(error, UnavailableError)
+        patient = error.overloaded or gone
+        allowed = error.attempts or (self._policy.patience if patient else self._policy.attempts)
+        if attempt.tried >= allowed and not (patient and lane.is_open):
+            self._on_error(attempt.job, _last_words(attempt, error))
+            return
+        # What was refused for load is as good as any other row: the limit has fallen already.
+        step = 1 if error.overloaded and not gone else attempt.tried
+        attempt.due = self._clock() + self._rng.uniform(0, self._policy.bound(step)) + (error.retry_after or 0.0)
         heapq.heappush(self._waiting, attempt)
 
-    def _note(self, error: RetryableError, now: float) -> None:
-        """What a failure says about the teacher as a whole."""
-        gone = isinstance(error, UnavailableError)
-        if gone:
-            self.limit.unavailable()
-        elif error.overloaded:
-            self.limit.overloaded()
-        if error.overloaded and not gone and self.limit.in_flight > 1:
-            return  # refused beside others that were accepted: the server is well
-        self._failures += 1
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        bound = self._policy.down_after if self._answered else self._policy.down_after_unseen
-        if error.overloaded and not gone:
-            bound *= _RATE_LIMIT_PATIENCE
-        if (self._open or (gone and self._failures > 1)) and now - self._failing_since >= bound:
-            self.down = self.down or f"no answer for {bound:g} seconds; the last error: {error}"
+    def _hand_on(self, attempt: _Attempt) -> None:
+        """Leaves an attempt whose endpoint is down to the others, or to the end of the run."""
+        attempt.due = self._clock()
+        heapq.heappush(self._waiting, attempt)
 
-    def _last_words(self, attempt: _Attempt, error: TeacherError) -> str:
-        if self.down is not None:
-            return f"the teacher is down: {self.down}"
-        return f"{error} (after {attempt.tried} attempts)" if attempt.tried > 1 else str(error)
+
+def _room(lane: Lane) -> float:
+    """The share of an endpoint that is free; no room at all comes last."""
+    places = lane.places
+    return places / lane.limit.current if places > 0 else -1.0
+
+
+def _last_words(attempt: _Attempt, error: TeacherError) -> str:
+    return f"{error} (after {attempt.tried} attempts)" if attempt.tried > 1 else str(error)

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 
 from persyn_hf import columns
-from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.config import Teacher
-from persyn_hf.errors import DataError, RouterMismatchError
-from persyn_hf.generation.client import Completion, Request
-from persyn_hf.generation.ledger import Ledger, completion_key
+from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
+from persyn_hf.generation.client import Completion
+from persyn_hf.generation.ledger import Ledger
+from persyn_hf.generation.plan import CHUNK, Asked, Plan
 from persyn_hf.generation.reasoning import presented
 from persyn_hf.generation.scheduler import Job
 
-#: Rows that are read, keyed and looked up at once.
-CHUNK = 256
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 32 * 2**20
 #: The columns that generation adds, with their types, so that a column of nulls keeps its type.
@@ -37,49 +33,17 @@ GENERATED_FEATURES = {
     columns.PROMPT_TOKENS: Value("int64"),
     columns.COMPLETION_TOKENS: Value("int64"),
     columns.USAGE_SOURCE: Value("string"),
+    columns.TEMPERATURE: Value("float64"),
+    columns.TOP_P: Value("float64"),
+    columns.MAX_TOKENS: Value("int64"),
+    columns.STOP: List(Value("string")),
+    columns.SEED: Value("int64"),
+    columns.SYSTEM_PROMPT: Value("string"),
+    columns.REROUTED_FROM: Value("string"),
     columns.ERROR: Value("string"),
 }
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A teacher with the identity of its model, as it stands in the ledger's keys."""
-
-    teacher: Teacher
-    model: str
-    revision: str
-
-    def messages(self, prompt: columns.Prompt) -> tuple[columns.Message, ...]:
-        """What is sent for a prompt: its messages after the teacher's own system prompt."""
-        messages = columns.canonical_messages(prompt)
-        if self.teacher.system_prompt is not None:
-            messages = [{"role": "system", "content": self.teacher.system_prompt}, *messages]
-        return tuple(messages)
-
-    def job(self, prompt: columns.Prompt, prompt_id: str, seed: int) -> Job:
-        """The request for one prompt, under its key."""
-        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, row_seed(seed, prompt_id))
-        return Job(completion_key(self.model, self.revision, request), request)
-
-
-def identify(teacher: Teacher) -> Asked:
-    """Resolves what a teacher's model is: the digest of a folder, the commit of a repository, an endpoint's own words.
-
-    Raises:
-        ConfigError: If a local model cannot be found.
-    """
-    if teacher.backend == "endpoint":
-        return Asked(teacher, teacher.model, teacher.revision or "")
-    revision = resolve_revision(teacher.model, teacher.revision)
-    return Asked(teacher, "" if revision.startswith("folder-") else teacher.model, revision)
-
-
-def row_seed(seed: int, prompt_id: str) -> int:
-    """The seed of one row: the first 31 bits of a SHA-256 of the run's seed and the prompt's identity; never 0,
-    which TGI refuses.
-    """
-    digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1 or 1
+#: Of a row that nothing else is known about.
+_NEVER_ASKED = "the run ended before this row was asked"
 
 
 def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
@@ -136,90 +100,68 @@ def require_known_routes(table: Dataset, teachers: Sequence[Teacher]) -> None:
         )
 
 
-@dataclass
-class Plan:
-    """Who is to answer what.
+def require_ranking(
+    table: Dataset, teachers: Sequence[Teacher], ranking: Sequence[str] | None
+) -> Sequence[str] | None:
+    """The names that `route_scores` stand for, checked against the table.
 
-    Args:
-        table (`Dataset`): From [`prompt_table`].
-        asked (`Sequence[Asked]`): The teachers.
-        seed (`int`): The run's.
-        routed (`bool`): Whether each prompt is answered by its `route` only.
-        errors (`dict[str, str]`): Why a row has no answer, by key.
-        down (`dict[str, str]`): Why the rows of a teacher that were never asked have none, by teacher.
+    Raises:
+        ConfigError: If a teacher is to be rerouted and the table has no scores, or they are not of these names.
     """
-
-    table: Dataset
-    asked: Sequence[Asked]
-    seed: int
-    routed: bool
-    errors: dict[str, str] = field(default_factory=dict)
-    down: dict[str, str] = field(default_factory=dict)
-
-    def total(self, asked: Asked) -> int:
-        """How many prompts a teacher answers."""
-        if not self.routed:
-            return len(self.table)
-        return sum(route == asked.teacher.name for route in self.table[columns.ROUTE])
-
-    def jobs(self, asked: Asked) -> Iterator[Job]:
-        """The jobs of one teacher in the order of the table, made as they are drawn."""
-        for batch in self._batches():
-            yield from self._jobs_of(batch, asked)
-
-    def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
-        """What one teacher is sent for each of its prompts."""
-        for batch in self._batches():
-            for position, prompt in enumerate(batch[columns.PROMPT]):
-                if not self.routed or batch[columns.ROUTE][position] == asked.teacher.name:
-                    yield asked.messages(prompt)
-
-    def _batches(self) -> Iterator[dict[str, list[Any]]]:
-        names = [columns.PROMPT_ID, columns.PROMPT, *([columns.ROUTE] if self.routed else [])]
-        only = self.table.select_columns(names)
-        for start in range(0, len(only), CHUNK):
-            yield only[start : start + CHUNK]
-
-    def _jobs_of(self, batch: dict[str, list[Any]], asked: Asked) -> Iterator[Job]:
-        for position, prompt in enumerate(batch[columns.PROMPT]):
-            if not self.routed or batch[columns.ROUTE][position] == asked.teacher.name:
-                yield asked.job(prompt, batch[columns.PROMPT_ID][position], self.seed)
-
-    def answers(self, ledger: Ledger) -> Iterator[dict[str, list[Any]]]:
-        """The generated columns in the order of the finished table, with the row of `table` each belongs to."""
-        start = 0
-        for batch in self._batches():
-            rows: list[tuple[int, Teacher, str]] = []
-            for position, prompt in enumerate(batch[columns.PROMPT]):
-                for asked in self.asked:
-                    if not self.routed or batch[columns.ROUTE][position] == asked.teacher.name:
-                        job = asked.job(prompt, batch[columns.PROMPT_ID][position], self.seed)
-                        rows.append((start + position, asked.teacher, job.key))
-            found = ledger.get_many({key for _, _, key in rows})
-            made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
-            for row, teacher, key in rows:
-                self._append(made, row, teacher, key, found.get(key))
-            start += len(batch[columns.PROMPT])
-            yield made
-
-    def _append(
-        self, made: dict[str, list[Any]], row: int, teacher: Teacher, key: str, completion: Completion | None
-    ) -> None:
-        name = teacher.name
-        text, reasoning = presented(completion, teacher.reasoning) if completion else (None, None)
-        made["row"].append(row)
-        made[columns.TEACHER].append(name)
-        made[columns.COMPLETION].append(text)
-        made[columns.REASONING].append(reasoning)
-        made[columns.FINISH_REASON].append(completion and completion.finish_reason)
-        made[columns.PROMPT_TOKENS].append(completion and completion.prompt_tokens)
-        made[columns.COMPLETION_TOKENS].append(completion and completion.completion_tokens)
-        made[columns.USAGE_SOURCE].append(completion and completion.usage_source)
-        error = self.errors.get(key) or self.down.get(name) or "the run ended before this row was asked"
-        made[columns.ERROR].append(None if completion else error)
+    wanted = [teacher.name for teacher in teachers if teacher.on_teacher_down == "reroute"]
+    if not wanted:
+        return None
+    names = list(ranking) if ranking is not None else [teacher.name for teacher in teachers]
+    if columns.ROUTE_SCORES not in table.column_names:
+        raise ConfigError(
+            f"teacher `{wanted[0]}`: `on_teacher_down: reroute` needs the column `{columns.ROUTE_SCORES}`, which "
+            "routing adds; route with a router, or choose `wait` or `error`."
+        )
+    lengths = {len(scores) for scores in table[columns.ROUTE_SCORES][:CHUNK]} - {len(names)}
+    if lengths:
+        raise ConfigError(
+            f"`{columns.ROUTE_SCORES}` has {lengths.pop()} scores a row for the {len(names)} teachers "
+            f"{', '.join(names)}; give the router's `teachers` as `score_names`."
+        )
+    return names
 
 
-def assemble(plan: Plan, ledger: Ledger) -> Dataset:
+def answered(plan: Plan, ledger: Ledger, drop_truncated: bool) -> Iterator[dict[str, list[Any]]]:
+    """The generated columns in the order of the finished table, with the row of `table` that each belongs to."""
+    for pairs in plan.pairs():
+        found = ledger.get_many({job.key for _, _, job, _ in pairs})
+        made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
+        for row, asked, job, instead_of in pairs:
+            completion = found.get(job.key)
+            if drop_truncated and completion is not None and completion.finish_reason == "length":
+                continue
+            values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
+            for column, value in zip(made.values(), values, strict=True):
+                column.append(value)
+            if completion is None:
+                made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
+        yield made
+
+
+def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
+    if completion is None:
+        return (asked.name, *[None] * 6)
+    text, thoughts = presented(completion, asked.teacher.reasoning)
+    return (
+        asked.name, text, thoughts, completion.finish_reason, completion.prompt_tokens, completion.completion_tokens,
+        completion.usage_source,
+    )  # fmt: skip
+
+
+def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
+    sampling = asked.teacher.sampling
+    return (
+        sampling.temperature, sampling.top_p, sampling.max_tokens, list(sampling.stop), job.request.seed,
+        asked.teacher.system_prompt,
+    )  # fmt: skip
+
+
+def assemble(plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> Dataset:
     """The finished table: the prompts' own columns and the generated ones, one row per (prompt, teacher).
 
     A table that is larger than `IN_MEMORY_BYTES` is written to a temporary file and mapped from there, so that
@@ -228,7 +170,7 @@ def assemble(plan: Plan, ledger: Ledger) -> Dataset:
     features = Features({**plan.table.features, **GENERATED_FEATURES})
     parts: list[pa.Table] = []
     size = 0
-    made = _parts(plan, ledger, features)
+    made = _parts(plan, ledger, features, drop_truncated)
     for part in made:
         parts.append(part)
         size += part.nbytes
@@ -237,10 +179,10 @@ def assemble(plan: Plan, ledger: Ledger) -> Dataset:
     return Dataset(pa.concat_tables(parts) if parts else features.arrow_schema.empty_table())
 
 
-def _parts(plan: Plan, ledger: Ledger, features: Features) -> Iterator[pa.Table]:
+def _parts(plan: Plan, ledger: Ledger, features: Features, drop_truncated: bool) -> Iterator[pa.Table]:
     schema = Features(GENERATED_FEATURES).arrow_schema
     prompts = plan.table.with_format("arrow")
-    for start, made in zip(range(0, len(prompts), CHUNK), plan.answers(ledger), strict=True):
+    for start, made in zip(range(0, len(prompts), CHUNK), answered(plan, ledger, drop_truncated), strict=True):
         rows = [row - start for row in made.pop("row")]
         part = prompts[start : start + CHUNK].take(pa.array(rows, type=pa.int64()))
         for column, values in zip(schema, made.values(), strict=True):

@@ -25,7 +25,7 @@ from persyn_hf.generation.generate import (
     summarize_generation,
 )  # fmt: skip
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.tables import row_seed
+from persyn_hf.generation.plan import row_seed
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, serve
 
@@ -50,7 +50,8 @@ def test_every_teacher_answers_every_prompt_in_prompt_order(server):
     table = generate_parallel(PROMPTS, teachers(server), seed=5, progress=False)
     assert table.column_names == [
         "prompt_id", "prompt", "answer", "teacher", "completion", "reasoning", "finish_reason",
-        "prompt_tokens", "completion_tokens", "usage_source", "error",
+        "prompt_tokens", "completion_tokens", "usage_source", "temperature", "top_p", "max_tokens", "stop", "seed",
+        "system_prompt", "rerouted_from", "error",
     ]  # fmt: skip
     assert table["prompt"][:] == ["one", "one", "two", "two", "three", "three"]
     assert table["answer"][:] == ["1", "1", "2", "2", None, None]

@@ -31,7 +31,7 @@ def test_answers_survive_closing(tmp_path):
 def test_more_keys_than_sqlite_takes_at_once():
     with Ledger(":memory:") as ledger:
         keys = [f"{number:064x}" for number in range(1200)]
-        ledger.put_many([(key, Completion(key, "stop", 1, 1)) for key in keys])
+        ledger.put_many([(key, Completion(key, "stop", 1, 1), None) for key in keys])
         assert {key: c.text for key, c in ledger.get_many(keys).items()} == {key: key for key in keys}
 
 
@@ -54,7 +54,7 @@ def test_the_key_says_all_that_an_answer_depends_on(other):
 
 
 def test_the_key_is_the_same_in_every_version():
-    assert completion_key("m", "r", REQUEST) == "c3e66e52313a25ba8f36f0d80930e2e21860016bb2afb6c66665a489352c8938"
+    assert completion_key("m", "r", REQUEST) == "7e4f2d857798fddd806229ea75dc5229f7275362d5ce4a93ee2e4f1d5eb7b4f6"
 
 
 def test_several_processes_write_at_once(tmp_path):
@@ -99,11 +99,11 @@ def test_refuses_another_format_with_a_way_out(tmp_path):
 def test_a_page_that_rots_is_named(tmp_path):
     path = tmp_path / "l.sqlite"
     with Ledger(path) as ledger:
-        ledger.put_many([(f"{n:064x}", Completion("x" * 500, "stop", 1, 1)) for n in range(200)])
+        ledger.put_many([(f"{n:064x}", Completion("x" * 500, "stop", 1, 1), None) for n in range(200)])
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xff" * (len(data) - 4096)
     path.write_bytes(data)
-    with Ledger(path) as ledger, pytest.raises(LedgerError, match="recover"):
+    with Ledger(path) as ledger, pytest.raises(LedgerError, match="ledger rescue"):
         ledger.get_many([f"{n:064x}" for n in range(200)])
 
 

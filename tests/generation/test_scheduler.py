@@ -7,6 +7,7 @@ import pytest
 from persyn_hf.config import Sampling
 from persyn_hf.errors import LedgerError, RetryableError, RowError, TeacherDownError
 from persyn_hf.generation.client import Completion, Request, UnavailableError
+from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.limit import AdaptiveLimit
 from persyn_hf.generation.scheduler import Job, RetryPolicy, TeacherPool
 
@@ -41,18 +42,30 @@ def jobs(count):
     return (Job(str(n), Request(str(n), (), Sampling(), 0)) for n in range(count))
 
 
-def run(client, work, limit=4, policy=FAST, timeout=5.0, on_answer=None):
+def run(client, work, limit=4, policy=FAST, timeout=5.0, on_answer=None, limits=None, **settings):
+    """Runs a pool over one client, or over several of them with a limit each."""
     answers, errors = [], {}
 
     def failed(job, message):
         assert job.key not in errors
         errors[job.key] = message
 
-    pool = TeacherPool(
-        client, work, AdaptiveLimit(limit), timeout, on_answer or (lambda job, c: answers.append(job.key)), failed,
-        policy=policy, rng=random.Random(0),
-    )  # fmt: skip
-    asyncio.run(pool.run())
+    async def main():
+        clients = client if isinstance(client, list) else [client]
+        made = limits or [AdaptiveLimit(limit) for _ in clients]
+        patient = settings.pop("patient", False)
+        lanes = [
+            Lane(one, own, policy, patient=patient, rng=random.Random(0))
+            for one, own in zip(clients, made, strict=True)
+        ]
+        pool = TeacherPool(
+            lanes, timeout, on_answer or (lambda job, c: answers.append(job.key)), failed, policy=policy,
+            rng=random.Random(0), **settings,
+        )  # fmt: skip
+        await pool.run(work)
+        return pool
+
+    pool = asyncio.run(main())
     assert len(answers) == len(set(answers))
     assert not set(answers) & set(errors)
     return answers, errors, pool
@@ -109,7 +122,7 @@ def test_a_teacher_that_is_down_is_not_asked_again():
     answers, errors, pool = run(client, jobs(1000), limit=2)
     assert len(client.asked) < 8
     assert pool.down == "wrong key"
-    assert errors["3"] == "the teacher is down: wrong key"
+    assert errors == {}
     assert "0" in answers
 
 
@@ -121,8 +134,8 @@ def test_nobody_listening_ends_within_its_time():
     answers, errors, pool = run(client, jobs(10**6), limit=8)
     assert answers == []
     assert "no answer for 0.1 seconds; the last error: cannot connect" in pool.down
-    assert 8 <= len(errors) < 100
-    assert set(errors.values()) == {f"the teacher is down: {pool.down}"}
+    assert errors == {}
+    assert len(client.asked) < 100
 
 
 def test_a_server_that_returns_loses_no_row():

@@ -1,0 +1,116 @@
+"""Money: what an answer cost, and a budget that is not passed, whatever comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from persyn_hf.config import Teacher
+from persyn_hf.generation.client import Completion, Request
+
+#: Tokens that a chat template adds around one message, at most.
+_TEMPLATE_TOKENS = 64
+_MILLION = 1e6
+
+
+def price(teacher: Teacher, prompt_tokens: int | None, completion_tokens: int | None) -> float:
+    """USD for so many tokens of a teacher."""
+    return (
+        (prompt_tokens or 0) * teacher.price_per_million_prompt_tokens
+        + (completion_tokens or 0) * teacher.price_per_million_completion_tokens
+    ) / _MILLION
+
+
+def worst_case(teacher: Teacher, request: Request) -> float:
+    """USD that a request can cost at most: a text has no more tokens than bytes, an answer at most `max_tokens`."""
+    asked = sum(_bytes(message.get("content")) + _TEMPLATE_TOKENS for message in request.messages)
+    return price(teacher, asked, request.sampling.max_tokens)
+
+
+def _bytes(content: Any) -> int:
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    return len(text.encode("utf-8", "replace"))
+
+
+def cost_of(teacher: Teacher, request: Request, completion: Completion) -> float:
+    """USD of one answer: by its usage, or the worst case where nobody could count."""
+    if completion.prompt_tokens is None or completion.completion_tokens is None:
+        return worst_case(teacher, request)
+    return price(teacher, completion.prompt_tokens, completion.completion_tokens)
+
+
+class Budget:
+    """What a run may cost, shared by its teachers.
+
+    Before a request is sent its worst case is set aside; when the answer is there, the rest of that is free again. So
+    the sum never passes the limit, and towards the end fewer requests run at once.
+
+    Args:
+        limit (`float`, *optional*): USD; `None` is no limit.
+        spent (`float`, defaults to 0): USD that are spent already.
+    """
+
+    def __init__(self, limit: float | None, spent: float = 0.0) -> None:
+        self.limit = limit
+        self.spent = spent
+        self.held = 0.0
+        self._holds = 0
+        self._watchers: list[Callable[[], None]] = []
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` whenever money is free again."""
+        self._watchers.append(changed)
+
+    def hold(self, amount: float) -> bool:
+        """Sets an amount aside, if it fits."""
+        if self.limit is not None and self.spent + self.held + amount > self.limit:
+            return False
+        self.held += amount
+        self._holds += 1
+        return True
+
+    def settle(self, held: float, cost: float) -> None:
+        """What was set aside for a request has cost this much."""
+        self._holds -= 1
+        self.held = self.held - held if self._holds else 0.0
+        self.spent += cost
+        if self.limit is not None:
+            for changed in self._watchers:
+                changed()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is set aside: what does not fit now never will."""
+        return self._holds == 0
+
+
+class Purse:
+    """The budget as one teacher's requests see it.
+
+    Args:
+        budget (`Budget`): The run's.
+        teacher (`Teacher`): With its prices.
+    """
+
+    def __init__(self, budget: Budget, teacher: Teacher) -> None:
+        self.budget = budget
+        self._teacher = teacher
+        self._free = not (teacher.price_per_million_prompt_tokens or teacher.price_per_million_completion_tokens)
+
+    def hold(self, request: Request) -> float | None:
+        """Sets a request's worst case aside; `None` where it does not fit."""
+        if self._free:
+            return 0.0
+        amount = worst_case(self._teacher, request)
+        return amount if self.budget.hold(amount) else None
+
+    def paid(self, held: float, request: Request, completion: Completion) -> None:
+        """The request was answered."""
+        if not self._free:
+            self.budget.settle(held, cost_of(self._teacher, request, completion))
+
+    def failed(self, held: float, charged: bool) -> None:
+        """The request was not answered; one that the server may have charged for counts with its worst case."""
+        if not self._free:
+            self.budget.settle(held, held if charged else 0.0)

@@ -1,0 +1,111 @@
+"""One endpoint of a teacher, as the scheduler sees it: a client, a limit and a circuit breaker."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from persyn_hf.errors import RetryableError
+from persyn_hf.generation.client import TeacherClient, UnavailableError
+from persyn_hf.generation.limit import AdaptiveLimit
+from persyn_hf.generation.retry import RetryPolicy
+from persyn_hf.generation.slots import Slots
+
+#: A teacher that refuses everything for load is alive (its limit may be per minute): it is waited for longer.
+_RATE_LIMIT_PATIENCE = 5
+#: Seconds between two looks at slots that other processes hold.
+_SLOT_POLL = 0.02
+
+
+class Lane:
+    """All requests of one run to one endpoint.
+
+    Args:
+        client (`TeacherClient`): How it is asked.
+        limit (`AdaptiveLimit`): Requests in flight.
+        policy (`RetryPolicy`): When the circuit opens, and when the endpoint is down.
+        slots (`Slots`, *optional*): The limit that is shared with other processes.
+        patient (`bool`, defaults to `False`): Never give an endpoint up for not answering.
+        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
+        rng (`random.Random`, *optional*): Draws the jitter.
+    """
+
+    def __init__(
+        self,
+        client: TeacherClient,
+        limit: AdaptiveLimit,
+        policy: RetryPolicy,
+        *,
+        slots: Slots | None = None,
+        patient: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.client = client
+        self.limit = limit
+        self.down: str | None = None
+        self.resume_at = 0.0
+        self._policy = policy
+        self._slots = slots
+        self._patient = patient
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._failures = 0
+        self._failing_since: float | None = None
+        self._seen = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the circuit is open: so many failures in a row that one request at a time suffices."""
+        return self._failures >= self._policy.breaker_after
+
+    @property
+    def places(self) -> int:
+        """Requests that may start now."""
+        if self.down is not None or self._clock() < self.resume_at:
+            return 0
+        return min(self.limit.free, 1 - self.limit.in_flight) if self.is_open else self.limit.free
+
+    def enter(self) -> bool:
+        """Counts a request in flight; false, and a short pause, where other processes hold all slots."""
+        if self._slots is not None and not self._slots.acquire():
+            self.resume_at = self._clock() + _SLOT_POLL
+            return False
+        self.limit.in_flight += 1
+        return True
+
+    def leave(self) -> None:
+        """The request is no more in flight."""
+        self.limit.in_flight -= 1
+        if self._slots is not None:
+            self._slots.release()
+
+    def succeeded(self) -> None:
+        """The server answered: for better or, where it refused the row, for worse."""
+        self._failures, self._failing_since, self._seen = 0, None, True
+
+    def failed(self, error: RetryableError) -> None:
+        """Takes into account what a failure says about the endpoint as a whole; call before [`leave`]."""
+        now = self._clock()
+        gone = isinstance(error, UnavailableError)
+        if error.retry_after is not None:
+            self.resume_at = max(self.resume_at, now + min(error.retry_after, self._policy.longest_pause))
+        if gone:
+            self.limit.unavailable()
+        elif error.overloaded:
+            self.limit.overloaded()
+            if self.limit.in_flight > 1:
+                return  # refused beside others that were accepted: the server is well
+        self._failures += 1
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if self.is_open:
+            step = 1 + self._failures - self._policy.breaker_after
+            self.resume_at = max(self.resume_at, now + self._rng.uniform(0, self._policy.bound(step)))
+        if self._patient:
+            return
+        bound = self._policy.down_after if self._seen else self._policy.down_after_unseen
+        if error.overloaded and not gone:
+            bound *= _RATE_LIMIT_PATIENCE
+        if (self.is_open or (gone and self._failures > 1)) and now - self._failing_since >= bound:
+            self.down = self.down or f"no answer for {bound:g} seconds; the last error: {error}"

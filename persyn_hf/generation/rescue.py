@@ -1,0 +1,86 @@
+"""What can still be read of a damaged ledger, or of one in an older format, into a new one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from persyn_hf.errors import LedgerError
+from persyn_hf.generation.ledger import ANSWER_COLUMNS, APPLICATION_ID, ORIGIN_COLUMNS, SCHEMA_VERSION, Ledger
+
+_NAMES = ("key", *ANSWER_COLUMNS, *ORIGIN_COLUMNS, "created")
+#: Without these a row is no answer.
+_NEEDED = frozenset({"key", "text", "finish_reason"})
+_AT_ONCE = 500
+
+
+def rescue(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> tuple[int, int]:
+    """Copies every answer that can be read; the old file is not touched.
+
+    Keys are spread evenly over their first byte, so that the file is read in 256 parts: a page that is damaged costs
+    the part that it lies in, from the damage on.
+
+    Args:
+        source (`str` or `PathLike`): The ledger that was refused.
+        target (`str` or `PathLike`): A new file.
+
+    Returns:
+        `tuple[int, int]`: Answers that the new ledger has, and parts of the old one that could not be read to their
+        end, out of 256.
+
+    Raises:
+        LedgerError: If `source` is no ledger at all, is of a newer format, or `target` exists.
+    """
+    if os.path.exists(target):
+        raise LedgerError(f"{os.fspath(target)}: is there already; name a new file.")
+    if not os.path.isfile(source):
+        raise LedgerError(f"{os.fspath(source)}: there is no such file.")
+    with closing(sqlite3.connect(f"{Path(source).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        present = _columns(connection, os.fspath(source))
+        damaged = 0
+        with Ledger(target) as ledger:
+            for first in range(256):
+                try:
+                    for rows in _part(connection, present, first):
+                        ledger.insert(rows)
+                except sqlite3.DatabaseError:
+                    damaged += 1
+            return len(ledger), damaged
+
+
+def _columns(connection: sqlite3.Connection, source: str) -> set[str]:
+    try:
+        if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+            raise LedgerError(f"{source}: is no ledger.")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        present = {row[1] for row in connection.execute("PRAGMA table_info(completions)")}
+    except sqlite3.DatabaseError as error:
+        raise LedgerError(f"{source}: nothing of it can be read: {error}.") from error
+    if version > SCHEMA_VERSION or not present >= _NEEDED:
+        raise LedgerError(f"{source}: has ledger format {version}, which this version of persyn-hf does not know.")
+    return present
+
+
+def _part(connection: sqlite3.Connection, present: set[str], first: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows whose key starts with one byte, some at a time, so that those before a damaged page are kept."""
+    missing = {"created": repr(time.time())}
+    names = ", ".join(name if name in present else f"{missing.get(name, 'NULL')} AS {name}" for name in _NAMES)
+    bounds = "key >= ?" if first == 255 else "key >= ? AND key < ?"
+    values = [bytes([first])] if first == 255 else [bytes([first]), bytes([first + 1])]
+    cursor = connection.execute(f"SELECT {names} FROM completions WHERE {bounds} ORDER BY key", values)
+    rows: list[tuple[Any, ...]] = []
+    try:
+        for row in cursor:
+            rows.append(row)
+            if len(rows) == _AT_ONCE:
+                yield rows
+                rows = []
+    except sqlite3.DatabaseError:
+        yield rows
+        raise
+    yield rows
