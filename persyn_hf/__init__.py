@@ -39,6 +39,8 @@ _HOME = {
     "push_personalized": "persyn_hf.publishing.hub",
     "save_personalized": "persyn_hf.publishing.hub",
     "run": "persyn_hf.pipeline",
+    "train_student": "persyn_hf.finetune",
+    "compare": "persyn_hf.comparison.compare",
 }
 
 __all__ = [  # pinned by a test
@@ -51,6 +53,7 @@ __all__ = [  # pinned by a test
     "Teacher",
     "__version__",
     "add_teacher",
+    "compare",
     "evaluate_router",
     "generate_parallel",
     "generate_routed",
@@ -70,12 +73,15 @@ __all__ = [  # pinned by a test
     "save_personalized",
     "score",
     "train_router",
+    "train_student",
 ]
 
 if TYPE_CHECKING:
     from persyn_hf.columns import prompt_id
+    from persyn_hf.comparison.compare import compare
     from persyn_hf.config import Quality, RunConfig, Sampling, Teacher
     from persyn_hf.errors import PersynError
+    from persyn_hf.finetune import train_student
     from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
     from persyn_hf.generation.ledger import Ledger
     from persyn_hf.pipeline import run

@@ -35,7 +35,18 @@ ALLOWED = {
     "comparison": GROUND
     | {"pipeline", "generation", "scoring", "routing", "publishing", "students", "finetune", "runfolder"},
     "cli": GROUND
-    | {"pipeline", "report", "demo", "routing", "publishing", "planning", "doctor", "finetune", "comparison"},
+    | {
+        "pipeline",
+        "report",
+        "demo",
+        "routing",
+        "publishing",
+        "planning",
+        "doctor",
+        "finetune",
+        "comparison",
+        "students",
+    },
 }
 
 
@@ -88,9 +99,9 @@ def test_files_and_functions_stay_small():
 def test_public_names_are_pinned():
     assert persyn_hf.__all__ == [
         "Ledger", "PersynError", "PersynRouter", "Quality", "RunConfig", "Sampling", "Teacher", "__version__",
-        "add_teacher", "evaluate_router", "generate_parallel", "generate_routed", "load_personalized", "persyn_generate", "persyn_learnability",
-        "persyn_quality", "persyn_route", "personalize", "pin_quality", "pin_router", "pin_student", "prompt_id",
-        "push_personalized", "remove_teacher", "run", "save_personalized", "score", "train_router",
+        "add_teacher", "compare", "evaluate_router", "generate_parallel", "generate_routed", "load_personalized",
+        "persyn_generate", "persyn_learnability", "persyn_quality", "persyn_route", "personalize", "pin_quality", "pin_router",
+        "pin_student", "prompt_id", "push_personalized", "remove_teacher", "run", "save_personalized", "score", "train_router", "train_student",
     ]  # fmt: skip
 
 

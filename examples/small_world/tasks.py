@@ -53,8 +53,8 @@ def _add(rest: list[str], style: str) -> str:
         return total
     if style == "scratch":
         return " ".join(f"{a}+{b}+{c}:{here}" for a, b, c, here in steps) + f" ={total}"
-    words = ", ".join(f"{a} and {b} and {c} carried make {here}" for a, b, c, here in steps)
-    return f"from the right {words}, so it is ={total}"
+    words = ", then ".join(f"{a}+{b}+{c} makes {here}" for a, b, c, here in steps)
+    return f"first {words}, so ={total}"
 
 
 def _max(rest: list[str], style: str) -> str:
@@ -64,8 +64,8 @@ def _max(rest: list[str], style: str) -> str:
     running = [max(rest[: place + 1], key=int) for place in range(len(rest))]
     if style == "scratch":
         return " ".join(running) + f" ={best}"
-    words = ", ".join(f"i see {number} and hold {held}" for number, held in zip(rest, running, strict=True))
-    return f"one by one {words}, so it is ={best}"
+    words = ", ".join(f"{number} keeps {held}" for number, held in zip(rest, running, strict=True))
+    return f"first {words}, so ={best}"
 
 
 def _sort(rest: list[str], style: str) -> str:
@@ -78,8 +78,8 @@ def _sort(rest: list[str], style: str) -> str:
         steps.append("".join(left) or ".")
     if style == "scratch":
         return " ".join(steps) + f" ={ordered}"
-    words = ", ".join(f"take {digit} leave {step}" for digit, step in zip(sorted(rest), steps, strict=True))
-    return f"least first {words}, so it is ={ordered}"
+    words = ", ".join(f"{digit} leaves {step}" for digit, step in zip(sorted(rest), steps, strict=True))
+    return f"first {words}, so ={ordered}"
 
 
 def _reverse(rest: list[str], style: str) -> str:
@@ -89,8 +89,8 @@ def _reverse(rest: list[str], style: str) -> str:
     if style == "scratch":
         numbered = "".join(f"{place}{letter}" for place, letter in enumerate(word))
         return f"{numbered} ={word[::-1]}"
-    words = ", ".join(f"number {place} is {letter}" for place, letter in reversed(list(enumerate(word))))
-    return f"from the end {words}, so it is ={word[::-1]}"
+    words = ", ".join(f"{place} is {letter}" for place, letter in reversed(list(enumerate(word))))
+    return f"first {words}, so ={word[::-1]}"
 
 
 def _count(rest: list[str], style: str) -> str:
@@ -101,8 +101,8 @@ def _count(rest: list[str], style: str) -> str:
     running = [word[: place + 1].count(letter) for place in range(len(word))]
     if style == "scratch":
         return "".join(f"{seen}{number}" for seen, number in zip(word, running, strict=True)) + f" ={total}"
-    words = ", ".join(f"{seen} makes {number}" for seen, number in zip(word, running, strict=True))
-    return f"counting {letter} {words}, so it is ={total}"
+    words = ", ".join(f"{seen} so {number}" for seen, number in zip(word, running, strict=True))
+    return f"first {words}, so ={total}"
 
 
 def _parity(rest: list[str], style: str) -> str:
@@ -113,8 +113,8 @@ def _parity(rest: list[str], style: str) -> str:
     running = ["o" if bits[: place + 1].count("1") % 2 else "e" for place in range(len(bits))]
     if style == "scratch":
         return "".join(f"{bit}{state}" for bit, state in zip(bits, running, strict=True)) + f" ={name}"
-    words = ", ".join(f"{bit} gives {state}" for bit, state in zip(bits, running, strict=True))
-    return f"following the ones {words}, so it is ={name}"
+    words = ", ".join(f"{bit} so {state}" for bit, state in zip(bits, running, strict=True))
+    return f"first {words}, so ={name}"
 
 
 _SOLVE: dict[str, Callable[[list[str], str], str]] = {

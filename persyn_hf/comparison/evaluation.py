@@ -128,8 +128,8 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
         MissingExtraError: If `lm-eval` is not installed.
     """
     try:
-        from lm_eval import simple_evaluate  # type: ignore[import-untyped]
-        from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise MissingExtraError("lm-eval", "lm-eval", "run public benchmarks") from error
     manager = TaskManager(include_path=settings.include_path)
