@@ -100,8 +100,9 @@ def test_public_names_are_pinned():
     assert persyn_hf.__all__ == [
         "Ledger", "PersynError", "PersynRouter", "Quality", "RunConfig", "Sampling", "Teacher", "__version__",
         "add_teacher", "compare", "evaluate_router", "generate_parallel", "generate_routed", "load_personalized",
-        "persyn_generate", "persyn_learnability", "persyn_quality", "persyn_route", "personalize", "pin_quality", "pin_router",
-        "pin_student", "prompt_id", "push_personalized", "remove_teacher", "run", "save_personalized", "score", "train_router", "train_student",
+        "persyn_generate", "persyn_learnability", "persyn_quality", "persyn_route", "personalize", "pin_quality",
+        "pin_router", "pin_student", "prompt_id", "push_personalized", "remove_teacher", "run", "save_personalized",
+        "score", "train_router", "train_student",
     ]  # fmt: skip
 
 
