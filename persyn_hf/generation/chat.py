@@ -13,7 +13,7 @@ from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, transport_error
+from persyn_hf.generation.faults import body_error, perhaps_charged, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer
 from persyn_hf.generation.wire import Sessions, open_session
 
@@ -58,8 +58,7 @@ class ChatClient:
         try:
             completion = self._read(response.content, request)
         except TeacherError as error:
-            error.maybe_charged = True
-            raise
+            raise perhaps_charged(error) from None
         return completion if completion.usage_source else await self._tokenizer.counted(request, completion)
 
     async def aclose(self) -> None:
@@ -103,8 +102,16 @@ class ChatClient:
         usage: Any = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return read_answer(
-            message.get("content"), choice.get("finish_reason"), request.sampling,
+            _text(message.get("content")), choice.get("finish_reason"), request.sampling,
             usage.get("prompt_tokens"), usage.get("completion_tokens"),
             # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
             message.get("reasoning_content") or message.get("reasoning"), self._endpoint.clean,
         )  # fmt: skip
+
+
+def _text(content: object) -> object:
+    """The text of a message; some servers give it in parts, `[{"type": "text", "text": …}]`."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))

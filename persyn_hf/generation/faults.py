@@ -38,7 +38,7 @@ _SPENT = "insufficient_quota"
 def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
     """What is meant by a request that brought no whole response."""
     if isinstance(error, InferenceTimeoutError | httpx2.TimeoutException):
-        return _perhaps_answered(RetryableError(f"no answer from {endpoint.address} in time", attempts=3))
+        return perhaps_charged(RetryableError(f"no answer from {endpoint.address} in time", attempts=3))
     if isinstance(error, OfflineModeIsEnabled):
         return TeacherDownError("HF_HUB_OFFLINE blocks every endpoint; unset it to ask teachers over HTTP")
     if isinstance(error, httpx2.ConnectError):
@@ -47,11 +47,12 @@ def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
             return TeacherDownError(f"{endpoint.address} has no certificate that can be trusted ({words})")
         return UnavailableError(f"cannot connect to {endpoint.address}: {words}")
     if isinstance(error, httpx2.TransportError):
-        return _perhaps_answered(RetryableError(f"the connection broke: {type(error).__name__}"))
-    return _perhaps_answered(RetryableError(f"the answer cannot be read: {type(error).__name__}", attempts=3))
+        return perhaps_charged(RetryableError(f"the connection broke: {type(error).__name__}"))
+    return perhaps_charged(RetryableError(f"the answer cannot be read: {type(error).__name__}", attempts=3))
 
 
-def _perhaps_answered(error: TeacherError) -> TeacherError:
+def perhaps_charged(error: TeacherError) -> TeacherError:
+    """Marks a failure of which the server may think that it was an answer."""
     error.maybe_charged = True
     return error
 
@@ -112,7 +113,7 @@ def _error_body(text: str) -> tuple[str, str]:
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        return "", "" if text.lstrip()[:1] in ("<", "", "{", "[") else text[:1000]
+        return "", "" if text.lstrip()[:1] in ("<", "", "{", "[") else text
     if not isinstance(body, dict):
         return "", ""
     inner: Any = body.get("error", body.get("detail", body.get("message")))
@@ -120,7 +121,7 @@ def _error_body(text: str) -> tuple[str, str]:
     if isinstance(inner, dict):
         kind = kind or inner.get("type")
         inner = inner.get("message")
-    return (kind if isinstance(kind, str) else ""), (str(inner)[:1000] if inner is not None else "")
+    return (kind if isinstance(kind, str) else ""), (str(inner) if inner is not None else "")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -74,9 +74,11 @@ def identify(teacher: Teacher) -> Asked:
 
 
 def row_seed(seed: int, prompt_id: str) -> int:
-    """The seed of one row: the first 31 bits of a SHA-256 of the run's seed and the prompt's identity."""
+    """The seed of one row: the first 31 bits of a SHA-256 of the run's seed and the prompt's identity; never 0,
+    which TGI refuses.
+    """
     digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return int.from_bytes(digest[:4], "big") >> 1 or 1
 
 
 @dataclass

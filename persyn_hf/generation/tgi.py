@@ -13,7 +13,7 @@ from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, transport_error
+from persyn_hf.generation.faults import body_error, perhaps_charged, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
 from persyn_hf.generation.wire import Sessions, harden
 
@@ -60,16 +60,10 @@ class TgiClient:
                 httpx2.HTTPError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError,
             ) as error:  # fmt: skip
                 raise self._explain(error) from None
-        if not isinstance(answer, TextGenerationOutput) or not isinstance(answer.details, dict):
-            raise RetryableError(
-                "the answer has no `generated_text` with `details`; a server that is no TGI wants `api: chat`",
-                attempts=3,
-            )
-        details: Any = answer.details
-        completion = read_answer(
-            answer.generated_text, details.finish_reason, request.sampling,
-            len(details.prefill or ()), details.generated_tokens, clean=self._endpoint.clean,
-        )  # fmt: skip
+        try:
+            completion = self._read(answer, request)
+        except TeacherError as error:
+            raise perhaps_charged(error) from None
         return await self._tokenizer.counted(request, completion)
 
     async def aclose(self) -> None:
@@ -77,12 +71,24 @@ class TgiClient:
         for client in self._sessions.opened:
             await client.close()  # type: ignore[no-untyped-call] # huggingface_hub leaves it untyped
 
+    def _read(self, answer: object, request: Request) -> Completion:
+        if not isinstance(answer, TextGenerationOutput) or not isinstance(answer.details, dict):
+            raise RetryableError(
+                "the answer has no `generated_text` with `details`; a server that is no TGI wants `api: chat`",
+                attempts=3,
+            )
+        details: Any = answer.details
+        return read_answer(
+            answer.generated_text, details.finish_reason, request.sampling,
+            len(details.prefill or ()), details.generated_tokens, clean=self._endpoint.clean,
+        )  # fmt: skip
+
     def _explain(self, error: Exception) -> TeacherError:
         if isinstance(error, httpx2.HTTPError | InferenceTimeoutError | OfflineModeIsEnabled):
             return transport_error(self._endpoint, error)
         if isinstance(error, UnicodeEncodeError):
             return RowError("the prompt is no valid Unicode (it holds half of a surrogate pair)")
-        return body_error(self._endpoint, getattr(error, "doc", ""))
+        return perhaps_charged(body_error(self._endpoint, getattr(error, "doc", "")))
 
     async def _harden(self, client: AsyncInferenceClient) -> None:
         # A client's session has no public name, and `set_async_client_factory` would change the whole process. Asking

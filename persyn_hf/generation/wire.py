@@ -13,7 +13,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from persyn_hf import __version__
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import status_error
+from persyn_hf.generation.faults import perhaps_charged, status_error
 from persyn_hf.generation.transport import AiohttpTransport
 
 #: Requests per session. A session has 100 connections, above which waiting counts as timeout; and it looks through
@@ -89,7 +89,7 @@ def harden(session: httpx2.AsyncClient, endpoint: Endpoint, max_bytes: int, rais
                 f"{endpoint.address} compresses its answers, though `identity` was asked for; reach it without a proxy"
             )
         if int(response.headers.get("content-length") or 0) > max_bytes:
-            raise RowError(refusal)
+            raise perhaps_charged(RowError(refusal))
         response.stream = _Bounded(response.stream, max_bytes, refusal)
 
     hooks = session.event_hooks
@@ -108,7 +108,7 @@ class _Bounded(httpx2.AsyncByteStream):
         async for chunk in self._stream:
             left -= len(chunk)
             if left < 0 and self._refusal is not None:
-                raise RowError(self._refusal)
+                raise perhaps_charged(RowError(self._refusal))
             yield chunk
             if left < 0:
                 return

@@ -123,6 +123,7 @@ def test_a_missing_key_is_a_configuration_error(monkeypatch):
         ({"content": "2+2 is</think>four"}, "four", "2+2 is"),  # the template had opened the tag
         ({"content": "<think>\n\n</think>\n\nfour"}, "four", None),
         ({"content": " four"}, " four", None),
+        ({"content": [{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}, 3]}, "four", None),
         ({"content": "Write <think> and </think>."}, "Write <think> and </think>.", None),
     ],
 )

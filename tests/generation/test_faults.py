@@ -6,8 +6,11 @@ import time
 
 import pytest
 
-from persyn_hf.errors import ConfigError
+from persyn_hf.config import Sampling, Teacher
+from persyn_hf.errors import ConfigError, TeacherError
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel
+from persyn_hf.generation.protocols import endpoint_client
 from persyn_hf.generation.scheduler import RetryPolicy
 from tests.generation import faulty as f
 from tests.generation.servers import free_port
@@ -218,3 +221,32 @@ def test_a_clock_that_jumps_changes_nothing(api, tiny_lm, monkeypatch):
     assert is_complete(table)
     assert server.answered == {f"prompt {n}": 1 for n in range(COUNT)}
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize(
+    ("fault", "charged"),
+    [
+        (f.answer(""), True),
+        (f.truncated_json, True),
+        (f.reset_in_the_middle, True),
+        (f.Endless(chunked=False), True),
+        (f.Endless(chunked=True), True),
+        (f.error("429 Too Many Requests", "overloaded"), False),
+        (f.error("422 Unprocessable Entity", "validation"), False),
+        (f.status("401 Unauthorized"), False),
+    ],
+    ids=["empty", "truncated", "reset", "too long", "too long in chunks", "429", "422", "401"],
+)
+def test_what_may_have_been_charged_for_is_marked(api, fault, charged, tiny_lm):
+    request = Request("p", ({"role": "user", "content": "prompt 1"},), Sampling(max_tokens=9), 7)
+
+    async def ask(url):
+        client = endpoint_client(Teacher(name="t", model=str(tiny_lm), endpoint=url, api=api), url)
+        try:
+            await client.complete(request)
+        finally:
+            await client.aclose()
+
+    with f.faulty(f.Faulty(api, str(tiny_lm), lambda *_: fault)) as server, pytest.raises(TeacherError) as caught:
+        asyncio.run(ask(server.url))
+    assert caught.value.maybe_charged is charged
