@@ -26,7 +26,14 @@ MAX_COMPONENTS = 128
 
 
 def build_classifier(
-    backbone: str, teachers: Sequence[str], *, revision: str | None, max_length: int, dtype: Any, device: Any
+    backbone: str,
+    teachers: Sequence[str],
+    *,
+    revision: str | None,
+    max_length: int,
+    dtype: Any,
+    device: Any,
+    depth: float = DEPTH,
 ) -> tuple[Any, Any]:
     """Loads a backbone as a stock sequence classifier with one label per teacher, its head not trained yet.
 
@@ -39,6 +46,7 @@ def build_classifier(
         teachers (`Sequence[str]`): Labels, in order.
         revision (`str`, *optional*), dtype, device: As in `from_pretrained`.
         max_length (`int`): Tokens of a prompt that are read.
+        depth (`float`, defaults to 2/3): Share of BERT's layers that are kept.
 
     Returns:
         `(model, tokenizer)`: In evaluation mode.
@@ -57,7 +65,7 @@ def build_classifier(
         config = AutoConfig.from_pretrained(backbone, num_labels=len(teachers), **labels, **common)
         tokenizer = AutoTokenizer.from_pretrained(backbone, **common)
         if config.model_type == "bert":
-            model = _bert_with_mean_pooling(backbone, config, common)
+            model = _bert_with_mean_pooling(backbone, config, common, depth)
         else:
             if config.model_type == "modernbert":
                 config.classifier_pooling = "mean"
@@ -70,14 +78,14 @@ def build_classifier(
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
 
-def _bert_with_mean_pooling(backbone: str, config: Any, common: dict[str, Any]) -> Any:
+def _bert_with_mean_pooling(backbone: str, config: Any, common: dict[str, Any], depth: float) -> Any:
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     # The pooler is left out on purpose; transformers would report it as unexpected.
     encoder = AutoModel.from_pretrained(
         backbone, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True, **common
     )
-    config.num_hidden_layers = math.ceil(config.num_hidden_layers * DEPTH) + 1
+    config.num_hidden_layers = math.ceil(config.num_hidden_layers * depth) + 1
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     wanted = model.base_model.state_dict()
     model.base_model.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in wanted}, strict=False)

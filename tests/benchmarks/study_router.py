@@ -1,0 +1,265 @@
+"""What routers earn on real answers: objective × backbone × frozen or tuned × alpha, on seeded 2:1 splits.
+
+    python -m tests.benchmarks.study_router --data FOLDER --learnability CACHE.jsonl
+
+FOLDER holds `instruct_zoo.parquet` and `math_zoo.parquet` with `prompt_id, prompt, teacher, completion, quality`. The
+cache holds one line per answer: `prompt_id, teacher, learnability`; answers that it lacks are scored with the student
+and added (`--no-scoring` leaves their prompts out of the alphas that need them). Every figure is the share of the gap
+between the best single teacher of the training prompts and the oracle that the router closed on the test prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from persyn_hf import columns
+from persyn_hf.routing import backbone as backbones
+from persyn_hf.routing.crossval import bootstrap_means, interval, nearest_rewards
+from persyn_hf.routing.heads import POWER, Array, fit_path
+from persyn_hf.routing.objectives import OBJECTIVES
+from persyn_hf.routing.rewards import RewardTable, read_rewards
+from persyn_hf.routing.training import fit_head
+from persyn_hf.scoring.reward import add_rewards
+
+ROOT = Path(__file__).parents[2]
+MINILM, SMOLLM = str(ROOT / ".models/all-MiniLM-L6-v2"), str(ROOT / ".models/SmolLM2-135M-Instruct")
+#: Name in the table, weights, share of a BERT's layers that is kept.
+BACKBONES = {
+    "minilm": ("MiniLM, 2/3 of its layers", MINILM, 2 / 3),
+    "minilm-all": ("MiniLM, all layers", MINILM, 1.0),
+    "smollm2": ("SmolLM2-135M", SMOLLM, 1.0),
+}
+#: Plain Bradley–Terry, the reference: a linear head, a little weight decay, no choice of strength, no fallback. This
+#: decay is the best of 1e-3 … 1e-5 on the test prompts, so the reference is given more than it could know.
+PLAIN_DECAY = 3e-4
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one router did on one split.
+
+    Args:
+        gained (`float`): Reward over the best single teacher, summed over the test prompts.
+        gap (`float`): The same of the oracle.
+        low, high (`float`): Bootstrap 95% interval of the mean gain.
+        fell_back (`bool`)
+    """
+
+    gained: float
+    gap: float
+    low: float
+    high: float
+    fell_back: bool
+
+
+def main() -> None:
+    """Runs the study and prints Markdown."""
+    arguments = _arguments()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print("| answers | alpha | prompts | backbone | router | gap closed | splits | fell back | worse |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    for zoo in arguments.zoos:
+        answers = _answers(arguments, zoo)
+        for backbone in arguments.backbones:
+            label, weights, depth = BACKBONES[backbone]
+            embedded = _embed(answers, weights, depth)
+            for alpha in arguments.alphas:
+                table = _rewarded(answers, alpha)
+                if table is None:
+                    continue
+                inputs = np.stack([embedded[identity] for identity in table.ids])
+                for router, splits in _routers(arguments, table, inputs, weights, depth):
+                    cells = (zoo, f"{alpha:g}", len(table.ids), label, router, *_summary(splits))
+                    print("|", " | ".join(str(cell) for cell in cells), "|", flush=True)
+
+
+def _routers(
+    arguments: Any, table: RewardTable, inputs: Array, weights: str, depth: float
+) -> Iterator[tuple[str, list[Split]]]:
+    halves = [_split(len(table.ids), seed) for seed in range(arguments.splits)]
+    if arguments.tuning != "frozen":
+        for objective in arguments.objectives:
+            yield (
+                f"{objective}, {arguments.tuning}",
+                [_tuned(arguments, table, train, test, objective, weights, depth) for train, test in halves],
+            )
+        return
+    yield "plain Bradley–Terry", [_plain(table, inputs, train, test) for train, test in halves]
+    yield "kNN, 20 neighbours", [_knn(table, inputs, train, test) for train, test in halves]
+    for objective in arguments.objectives:
+        guarded = [_frozen(table, inputs, train, test, objective, "best-single") for train, test in halves]
+        yield objective, guarded
+        if any(split.fell_back for split in guarded):
+            yield (
+                objective + ", no fallback",
+                [
+                    _frozen(table, inputs, train, test, objective, "none") if split.fell_back else split
+                    for split, (train, test) in zip(guarded, halves, strict=True)
+                ],
+            )
+
+
+def _frozen(table: RewardTable, inputs: Array, train: Array, test: Array, objective: str, fallback: str) -> Split:
+    part = _best_first(table, train)
+    features = backbones.FeatureMap(inputs[train], True, POWER[objective])
+    head, report = fit_head(part.subset(train), features(inputs[train]), objective, fallback, 5, 0)
+    return _judge(part, test, head(features(inputs[test])).argmax(axis=1), report.fallback is not None)
+
+
+def _plain(table: RewardTable, inputs: Array, train: Array, test: Array) -> Split:
+    part = _best_first(table, train)
+    features = backbones.FeatureMap(inputs[train], True, power=1.0)
+    (head,) = fit_path("bradley-terry", features(inputs[train]), part.rewards[train], (PLAIN_DECAY,))
+    return _judge(part, test, head(features(inputs[test])).argmax(axis=1), False)
+
+
+def _knn(table: RewardTable, inputs: Array, train: Array, test: Array) -> Split:
+    part, center = _best_first(table, train), inputs[train].mean(axis=0)
+    near = nearest_rewards(inputs[train] - center, part.rewards[train], inputs[test] - center)
+    return _judge(part, test, near.argmax(axis=1), False)
+
+
+def _tuned(
+    arguments: Any, table: RewardTable, train: Array, test: Array, objective: str, weights: str, depth: float
+) -> Split:
+    """Through `train_router` itself, with as many folds as can be waited for."""
+    from persyn_hf import train_router
+
+    part = _best_first(table, train)
+    rows = [
+        {"prompt_id": part.ids[row], "prompt": part.prompts[row], "teacher": teacher, "reward": reward}
+        for row in train
+        for teacher, reward in zip(part.teachers, part.rewards[row], strict=True)
+    ]
+    backbones.build_classifier.__kwdefaults__["depth"] = depth
+    router = train_router(
+        Dataset.from_list(rows), weights, "study", objective=objective, tuning=arguments.tuning,
+        folds=arguments.folds, epochs=arguments.epochs, max_length=256, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    routes = router.routes(router.scores([part.prompts[row] for row in test]))
+    return _judge(part, test, np.array([part.teachers.index(name) for name in routes]), router.fallback is not None)
+
+
+def _judge(table: RewardTable, test: Array, routes: Array, fell_back: bool) -> Split:
+    rewards = table.rewards[test]
+    gains = rewards[np.arange(len(test)), routes] - rewards[:, 0]
+    bounds = interval(gains.mean(), bootstrap_means(gains[:, None])[:, 0])
+    gap = float((rewards.max(axis=1) - rewards[:, 0]).sum())
+    return Split(float(gains.sum()), gap, bounds.low, bounds.high, fell_back)
+
+
+def _summary(splits: list[Split]) -> tuple[str, str, int, int]:
+    closed = sum(split.gained for split in splits) / max(sum(split.gap for split in splits), 1e-12)
+    each = " ".join(f"{split.gained / max(split.gap, 1e-12):+.2f}" for split in splits)
+    return (
+        f"{closed:+.3f}", each, sum(split.fell_back for split in splits), sum(split.high < 0 for split in splits),
+    )  # fmt: skip
+
+
+def _split(count: int, seed: int) -> tuple[Array, Array]:
+    order = np.random.default_rng(seed).permutation(count)
+    return order[: count * 2 // 3], order[count * 2 // 3 :]
+
+
+def _best_first(table: RewardTable, train: Array) -> RewardTable:
+    """The columns in the order of the training prompts' means: column 0 is the best single teacher."""
+    means = table.subset(train).means
+    return table.reordered([table.teachers[column] for column in np.argsort(-means, kind="stable")])
+
+
+def _embed(answers: Dataset, weights: str, depth: float) -> dict[str, Array]:
+    prompts = dict(zip(answers[columns.PROMPT_ID], answers[columns.PROMPT], strict=True))
+    model, tokenizer = backbones.build_classifier(
+        weights, ["a", "b"], revision=None, max_length=512, dtype=torch.float32, device="cpu", depth=depth
+    )
+    texts = [columns.prompt_text(prompt) for prompt in prompts.values()]
+    inputs = backbones.head_inputs(model, tokenizer, texts, progress=sys.stderr.isatty())
+    return dict(zip(prompts, inputs, strict=True))
+
+
+def _rewarded(answers: Dataset, alpha: float) -> RewardTable | None:
+    """Rewards of the prompts whose answers are all scored; alpha 0 needs no learnability."""
+    if alpha == 0:
+        answers = answers.remove_columns(columns.LEARNABILITY).add_column(columns.LEARNABILITY, [0.0] * len(answers))
+    known: dict[str, bool] = {}
+    for identity, value in zip(answers[columns.PROMPT_ID], answers[columns.LEARNABILITY], strict=True):
+        known[identity] = known.get(identity, True) and value is not None
+    kept = [row for row, identity in enumerate(answers[columns.PROMPT_ID]) if known[identity]]
+    return read_rewards(_normalised(answers.select(kept), alpha)) if len(kept) > 0 else None
+
+
+def _normalised(answers: Dataset, alpha: float) -> Dataset:
+    """Rewards as the pipeline makes them; at alpha 0 and 1 too, both parts are normalised within the prompt."""
+    part = {0: columns.QUALITY, 1: columns.LEARNABILITY}.get(alpha)
+    if part is None:
+        return add_rewards(answers, alpha)
+    other = answers.remove_columns([columns.QUALITY, columns.LEARNABILITY])
+    other = other.add_column(columns.QUALITY, answers[part][:]).add_column(columns.LEARNABILITY, answers[part][:])
+    return add_rewards(other, 0.5)
+
+
+def _answers(arguments: Any, zoo: str) -> Dataset:
+    answers = Dataset.from_parquet(str(arguments.data / f"{zoo}_zoo.parquet"))
+    cache = arguments.learnability
+    found: dict[tuple[str, str], float] = {}
+    if cache.exists():
+        for line in cache.read_text().splitlines():
+            entry = json.loads(line)
+            found[entry["prompt_id"], entry["teacher"]] = entry["learnability"]
+    keys = list(zip(answers[columns.PROMPT_ID], answers[columns.TEACHER], strict=True))
+    wanted = any(arguments.alphas) and not arguments.no_scoring
+    for start in range(0, len(keys) if wanted else 0, 120):
+        rows = [row for row in range(start, min(start + 120, len(keys))) if keys[row] not in found]
+        if rows:
+            _score(answers.select(rows), cache)
+    if wanted:
+        arguments.no_scoring = True
+        return _answers(arguments, zoo)
+    return answers.add_column(columns.LEARNABILITY, [found.get(key) for key in keys])
+
+
+def _score(rows: Dataset, cache: Path) -> None:
+    """Scores answers with the student and appends them to the cache, some at a time: a long scoring can be resumed."""
+    from persyn_hf import persyn_learnability
+
+    scored = rows.map(persyn_learnability, batched=True, keep_in_memory=True, fn_kwargs={
+        "student": SMOLLM, "too_long": "truncate",
+    })  # fmt: skip
+    with cache.open("a") as file:
+        for identity, teacher, value in zip(
+            scored[columns.PROMPT_ID], scored[columns.TEACHER], scored[columns.LEARNABILITY], strict=True
+        ):
+            entry = {"prompt_id": identity, "teacher": teacher, "learnability": value}
+            file.write(json.dumps(entry) + "\n")
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--learnability", type=Path, required=True)
+    parser.add_argument("--zoos", nargs="+", default=["instruct", "math"])
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=list(BACKBONES))
+    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
+    parser.add_argument("--alphas", nargs="+", type=float, default=[0.0, 0.4, 1.0])
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--tuning", default="frozen", choices=["frozen", "full", "lora"])
+    parser.add_argument("--folds", type=int, default=2, help="of fine-tuning; a frozen backbone has 5")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--no-scoring", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
