@@ -162,7 +162,7 @@ def _rewards(provenance: Provenance) -> bytes:
         [entry["mean"] - entry["low"] for _, entry in rewards],
         [entry["high"] - entry["mean"] for _, entry in rewards],
     ]
-    colors = [ACCENT if label == "router" else BAR for label, _ in rewards]
+    colors = [f"{ACCENT}b0" if label == "router" else BAR for label, _ in rewards]
     axis.barh(positions, means, xerr=spread, color=colors, ecolor=INK, capsize=3, height=0.66)
     for position, (_, entry) in zip(positions, rewards, strict=True):
         end = max(entry["high"], 0.0)

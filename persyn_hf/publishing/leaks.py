@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,16 +64,32 @@ def find_in_tables(splits: Mapping[str, Dataset], limit: int = 10) -> list[Leak]
     """
     found: list[Leak] = []
     for split, data in splits.items():
-        for offset, table in enumerate(data.with_format("arrow").iter(batch_size=_BATCH)):
-            for name in table.column_names:
-                if not any(_suspicious(leaf) for leaf in _leaves(table[name].combine_chunks())):
-                    continue
+        tables = enumerate(data.with_format("arrow").iter(batch_size=_BATCH))
+        for number, table, names in _suspects(tables):
+            for name in names:
                 for row, value in enumerate(table[name].to_pylist()):
-                    number = offset * _BATCH + row
-                    found += find_in_text(_joined(value), _place(split, number, name, table, row))
+                    place = _place(split, number * _BATCH + row, name, table, row)
+                    found += find_in_text(_joined(value), place)
                     if len(found) >= limit:
                         return found[:limit]
     return found
+
+
+def _suspects(tables: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, list[str]]]:
+    """Batches with the columns in which Arrow found something, in order; as many at a time as there are processors."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        # Arrow searches without holding the interpreter's lock.
+        while batch := list(itertools.islice(tables, workers)):
+            for (number, table), names in zip(batch, pool.map(_columns, (t for _, t in batch)), strict=True):
+                if names:
+                    yield number, table, names
+
+
+def _columns(table: Any) -> list[str]:
+    return [
+        name for name in table.column_names if any(_suspicious(leaf) for leaf in _leaves(table[name].combine_chunks()))
+    ]
 
 
 def _place(split: str, number: int, column: str, table: Any, row: int) -> str:
