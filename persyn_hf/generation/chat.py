@@ -21,9 +21,9 @@ from persyn_hf.generation.wire import Sessions, open_session
 class ChatClient:
     """A teacher behind an OpenAI-compatible endpoint.
 
-    Requests go through `huggingface_hub.get_async_session`, the session that `AsyncInferenceClient` uses itself, and
-    not through `AsyncInferenceClient.chat_completion`: that one follows redirects, reads answers of any length, sends
-    the user's Hub token to any address that has no key, and takes a fifth more of the processor.
+    Requests go through the sessions of `wire`, and not through `AsyncInferenceClient.chat_completion`: that one
+    follows redirects, reads answers of any length, sends the user's Hub token to any address that has no key, and
+    takes three times as much of the processor.
 
     Args:
         teacher (`Teacher`): With `backend: endpoint`.

@@ -1,4 +1,4 @@
-"""How bytes go to an endpoint and come back: the Hub library's own sessions, made safe for strangers' servers."""
+"""How bytes go to an endpoint and come back: httpx2 sessions, made safe for strangers' servers."""
 
 from __future__ import annotations
 

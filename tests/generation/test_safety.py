@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.responses import RedirectResponse
 
 from persyn_hf.config import Sampling, Teacher
-from persyn_hf.errors import ConfigError, TeacherDownError, TeacherError
+from persyn_hf.errors import ConfigError, RowError, TeacherDownError, TeacherError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.generate import generate_parallel
@@ -57,7 +57,7 @@ class Catcher:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
-                seen.append(dict(self.headers))
+                seen.append({name.title(): value for name, value in self.headers.items()})
                 self.send_error(400)
 
             do_GET = do_POST
@@ -224,3 +224,13 @@ def test_a_certificate_that_the_user_trusts_is_taken(api, key, certificate, auth
     server = Tgi(model_id=str(tiny_lm), key=CANARY)
     with serve_app(server.app(), ssl_certfile=certificate) as url:
         assert ask(url, tiny_lm, api, api_key_env=key).text
+
+
+def test_a_proxy_of_the_environment_is_used(api, tiny_lm, monkeypatch):
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with Catcher() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with pytest.raises(RowError, match="HTTP 400"):
+            ask(f"http://{api}.invalid", tiny_lm, api)
+    assert [headers["Host"] for headers in proxy.seen] == [f"{api}.invalid"]
