@@ -15,6 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError
 from persyn_hf.generation.answer import count
+from persyn_hf.generation.client import UnavailableError
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.faults import status_error, transport_error
 from persyn_hf.generation.wire import open_session
@@ -53,7 +54,8 @@ async def describe(teacher: Teacher, address: str, patience: float) -> EndpointL
 
     Raises:
         ConfigError: If it serves another model, or is not of the configured `api`.
-        TeacherDownError: If it refuses the key, or still does not answer.
+        TeacherDownError: If it refuses the key, redirects, or wants payment.
+        UnavailableError: If it still does not answer.
     """
     endpoint = Endpoint.of(teacher, address)
     session = open_session(endpoint, min(teacher.timeout, _TIMEOUT), teacher.max_response_bytes)
@@ -78,7 +80,7 @@ async def _until_answered(session: httpx2.AsyncClient, endpoint: Endpoint, path:
             return await _get(session, endpoint, path)
         except RetryableError as error:
             if time.monotonic() + delay > end:
-                raise TeacherDownError(f"{endpoint.address} does not answer ({error})") from None
+                raise UnavailableError(f"{endpoint.address} does not answer ({error})") from None
         await asyncio.sleep(delay)
         delay = min(_LAST_DELAY, 2 * delay)
 

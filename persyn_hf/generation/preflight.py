@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, PromptTooLongError, RowError, TeacherDownError, TeacherError
+from persyn_hf.generation.client import UnavailableError
 from persyn_hf.generation.describe import EndpointLimits, describe
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens, render
@@ -63,8 +63,7 @@ async def preflight(
         )
     for result, (_, prompts) in zip(results, checked, strict=True):
         if result.limits:
-            tokenizer = await TeacherTokenizer(result.teacher, download=result.teacher.api == "tgi").load()
-            await asyncio.to_thread(require_fit, result.teacher, _least(result.limits.values()), tokenizer, prompts())
+            await asyncio.to_thread(require_fit, result.teacher, _least(result.limits.values()), prompts())
     return {(result.teacher.name, address): limits for result in results for address, limits in result.limits.items()}
 
 
@@ -76,10 +75,10 @@ async def _check(teacher: Teacher, patience: float) -> _Checked:
     async def one(address: str) -> None:
         try:
             limits[address] = await _described(teacher, address, patience)
-        except ConfigError as error:
-            wrong.append(str(error))
-        except TeacherError as error:
+        except UnavailableError as error:
             silent.append(str(error))
+        except (ConfigError, TeacherError) as error:
+            wrong.append(str(error))
 
     try:
         if teacher.api == "tgi":
@@ -110,18 +109,15 @@ def _least(limits: Iterable[EndpointLimits]) -> EndpointLimits:
     return EndpointLimits(**smallest)
 
 
-def require_fit(
-    teacher: Teacher, limits: EndpointLimits, tokenizer: Any | None, prompts: Iterable[Sequence[Message]]
-) -> None:
+def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequence[Message]]) -> None:
     """Checks that a teacher's settings and prompts fit what its server takes.
 
-    A text has no more tokens than bytes, so that only long prompts are tokenized. Where the tokenizer is not at hand
-    those are left to the server.
+    A text has no more tokens than bytes, so that only long prompts are tokenized, and the tokenizer is loaded for the
+    first of them. Where it is not at hand they are left to the server.
 
     Args:
         teacher (`Teacher`): With its sampling.
         limits (`EndpointLimits`): The server's.
-        tokenizer (*optional*): The teacher's.
         prompts (`Iterable[Sequence[Message]]`): What is to be sent.
 
     Raises:
@@ -141,8 +137,9 @@ def require_fit(
         )
     rooms = [] if limits.max_input_tokens is None else [limits.max_input_tokens]
     rooms += [] if total is None else [total - sampling.max_tokens]
-    if not rooms or tokenizer is None:
+    if not rooms:
         return
+    tokenizer = TeacherTokenizer(teacher, download=teacher.api == "tgi")
     room, count, long, longest = min(rooms), 0, 0, 0
     for messages in prompts:
         count += 1
@@ -157,13 +154,16 @@ def require_fit(
         )
 
 
-def _tokens_over(tokenizer: Any, messages: Sequence[Message], room: int) -> int:
+def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], room: int) -> int:
     """The length of a prompt that does not fit; 0 for one that does."""
     size = sum(len(str(message.get("content")).encode("utf-8", "replace")) + _TEMPLATE_BYTES for message in messages)
     if size <= room:
         return 0
+    loaded = tokenizer.load_here()
+    if loaded is None:
+        return 0
     try:
-        tokens = count_tokens(tokenizer, render(tokenizer, messages))
+        tokens = count_tokens(loaded, render(loaded, messages))
     except RowError:  # its own error, when its turn comes
         return 0
     return tokens if tokens > room else 0

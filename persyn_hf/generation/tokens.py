@@ -31,14 +31,19 @@ class TeacherTokenizer:
         self._of = (teacher.model, teacher.revision, download)
         self._loading: asyncio.Task[Any] | None = None
 
-    async def load(self) -> Any | None:
-        """The tokenizer; `None` where it is not at hand.
+    def load_here(self) -> Any | None:
+        """The tokenizer; `None` where it is not at hand. Imports transformers, so that it takes seconds at first.
 
         Raises:
             TeacherDownError: If it may be downloaded and there is none, or it has no chat template.
         """
+        with _LOADING:  # one teacher's forty requests load one tokenizer
+            return _load(*self._of, os.environ.get("HF_HOME"))
+
+    async def load(self) -> Any | None:
+        """The same, without holding up the event loop."""
         if self._loading is None:
-            self._loading = asyncio.create_task(asyncio.to_thread(_load, *self._of))
+            self._loading = asyncio.create_task(asyncio.to_thread(self.load_here))
         return await asyncio.shield(self._loading)
 
     async def counted(self, request: Request, completion: Completion) -> Completion:
@@ -57,13 +62,8 @@ class TeacherTokenizer:
         return replace(completion, prompt_tokens=asked, completion_tokens=made, usage_source="tokenizer")
 
 
-def _load(model: str, revision: str | None, download: bool) -> Any | None:
-    with _LOADING:  # one teacher's forty requests load one tokenizer
-        return _load_once(model, revision, download, os.environ.get("HF_HOME"))
-
-
 @lru_cache(maxsize=32)
-def _load_once(model: str, revision: str | None, download: bool, home: str | None) -> Any | None:
+def _load(model: str, revision: str | None, download: bool, home: str | None) -> Any | None:
     from transformers import AutoTokenizer
 
     try:

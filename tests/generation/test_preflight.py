@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 import time
 
@@ -135,6 +137,25 @@ def test_a_silent_endpoint_is_no_error_where_its_teacher_may_be_down(way):
     with serve_app(server.app()) as url:
         two = Teacher(name="two", model="m", endpoint=(silent, url))
         assert asyncio.run(preflight([(two, lambda: [])], patience=0.2)) == {("two", url): EndpointLimits()}
+
+
+@pytest.mark.parametrize("way", ["wait", "reroute"])
+def test_a_refused_key_is_an_error_in_every_case(way):
+    with serve_app(ChatServer(401).app()) as url, pytest.raises(ConfigError, match="refused the key"):
+        run(url, on_teacher_down=way)
+
+
+def test_short_prompts_load_no_tokenizer(tmp_path):
+    """It would bring transformers with it: seconds, and a hundred megabytes."""
+    server = ChatServer(models("org/model", max_model_len=4096))
+    code = (
+        "import sys; from persyn_hf import generate_parallel as g;"
+        "t = g(['Hi'], [{'name': 't', 'model': 'org/model', 'endpoint': sys.argv[1]}], progress=False);"
+        "print(t['completion'][0], 'transformers' in sys.modules)"
+    )
+    with serve_app(server.app()) as url:
+        done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
+    assert done.stdout == "Words. False\n"
 
 
 def test_a_server_that_is_still_starting_is_waited_for():
