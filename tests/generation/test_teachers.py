@@ -1,5 +1,8 @@
 """What a teacher's settings may be."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -50,3 +53,18 @@ def test_what_is_refused(settings, words):
     with pytest.raises(ValidationError) as caught:
         teacher(**settings)
     assert words in str(caught.value)
+
+
+def test_the_documentation_is_true(monkeypatch):
+    monkeypatch.setenv("BIG_KEY", "sk-x")
+    text = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    example = yaml.safe_load(text.split("```yaml")[1].split("```")[0])
+    assert Teacher.model_validate(example["teachers"][0]).endpoints == ("https://host/v1",)
+    settings = text.split("## Settings")[1].split("\n## ")[0]
+    named = dict(re.findall(r"^\| `(\w+)` \| (\S+(?: MiB)?) \|", settings, re.MULTILINE))
+    defaults = {name: field.default for name, field in Teacher.model_fields.items()}
+    meant = {"none": None, "`true`": True, "16 MiB": 2**24, "120": 120.0}
+    assert len(named) == 8
+    assert {name: meant.get(shown, shown.strip("`")) for name, shown in named.items()} == {
+        name: defaults[name] for name in named
+    }
