@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -47,19 +48,22 @@ class TeacherTokenizer:
         return await asyncio.shield(self._loading)
 
     async def counted(self, request: Request, completion: Completion) -> Completion:
-        """Counts what the server did not, and marks it so."""
-        if completion.usage_source is not None:
-            return completion
-        tokenizer = await self.load()
-        if tokenizer is None:
-            known = completion.prompt_tokens is not None or completion.completion_tokens is not None
-            return replace(completion, usage_source="server" if known else None)
+        """Counts what the server did not, as far as that can be done, and marks it so."""
         asked, made = completion.prompt_tokens, completion.completion_tokens
-        if asked is None:
-            asked = count_tokens(tokenizer, render(tokenizer, request.messages))
-        if made is None:
-            made = count_tokens(tokenizer, (completion.reasoning or "") + completion.text)
-        return replace(completion, prompt_tokens=asked, completion_tokens=made, usage_source="tokenizer")
+        if asked is not None and made is not None:
+            return completion
+        source = "server" if asked is not None or made is not None else None
+        tokenizer = await self.load()
+        if tokenizer is not None:
+            if made is None:
+                made = count_tokens(tokenizer, (completion.reasoning or "") + completion.text)
+                source = "tokenizer"
+            if asked is None:
+                # A template here may refuse what the server's took; the answer is there all the same.
+                with suppress(RowError):
+                    asked = count_tokens(tokenizer, render(tokenizer, request.messages))
+                    source = "tokenizer"
+        return replace(completion, prompt_tokens=asked, completion_tokens=made, usage_source=source)
 
 
 @lru_cache(maxsize=32)
@@ -68,7 +72,7 @@ def _load(model: str, revision: str | None, download: bool, home: str | None) ->
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, local_files_only=not download)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # these are files of a checkpoint, whatever is wrong with them
         if not download:
             return None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from transformers import AutoTokenizer
 
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError
@@ -225,6 +226,20 @@ def test_what_the_server_counts_stays_where_half_is_missing(tiny_lm):
         unknown = ask(server.url)
     assert (counted.prompt_tokens, counted.completion_tokens, counted.usage_source) == (9, 77, "tokenizer")
     assert (unknown.prompt_tokens, unknown.completion_tokens, unknown.usage_source) == (None, 77, "server")
+
+
+def test_an_answer_is_never_lost_to_counting(tiny_lm, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    tokenizer.save_pretrained(tmp_path / "refusing")
+    tokenizer.save_pretrained(tmp_path / "broken")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    body = {**chat_body("Words"), "usage": None}
+    with serve(Double(lambda n, _: JSONResponse(body))) as server:
+        refusing = ask(server.url, model=str(tmp_path / "refusing"))
+        broken = ask(server.url, model=str(tmp_path / "broken"))
+    assert refusing == Completion("Words", "stop", None, 5, None, "tokenizer")
+    assert broken == Completion("Words", "stop", None, None, None, None)
 
 
 # The rest of the wire -----------------------------------------------------------------------------------------------
