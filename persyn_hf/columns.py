@@ -50,6 +50,8 @@ LEARNABILITY_TRUNCATED = "learnability_truncated"
 
 ROUTE = "route"
 ROUTE_SCORES = "route_scores"
+#: There where a prompt has several teachers: all of them, best first; `ROUTE` is the first.
+ROUTES = "routes"
 
 PROMPTS_STAGE = (PROMPT_ID, PROMPT)
 GENERATED_STAGE = (TEACHER, COMPLETION, FINISH_REASON, PROMPT_TOKENS, COMPLETION_TOKENS, ERROR)

@@ -34,14 +34,11 @@ def strong(probe: RewardTable, prompts: int) -> Routes:
     Raises:
         DataError: If the table has no `quality`.
     """
-    return np.full(prompts, int(teacher_means(_quality(probe)).argmax()))
+    return np.full(prompts, int(mean_quality(probe).argmax()))
 
 
 def mix(probe: RewardTable, prompts: int, seed: int = 0, strong_share: float = MIX_STRONG_SHARE) -> Routes:
     """A random mixture of a strong and a weak teacher (arXiv 2502.12143).
-
-    The strong one has the highest mean quality. The weak one is, among the others, the one whose answers the student
-    finds most likely (highest mean learnability), or the one of lowest quality where no learnability is known.
 
     Args:
         probe (`RewardTable`), prompts (`int`), seed (`int`, defaults to 0)
@@ -50,12 +47,19 @@ def mix(probe: RewardTable, prompts: int, seed: int = 0, strong_share: float = M
     Raises:
         DataError: If the table has no `quality`.
     """
-    quality = teacher_means(_quality(probe))
-    strongest = int(quality.argmax())
-    weakness = -quality if probe.learnability is None else teacher_means(probe.learnability).copy()
-    weakness[strongest] = -np.inf
     chosen = np.random.default_rng(seed).random(prompts) < strong_share
-    return np.where(chosen, strongest, int(weakness.argmax()))
+    return np.where(chosen, int(mean_quality(probe).argmax()), weak_teacher(probe))
+
+
+def weak_teacher(probe: RewardTable) -> int:
+    """The weak teacher of [`mix`]: of all but the strongest, the one whose answers the student finds most likely.
+
+    The highest mean learnability decides, or the lowest mean quality where no learnability is known.
+    """
+    quality = mean_quality(probe)
+    weakness = -quality if probe.learnability is None else teacher_means(probe.learnability).copy()
+    weakness[int(quality.argmax())] = -np.inf
+    return int(weakness.argmax())
 
 
 def family_strong(
@@ -71,12 +75,17 @@ def family_strong(
     members = [index for index, name in enumerate(probe.teachers) if family and families.get(name) == family]
     if not members:
         return None
-    quality = teacher_means(_quality(probe))
+    quality = mean_quality(probe)
     return np.full(prompts, max(members, key=lambda index: quality[index]))
 
 
 def car(probe: RewardTable, prompts: int, beta: float = CAR_BETA) -> Routes:
-    """One teacher for all by Compatibility-Adjusted Reward: `mean quality / (1 + beta · mean student loss)`.
+    """One teacher for all by Compatibility-Adjusted Reward; see [`car_values`]."""
+    return np.full(prompts, int(car_values(probe, beta).argmax()))
+
+
+def car_values(probe: RewardTable, beta: float = CAR_BETA) -> Array:
+    """Compatibility-Adjusted Reward of each teacher: `mean quality / (1 + beta · mean student loss)`.
 
     The student's loss is the negated learnability, nats/token (arXiv 2411.07133).
 
@@ -85,8 +94,8 @@ def car(probe: RewardTable, prompts: int, beta: float = CAR_BETA) -> Routes:
     """
     if probe.learnability is None:
         raise DataError("CAR needs the column `learnability`; score the answers with a student first.")
-    loss = -teacher_means(probe.learnability)
-    return np.full(prompts, int((teacher_means(_quality(probe)) / (1.0 + beta * loss)).argmax()))
+    values: Array = mean_quality(probe) / (1.0 - beta * teacher_means(probe.learnability))
+    return values
 
 
 def random(probe: RewardTable, prompts: int, seed: int = 0) -> Routes:
@@ -114,7 +123,12 @@ def knn(probe: RewardTable, known: Array, asked: Array, neighbours: int = 20) ->
     return routes
 
 
-def _quality(probe: RewardTable) -> Array:
+def mean_quality(probe: RewardTable) -> Array:
+    """Mean quality of each teacher, by which the strongest is chosen.
+
+    Raises:
+        DataError: If the table has no `quality`.
+    """
     if probe.quality is None:
         raise DataError("The strongest teacher is chosen by the column `quality`, which the table does not have.")
-    return probe.quality
+    return teacher_means(probe.quality)

@@ -1,0 +1,235 @@
+"""`allocate`: scores in, routes for the whole set out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persyn_hf import columns
+from persyn_hf.config import Teacher
+from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
+from persyn_hf.routing.allocation.limits import PerTeacher, make_limits
+from persyn_hf.routing.allocation.policies import POLICIES, policy_scores
+from persyn_hf.routing.allocation.result import AllocationResult, win_rates
+from persyn_hf.routing.allocation.solver import solve
+from persyn_hf.routing.baselines import CAR_BETA, MIX_STRONG_SHARE
+
+#: What the scores are: a router's, those turned into chances of winning, or rewards.
+SCALES = ("bradley-terry", "win-rate", "reward")
+
+
+def allocate(
+    routed: Any,
+    teachers: Sequence[str] | Sequence[Teacher],
+    *,
+    policy: str = "persyn",
+    max_share: PerTeacher = None,
+    min_share: PerTeacher = None,
+    budget: float | None = None,
+    cost: Mapping[str, float] | None = None,
+    makespan: float | Literal["shortest"] | None = None,
+    throughput: Mapping[str, float] | None = None,
+    top_k: int = 1,
+    temperature: float = 0.0,
+    scale: Literal["bradley-terry", "win-rate", "reward"] = "bradley-terry",
+    probe: Any = None,
+    student_family: str | None = None,
+    strong_share: float = MIX_STRONG_SHARE,
+    beta: float = CAR_BETA,
+    seed: int = 0,
+) -> AllocationResult:
+    """Turns scores into routes for the whole set: the largest sum of scores that keeps all limits.
+
+    A router's scores are Bradley–Terry scores: a difference of two is the log-odds that one answer beats the other.
+    Their sum treats a unit of log-odds alike on every prompt. `scale="win-rate"` first turns them into the share of the
+    other teachers that a teacher is expected to beat, 0 to 1, which saturates where a prompt is clear.
+
+    Args:
+        routed (`Dataset` or `ndarray` of shape `(prompts, teachers)`): A table with `route_scores`, or the scores.
+            For other policies than `persyn` any table of the prompts.
+        teachers (`Sequence[str]` or `Sequence[Teacher]`): In the order of the scores: `router.teachers`.
+        policy (`str`, defaults to `"persyn"`): Or a baseline: see [`policy_scores`].
+        max_share, min_share (`float` or mapping, *optional*): Share of the prompts that a teacher answers, 0 to 1.
+        budget (`float`, *optional*): USD for all answers; needs `cost`.
+        cost (mapping, *optional*): USD for one answer of each teacher; [`answer_costs`] computes it.
+        makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish; with
+            `"shortest"` all finish together, as early as the other limits allow. Needs `throughput`.
+        throughput (mapping, *optional*): Answers per second of each teacher; [`answer_rates`] computes it.
+        top_k (`int`, defaults to 1): Different teachers for each prompt; score their answers, then [`keep_best`].
+        temperature (`float`, defaults to 0): Diversity. Gumbel noise of this size is added to the scores first: without
+            limits that samples teachers from `softmax(scores / temperature)`; limits are kept all the same.
+        scale (defaults to `"bradley-terry"`): What the scores are: see above; `"reward"` for expected rewards.
+        probe (`Dataset`, *optional*), student_family, strong_share, beta: For other policies.
+        seed (`int`, defaults to 0): Of all that is random.
+
+    Returns:
+        `AllocationResult`: Routes, shares, cost, time, expected reward and how far from the best it can be at most.
+
+    Raises:
+        AllocationError: If the limits contradict each other: which, and by how much.
+        ConfigError: If a setting is out of range.
+        DataError: If scores are missing, not finite, or of another number of teachers.
+        RouterMismatchError: If the table's routes are not those of `teachers` in this order.
+
+    Example:
+        >>> scores = np.array([[2.0, 0.0], [1.0, 0.5], [0.3, 0.0]])
+        >>> allocate(scores, ["large", "small"], max_share={"large": 0.4}).routes
+        ['large', 'small', 'small']
+    """
+    names, families = _names(teachers)
+    if scale not in SCALES:
+        raise ConfigError(f"`scale` must be one of {', '.join(SCALES)}, got {scale!r}.")
+    if not 0 <= temperature < np.inf:
+        raise ConfigError(f"`temperature` must be a number that is not negative, got {temperature}.")
+    if policy == "persyn":
+        scores = _scores(routed, names)
+        if scale == "win-rate":
+            scores = win_rates(scores)
+    else:
+        if policy not in POLICIES:
+            raise ConfigError(f"`policy` must be one of {', '.join(POLICIES)}, got {policy!r}.")
+        scale = "reward"
+        ids = routed[columns.PROMPT_ID] if columns.PROMPT_ID in getattr(routed, "column_names", ()) else None
+        scores = policy_scores(
+            policy, len(routed), names, probe, prompt_ids=ids, families=families, student_family=student_family,
+            strong_share=strong_share, beta=beta, seed=seed,
+        )  # fmt: skip
+    if not len(scores):
+        raise DataError("There is no prompt to allocate.")
+    limits = make_limits(
+        names, len(scores), top_k, max_share=max_share, min_share=min_share, budget=budget, cost=cost,
+        makespan=makespan, throughput=throughput,
+    )  # fmt: skip
+    solution = solve(_diversified(scores, temperature, seed), limits, seed)
+    return AllocationResult.of(
+        solution, scores, names, policy=policy, scale=scale, temperature=temperature, seed=seed, cost=cost,
+        throughput=throughput,
+    )  # fmt: skip
+
+
+def answer_costs(
+    teachers: Sequence[Teacher],
+    completion_tokens: float | Mapping[str, float] | None = None,
+    prompt_tokens: float | Mapping[str, float] = 0.0,
+) -> dict[str, float]:
+    """USD for one answer of each teacher, from its prices and expected tokens.
+
+    Args:
+        teachers (`Sequence[Teacher]`): With their prices.
+        completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. Left out:
+            `sampling.max_tokens`, the most it can be.
+        prompt_tokens (`float` or mapping by teacher, defaults to 0): Mean tokens of a prompt.
+
+    Raises:
+        ConfigError: If a mapping lacks a teacher.
+    """
+    prompt, completion = _tokens(teachers, prompt_tokens), _completion_tokens(teachers, completion_tokens)
+    return {
+        teacher.name: (
+            prompt[teacher.name] * teacher.price_per_million_prompt_tokens
+            + completion[teacher.name] * teacher.price_per_million_completion_tokens
+        )
+        / 1e6
+        for teacher in teachers
+    }
+
+
+def answer_rates(
+    teachers: Sequence[Teacher],
+    completion_tokens: float | Mapping[str, float] | None = None,
+    tokens_per_second: float | Mapping[str, float] = 50.0,
+    concurrency: float = 32,
+) -> dict[str, float]:
+    """Answers per second of each teacher: its requests in flight, each at `tokens_per_second`.
+
+    Args:
+        teachers (`Sequence[Teacher]`): `max_concurrency` holds for each of a teacher's endpoints.
+        completion_tokens (`float` or mapping by teacher, *optional*): As for [`answer_costs`].
+        tokens_per_second (`float` or mapping by teacher, defaults to 50): Of one request.
+        concurrency (`float`, defaults to 32): For teachers without `max_concurrency`.
+    """
+    completion, speed = _completion_tokens(teachers, completion_tokens), _tokens(teachers, tokens_per_second)
+    return {
+        teacher.name: (teacher.max_concurrency or concurrency)
+        * max(1, len(teacher.endpoints))
+        * speed[teacher.name]
+        / completion[teacher.name]
+        for teacher in teachers
+    }
+
+
+def _completion_tokens(teachers: Sequence[Teacher], given: float | Mapping[str, float] | None) -> Mapping[str, float]:
+    return _tokens(teachers, {t.name: t.sampling.max_tokens for t in teachers} if given is None else given)
+
+
+def _tokens(teachers: Sequence[Teacher], given: float | Mapping[str, float]) -> Mapping[str, float]:
+    if not isinstance(given, Mapping):
+        return {teacher.name: float(given) for teacher in teachers}
+    absent = [teacher.name for teacher in teachers if teacher.name not in given]
+    if absent:
+        raise ConfigError(f"Expected tokens of every teacher; there are none for {', '.join(absent)}.")
+    return given
+
+
+def _names(teachers: Sequence[Any]) -> tuple[list[str], dict[str, str | None]]:
+    names = [teacher if isinstance(teacher, str) else teacher.name for teacher in teachers]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated or not names:
+        raise ConfigError(f"`teachers` must be different names, got {names}.")
+    return names, {t.name: t.family for t in teachers if isinstance(t, Teacher)}
+
+
+def _scores(routed: Any, names: Sequence[str]) -> NDArray[np.floating]:
+    scores = routed if isinstance(routed, np.ndarray) else _read(routed)
+    if scores.ndim != 2 or scores.shape[1] != len(names):
+        raise DataError(
+            f"Expected scores of shape (prompts, {len(names)}), one for each of {', '.join(names)}; got {scores.shape}."
+        )
+    if not np.isfinite(scores).all():
+        row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
+        raise DataError(f"Scores must be finite numbers; those of row {row} are {scores[row].tolist()}.")
+    if not isinstance(routed, np.ndarray) and columns.ROUTE in routed.column_names:
+        _same_teachers(routed, scores, names)
+    return scores if np.issubdtype(scores.dtype, np.floating) else scores.astype(np.float64)
+
+
+def _read(routed: Any) -> NDArray[np.floating]:
+    columns.require_columns(routed.column_names, [columns.ROUTE_SCORES], "allocate")
+    column = routed.select_columns([columns.ROUTE_SCORES]).with_format("arrow")[:].column(0).combine_chunks()
+    lengths = column.value_lengths()
+    if column.null_count or len(set(lengths.unique().to_pylist())) > 1:
+        raise DataError("allocate needs `route_scores` of one length in every row; some rows have none, or others.")
+    width = lengths[0].as_py() if len(column) else 0
+    flat: NDArray[np.floating] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), width)
+
+
+def _same_teachers(routed: Any, scores: NDArray[np.floating], names: Sequence[str]) -> None:
+    """Routes made by a router name its best teacher; with names in another order they would not."""
+    count = min(len(scores), 1000)
+    routes = routed.select(range(count))[columns.ROUTE][:]
+    strangers = sorted(set(routes) - set(names))
+    if strangers:
+        raise RouterMismatchError(f"`route` names {', '.join(strangers)}; `teachers` are {', '.join(names)}.")
+    best = scores[:count].max(axis=1)
+    right = np.array([scores[row, names.index(route)] >= best[row] for row, route in enumerate(routes)])
+    # A router that fell back sends everything to one teacher, whatever its scores; a table may be allocated twice.
+    if len(set(routes)) > 1 and right.mean() < 0.5 and columns.ROUTES not in routed.column_names:
+        raise RouterMismatchError(
+            f"Of {count} routes only {int(right.sum())} are those of the best score: `teachers` must be in the order of "
+            "the scores, `router.teachers`. Drop the column `route` if the routes were changed."
+        )
+
+
+def _diversified(scores: NDArray[np.floating], temperature: float, seed: int) -> NDArray[np.floating]:
+    if temperature == 0:
+        return scores
+    noise = np.random.default_rng([seed, 1]).standard_exponential(scores.shape, dtype=np.float32)
+    np.log(np.maximum(noise, np.finfo(np.float32).tiny), out=noise)  # minus a standard Gumbel variable
+    noise *= -temperature
+    diversified: NDArray[np.floating] = scores + noise
+    return diversified
