@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -247,20 +248,17 @@ def _facts(
     kept: Sequence[str],
 ) -> PolicyFacts:
     keep = set(kept)
-    shares: dict[str, float] = {}
+    counts: Counter[str] = Counter()
     rewards = []
     for seed in seeds:
         teachers = [name for identity, name in zip(known.ids, chosen[policy, seed], strict=True) if identity in keep]
-        for name in teachers:
-            shares[name] = shares.get(name, 0.0) + 1.0 / (len(teachers) * len(seeds))
+        counts.update(teachers)
         if known.parallel is not None:
             rewards.append(mean_reward(known.parallel, kept, teachers))
-    tokens = [
-        count
-        for name in {names[policy, seed] for seed in seeds}
-        for count in sets[name][columns.COMPLETION_TOKENS]
-        if count is not None
-    ]
+    own = [names[policy, seed] for seed in seeds]
+    tokens = [count for name in set(own) for count in sets[name][columns.COMPLETION_TOKENS] if count is not None]
+    policies = list(dict.fromkeys(other for other, _ in names))
+    earlier = policies[: policies.index(policy)]
     return PolicyFacts(
         student=student,
         policy=policy,
@@ -268,7 +266,8 @@ def _facts(
         left_out=len(known.ids) - len(kept),
         tokens=sum(tokens) / len(tokens) if tokens else None,
         reward=sum(rewards) / len(rewards) if rewards else None,
-        shares=dict(sorted(shares.items(), key=lambda item: -item[1])),
+        shares={name: count / counts.total() for name, count in counts.most_common()},
+        same_as=next((other for other in earlier if [names[other, seed] for seed in seeds] == own), None),
     )
 
 

@@ -23,6 +23,7 @@ class PolicyFacts:
         tokens (`float`, *optional*): Mean tokens of an answer.
         reward (`float`, *optional*): Mean reward of its answers; known where all teachers answered all prompts.
         shares (`Mapping[str, float]`): Of the teachers, largest first.
+        same_as (`str`, *optional*): An earlier policy whose sets are the very same.
     """
 
     student: str
@@ -32,6 +33,7 @@ class PolicyFacts:
     tokens: float | None
     reward: float | None
     shares: Mapping[str, float]
+    same_as: str | None = None
 
 
 def comparison_markdown(summary: Summary, facts: Sequence[PolicyFacts]) -> str:
@@ -92,8 +94,9 @@ def explain(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Ite
     if not cells:
         return
     main = [cell for cell in cells if cell.evaluation == cells[0].evaluation]
-    best = max(main, key=lambda cell: cell.value.mean)
-    yield f"Best in {best.evaluation}: {best.policy} with {best.value}."
+    best = max(cell.value.mean for cell in main)
+    winners = [cell for cell in main if cell.value.mean == best]
+    yield f"Best in {main[0].evaluation}: {', '.join(cell.policy for cell in winners)} with {winners[0].value}."
     rewards = {fact.policy: fact.reward for fact in own if fact.reward is not None}
     yield from _router_line(summary.reference, rewards)
     yield from _proxy_line(rewards, main)
@@ -146,10 +149,16 @@ def _means(
                 *(values.get((policy, evaluation), "") for evaluation in evaluations),
                 "" if fact is None or fact.reward is None else f"{fact.reward:.3f}",
                 "" if fact is None or fact.tokens is None else f"{fact.tokens:.0f}",
-                "" if fact is None else ", ".join(f"{name} {share:.0%}" for name, share in [*fact.shares.items()][:3]),
+                "" if fact is None else _teachers(fact),
             ]
         )
     return ["policy", *evaluations, "reward", "tokens", "teachers"], rows
+
+
+def _teachers(fact: PolicyFacts) -> str:
+    if fact.same_as is not None:
+        return f"the set of {fact.same_as}"
+    return ", ".join(f"{name} {share:.0%}" for name, share in [*fact.shares.items()][:3])
 
 
 def _differences(summary: Summary, student: str) -> tuple[list[str], list[list[str]]]:
