@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -155,22 +155,28 @@ def test_two_processes_train_one_router(tiny_bert: str, tmp_path: Path) -> None:
     make_scored().to_parquet(tmp_path / "scored.parquet")
     script = tmp_path / "train.py"
     script.write_text(
-        "import sys; from datasets import Dataset; from persyn_hf import train_router\n"
-        "r = train_router(Dataset.from_parquet(sys.argv[1]), sys.argv[2], 'org/student', sys.argv[3],\n"
-        "    tuning='full', folds=2, epochs=2, learning_rate=2e-3, device='cpu', objective='regression')\n"
-        "print('ROUTES', r.routes(r.scores(['code code sea 1', 'poem poem sea 2'])), r.digest, flush=True)\n"
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from datasets import Dataset\n"
+        "from persyn_hf import train_router\n"
+        "folder, backbone = Path(sys.argv[1]), sys.argv[2]\n"
+        "data = Dataset.from_parquet(str(folder / 'scored.parquet'), cache_dir=str(folder / os.environ['RANK']))\n"
+        "router = train_router(data, backbone, 'org/student', folder / 'router', tuning='full', folds=2, epochs=6,\n"
+        "    learning_rate=2e-3, device='cpu')\n"
+        "routes = router.routes(router.scores(['code code sea 1', 'poem poem sea 2']))\n"
+        "line = ' '.join([*routes, router.digest, os.environ['WORLD_SIZE']])\n"
+        "(folder / f\"rank-{os.environ['RANK']}\").write_text(line)\n"
     )
-    done = subprocess.run(
+    subprocess.run(
         [
-            sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", str(script), str(tmp_path / "scored.parquet"),
-            tiny_bert, str(tmp_path / "router"),
+            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+            "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(script), str(tmp_path),
+            tiny_bert,
         ],
-        capture_output=True, text=True, timeout=300, check=True,
+        timeout=300, check=True,
+        # accelerate's own `--cpu` starts several processes through MPI only; its launcher for GPUs does it without.
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ROUTES")]
-    assert len(lines) == 2 and lines[0] == lines[1], done.stdout + done.stderr
-    assert "['alpha', 'beta']" in lines[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert PersynRouter.from_pretrained(tmp_path / "router").metadata["tuning"] == "full"
+    said = [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)]
+    digest = PersynRouter.from_pretrained(tmp_path / "router").digest
+    assert said == [f"alpha beta {digest} 2"] * 2
