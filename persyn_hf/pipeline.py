@@ -44,9 +44,14 @@ class RunResult:
     published: Published | None = None
 
     @property
+    def answers(self) -> str:
+        """The last stage of answers that was run: `generate`, or `probe`."""
+        return next((stage.name for stage in self.stages if stage.name == "generate"), "probe")
+
+    @property
     def missing(self) -> int:
-        """Routed prompts that got no answer: rows of the last stage of answers with `error` set."""
-        return sum(stage.errors for stage in self.stages if stage.name == "generate")
+        """Rows of that stage that got no answer: those with `error` set."""
+        return sum(stage.errors for stage in self.stages if stage.name == self.answers)
 
 
 def run(
@@ -130,7 +135,7 @@ def _stages(
     if "route" in wanted:
         tables.routed = _route(folder, prompts, router, router_path, config)
     if "generate" in wanted and tables.routed is not None:
-        tables.generated = generate_stage(config, folder, tables.routed, progress)
+        tables.generated = generate_stage(config, folder, tables.routed, progress, score_names=router.teachers)
     if "publish" in wanted and tables.generated is not None:
         tables.published = _publish(config, folder, prompts, tables, router)
     return tables
@@ -146,8 +151,9 @@ def probe_stage(config: RunConfig, folder: RunFolder, probe: Dataset, progress: 
         "seed": config.seed,
     }
     make = partial(
-        generate_parallel, probe, config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress
-    )
+        generate_parallel, probe, config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress,
+        max_cost=config.max_cost,
+    )  # fmt: skip
     return folder.table(name, inputs, make)
 
 
@@ -251,8 +257,12 @@ def generate_stage(
     progress: bool,
     name: str = "generate",
     routed_name: str = "route",
+    score_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """Lets each prompt of the stage `routed_name` be answered by the teacher that its `route` names."""
+    """Lets each prompt of the stage `routed_name` be answered by the teacher that its `route` names.
+
+    `score_names` are the teachers in the order of `route_scores`, for those that hand on their rows when they are down.
+    """
     from persyn_hf.generation.generate import generate_routed
 
     inputs = {
@@ -260,7 +270,10 @@ def generate_stage(
         "teachers": [_identity(teacher) for teacher in config.teachers],
         "seed": config.seed,
     }
-    make = partial(generate_routed, routed, config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress)
+    make = partial(
+        generate_routed, routed, config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress,
+        max_cost=config.max_cost, score_names=score_names,
+    )  # fmt: skip
     return folder.table(name, inputs, make)
 
 

@@ -38,6 +38,7 @@ ALLOWED = {
     | {
         "pipeline",
         "report",
+        "generation",
         "demo",
         "routing",
         "publishing",

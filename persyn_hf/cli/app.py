@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persyn_hf import __version__
+from persyn_hf.cli.missing import name_missing
 from persyn_hf.config import STAGES, RunConfig
 
 if TYPE_CHECKING:
@@ -83,11 +84,10 @@ def run_and_report(
         console.print(f"{stage.name:<10}{state}", highlight=False)
     console.print(f"Everything is in {result.folder}", highlight=False, soft_wrap=True)
     if result.missing:
-        typer.echo(
-            f"{result.missing} prompts got no answer; the `error` column of {result.folder}/stages/generate.parquet "
-            "says why. Run again to ask for them.",
-            err=True,
-        )
+        table = result.folder / "stages" / f"{result.answers}.parquet"
+        typer.echo(f"{result.missing} rows of {table} got no answer. Run again to ask for them.", err=True)
+        for line in name_missing(table):
+            typer.echo(line, err=True)
         raise typer.Exit(3)
 
 

@@ -24,9 +24,15 @@ SCHEMA_VERSION = 2
 #: Version of [`completion_key`]: raised when the same question gets another key.
 _KEY_VERSION = 1
 APPLICATION_ID = 0x50455253  # "PERS"
-#: The columns of an answer, and those that say where it comes from.
-ANSWER_COLUMNS = ("text", "finish_reason", "prompt_tokens", "completion_tokens", "reasoning", "usage_source")
-ORIGIN_COLUMNS = ("prompt_id", "model", "revision", "seed", "sampling", "cost")
+#: The columns by Arrow's names of types, in their order.
+COLUMN_TYPES = {
+    "key": "string", "text": "string", "finish_reason": "string", "prompt_tokens": "int64",
+    "completion_tokens": "int64", "reasoning": "string", "usage_source": "string", "prompt_id": "string",
+    "model": "string", "revision": "string", "seed": "int64", "sampling": "string", "cost": "float64",
+    "created": "float64",
+}  # fmt: skip
+#: Those of an answer, in the order of `Completion`.
+_ANSWER = "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS completions (
     key BLOB PRIMARY KEY,
@@ -187,7 +193,7 @@ class Ledger:
             for start in range(0, len(wanted), _CHUNK):
                 part = wanted[start : start + _CHUNK]
                 marks = ",".join("?" * len(part))
-                query = f"SELECT key, {', '.join(ANSWER_COLUMNS)} FROM completions WHERE key IN ({marks})"
+                query = f"SELECT key, {_ANSWER} FROM completions WHERE key IN ({marks})"
                 for key, *values in self._connection.execute(query, [_blob(key) for key in part]):
                     found[_text(key)] = Completion(*values)
         return found
@@ -208,13 +214,13 @@ class Ledger:
 
     def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Writes whole rows in one transaction, in the order of the table's columns."""
-        marks = ",".join("?" * (len(ANSWER_COLUMNS) + len(ORIGIN_COLUMNS) + 2))
+        marks = ",".join("?" * len(COLUMN_TYPES))
         with self._writing():
             self._connection.executemany(f"INSERT OR IGNORE INTO completions VALUES ({marks})", rows)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every answer with its origin, `key` in hex and `created` in seconds since 1970, in the order of the keys."""
-        names = ("key", *ANSWER_COLUMNS, *ORIGIN_COLUMNS, "created")
+        names = tuple(COLUMN_TYPES)
         after: bytes = b""
         while True:
             query = f"SELECT {', '.join(names)} FROM completions WHERE key > ? ORDER BY key LIMIT {_CHUNK}"

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.ledger import ANSWER_COLUMNS, APPLICATION_ID, ORIGIN_COLUMNS, SCHEMA_VERSION, Ledger
+from persyn_hf.generation.ledger import APPLICATION_ID, COLUMN_TYPES, SCHEMA_VERSION, Ledger
 
-_NAMES = ("key", *ANSWER_COLUMNS, *ORIGIN_COLUMNS, "created")
 #: Without these a row is no answer.
 _NEEDED = frozenset({"key", "text", "finish_reason"})
 _AT_ONCE = 500
@@ -69,7 +68,7 @@ def _columns(connection: sqlite3.Connection, source: str) -> set[str]:
 def _part(connection: sqlite3.Connection, present: set[str], first: int) -> Iterator[list[tuple[Any, ...]]]:
     """The rows whose key starts with one byte, some at a time, so that those before a damaged page are kept."""
     missing = {"created": repr(time.time())}
-    names = ", ".join(name if name in present else f"{missing.get(name, 'NULL')} AS {name}" for name in _NAMES)
+    names = ", ".join(name if name in present else f"{missing.get(name, 'NULL')} AS {name}" for name in COLUMN_TYPES)
     bounds = "key >= ?" if first == 255 else "key >= ? AND key < ?"
     values = [bytes([first])] if first == 255 else [bytes([first]), bytes([first + 1])]
     cursor = connection.execute(f"SELECT {names} FROM completions WHERE {bounds} ORDER BY key", values)

@@ -1,97 +1,30 @@
-"""How near the engine comes to what an endpoint can bear, and what that costs the client.
+"""How near the engine comes to what endpoints can bear, and what that costs the client.
 
-A server process of our own answers after a fixed time and refuses what exceeds its cap. Everything is a ratio taken in
-one run: `python -m tests.benchmarks.bench_generation [--prompts 2000] [--cap 64] [--service 0.25]`.
+A server process of our own answers after a fixed time and refuses what exceeds its cap. Every line is a ratio taken in
+one run; `bare` lines are the loop that a person would write with `AsyncInferenceClient` and a semaphore.
+
+    python -m tests.benchmarks.bench_generation [CASE ...] [--prompts 5000] [--cap 64] [--service 0.25]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import multiprocessing
-import random
 import resource
+import tempfile
 import time
-from multiprocessing.queues import Queue
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
-from persyn_hf.generation.generate import generate_parallel, persyn_generate
+from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
+from tests.benchmarks.endpoint import HANGS, MIX, Behaviour, counters_of, running
 
-ANSWER = {
-    "id": "1", "object": "chat.completion", "created": 0, "model": "m", "system_fingerprint": "",
-    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "An answer."}}],
-    "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
-}  # fmt: skip
-
-
-def http(body: bytes, status: str = "200 OK") -> bytes:
-    return (
-        f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-    )
-
-
-class Server(asyncio.Protocol):
-    """The least HTTP that a benchmark needs; `state` is shared by all connections."""
-
-    state: dict[str, Any]
-    good, refusal = http(json.dumps(ANSWER).encode()), http(b'{"error":"full","error_type":"overloaded"}', "429 Busy")
-    down, half = http(b"<h1>503</h1>", "503 Down"), http(b'{"choices": [{"mess')
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport, self.buffer = transport, b""
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head, found, rest = self.buffer.partition(b"\r\n\r\n")
-        if not found:
-            return
-        if head.startswith(b"GET"):
-            self.buffer = rest
-            self.transport.write(http(json.dumps({k: v for k, v in self.state.items() if k != "rng"}).encode()))
-            return
-        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        if len(rest) >= size:
-            self.buffer = rest[size:]
-            self.request()
-
-    def request(self) -> None:
-        state = self.state
-        state["requests"] += 1
-        if state["in_flight"] >= state["cap"]:
-            state["refused"] += 1
-            self.transport.write(self.refusal)
-            return
-        state["in_flight"] += 1
-        asyncio.get_running_loop().call_later(state["service"], self.answer)
-
-    def answer(self) -> None:
-        state = self.state
-        state["in_flight"] -= 1
-        drawn = state["rng"].random() if state["faults"] else 1.0
-        if drawn < 0.05:
-            self.transport.write(self.down)
-        elif drawn < 0.07:
-            self.transport.abort()
-        elif drawn < 0.08:
-            self.transport.write(self.half)
-        elif drawn >= 0.082:  # between: it hangs
-            self.transport.write(self.good)
-
-
-def serve(ports: Queue[int], cap: int, service: float, faults: bool) -> None:
-    async def main() -> None:
-        Server.state = {
-            "cap": cap, "service": service, "faults": faults, "rng": random.Random(0), "in_flight": 0, "requests": 0,
-            "refused": 0,
-        }  # fmt: skip
-        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=4096)
-        ports.put(server.sockets[0].getsockname()[1])
-        await asyncio.Event().wait()
-
-    asyncio.run(main())
+#: Seconds that a request may take where requests hang.
+DEADLINE = 3.0
+Work = Callable[[str], int]
 
 
 def cpu() -> float:
@@ -99,93 +32,189 @@ def cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measured(name: str, ideal_waves: float, work: Any, count: int, **server: Any) -> None:
-    """Runs `work(url)` against a fresh server and prints share of ideal, CPU seconds per 1,000 and what was lost."""
-    import httpx2
+@dataclass
+class Measure:
+    """What one run took: wall-clock and processor seconds, and what was lost."""
 
-    context = multiprocessing.get_context("spawn")
-    ports: Queue[int] = context.Queue()
-    process = context.Process(
-        target=serve, args=(ports, server["cap"], server["service"], server.get("faults", False))
+    seconds: float
+    cpu: float
+    lost: int
+    refused: int
+    requests: int
+    steady_share: float | None
+    steady_refused: float | None
+
+
+def measure(work: Work, count: int, behaviour: Behaviour) -> Measure:
+    with running(behaviour) as (url,):
+        began, used = time.monotonic(), cpu()
+        lost = work(url)
+        took, used = time.monotonic() - began, cpu() - used
+        seen = counters_of(url)
+    share = refused = None
+    if seen.marked_at:
+        left = seen.good - behaviour.mark
+        share = left / behaviour.cap * behaviour.service / (seen.last - seen.marked_at)
+        refused = (seen.refused - seen.marked_refused) / max(1, seen.requests - seen.marked_requests)
+    return Measure(took, used, lost, seen.refused, seen.requests, share, refused)
+
+
+def show(name: str, found: Measure, count: int, behaviour: Behaviour) -> None:
+    ideal = count / behaviour.cap * behaviour.service
+    steady = (
+        ""
+        if found.steady_share is None
+        else f"  from 500 on {found.steady_share:.3f}, {found.steady_refused:.2%} refused"
     )
-    process.start()
-    url = f"http://127.0.0.1:{ports.get(timeout=60)}"
-    began, used = time.monotonic(), cpu()
-    lost = work(url)
-    took, used = time.monotonic() - began, cpu() - used
-    state = httpx2.get(url).json()
-    process.kill()
-    ideal = ideal_waves * server["service"]
     print(
-        f"{name:44s} {ideal / took:5.2f} of ideal  {took:6.2f} s  {1000 * used / count:5.2f} CPU s/1,000  "
-        f"{lost:4d} lost  {state['refused']:4d} refused of {state['requests']}",
+        f"{name:44s} {ideal / found.seconds:6.3f} of ideal  {found.seconds:6.2f} s  {1000 * found.cpu / count:5.2f} CPU s/1,000"
+        f"  {found.lost:4d} lost  {found.refused:5d} refused of {found.requests}{steady}",
         flush=True,
     )
 
 
-def ours(count: int, ledger: str | None = None, **settings: Any) -> Any:
+def prompts(count: int) -> Dataset:
+    return Dataset.from_dict({"prompt": [f"p{n}" for n in range(count)]})
+
+
+def lost(table: Dataset) -> int:
+    return sum(text is None or not text for text in table["completion"])
+
+
+def ours(count: int, folder: str | None = None, **settings: object) -> Work:
+    """The engine with its ledger on disk, as a user runs it."""
+
     def work(url: str) -> int:
-        teacher = {"name": "t", "model": "m", "endpoint": url, **settings}
-        table = generate_parallel([f"p{n}" for n in range(count)], [teacher], ledger=ledger, progress=False)
-        return sum(error is not None for error in table["error"])
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            teacher = {"name": "t", "model": "m", "endpoint": url, **settings}
+            return lost(generate_parallel(prompts(count), [teacher], Path(place) / "ledger.sqlite", progress=False))
 
     return work
 
 
-def in_map(count: int, **settings: Any) -> Any:
+def in_map(count: int, batch: int, **settings: object) -> Work:
     def work(url: str) -> int:
-        prompts = Dataset.from_dict({"prompt": [f"p{n}" for n in range(count)]})
-        kwargs = {"teacher": {"name": "t", "model": "m", "endpoint": url, **settings}}
-        table = prompts.map(persyn_generate, batched=True, batch_size=count, fn_kwargs=kwargs)
-        return sum(error is not None for error in table["error"])
+        with tempfile.TemporaryDirectory() as place:
+            teacher = {"name": "t", "model": "m", "endpoint": url, **settings}
+            kwargs = {"teacher": teacher, "ledger": str(Path(place) / "ledger.sqlite")}
+            return lost(prompts(count).map(persyn_generate, batched=True, batch_size=batch, fn_kwargs=kwargs))
 
     return work
 
 
-def bare(count: int, concurrency: int) -> Any:
-    """The loop that a person would write: `AsyncInferenceClient` and a semaphore."""
+def bare(count: int, concurrency: int) -> Work:
+    """The loop that a person would write."""
 
     def work(url: str) -> int:
         async def main() -> int:
             from huggingface_hub import AsyncInferenceClient
             from huggingface_hub.errors import HfHubHTTPError
 
-            client, gate, lost = AsyncInferenceClient(base_url=url, api_key="-"), asyncio.Semaphore(concurrency), 0
+            client, gate, failed = AsyncInferenceClient(base_url=url, api_key="-"), asyncio.Semaphore(concurrency), 0
 
             async def one(n: int) -> None:
-                nonlocal lost
+                nonlocal failed
                 async with gate:
                     try:
                         await client.chat_completion([{"role": "user", "content": f"p{n}"}], max_tokens=8)
                     except HfHubHTTPError:
-                        lost += 1
+                        failed += 1
 
             await asyncio.gather(*(one(n) for n in range(count)))
-            return lost
+            return failed
 
         return asyncio.run(main())
 
     return work
 
 
+def twenty(seconds: float) -> None:
+    """20 teachers of different speed and cap at once; the slowest one's own ideal is what could be had."""
+    behaviours = [Behaviour(4 + 3 * n % 41, (0.1, 0.2, 0.35, 0.5)[n % 4]) for n in range(20)]
+    counts = [int((0.5 + 0.5 * n / 19) * seconds * b.cap / b.service) for n, b in enumerate(behaviours)]
+    rate = sum(count / seconds for count in counts)
+    with running(*behaviours) as urls:
+        teachers = [
+            {"name": f"t{n}", "model": "m", "endpoint": url, "max_concurrency": b.cap}
+            for n, (url, b) in enumerate(zip(urls, behaviours, strict=True))
+        ]
+        rows = [(f"t{n}", place) for n, count in enumerate(counts) for place in range(count)]
+        rows.sort(key=lambda row: row[1] / counts[int(row[0][1:])])  # mixed, as routes are
+        table = Dataset.from_dict({"prompt": [f"p{n}" for n in range(len(rows))], "route": [name for name, _ in rows]})
+        with tempfile.TemporaryDirectory() as place:
+            began, used = time.monotonic(), cpu()
+            made = generate_routed(table, teachers, Path(place) / "ledger.sqlite", progress=False)
+            took, used = time.monotonic() - began, cpu() - used
+    slowest = max(count / b.cap * b.service for count, b in zip(counts, behaviours, strict=True))
+    print(
+        f"{f'20 teachers, {len(rows)} rows, {rate:.0f}/s':44s} {took / slowest:6.3f} x the slowest one's ideal"
+        f"  {took:6.2f} s  {1000 * used / len(rows):5.2f} CPU s/1,000  {lost(made):4d} lost",
+        flush=True,
+    )
+
+
+def processor(count: int, behaviour: Behaviour) -> None:
+    """Ours, ledger included, against the bare loop: alternating, the best of three each."""
+    takes = [
+        (
+            measure(bare(count, behaviour.cap), count, behaviour),
+            measure(ours(count, max_concurrency=behaviour.cap), count, behaviour),
+        )
+        for _ in range(3)
+    ]
+    least = [min(take[side].cpu for take in takes) * 1000 / count for side in (0, 1)]
+    print(
+        f"{'processor, bare loop and ours':44s} {least[0]:.2f} and {least[1]:.2f} CPU s/1,000: {least[1] / least[0]:.2f}"
+    )
+
+
+def faults(count: int, behaviour: Behaviour) -> None:
+    """The mix against what its hangs alone cost."""
+    cap, service = behaviour.cap, behaviour.service
+    settings = {"max_concurrency": cap, "timeout": DEADLINE}
+    alone, mixed = Behaviour(cap, service, faults=HANGS), Behaviour(cap, service, faults=MIX)
+    hangs = measure(ours(count, **settings), count, alone)
+    show("0.2% hang", hangs, count, alone)
+    mix = measure(ours(count, **settings), count, mixed)
+    show("5% 503, 2% reset, 1% half JSON, 0.2% hang", mix, count, mixed)
+    print(f"{'':44s} {mix.seconds / hangs.seconds:6.3f} x what the hangs alone cost", flush=True)
+
+
+def many(cap: int) -> None:
+    """512 in flight, 2,048 requests/s ideal, client and server on the same two cores."""
+    behaviour, count = Behaviour(cap, 0.25), 30 * cap
+    show(f"{cap} in flight", measure(ours(count, max_concurrency=cap), count, behaviour), count, behaviour)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=2000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="*", help="known, map, unknown, twice, twenty, processor, faults, many; all")
+    parser.add_argument("--prompts", type=int, default=5000)
     parser.add_argument("--cap", type=int, default=64)
     parser.add_argument("--service", type=float, default=0.25)
     options = parser.parse_args()
-    count, cap, service = options.prompts, options.cap, options.service
-    waves, server = count / cap, {"cap": cap, "service": service}
-    measured("warm-up", 1, ours(cap, max_concurrency=cap), cap, **server)
-    measured("bare AsyncInferenceClient, cap known", waves, bare(count, cap), count, **server)
-    measured("cap known", waves, ours(count, max_concurrency=cap), count, **server)
-    measured("cap known, inside datasets.map", waves, in_map(count, max_concurrency=cap), count, **server)
-    measured("bare AsyncInferenceClient at 2 x cap", waves, bare(count, 2 * cap), count, **server)
-    measured("free to go to 2 x cap", waves, ours(count, max_concurrency=2 * cap), count, **server)
-    mix = {**server, "faults": True}
-    measured(
-        "5% 503, 2% reset, 1% half JSON, 0.2% hang", waves, ours(count, max_concurrency=cap, timeout=3), count, **mix
-    )
+    disable_progress_bars()
+    count, cap = options.prompts, options.cap
+    plain = Behaviour(cap, options.service)
+
+    def line(name: str, work: Work) -> Callable[[], None]:
+        return lambda: show(name, measure(work, count, plain), count, plain)
+
+    cases = {
+        "bare": line("bare AsyncInferenceClient, cap known", bare(count, cap)),
+        "known": line("cap known", ours(count, max_concurrency=cap)),
+        "map": line("cap known, inside datasets.map", in_map(count, count, max_concurrency=cap)),
+        "unknown": line("cap unknown", ours(count)),
+        "twice": line("free to go to 2 x cap", ours(count, max_concurrency=2 * cap)),
+        "bare-twice": line("bare AsyncInferenceClient at 2 x cap", bare(count, 2 * cap)),
+        "twenty": lambda: twenty(15.0),
+        "processor": lambda: processor(2000, plain),
+        "faults": lambda: faults(count, plain),
+        "many": lambda: many(512),
+    }
+    measure(ours(cap, max_concurrency=cap), cap, plain)  # warm-up
+    for name in options.case or cases:
+        cases[name]()
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ class Instant:
 
 def main():
     prompts, teachers = int(sys.argv[1]), int(sys.argv[2])
-    engine._clients = lambda plan: [Instant() for _ in plan.asked]
+    engine._clients = lambda plan: [[Instant()] for _ in plan.asked]
     table = Dataset.from_dict({"prompt": [f"Prompt number {n} " + "and so on " * 10 for n in range(prompts)]})
-    chosen = [{"name": f"t{n}", "model": f"m{n}", "endpoint": "http://localhost:1"} for n in range(teachers)]
+    common = {"endpoint": "http://localhost:1", "preflight": False, "max_concurrency": 64}
+    chosen = [{"name": f"t{n}", "model": f"m{n}", **common} for n in range(teachers)]
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     made = generate_parallel(table, chosen, sys.argv[3] if len(sys.argv) > 3 else None, progress=False)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

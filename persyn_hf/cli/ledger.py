@@ -1,0 +1,152 @@
+"""`ledger`: what a run has paid for, to look at, take out, cut back and save."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persyn_hf.cli.app import app
+from persyn_hf.errors import ConfigError, LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from persyn_hf.generation.ledger import Ledger
+
+ledger_app = typer.Typer(
+    no_args_is_help=True, help="Show, export, prune and rescue the answers that a run has paid for."
+)
+app.add_typer(ledger_app, name="ledger")
+
+LedgerArgument = Annotated[Path, typer.Argument(help="The file: `ledger.sqlite` in a run folder.")]
+_DAY = 86_400
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+@ledger_app.command()
+def show(ledger: LedgerArgument) -> None:
+    """Answers, tokens and money by model."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    with _existing(ledger) as opened:
+        totals = opened.totals()
+    table = Table(box=None)
+    for name in ("model", "revision", "answers", "truncated", "prompt tokens", "completion tokens", "USD", "last"):
+        table.add_column(name, justify="left" if name in ("model", "revision") else "right")
+    for line in totals:
+        counts = [f"{line[name]:,}" for name in ("answers", "truncated", "prompt_tokens", "completion_tokens")]
+        last = datetime.fromtimestamp(line["last"]).strftime("%Y-%m-%d %H:%M")
+        names = [escape(line["model"] or "(unknown)"), escape(line["revision"][:20])]
+        table.add_row(*names, *counts, f"{line['cost']:.4f}", last)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    answers, cost = sum(line["answers"] for line in totals), sum(line["cost"] for line in totals)
+    typer.echo(f"{ledger}: {answers:,} answers, {cost:.4f} USD, {ledger.stat().st_size / 2**20:.1f} MiB")
+
+
+@ledger_app.command()
+def export(
+    ledger: LedgerArgument,
+    output: Annotated[Path, typer.Argument(help="The file to write.")],
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.JSONL,
+) -> None:
+    """Write every answer with its prompt's id, model, sampling, tokens and cost into one file."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staged = output.with_name(f".{output.name}.staged")
+    with _existing(ledger) as opened:
+        count = _write_parquet(opened, staged) if format is Format.PARQUET else _write_jsonl(opened, staged)
+    staged.replace(output)
+    typer.echo(f"{output}: {count:,} answers")
+
+
+@ledger_app.command()
+def prune(
+    ledger: LedgerArgument,
+    model: Annotated[str | None, typer.Option(help="Only answers of this model.")] = None,
+    older_than: Annotated[float | None, typer.Option(help="Only answers older than so many days.", min=0)] = None,
+    truncated: Annotated[bool, typer.Option("--truncated", help="Only answers that `max_tokens` cut.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many; remove none.")] = False,
+) -> None:
+    """Remove answers, which a later run would ask (and pay) for again. At least one condition is needed."""
+    conditions: list[tuple[str, list[Any]]] = []
+    if model is not None:
+        conditions.append(("model = ?", [model]))
+    if older_than is not None:
+        conditions.append(("created < ?", [time.time() - older_than * _DAY]))
+    if truncated:
+        conditions.append(("finish_reason = 'length'", []))
+    if not conditions:
+        raise ConfigError("`ledger prune` needs a condition: --model, --older-than or --truncated.")
+    where = " AND ".join(text for text, _ in conditions)
+    with _existing(ledger) as opened:
+        count = opened.prune(where, [value for _, values in conditions for value in values], dry_run)
+    typer.echo(f"{ledger}: {count:,} answers {'would be removed' if dry_run else 'removed'}")
+
+
+@ledger_app.command()
+def rescue(
+    ledger: LedgerArgument, output: Annotated[Path, typer.Argument(help="The new ledger; must not be there.")]
+) -> None:
+    """Take what can still be read of a damaged ledger, or of one in an older format, into a new one.
+
+    Exit code 3 where some of it could not be read.
+    """
+    from persyn_hf.generation.rescue import rescue as take_over
+
+    count, damaged = take_over(ledger, output)
+    typer.echo(f"{output}: {count:,} answers")
+    if damaged:
+        typer.echo(f"{damaged} of 256 parts of {ledger} could not be read to their end.", err=True)
+        raise typer.Exit(3)
+
+
+def _existing(path: Path) -> Ledger:
+    from persyn_hf.generation.ledger import Ledger
+
+    if not path.is_file():  # else it would be made
+        raise LedgerError(f"{path}: there is no such ledger.")
+    return Ledger(path)
+
+
+def _plain(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    for row in ledger.rows():
+        yield {**row, "sampling": json.loads(row["sampling"]) if row["sampling"] else None}
+
+
+def _write_jsonl(ledger: Ledger, path: Path) -> int:
+    count = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for row in _plain(ledger):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _write_parquet(ledger: Ledger, path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from persyn_hf.generation.ledger import COLUMN_TYPES
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMN_TYPES.items()])
+    rows, count = ledger.rows(), 0
+    with pq.ParquetWriter(path, schema) as writer:
+        while part := list(itertools.islice(rows, 1000)):
+            writer.write_table(pa.Table.from_pylist(part, schema))
+            count += len(part)
+    return count

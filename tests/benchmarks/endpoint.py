@@ -1,0 +1,163 @@
+"""An endpoint for benchmarks: a fixed service time, a hard cap (429 beyond), faults on request, and little work of its own.
+
+`running(...)` starts one in a process of its own; GET on its address gives the counters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.queues import Queue
+from typing import Any
+
+ANSWER = {
+    "id": "1", "object": "chat.completion", "created": 0, "model": "m", "system_fingerprint": "",
+    "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "An answer."}}],
+    "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
+}  # fmt: skip
+#: The mix of the tables: shares of 503 pages, resets, half JSON and hangs.
+MIX = (0.05, 0.02, 0.01, 0.002)
+HANGS = (0.0, 0.0, 0.0, 0.002)
+NONE = (0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How an endpoint answers.
+
+    Args:
+        cap: Requests that it bears at once.
+        service: Seconds per answer.
+        jitter: Share of `service` by which it varies either way.
+        faults: Shares of 503 pages, resets, half JSON and hangs.
+        mark: The number of answers from which `marked` counts.
+    """
+
+    cap: int
+    service: float
+    jitter: float = 0.0
+    faults: tuple[float, float, float, float] = NONE
+    mark: int = 500
+
+
+@dataclass
+class Counters:
+    requests: int = 0
+    refused: int = 0
+    good: int = 0
+    in_flight: int = 0
+    peak: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    marked_at: float = 0.0
+    marked_requests: int = 0
+    marked_refused: int = 0
+
+
+def http(body: bytes, status: str = "200 OK") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+class Connection(asyncio.Protocol):
+    """The least HTTP that a benchmark needs."""
+
+    good, refusal = http(json.dumps(ANSWER).encode()), http(b'{"error":"full","error_type":"overloaded"}', "429 Busy")
+    down, half = http(b"<h1>503</h1>", "503 Down"), http(b'{"choices": [{"mess')
+
+    def __init__(self, behaviour: Behaviour, counters: Counters, rng: random.Random) -> None:
+        self.behaviour, self.counters, self.rng = behaviour, counters, rng
+        self.buffer = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        head, found, rest = self.buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        if head.startswith(b"GET"):
+            self.buffer = rest
+            known = head.startswith(b"GET / ")
+            body = json.dumps(asdict(self.counters)).encode() if known else b"{}"
+            self.transport.write(http(body, "200 OK" if known else "404 Not Found"))
+            return
+        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        if len(rest) >= size:
+            self.buffer = rest[size:]
+            self.request()
+
+    def request(self) -> None:
+        counters, behaviour = self.counters, self.behaviour
+        counters.requests += 1
+        counters.first = counters.first or time.monotonic()
+        if counters.in_flight >= behaviour.cap:
+            counters.refused += 1
+            self.transport.write(self.refusal)
+            return
+        counters.in_flight += 1
+        counters.peak = max(counters.peak, counters.in_flight)
+        service = behaviour.service
+        if behaviour.jitter:
+            service *= 1 + behaviour.jitter * self.rng.uniform(-1, 1)
+        asyncio.get_running_loop().call_later(service, self.answer)
+
+    def answer(self) -> None:
+        counters, behaviour = self.counters, self.behaviour
+        counters.in_flight -= 1
+        drawn = self.rng.random() if behaviour.faults != NONE else 1.0
+        down, reset, half, hang = behaviour.faults
+        if drawn < down:
+            self.transport.write(self.down)
+        elif drawn < down + reset:
+            self.transport.abort()
+        elif drawn < down + reset + half:
+            self.transport.write(self.half)
+        elif drawn >= down + reset + half + hang:
+            self.transport.write(self.good)
+            counters.good += 1
+            counters.last = time.monotonic()
+            if counters.good == behaviour.mark:
+                counters.marked_at, counters.marked_requests = counters.last, counters.requests
+                counters.marked_refused = counters.refused
+
+
+def _serve(ports: Queue[list[int]], behaviours: list[Behaviour]) -> None:
+    async def main() -> None:
+        loop, found = asyncio.get_running_loop(), []
+        for behaviour in behaviours:
+            counters, rng = Counters(), random.Random(0)
+            make = lambda b=behaviour, c=counters, r=rng: Connection(b, c, r)  # noqa: E731
+            server = await loop.create_server(make, "127.0.0.1", 0, backlog=4096)
+            found.append(server.sockets[0].getsockname()[1])
+        ports.put(found)
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+
+
+@contextlib.contextmanager
+def running(*behaviours: Behaviour) -> Iterator[list[str]]:
+    """Addresses of endpoints that one other process serves, one per behaviour."""
+    context = multiprocessing.get_context("spawn")
+    ports: Queue[list[int]] = context.Queue()
+    process = context.Process(target=_serve, args=(ports, list(behaviours)))
+    process.start()
+    try:
+        yield [f"http://127.0.0.1:{port}" for port in ports.get(timeout=60)]
+    finally:
+        process.kill()
+        process.join()
+
+
+def counters_of(url: str) -> Counters:
+    import httpx2
+
+    return Counters(**httpx2.get(url).json())
