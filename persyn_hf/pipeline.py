@@ -127,7 +127,7 @@ def _stages(
         if "score" in wanted:
             tables.scored = score_stage(config, folder, tables.probe, progress)
         if "router" in wanted and tables.scored is not None:
-            router_path = str(_router(config, folder, tables.scored))
+            router_path = str(_router(config, folder, tables.scored, progress))
     if router_path is None or "router" not in wanted:
         return tables
     router = _load_router(config, router_path)
@@ -188,7 +188,7 @@ def score_stage(
     return folder.table(name, inputs, make)
 
 
-def _router(config: RunConfig, folder: RunFolder, scored: Dataset) -> Path:
+def _router(config: RunConfig, folder: RunFolder, scored: Dataset, progress: bool) -> Path:
     from persyn_hf.routing.training import train_router
 
     settings, student, quality = config.router, config.student, config.quality
@@ -218,6 +218,7 @@ def _router(config: RunConfig, folder: RunFolder, scored: Dataset) -> Path:
             output_dir=target,
             **settings.model_dump(exclude={"backbone", "pretrained"}),
             seed=config.seed,
+            progress=progress,
             teachers=teachers,
             reward_settings=config.reward.model_dump(),
             metadata={
