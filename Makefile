@@ -26,6 +26,7 @@ bench: setup-test $(MODELS)/.ready
 	$(BIN)/python -m tests.benchmarks.bench_routing
 	$(BIN)/python -m tests.benchmarks.bench_generation
 	$(BIN)/python -m tests.benchmarks.bench_generation_memory 20000 5
+	$(BIN)/python -m tests.benchmarks.bench_publishing
 
 setup: $(VENV)/.demo-ready
 setup-test: $(VENV)/.test-ready

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from persyn_hf import __version__
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import markdown, metadata
 from persyn_hf.publishing.merge import join_card
@@ -184,6 +184,13 @@ def _priced(provenance: Provenance) -> bool:
 
 
 def _render(template: str, **values: Any) -> str:
+    text = _environment().get_template(template).render(**values)
+    return f"{_single_blank_lines(text).strip()}\n"
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    """Templates are compiled once per process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -203,9 +210,8 @@ def _render(template: str, **values: Any) -> str:
         repository=markdown.repository_link,
         revision=lambda value: markdown.escape(markdown.short_revision(value)),
     )
-    environment.globals.update(policies=POLICIES, priced=_priced, version=__version__)
-    text = environment.get_template(template).render(**values)
-    return f"{_single_blank_lines(text).strip()}\n"
+    environment.globals.update(policies=POLICIES, priced=_priced)
+    return environment
 
 
 def _single_blank_lines(text: str) -> str:
