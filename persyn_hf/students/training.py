@@ -96,10 +96,12 @@ def fit(
     Raises:
         ConfigError: If a setting does not fit, or the folder holds checkpoints of another training.
         StudentError: If the batch that the trainer makes would teach something else than completions.
-        MissingExtraError: If TRL, peft or a tracker is not installed.
+        MissingExtraError: If TRL or peft is not installed.
     """
     identity = _identity(rows, student_revision, training, seed)
-    known = _finished(output_dir, identity) if resume else None
+    if not resume:
+        (output_dir / REPORT_FILE).unlink(missing_ok=True)
+    known = _finished(output_dir, identity)
     if known is not None:
         return known
     checkpoint = _last_checkpoint(output_dir, identity, resume)
@@ -114,7 +116,7 @@ def fit(
     began = time.monotonic()
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - began
-    _save(trainer, tokenizer, output_dir, training)
+    _save(trainer, tokenizer, output_dir, training, _own_dtype(student, student_revision))
     report = TrainingReport(
         student, student_revision, seed, outcome.global_step, float(outcome.training_loss), seconds, counts,
         training.model_dump(mode="json"), _versions(),
@@ -151,10 +153,6 @@ def _trainer(
         trainer = trl.SFTTrainer(
             model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=_adapters(training)
         )
-    except ImportError as error:
-        raise MissingExtraError(
-            ", ".join(training.report_to) or "trl", "students", f"train a student ({error})"
-        ) from error
     except RuntimeError as error:  # how transformers says that a tracker is not installed
         raise StudentError(f"The trainer cannot be set up: {str(error).splitlines()[0]}") from error
     if not progress:
@@ -226,8 +224,18 @@ def _stop_at(model: Any, ends: frozenset[int]) -> None:
     model.generation_config.eos_token_id = together[0] if len(together) == 1 else together or None
 
 
-def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training) -> None:
+def _own_dtype(student: str, revision: str) -> Any:
+    """The dtype of the student's published weights; `None` where its config does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(student, revision=None if os.path.isdir(student) else revision)
+    return getattr(config.get_text_config(), "dtype", None)
+
+
+def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training, dtype: Any) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if dtype is not None and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        model.to(dtype)  # trained in float32, published as the student was; sharded weights are left as they are
     if training.lora is not None and training.lora.merge:
         merged = model.merge_and_unload()
         if trainer.is_world_process_zero():
@@ -265,7 +273,7 @@ def _last_checkpoint(output_dir: Path, identity: dict[str, Any], resume: bool) -
         return None
     file = folder / _IDENTITY_FILE
     if not resume:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # every process of a launch comes here
         return None
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != identity:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """Fine-tuning: what is learnt, that it repeats and resumes, and what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from persyn_hf.finetune import end_of_turn, train_student, training_rows
 from persyn_hf.scoring.rendering import render_answers
 from persyn_hf.students.rows import check_batch, learnt_spans
 from persyn_hf.students.training import _trainer
+from tests.hub_server import Hub
+from tests.publishing.client import client_environment
 from tests.students.models import KINDS, byte_tokenizer, save_kind
 
 QUICK = {"max_steps": 4, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3}
@@ -146,6 +149,23 @@ def test_adapters_change_only_the_layers_they_are_on(kinds, answers, tmp_path):
     assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
 
 
+def test_a_student_is_saved_in_the_dtype_it_came_in(kinds, answers, tmp_path):
+    folder = str(tmp_path / "half")
+    AutoModelForCausalLM.from_pretrained(kinds["qwen"], dtype=torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(kinds["qwen"]).save_pretrained(folder)
+    for name, lora in (("all", None), ("adapters", {"r": 2})):
+        train_student(answers, folder, tmp_path / name, QUICK | {"lora": lora}, progress=False)
+        assert {value.dtype for value in weights(tmp_path / name).values()} == {torch.bfloat16}
+
+
+def test_a_tracker_that_is_not_installed_is_named(kinds, answers, tmp_path):
+    import importlib.util
+
+    absent = next(name for name in ("trackio", "wandb", "tensorboard") if importlib.util.find_spec(name) is None)
+    with pytest.raises(StudentError, match=absent):
+        train_student(answers, kinds["qwen"], tmp_path, QUICK | {"report_to": [absent]}, progress=False)
+
+
 def test_counts_of_cut_and_left_out_answers(kinds, tmp_path):
     long = "word " * 40
     data = Dataset.from_dict({"prompt": ["Short?", long, "Other?"], "completion": ["yes", "no", long]})
@@ -251,3 +271,20 @@ def test_two_processes_of_accelerate_launch_train_one_student(kinds, answers, tm
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out/README.md").exists()
     assert json.loads((tmp_path / "out/training.json").read_text())["steps"] == 1
+
+
+def test_the_command_pushes_the_student_with_its_card(kinds, answers, tmp_path):
+    answers.to_parquet(tmp_path / "data.parquet")
+    with Hub() as hub:
+        environment = os.environ | client_environment(hub, tmp_path / "home", xet=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "persyn_hf.cli", "train-student", str(tmp_path / "data.parquet"), kinds["smollm"],
+             "--output-dir", str(tmp_path / "out"), "--epochs", "1", "--push-to-hub", "me/student", "--quiet"],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        model = hub.model("me/student")
+        assert model.private
+        assert {"README.md", "model.safetensors", "config.json", "tokenizer.json", "training.json"} <= set(model.files)
+        assert not any(path.startswith("checkpoints") or path.endswith(".bin") for path in model.files)
+        assert "persyn" in model.text("README.md")
