@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import warnings
@@ -24,8 +23,6 @@ from persyn_hf.routing.report import RouterReport, judge, learning_curve
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.tuning import FineTuning, cross_validate_tuning, fine_tune
-
-logger = logging.getLogger(__name__)
 
 Tuning = Literal["frozen", "full", "lora"]
 

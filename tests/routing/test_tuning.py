@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 
 from persyn_hf.columns import prompt_text
-from persyn_hf.errors import ConfigError
+from persyn_hf.errors import ConfigError, MissingExtraError
 from persyn_hf.routing.backbone import build_classifier, final_linear
 from persyn_hf.routing.heads import teacher_means
 from persyn_hf.routing.rewards import read_rewards
@@ -145,6 +145,10 @@ def test_bad_settings_are_refused(tiny_bert: str, scored: Dataset, monkeypatch: 
         train_router(scored, tiny_bert, tuning="half")
     with pytest.raises(ConfigError, match="`dtype`"):
         train_router(scored, tiny_bert, dtype="int8")
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "peft", None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'persyn-hf\[lora\]'"):
+            tune(tiny_bert, scored, "regression", method="lora", epochs=1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="give `output_dir`"):
         train_router(scored, tiny_bert)
