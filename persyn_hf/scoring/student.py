@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persyn_hf.scoring.attention import PACKED, register_packed_attention
 from persyn_hf.scoring.loading import choose_device, context_of, identity, load_model, load_tokenizer
-from persyn_hf.scoring.packing import PACKED, build_pack, register_packed_attention, run_packed
+from persyn_hf.scoring.packing import build_pack, run_packed
+from persyn_hf.scoring.prepacked import prepack, restore
 from persyn_hf.scoring.rendering import Rendered
 
 #: Largest relative difference of hidden states and logits that rounding explains, by the weights' type.
@@ -154,12 +156,15 @@ def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[Head | No
         register_packed_attention()
         plain = model.config._attn_implementation
         try:
+            if device.type == "cpu":
+                prepack(model.base_model)
             model.set_attn_implementation(PACKED)
             packed = run_packed(model.base_model, pack, device)[torch.tensor(pack.sources, device=device)]
             if _close(packed, own_hidden, tolerance):
                 return head, True
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             pass  # this architecture does not run packed: every answer gets a sequence of its own
+        restore(model.base_model)
         model.set_attn_implementation(plain)
     return head, False
 
