@@ -104,3 +104,15 @@ def test_the_small_world_runs_is_stopped_and_goes_on(tmp_path):
     done = subprocess.run(swept, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "sweeps.md").read_text().count("\n## ") == 4
+
+
+def test_smollm2_is_judged_on_other_instructions_than_it_learns(tmp_path):
+    from examples.smollm2 import compare as example
+    from persyn_hf.prompts import load_prompts
+
+    example.write_prompts(tmp_path)
+    config = RunConfig.from_dict(example.settings(ROOT / ".models", tmp_path))
+    train, held_out = load_prompts(config.prompts), load_prompts(config.compare.held_out)
+    assert (len(train), len(held_out)) == (example.TRAIN, example.HELD_OUT)
+    assert not set(train["prompt_id"]) & set(held_out["prompt_id"])
+    assert config.probe.size <= example.TRAIN
