@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from persyn_hf import columns
+from persyn_hf.allocation_stage import allocate_stage
 from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.config import STAGES, RunConfig, Settings, Teacher
 from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
@@ -90,7 +91,7 @@ def run(
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
         probe = None
         if config.router.pretrained is None:
-            probe = sample_probe(prompts, config.probe.size, config.seed, where=f"{source}: probe")
+            probe = choose_probe(config, prompts, where=f"{source}: probe")
         write_atomically(folder.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         tables = _stages(config, folder, prompts, probe, STAGES[: STAGES.index(until) + 1], progress)
         report = build_report(
@@ -108,6 +109,7 @@ class _Tables:
     scored: Dataset | None = None
     routed: Dataset | None = None
     generated: Dataset | None = None
+    selected: Dataset | None = None
     block: dict[str, Any] | None = None
     published: Published | None = None
 
@@ -134,11 +136,31 @@ def _stages(
     tables.block = dict(router.metadata)
     if "route" in wanted:
         tables.routed = _route(folder, prompts, router, router_path, config)
+        if config.allocation.active:
+            tables.routed = allocate_stage(config, folder, tables.routed, router.teachers, tables.probe, tables.scored)
     if "generate" in wanted and tables.routed is not None:
-        tables.generated = generate_stage(config, folder, tables.routed, progress, score_names=router.teachers)
+        tables.generated = tables.selected = generate_stage(
+            config, folder, tables.routed, progress, routed_name="allocate" if config.allocation.active else "route",
+            score_names=router.teachers,
+        )  # fmt: skip
+        if config.allocation.top_k > 1:
+            tables.selected = _select(config, folder, tables.generated, progress)
     if "publish" in wanted and tables.generated is not None:
         tables.published = _publish(config, folder, prompts, tables, router)
     return tables
+
+
+def choose_probe(config: RunConfig, prompts: Dataset, where: str = "probe") -> Dataset:
+    """The prompts that every teacher answers."""
+    if config.probe.method == "random":
+        return sample_probe(prompts, config.probe.size, config.seed, where=where)
+    from persyn_hf.routing import probe
+
+    router = config.router
+    return probe.sample_probe(
+        prompts, config.probe.size, config.probe.method, config.seed, backbone=router.backbone,
+        revision=router.revision, max_length=router.max_length, where=where,
+    )  # fmt: skip
 
 
 def probe_stage(config: RunConfig, folder: RunFolder, probe: Dataset, progress: bool, name: str = "probe") -> Dataset:
@@ -251,6 +273,14 @@ def _route(folder: RunFolder, prompts: Dataset, router: PersynRouter, path: str,
     return folder.table("route", inputs, lambda: prompts.map(router, batched=True, batch_size=1000, desc="route"))
 
 
+def _select(config: RunConfig, folder: RunFolder, answers: Dataset, progress: bool) -> Dataset:
+    """The best of each prompt's answers, by the run's reward."""
+    from persyn_hf.routing.allocation.select import keep_best
+
+    scored = score_stage(config, folder, answers, progress, name="score-answers", answers_name="generate")
+    return folder.table("select", {"scored": folder.digest("score-answers")}, lambda: keep_best(scored))
+
+
 def generate_stage(
     config: RunConfig,
     folder: RunFolder,
@@ -260,22 +290,25 @@ def generate_stage(
     routed_name: str = "route",
     score_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """Lets each prompt of the stage `routed_name` be answered by the teacher that its `route` names.
+    """Lets each prompt of the stage `routed_name` be answered by the teacher that its `route` names, or by several.
 
-    `score_names` are the teachers in the order of `route_scores`, for those that hand on their rows when they are down.
+    `score_names` are the teachers in the order of `route_scores`, for those that hand their rows on when down.
     """
+    from datasets import concatenate_datasets
+
     from persyn_hf.generation.generate import generate_routed
+    from persyn_hf.routing.allocation.result import split_rounds
 
     inputs = {
         "routed": folder.digest(routed_name),
         "teachers": [_identity(teacher) for teacher in config.teachers],
         "seed": config.seed,
     }
-    make = partial(
-        generate_routed, routed, config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress,
+    ask = partial(
+        generate_routed, teachers=config.teachers, ledger=folder.ledger, seed=config.seed, progress=progress,
         max_cost=config.max_cost, score_names=score_names,
     )  # fmt: skip
-    return folder.table(name, inputs, make)
+    return folder.table(name, inputs, lambda: concatenate_datasets([ask(each) for each in split_rounds(routed)]))
 
 
 def _publish(
@@ -309,14 +342,15 @@ def _publish(
         "language": settings.language, "keep_truncated": settings.keep_truncated, "scored": tables.scored,
         "run": facts,
     }  # fmt: skip
+    assert tables.selected is not None
     save_personalized(
-        tables.generated, folder.path, location=settings.dataset_repo_id, router_location=settings.router_repo_id,
+        tables.selected, folder.path, location=settings.dataset_repo_id, router_location=settings.router_repo_id,
         **common,
     )  # fmt: skip
     if settings.dataset_repo_id is None:
         return None
     return push_personalized(
-        tables.generated, settings.dataset_repo_id, router_repo_id=settings.router_repo_id, saved=folder.path,
+        tables.selected, settings.dataset_repo_id, router_repo_id=settings.router_repo_id, saved=folder.path,
         private=settings.private, revision=settings.revision, create_pr=settings.create_pr,
         commit_message=settings.commit_message, tags=settings.tags, collection=settings.collection,
         allow_secrets=settings.allow_secrets, dry_run=settings.dry_run, **common,

@@ -106,12 +106,13 @@ def rescue(
 
     Exit code 3 where some of it could not be read.
     """
+    from persyn_hf.generation.rescue import PARTS
     from persyn_hf.generation.rescue import rescue as take_over
 
     count, damaged = take_over(ledger, output)
     typer.echo(f"{output}: {count:,} answers")
     if damaged:
-        typer.echo(f"{damaged} of 256 parts of {ledger} could not be read to their end.", err=True)
+        typer.echo(f"{damaged:,} of {PARTS:,} parts of {ledger} could not be read to their end.", err=True)
         raise typer.Exit(3)
 
 

@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS completions (
     sampling TEXT,
     cost REAL,
     created REAL NOT NULL
-) WITHOUT ROWID
+)
 """
 #: Host parameters per statement; SQLite's old limit is 999.
 _CHUNK = 500

@@ -35,16 +35,17 @@ class Pace:
         self._clear()
 
     def _clear(self) -> None:
-        self._count = self._numbers = self._tokens = 0
+        self._count = self._numbers = self._tokens = self._size = 0
         self._seconds = 0.0
 
     def note(self, in_flight: int, seconds: float, tokens: int) -> int | None:
         """Takes one answer into account; gives the number to go down to, where it is too high."""
+        self._size = self._size or max(_WINDOW, in_flight)
         self._count += 1
         self._numbers += in_flight
         self._tokens += tokens
         self._seconds += seconds
-        if self._count < max(_WINDOW, in_flight):
+        if self._count < self._size:
             return None
         number = self._numbers / self._count
         rate = number * self._tokens / max(self._seconds, 1e-9)

@@ -16,13 +16,14 @@ from persyn_hf.generation.ledger import APPLICATION_ID, COLUMN_TYPES, SCHEMA_VER
 #: Without these a row is no answer.
 _NEEDED = frozenset({"key", "text", "finish_reason"})
 _AT_ONCE = 500
+PARTS = 65_536
 
 
 def rescue(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> tuple[int, int]:
     """Copies every answer that can be read; the old file is not touched.
 
-    Keys are spread evenly over their first byte, so that the file is read in 256 parts: a page that is damaged costs
-    the part that it lies in, from the damage on.
+    Keys are digests, spread evenly, so that the file is read in 65,536 parts by their first two bytes: a page that is
+    damaged costs the parts that lie in it.
 
     Args:
         source (`str` or `PathLike`): The ledger that was refused.
@@ -30,7 +31,7 @@ def rescue(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> tu
 
     Returns:
         `tuple[int, int]`: Answers that the new ledger has, and parts of the old one that could not be read to their
-        end, out of 256.
+        end, out of 65,536.
 
     Raises:
         LedgerError: If `source` is no ledger at all, is of a newer format, or `target` exists.
@@ -43,9 +44,9 @@ def rescue(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> tu
         present = _columns(connection, os.fspath(source))
         damaged = 0
         with Ledger(target) as ledger:
-            for first in range(256):
+            for first in range(PARTS):
                 try:
-                    for rows in _part(connection, present, first):
+                    for rows in filter(None, _part(connection, present, first)):
                         ledger.insert(rows)
                 except sqlite3.DatabaseError:
                     damaged += 1
@@ -66,11 +67,12 @@ def _columns(connection: sqlite3.Connection, source: str) -> set[str]:
 
 
 def _part(connection: sqlite3.Connection, present: set[str], first: int) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows whose key starts with one byte, some at a time, so that those before a damaged page are kept."""
+    """The rows whose key starts with two bytes, some at a time, so that those before a damaged page are kept."""
     missing = {"created": repr(time.time())}
     names = ", ".join(name if name in present else f"{missing.get(name, 'NULL')} AS {name}" for name in COLUMN_TYPES)
-    bounds = "key >= ?" if first == 255 else "key >= ? AND key < ?"
-    values = [bytes([first])] if first == 255 else [bytes([first]), bytes([first + 1])]
+    last = first == PARTS - 1
+    bounds = "key >= ?" if last else "key >= ? AND key < ?"
+    values = [part.to_bytes(2, "big") for part in ([first] if last else [first, first + 1])]
     cursor = connection.execute(f"SELECT {names} FROM completions WHERE {bounds} ORDER BY key", values)
     rows: list[tuple[Any, ...]] = []
     try:

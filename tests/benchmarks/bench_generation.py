@@ -67,8 +67,8 @@ def show(name: str, found: Measure, count: int, behaviour: Behaviour) -> None:
         else f"  from 500 on {found.steady_share:.3f}, {found.steady_refused:.2%} refused"
     )
     print(
-        f"{name:44s} {ideal / found.seconds:6.3f} of ideal  {found.seconds:6.2f} s  {1000 * found.cpu / count:5.2f} CPU s/1,000"
-        f"  {found.lost:4d} lost  {found.refused:5d} refused of {found.requests}{steady}",
+        f"{name:44s} {ideal / found.seconds:6.3f} of ideal  {found.seconds:6.2f} s  {1000 * found.cpu / count:5.2f}"
+        f" CPU s/1,000  {found.lost:4d} lost  {found.refused:5d} refused of {found.requests}{steady}",
         flush=True,
     )
 
@@ -163,9 +163,8 @@ def processor(count: int, behaviour: Behaviour) -> None:
         for _ in range(3)
     ]
     least = [min(take[side].cpu for take in takes) * 1000 / count for side in (0, 1)]
-    print(
-        f"{'processor, bare loop and ours':44s} {least[0]:.2f} and {least[1]:.2f} CPU s/1,000: {least[1] / least[0]:.2f}"
-    )
+    name = "processor, bare loop and ours"
+    print(f"{name:44s} {least[0]:.2f} and {least[1]:.2f} CPU s/1,000: {least[1] / least[0]:.2f}", flush=True)
 
 
 def faults(count: int, behaviour: Behaviour) -> None:

@@ -1,11 +1,13 @@
 """Scoring against the loops that people write: time, useful arithmetic, memory, and the same scores.
 
-    python tests/benchmarks/bench_scoring.py                                  # tiny synthetic student and answers
-    python tests/benchmarks/bench_scoring.py --data DIR --model SMOLLM2 --prompts 32
+    python -m tests.benchmarks.bench_scoring                                  # tiny synthetic student and answers
+    PERSYN_DATA=DIR python -m tests.benchmarks.bench_scoring --model SMOLLM2  # 32 prompts x 12 real teachers
+    python -m tests.benchmarks.bench_scoring --device cuda --size 1b          # a random student of 1B weights on a GPU
 
-Every measurement is a process of its own: peak memory is that process's, above what it held once the weights were
-there. `share` is 2 x parameters x tokens of the unshared problem per second, over the measured matmul peak of the same
-type on the same threads. Ratios are given by wall clock and by processor time, which a busy machine disturbs less.
+Every measurement is a process of its own: peak memory is that process's (or the GPU's), above what it held once the
+weights were there. `share` is 2 x parameters x tokens of the unshared problem per second, over the measured matmul
+peak of the same type on the same threads. Ratios are given by wall clock and by processor time, which a busy machine
+disturbs less. Errors are per answer, in nats/token, against one sequence at a time in float64.
 """
 
 import argparse
@@ -18,7 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-PADDED, SINGLE, OURS = "padded loop of 8", "one at a time", "persyn_hf"
+PADDED, SINGLE, OURS, REFERENCE = "padded loop of 8", "one at a time", "persyn_hf", "float64 reference"
+
+#: What is aimed at: against the padded loop, against one at a time, share of the peak, share of the loop's memory.
+TARGETS = {PADDED: 2.5, SINGLE: 1.6, "share": 0.8, "memory": 0.25}
 
 
 def main() -> None:
@@ -27,30 +32,29 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        options.model = options.model or synthetic_student(scratch, 8192)
+        options.model = options.model or synthetic_student(scratch, 8192, options.size)
         rows = []
         for dtype in options.dtype:
             for method in (PADDED, SINGLE, OURS):
                 rows.append(child(options, method=method, dtype=dtype))
                 show(rows[-1])
         compare(rows, options.dtype)
-        sizes = [
-            child(options, method=OURS, dtype="float32", model=synthetic_student(scratch, size), data=None)
-            for size in (16384, 32768)
-        ]
-        print(
-            f"\nvocabulary 16,384 -> 32,768 (synthetic): peak above the weights {sizes[0]['peak_mb']:.0f} -> "
-            f"{sizes[1]['peak_mb']:.0f} MB"
-        )
+        if options.reference:
+            errors(rows, child(options, method=REFERENCE, dtype="float64"), options.dtype)
+        vocabulary(options, scratch)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="folder with instruct_zoo.parquet; synthetic answers without it")
+    data = os.environ.get("PERSYN_DATA")
+    parser.add_argument("--data", default=data, help="folder with instruct_zoo.parquet; synthetic answers without it")
     parser.add_argument("--model", help="student checkpoint; a random one without it")
-    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--size", choices=["tiny", "1b"], default="tiny", help="of the random student")
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--teachers", type=int, default=12)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--reference", type=int, default=24, help="answers that are held against float64")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     parser.add_argument("--method", default=OURS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -59,8 +63,8 @@ def parse() -> argparse.Namespace:
 
 def child(options: argparse.Namespace, **changes) -> dict:
     settings = vars(options) | {"child": None} | changes
-    command = [sys.executable, __file__, "--child"]
-    for name in ("data", "model", "prompts", "teachers", "dtype", "threads", "method"):
+    command = [sys.executable, "-m", "tests.benchmarks.bench_scoring", "--child"]
+    for name in ("data", "model", "prompts", "teachers", "dtype", "reference", "device", "threads", "method"):
         if settings[name] is not None:
             command += [f"--{name}", str(settings[name])]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -79,23 +83,24 @@ def measure(options: argparse.Namespace) -> dict:
         torch.set_num_threads(options.threads)
     dtype = options.dtype[0]
     sharing = None if options.method == OURS else "sdpa"
-    student = load_student(options.model, dtype=dtype, attn_implementation=sharing)
+    student = load_student(options.model, dtype=dtype, device=options.device, attn_implementation=sharing)
+    parameters = sum(weight.numel() for weight in load_weights(options.model))
     answers = zoo(options, student.tokenizer) if options.data else synthetic_answers(options, student.model)
-    peak_flops = matmul_peak(getattr(torch, dtype))
+    if options.method == REFERENCE:
+        return {"scores": padded_loop(student.model, answers[: options.reference], 1)}
+    peak_flops = matmul_peak(getattr(torch, dtype), options.device)
     run = {
         PADDED: lambda some: padded_loop(student.model, some, 8),
         SINGLE: lambda some: padded_loop(student.model, some, 1),
         OURS: lambda some: [score.learnability for score in score_answers(student, some)],
     }[options.method]
-    shortest = min(answers, key=lambda answer: len(answer.ids))
-    run([shortest])
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here, not at loading
+    run([min(answers, key=lambda answer: len(answer.ids))])
+    memory = PeakMemory(options.device)
     wall, cpu = time.perf_counter(), time.process_time()
-    scores = run(answers)
+    scores = run(answers)  # ends with numbers in Python, so a GPU has finished too
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     tokens = sum(len(answer.ids) for answer in answers)
-    flops = 2 * sum(weight.numel() for weight in student.model.parameters()) * tokens
+    flops = 2 * parameters * tokens
     return {
         "method": options.method,
         "dtype": dtype,
@@ -105,9 +110,20 @@ def measure(options: argparse.Namespace) -> dict:
         "share": flops / wall / peak_flops["wall"],
         "share_cpu": flops / cpu / peak_flops["cpu"],
         "peak_gflops": peak_flops["wall"] / 1e9,
-        "peak_mb": memory("VmHWM") - before,
+        "peak_mb": memory.above(),
         "scores": scores,
     }
+
+
+def load_weights(folder: str) -> list:
+    """The checkpoint's tensors, each once: a tied head is no second set of weights."""
+    from safetensors import safe_open
+
+    shapes = []
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            shapes += [weights.get_tensor(name) for name in weights.keys()]  # noqa: SIM118 - no mapping
+    return shapes
 
 
 def padded_loop(model, answers, size: int) -> list[float]:
@@ -121,7 +137,9 @@ def padded_loop(model, answers, size: int) -> list[float]:
             width = max(len(answer.ids) for answer in batch)
             ids = torch.tensor([list(answer.ids) + [0] * (width - len(answer.ids)) for answer in batch])
             mask = torch.tensor([[1] * len(answer.ids) + [0] * (width - len(answer.ids)) for answer in batch])
-            logits = model(input_ids=ids, attention_mask=mask).logits.float()
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            logits = model(input_ids=ids, attention_mask=mask).logits
+            logits = logits if logits.dtype == torch.float64 else logits.float()
             logprobs = torch.log_softmax(logits[:, :-1], dim=-1).gather(2, ids[:, 1:, None])[..., 0]
             for row, answer in enumerate(batch):
                 first, last = answer.span
@@ -157,46 +175,67 @@ def synthetic_answers(options: argparse.Namespace, model) -> list:
     return answers
 
 
-def synthetic_student(scratch: str, vocabulary: int) -> str:
+SIZES = {
+    "tiny": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
+             "num_key_value_heads": 2},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+           "num_key_value_heads": 8},
+}  # fmt: skip
+
+
+def synthetic_student(scratch: str, vocabulary: int, size: str = "tiny") -> str:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     from tests.scoring.models import tokenizer
 
     torch.manual_seed(0)
     folder = f"{scratch}/{vocabulary}"
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
+    config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=2048, **SIZES[size])
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
-def matmul_peak(dtype) -> dict[str, float]:
+def matmul_peak(dtype, device: str) -> dict[str, float]:
     import torch
 
-    left, right = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    size = 2048 if device == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = {"wall": 0.0, "cpu": 0.0}
     for _ in range(6):
         wall, cpu = time.perf_counter(), time.process_time()
-        left @ right
+        (left @ right)[0, 0].item()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        best = {"wall": max(best["wall"], 2 * 2048**3 / wall), "cpu": max(best["cpu"], 2 * 2048**3 / cpu)}
+        best = {"wall": max(best["wall"], 2 * size**3 / wall), "cpu": max(best["cpu"], 2 * size**3 / cpu)}
     return best
 
 
-def memory(field: str) -> float:
-    """Megabytes that this process holds (`VmRSS`) or has held (`VmHWM`)."""
-    line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field))
-    return int(line.split()[1]) / 1024
+class PeakMemory:
+    """Megabytes that this process, or its GPU, holds at most from here on, above what it holds now."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cpu":
+            self.before = self._status("VmRSS")
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts here, not at loading
+        else:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 2**20
+
+    def above(self) -> float:
+        if self.device == "cpu":
+            return self._status("VmHWM") - self.before
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20 - self.before
+
+    @staticmethod
+    def _status(field: str) -> float:
+        line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(field))
+        return int(line.split()[1]) / 1024
 
 
 def show(row: dict) -> None:
@@ -213,15 +252,35 @@ def compare(rows: list[dict], dtypes: list[str]) -> None:
     pairs = [(dtype, method, dtype) for dtype in dtypes for method in (PADDED, SINGLE)]
     if {"float32", "bfloat16"} <= set(dtypes):
         pairs.append(("float32", PADDED, "bfloat16"))
-    print(f"\n{'against':28} {'ours':9} {'wall':>6} {'cpu':>6} {'memory':>7} {'largest difference, nats/token':>31}")
+    print(
+        f"\n{'against':28} {'ours':9} {'wall':>6} {'cpu':>6} {'target':>6} {'memory':>7} {'difference, nats/token':>23}"
+    )
     for base, method, own in pairs:
         theirs, ours = table[base, method], table[own, OURS]
         worst = max(abs(a - b) for a, b in zip(theirs["scores"], ours["scores"], strict=True))
         wall, cpu = theirs["wall"] / ours["wall"], theirs["cpu"] / ours["cpu"]
         print(
-            f"{method + ', ' + base:28} {own:9} {wall:5.2f}x {cpu:5.2f}x "
-            f"{ours['peak_mb'] / max(theirs['peak_mb'], 1):7.2f} {worst:31.2e}"
+            f"{method + ', ' + base:28} {own:9} {wall:5.2f}x {cpu:5.2f}x {TARGETS[method]:5.1f}x "
+            f"{ours['peak_mb'] / max(theirs['peak_mb'], 1):7.2f} {worst:23.2e}"
         )
+    for dtype in dtypes:
+        row = table[dtype, OURS]
+        print(f"share of the {dtype} peak: {row['share']:.2f} (cpu {row['share_cpu']:.2f}), target {TARGETS['share']}")
+
+
+def errors(rows: list[dict], reference: dict, dtypes: list[str]) -> None:
+    """How far every way of scoring is from float64, answer by answer."""
+    print(f"\nagainst float64, {len(reference['scores'])} answers, nats/token:")
+    for row in rows:
+        off = [abs(a - b) for a, b in zip(row["scores"], reference["scores"], strict=False)]
+        print(f"{row['dtype']:9} {row['method']:17} mean {sum(off) / len(off):.1e}  largest {max(off):.1e}")
+
+
+def vocabulary(options: argparse.Namespace, scratch: str) -> None:
+    """Peak memory of the same answers under a vocabulary of twice the size."""
+    fixed = {"method": OURS, "dtype": "float32", "data": None, "prompts": min(options.prompts, 4)}
+    small, large = (child(options, model=synthetic_student(scratch, size), **fixed) for size in (16384, 32768))
+    print(f"\nvocabulary 16,384 -> 32,768: peak {small['peak_mb']:.0f} -> {large['peak_mb']:.0f} MB above the weights")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An endpoint for benchmarks: a fixed service time, a hard cap (429 beyond), faults on request, and little work of its own.
+"""An endpoint for benchmarks: a fixed service time, a hard cap (429 beyond), faults on request, and hardly any work.
 
 `running(...)` starts one in a process of its own; GET on its address gives the counters.
 """
