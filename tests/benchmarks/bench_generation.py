@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
+import random
 import resource
 import tempfile
 import time
@@ -20,6 +22,7 @@ from pathlib import Path
 from datasets import Dataset, disable_progress_bars
 
 from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
+from persyn_hf.generation.ledger import Ledger
 from tests.benchmarks.endpoint import HANGS, MIX, Behaviour, counters_of, running
 
 #: Seconds that a request may take where requests hang.
@@ -179,6 +182,30 @@ def faults(count: int, behaviour: Behaviour) -> None:
     print(f"{'':44s} {mix.seconds / hangs.seconds:6.3f} x what the hangs alone cost", flush=True)
 
 
+def kills(times: int) -> None:
+    """Rows that the server had answered and a process, killed at a random moment, had not yet kept."""
+    behaviour, rng, again = Behaviour(64, 0.25, jitter=0.5), random.Random(0), []
+    table = prompts(100_000)
+    with running(behaviour) as (url,), tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "ledger.sqlite"
+        teacher = {"name": "t", "model": "m", "endpoint": url, "max_concurrency": 64}
+        for _ in range(times):
+            before, kept = counters_of(url).good, len(Ledger(path)) if path.exists() else 0
+            child = multiprocessing.get_context("fork").Process(
+                target=generate_parallel, args=(table, [teacher], path), kwargs={"progress": False}
+            )
+            child.start()
+            while counters_of(url).good < before + 200:
+                time.sleep(0.05)
+            time.sleep(rng.random())
+            child.kill()
+            child.join()
+            time.sleep(0.6)  # what was in flight finds nobody
+            with Ledger(path) as ledger:
+                again.append(counters_of(url).good - before - (len(ledger) - kept))
+    print(f"{'finished rows sent again after kill -9':44s} {again}: {max(again)} at most", flush=True)
+
+
 def many(cap: int) -> None:
     """512 in flight, 2,048 requests/s ideal, client and server on the same two cores."""
     behaviour, count = Behaviour(cap, 0.25), 30 * cap
@@ -187,7 +214,9 @@ def many(cap: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", nargs="*", help="known, map, unknown, twice, twenty, processor, faults, many; all")
+    parser.add_argument(
+        "case", nargs="*", help="known, map, unknown, twice, twenty, processor, faults, many, kills; all"
+    )
     parser.add_argument("--prompts", type=int, default=5000)
     parser.add_argument("--cap", type=int, default=64)
     parser.add_argument("--service", type=float, default=0.25)
@@ -210,6 +239,7 @@ def main() -> None:
         "processor": lambda: processor(2000, plain),
         "faults": lambda: faults(count, plain),
         "many": lambda: many(512),
+        "kills": lambda: kills(10),
     }
     measure(ours(cap, max_concurrency=cap), cap, plain)  # warm-up
     for name in options.case or cases:

@@ -112,6 +112,8 @@ class Connection(asyncio.Protocol):
     def answer(self) -> None:
         counters, behaviour = self.counters, self.behaviour
         counters.in_flight -= 1
+        if self.transport.is_closing():  # whoever asked is gone
+            return
         drawn = self.rng.random() if behaviour.faults != NONE else 1.0
         down, reset, half, hang = behaviour.faults
         if drawn < down:
