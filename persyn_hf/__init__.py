@@ -31,6 +31,9 @@ _HOME = {
     "persyn_route": "persyn_hf.routing.map_function",
     "pin_router": "persyn_hf.routing.map_function",
     "train_router": "persyn_hf.routing.training",
+    "allocate": "persyn_hf.routing.allocation.allocate",
+    "keep_best": "persyn_hf.routing.allocation.select",
+    "sample_probe": "persyn_hf.routing.probe",
     "evaluate_router": "persyn_hf.routing.evaluate",
     "add_teacher": "persyn_hf.routing.roster",
     "remove_teacher": "persyn_hf.routing.roster",
@@ -53,10 +56,12 @@ __all__ = [  # pinned by a test
     "Teacher",
     "__version__",
     "add_teacher",
+    "allocate",
     "compare",
     "evaluate_router",
     "generate_parallel",
     "generate_routed",
+    "keep_best",
     "load_personalized",
     "persyn_generate",
     "persyn_learnability",
@@ -70,6 +75,7 @@ __all__ = [  # pinned by a test
     "push_personalized",
     "remove_teacher",
     "run",
+    "sample_probe",
     "save_personalized",
     "score",
     "train_router",
@@ -88,8 +94,11 @@ if TYPE_CHECKING:
     from persyn_hf.publishing.hub import push_personalized, save_personalized
     from persyn_hf.publishing.load import load_personalized
     from persyn_hf.publishing.personalize import personalize
+    from persyn_hf.routing.allocation.allocate import allocate
+    from persyn_hf.routing.allocation.select import keep_best
     from persyn_hf.routing.evaluate import evaluate_router
     from persyn_hf.routing.map_function import persyn_route, pin_router
+    from persyn_hf.routing.probe import sample_probe
     from persyn_hf.routing.roster import add_teacher, remove_teacher
     from persyn_hf.routing.router import PersynRouter
     from persyn_hf.routing.training import train_router

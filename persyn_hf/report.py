@@ -85,7 +85,11 @@ def build_report(
     block: Mapping[str, Any] | None,
 ) -> RunReport:
     """Builds the report from the tables of the stages that are done; the others are `None`."""
-    allocated = Counter(routed[columns.ROUTE]) if routed is not None else Counter()
+    allocated: Counter[str] = Counter()
+    if routed is not None and columns.ROUTES in routed.column_names:
+        allocated.update(name for own in routed[columns.ROUTES] for name in own)
+    elif routed is not None:
+        allocated.update(routed[columns.ROUTE])
     answers = _distinct_answers(probe, generated)
     means = _means(scored) if scored is not None else {}
     lines = []

@@ -28,7 +28,9 @@ ALLOWED = {
     "report": GROUND,
     "planning": GROUND,
     "doctor": GROUND,
-    "pipeline": GROUND | {"generation", "scoring", "routing", "publishing", "students", "runfolder", "report"},
+    "allocation_stage": GROUND | {"routing", "runfolder"},
+    "pipeline": GROUND
+    | {"allocation_stage", "generation", "scoring", "routing", "publishing", "students", "runfolder", "report"},
     # A student is rendered as it is scored, and published with its card.
     "finetune": GROUND | {"scoring", "students", "publishing"},
     # The comparison runs the pipeline up to its routes, and then every policy's own data, training and evaluation.
@@ -100,10 +102,10 @@ def test_files_and_functions_stay_small():
 def test_public_names_are_pinned():
     assert persyn_hf.__all__ == [
         "Ledger", "PersynError", "PersynRouter", "Quality", "RunConfig", "Sampling", "Teacher", "__version__",
-        "add_teacher", "compare", "evaluate_router", "generate_parallel", "generate_routed", "load_personalized",
-        "persyn_generate", "persyn_learnability", "persyn_quality", "persyn_route", "personalize", "pin_quality",
-        "pin_router", "pin_student", "prompt_id", "push_personalized", "remove_teacher", "run", "save_personalized",
-        "score", "train_router", "train_student",
+        "add_teacher", "allocate", "compare", "evaluate_router", "generate_parallel", "generate_routed", "keep_best",
+        "load_personalized", "persyn_generate", "persyn_learnability", "persyn_quality", "persyn_route", "personalize",
+        "pin_quality", "pin_router", "pin_student", "prompt_id", "push_personalized", "remove_teacher", "run",
+        "sample_probe", "save_personalized", "score", "train_router", "train_student",
     ]  # fmt: skip
 
 

@@ -6,11 +6,11 @@ import sys
 
 import typer
 
-from persyn_hf.cli import doctor, hub, ledger, plan, route, run, students
+from persyn_hf.cli import allocate, doctor, hub, ledger, plan, route, run, students
 from persyn_hf.cli.app import app
 from persyn_hf.errors import ConfigError, PersynError
 
-__all__ = ["app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "students"]
+__all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "students"]
 
 
 def main() -> None:

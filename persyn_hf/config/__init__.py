@@ -4,6 +4,7 @@ Validation is complete before anything starts and does no I/O besides looking at
 unknown keys, repeated teachers, missing variables and values out of range are reported by file and key, all at once.
 """
 
+from persyn_hf.config.allocation import Allocation
 from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Objective, Router
@@ -28,6 +29,7 @@ from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teache
 __all__ = [
     "POLICIES",
     "STAGES",
+    "Allocation",
     "Alpha",
     "Compare",
     "ComparedStudent",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from persyn_hf.config.settings import Settings
@@ -29,6 +31,13 @@ class Prompts(Settings):
 
 
 class Probe(Settings):
-    """The prompts that every teacher answers. `size` defaults to the paper's 2,500."""
+    """The prompts that every teacher answers.
+
+    Args:
+        size (`int`, defaults to 2500): How many; the paper's number.
+        method (`"random"` or `"cover"`, defaults to `"random"`): Drawn at random, or chosen so that every prompt has
+            one of them near it, among the embeddings of the router's backbone.
+    """
 
     size: int = Field(2500, ge=2)
+    method: Literal["random", "cover"] = "random"

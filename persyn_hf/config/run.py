@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from persyn_hf.config.allocation import Allocation
 from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Router
@@ -48,6 +49,7 @@ class RunConfig(Settings):
     quality: Quality | None = None
     reward: Reward = Reward()
     router: Router
+    allocation: Allocation = Allocation()
     publish: Publish = Publish()
     training: Training = Training()
     compare: Compare | None = None
@@ -64,6 +66,19 @@ class RunConfig(Settings):
     def _training_needs_scores(self) -> RunConfig:
         if self.router.pretrained is None and (self.student is None or self.quality is None):
             raise ValueError("`student` and `quality` are required to train a router, or set `router.pretrained`")
+        return self
+
+    @model_validator(mode="after")
+    def _allocation_has_what_it_needs(self) -> RunConfig:
+        allocation, names = self.allocation, {teacher.name for teacher in self.teachers}
+        if allocation.names - names:
+            raise ValueError(f"`allocation` names {', '.join(sorted(allocation.names - names))}, which is no teacher")
+        if allocation.policy not in ("persyn", "random") and self.router.pretrained is not None:
+            raise ValueError(f"`allocation.policy: {allocation.policy}` needs a scored probe; set `router.backbone`")
+        if allocation.top_k > len(names):
+            raise ValueError(f"`allocation.top_k` is {allocation.top_k}, but there are {len(names)} teachers")
+        if allocation.top_k > 1 and (self.student is None or self.quality is None):
+            raise ValueError("`allocation.top_k` above 1 needs `student` and `quality`, to choose the best answer")
         return self
 
     @classmethod

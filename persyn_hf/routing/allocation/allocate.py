@@ -37,6 +37,7 @@ def allocate(
     temperature: float = 0.0,
     scale: Literal["bradley-terry", "win-rate", "reward"] = "bradley-terry",
     probe: Any = None,
+    families: Mapping[str, str | None] | None = None,
     student_family: str | None = None,
     strong_share: float = MIX_STRONG_SHARE,
     beta: float = CAR_BETA,
@@ -45,8 +46,8 @@ def allocate(
     """Turns scores into routes for the whole set: the largest sum of scores that keeps all limits.
 
     A router's scores are Bradley–Terry scores: a difference of two is the log-odds that one answer beats the other.
-    Their sum treats a unit of log-odds alike on every prompt. `scale="win-rate"` first turns them into the share of the
-    other teachers that a teacher is expected to beat, 0 to 1, which saturates where a prompt is clear.
+    Their sum treats a unit of log-odds alike on every prompt. `scale="win-rate"` first turns them into the share of
+    the other teachers that a teacher is expected to beat, 0 to 1, which saturates where a prompt is clear.
 
     Args:
         routed (`Dataset` or `ndarray` of shape `(prompts, teachers)`): A table with `route_scores`, or the scores.
@@ -60,10 +61,11 @@ def allocate(
             `"shortest"` all finish together, as early as the other limits allow. Needs `throughput`.
         throughput (mapping, *optional*): Answers per second of each teacher; [`answer_rates`] computes it.
         top_k (`int`, defaults to 1): Different teachers for each prompt; score their answers, then [`keep_best`].
-        temperature (`float`, defaults to 0): Diversity. Gumbel noise of this size is added to the scores first: without
-            limits that samples teachers from `softmax(scores / temperature)`; limits are kept all the same.
+        temperature (`float`, defaults to 0): Diversity. Gumbel noise of this size is added to the scores first, which
+            samples teachers from `softmax(scores / temperature)` where there are no limits; limits are kept always.
         scale (defaults to `"bradley-terry"`): What the scores are: see above; `"reward"` for expected rewards.
         probe (`Dataset`, *optional*), student_family, strong_share, beta: For other policies.
+        families (mapping, *optional*): Family of each teacher; default: the `family` of the `Teacher`s.
         seed (`int`, defaults to 0): Of all that is random.
 
     Returns:
@@ -80,7 +82,7 @@ def allocate(
         >>> allocate(scores, ["large", "small"], max_share={"large": 0.4}).routes
         ['large', 'small', 'small']
     """
-    names, families = _names(teachers)
+    names, known_families = _names(teachers)
     if scale not in SCALES:
         raise ConfigError(f"`scale` must be one of {', '.join(SCALES)}, got {scale!r}.")
     if not 0 <= temperature < np.inf:
@@ -95,8 +97,8 @@ def allocate(
         scale = "reward"
         ids = routed[columns.PROMPT_ID] if columns.PROMPT_ID in getattr(routed, "column_names", ()) else None
         scores = policy_scores(
-            policy, len(routed), names, probe, prompt_ids=ids, families=families, student_family=student_family,
-            strong_share=strong_share, beta=beta, seed=seed,
+            policy, len(routed), names, probe, prompt_ids=ids, families=families or known_families,
+            student_family=student_family, strong_share=strong_share, beta=beta, seed=seed,
         )  # fmt: skip
     if not len(scores):
         raise DataError("There is no prompt to allocate.")
@@ -187,7 +189,7 @@ def _scores(routed: Any, names: Sequence[str]) -> NDArray[np.floating]:
     scores = routed if isinstance(routed, np.ndarray) else _read(routed)
     if scores.ndim != 2 or scores.shape[1] != len(names):
         raise DataError(
-            f"Expected scores of shape (prompts, {len(names)}), one for each of {', '.join(names)}; got {scores.shape}."
+            f"Expected scores of shape (prompts, {len(names)}), for {', '.join(names)}; got {scores.shape}."
         )
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
@@ -220,8 +222,8 @@ def _same_teachers(routed: Any, scores: NDArray[np.floating], names: Sequence[st
     # A router that fell back sends everything to one teacher, whatever its scores; a table may be allocated twice.
     if len(set(routes)) > 1 and right.mean() < 0.5 and columns.ROUTES not in routed.column_names:
         raise RouterMismatchError(
-            f"Of {count} routes only {int(right.sum())} are those of the best score: `teachers` must be in the order of "
-            "the scores, `router.teachers`. Drop the column `route` if the routes were changed."
+            f"Of {count} routes only {int(right.sum())} are those of the best score: `teachers` must be in the order "
+            "of the scores, `router.teachers`. Drop the column `route` if the routes were changed."
         )
 
 

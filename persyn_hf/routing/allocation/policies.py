@@ -70,11 +70,9 @@ def policy_scores(
     if policy == "mix":
         strong = random.random(prompts) < strong_share
         chosen = np.where(strong, int(mean_quality(table).argmax()), weak_teacher(table))
-        return (chosen[:, None] == np.arange(len(teachers))).astype(np.float32)
-    if policy == "car":
-        values = car_values(table, beta)
-    else:
-        values = mean_quality(table)
+        drawn: NDArray[np.float32] = (chosen[:, None] == np.arange(len(teachers))).astype(np.float32)
+        return drawn
+    values = car_values(table, beta) if policy == "car" else mean_quality(table)
     if policy == "family-strong":
         member = np.array([student_family is not None and (families or {}).get(t) == student_family for t in teachers])
         if not member.any():

@@ -134,7 +134,7 @@ class Program:
         return self.prices.budget * self._dearest > self.radius
 
     def _system(self, lower: Array, upper: Array, worth: Array, tight: bool) -> tuple[Any, Any, Any, Any]:
-        """Variables: the pairs; answers per teacher; what the budget leaves; broken limits (too many, too few, USD)."""
+        """Variables: pairs; answers per teacher; what the budget leaves; broken limits (too many, too few, USD)."""
         pairs, count = len(self.rows), len(self.lower)
         cost = self.limits.cost / self._dearest
         bounded = np.isfinite(self.budget)
@@ -187,7 +187,14 @@ def make_program(
     rows, teachers = np.nonzero(gains >= -WINDOW)
     spent = float(chosen @ limits.cost)
     return Program(
-        rows=rows, teachers=teachers, gains=np.minimum(gains[rows, teachers], 2 * WINDOW), weights=np.ones(len(scores)) if weights is None else weights,
-        lower=(limits.lower - chosen) * share, upper=(limits.upper - chosen) * share,
-        budget=(limits.budget - spent) * share, prices=prices, radius=radius, limits=limits,
-    )  # fmt: skip
+        rows=rows,
+        teachers=teachers,
+        gains=np.minimum(gains[rows, teachers], 2 * WINDOW),
+        weights=np.ones(len(scores)) if weights is None else weights,
+        lower=np.asarray((limits.lower - chosen) * share, dtype=np.float64),
+        upper=np.asarray((limits.upper - chosen) * share, dtype=np.float64),
+        budget=(limits.budget - spent) * share,
+        prices=prices,
+        radius=radius,
+        limits=limits,
+    )

@@ -31,14 +31,14 @@ class AllocationResult:
         mean_score (`float`): Mean chosen score, without noise.
         best_score (`float`): The same without any limit: what the limits cost is the difference.
         expected_reward (`float`): Mean over the answers of the expected reward. For a router's scores: the share of
-            the other teachers that the chosen one is expected to beat (the reward normalised by rank); for rewards, the
-            mean score.
+            the other teachers that the chosen one is expected to beat (the reward normalised by rank); for rewards,
+            the mean score.
         cost (`float`, *optional*): USD, where costs are known.
         seconds (`Mapping[str, float]`, *optional*): When each teacher finishes, where throughputs are known.
     """
 
     teachers: tuple[str, ...]
-    choices: NDArray[np.int16]
+    choices: NDArray[np.integer[Any]]
     policy: str
     scale: str
     temperature: float
@@ -112,7 +112,7 @@ class AllocationResult:
         return [self.teachers[choice] for choice in self.choices[:, 0].tolist()]
 
     def apply(self, prompts: Dataset) -> Dataset:
-        """The table with `route` set, and with `routes` (all teachers of a prompt, best first) where there are several.
+        """The table with `route` set, and `routes` (all teachers of a prompt, best first) where there are several.
 
         Args:
             prompts (`Dataset`): The table that was allocated.
@@ -170,7 +170,7 @@ def split_rounds(allocated: Dataset) -> list[Dataset]:
     ]
 
 
-def win_rates(scores: NDArray[np.floating], choices: NDArray[np.int16] | None = None) -> NDArray[np.float64]:
+def win_rates(scores: NDArray[np.floating], choices: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float64]:
     """The share of the other teachers that each is expected to beat: the mean of `σ(s_i − s_j)` over `j ≠ i`.
 
     Args:

@@ -20,8 +20,8 @@ def keep_best(scored: Dataset, by: str = columns.REWARD) -> Dataset:
             to every answer with one; among equals the earlier row stays.
 
     Returns:
-        `Dataset`: One row per prompt, in the order of their first rows. A prompt without any value keeps its first row,
-        with its `error`, so that it is counted.
+        `Dataset`: One row per prompt, in the order of their first rows. A prompt without any value keeps its first
+        row, with its `error`, so that it is counted.
 
     Raises:
         MissingColumnError: If a column is absent.

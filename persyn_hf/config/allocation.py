@@ -1,0 +1,81 @@
+"""How scores become routes for the whole set."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from persyn_hf.config.settings import Settings
+
+Policy = Literal["persyn", "strong", "mix", "family-strong", "car", "random"]
+
+
+class Allocation(Settings):
+    """How scores become routes for the whole set. As it stands, every prompt goes to the best score.
+
+    Args:
+        policy (defaults to `"persyn"`): The router's scores, or a baseline chosen by the scored probe.
+        max_share, min_share (`float` or mapping by teacher, *optional*): Share of the prompts that a teacher answers.
+        budget (`float`, *optional*): USD for the routed answers, from the teachers' prices and expected tokens.
+        makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish; with
+            `"shortest"` all finish together.
+        expected_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. Default: the mean of the
+            teacher's probe answers, or its `max_tokens` where there is no probe.
+        prompt_tokens (`float`, *optional*): Mean tokens of a prompt. Default: likewise, or characters divided by 4.
+        tokens_per_second (`float` or mapping by teacher, defaults to 50): Of one request, for `makespan`.
+        top_k (`int`, defaults to 1): Different teachers for each prompt; their answers are scored and the best kept.
+        temperature (`float`, defaults to 0): Diversity: noise on the scores.
+        scale (defaults to `"bradley-terry"`): What is summed: scores, or the share of teachers they expect to beat.
+        strong_share (`float`, defaults to 0.5): Of `mix`: strong to weak 1:1.
+        beta (`float`, defaults to 3): Of `car`.
+        student_family (`str`, *optional*): For `family-strong`.
+    """
+
+    policy: Policy = "persyn"
+    max_share: float | dict[str, float] | None = None
+    min_share: float | dict[str, float] | None = None
+    budget: float | None = Field(None, ge=0)
+    makespan: float | Literal["shortest"] | None = None
+    expected_tokens: float | dict[str, float] | None = None
+    prompt_tokens: float | None = Field(None, ge=0)
+    tokens_per_second: float | dict[str, float] = 50.0
+    top_k: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    scale: Literal["bradley-terry", "win-rate"] = "bradley-terry"
+    strong_share: float = Field(0.5, ge=0, le=1)
+    beta: float = Field(3.0, ge=0)
+    student_family: str | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it does anything but send every prompt to the best score."""
+        return self != Allocation()
+
+    @field_validator("max_share", "min_share", "expected_tokens", "tokens_per_second", mode="before")
+    @classmethod
+    def _number_or_mapping(cls, value: Any) -> Any:
+        for number in value.values() if isinstance(value, dict) else [value]:
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number < 0):
+                raise ValueError("must be a number that is not negative, or such numbers by teacher name")
+        return value
+
+    @field_validator("max_share", "min_share")
+    @classmethod
+    def _at_most_all(cls, value: Any) -> Any:
+        for number in value.values() if isinstance(value, dict) else [value]:
+            if number is not None and number > 1:
+                raise ValueError(f"a share must be between 0 and 1, got {number:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _family_is_named(self) -> Allocation:
+        if self.policy == "family-strong" and self.student_family is None:
+            raise ValueError("`policy: family-strong` needs `student_family`, as the teachers' `family` writes it")
+        return self
+
+    @property
+    def names(self) -> set[str]:
+        """Teachers that it names."""
+        named = (self.max_share, self.min_share, self.expected_tokens, self.tokens_per_second)
+        return {name for value in named if isinstance(value, dict) for name in value}
