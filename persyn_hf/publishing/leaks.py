@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
+from persyn_hf.publishing.pieces import pieces
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,15 +65,23 @@ def find_in_tables(splits: Mapping[str, Dataset], limit: int = 10) -> list[Leak]
     """
     found: list[Leak] = []
     for split, data in splits.items():
-        tables = enumerate(data.with_format("arrow").iter(batch_size=_BATCH))
-        for number, table, names in _suspects(tables):
+        for first, table, names in _suspects(_batches(data)):
             for name in names:
                 for row, value in enumerate(table[name].to_pylist()):
-                    place = _place(split, number * _BATCH + row, name, table, row)
+                    place = _place(split, first + row, name, table, row)
                     found += find_in_text(_joined(value), place)
                     if len(found) >= limit:
                         return found[:limit]
     return found
+
+
+def _batches(data: Dataset) -> Iterator[tuple[int, Any]]:
+    """Batches, each with the number of its first row."""
+    first = 0
+    for table in pieces(data):
+        for start in range(0, len(table), _BATCH):
+            yield first + start, table.slice(start, _BATCH)
+        first += len(table)
 
 
 def _suspects(tables: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, list[str]]]:
@@ -81,9 +90,9 @@ def _suspects(tables: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, lis
     with ThreadPoolExecutor(workers) as pool:
         # Arrow searches without holding the interpreter's lock.
         while batch := list(itertools.islice(tables, workers)):
-            for (number, table), names in zip(batch, pool.map(_columns, (t for _, t in batch)), strict=True):
+            for (first, table), names in zip(batch, pool.map(_columns, (t for _, t in batch)), strict=True):
                 if names:
-                    yield number, table, names
+                    yield first, table, names
 
 
 def _columns(table: Any) -> list[str]:

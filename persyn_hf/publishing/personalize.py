@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import DataError
+from persyn_hf.publishing.pieces import pieces
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,8 +122,7 @@ def _fates(answers: Dataset, keep_truncated: bool) -> NDArray[Any]:
 
 
 def _batches(answers: Dataset, names: tuple[str, ...]) -> Iterator[pa.Table]:
-    present = [name for name in names if name in answers.column_names]
-    yield from answers.select_columns(present).with_format("arrow").iter(batch_size=_BATCH)
+    yield from pieces(answers.select_columns([name for name in names if name in answers.column_names]))
 
 
 def _mask(flags: Any) -> NDArray[Any]:

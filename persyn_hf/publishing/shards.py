@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from persyn_hf.publishing.pieces import pieces
+
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 SHARD_BYTES = 500_000_000
@@ -40,12 +43,12 @@ class Shards:
     bytes_in_memory: int
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Writes the shards under a folder; row groups go through memory one after another."""
+        """Writes the shards under a folder."""
         written = {}
         for index, path in enumerate(self.paths):
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.data.shard(len(self.paths), index, contiguous=True).to_parquet(target)
+            _write_parquet(self.data.shard(len(self.paths), index, contiguous=True), target)
             written[path] = target
         return written
 
@@ -71,10 +74,43 @@ def shard_folder(config_name: str) -> str:
 def digest(data: Dataset) -> str:
     """A digest of rows and features, 16 hex digits: the same however the table is chunked, indexed or cached."""
     state = xxhash.xxh3_128(json.dumps(data.features.to_dict(), sort_keys=True).encode())
-    for table in data.with_format("arrow").iter(batch_size=_BATCH):
-        for batch in table.combine_chunks().to_batches():
-            state.update(batch.serialize())
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table in pieces(data):
+        start = 0
+        while start < len(table):
+            part = table.slice(start, _BATCH - rows)
+            waiting, rows, start = [*waiting, part], rows + len(part), start + len(part)
+            if rows == _BATCH:
+                state.update(_bytes(waiting))
+                waiting, rows = [], 0
+    if rows:
+        state.update(_bytes(waiting))
     return state.hexdigest()[:16]
+
+
+def _bytes(parts: list[pa.Table]) -> Any:
+    """The Arrow message of some rows; it does not depend on how they were cut before."""
+    import pyarrow as pa
+
+    table = pa.concat_tables(parts)
+    # Two chunks at least, so that Arrow copies: a slice would keep offsets and bitmaps of what it was cut from.
+    halves = [table.slice(0, len(table) // 2), table.slice(len(table) // 2)]
+    (batch,) = pa.concat_tables(halves).combine_chunks().to_batches()
+    return batch.serialize()
+
+
+def _write_parquet(data: Dataset, path: Path) -> None:
+    """One row group per piece, with the options of `Dataset.to_parquet` (content-defined chunks, page index)."""
+    import pyarrow.parquet as pq
+    from datasets import config
+
+    chunking = config.DEFAULT_CDC_OPTIONS
+    schema = data.features.arrow_schema
+    with pq.ParquetWriter(path, schema, use_content_defined_chunking=chunking, write_page_index=True) as writer:
+        for table in pieces(data):
+            writer.write_table(table)
+        writer.add_key_value_metadata({"content_defined_chunking": json.dumps(chunking)})
 
 
 def _plan(data: Dataset, split: str, config_name: str, shard_bytes: int) -> Shards:

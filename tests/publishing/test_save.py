@@ -17,6 +17,7 @@ from persyn_hf.publishing.hub import save_personalized
 from persyn_hf.publishing.leaks import find_in_tables, find_in_text
 from persyn_hf.publishing.licenses import license_warnings
 from persyn_hf.publishing.personalize import Kept, count_kept, personalize
+from persyn_hf.publishing.pieces import pieces
 from persyn_hf.publishing.provenance import Provenance, TeacherShare, gather
 from persyn_hf.publishing.shards import digest, plan_shards
 from tests.publishing.conftest import make_answers, make_data
@@ -112,6 +113,23 @@ def test_the_digest_is_of_rows_and_features_alone():
     chunked = concatenate_datasets([data.select(range(7)), data.select(range(7, 30))])
     assert digest(chunked) == digest(data) == digest(data.select(list(range(29, -1, -1))).select(range(29, -1, -1)))
     assert digest(data.select(range(29))) != digest(data) != digest(data.rename_column("teacher", "who"))
+
+
+@pytest.mark.parametrize("size", [1, 1000, 10**9])
+def test_pieces_are_the_table_whatever_it_is_made_of(size, tmp_path, monkeypatch):
+    monkeypatch.setattr("persyn_hf.publishing.pieces.PIECE_BYTES", size)
+    memory = make_data(*(f"text {n}" for n in range(40)))
+    memory.save_to_disk(tmp_path / "mapped")
+    mapped = Dataset.load_from_disk(tmp_path / "mapped")
+    assert mapped.cache_files
+    changed = mapped.remove_columns("teacher").add_column("teacher", [f"t{n}" for n in range(40)])
+    both = concatenate_datasets([mapped, changed.cast(mapped.features), memory])
+    for data in (memory, mapped, changed, both, both.select([5, 3, 100, 7]), mapped.select(range(7, 30))):
+        assert [row for table in pieces(data) for row in table.to_pylist()] == data.to_list()
+        assert digest(data) == digest(Dataset.from_list(data.to_list(), features=data.features))
+        shards = plan_shards({"train": data})["train"]
+        (path,) = shards.write(tmp_path / data._fingerprint).values()
+        assert Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")).to_list() == data.to_list()
 
 
 def test_shards_are_cut_by_size_and_hold_every_row(tmp_path):

@@ -1,0 +1,44 @@
+"""A table piece by piece, so that a process never holds more than one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+#: Arrow data of one piece; that of a row group, as `Dataset.to_parquet` writes them.
+PIECE_BYTES = 100_000_000
+
+
+def pieces(data: Dataset) -> Iterator[pa.Table]:
+    """Yields consecutive Arrow tables of about 100 MB.
+
+    Pages that were read from a memory-mapped file count as memory of the process for as long as the file is mapped.
+    So each piece is read over a mapping of its own, which is closed with it.
+
+    Args:
+        data (`Dataset`): In memory or memory-mapped, with or without indices.
+    """
+    from datasets import Dataset
+
+    size = int(data._estimate_nbytes())  # what `Dataset.push_to_hub` uses; there is no public name for it
+    rows = max(1, len(data) * PIECE_BYTES // size) if size else len(data)
+    for start in range(0, len(data), rows):
+        mapped = Dataset(
+            _mapped_again(data.data), data.info, data.split, indices_table=data._indices, fingerprint=data._fingerprint
+        )
+        yield mapped.with_format("arrow")[start : start + rows]
+
+
+def _mapped_again(table: Any) -> Any:
+    """The same table over new mappings of its files; parts that are in memory stay where they are."""
+    from datasets.table import ConcatenationTable, MemoryMappedTable
+
+    if isinstance(table, MemoryMappedTable):
+        return MemoryMappedTable.from_file(table.path, table.replays)
+    if isinstance(table, ConcatenationTable):
+        return ConcatenationTable.from_blocks([[_mapped_again(block) for block in row] for row in table.blocks])
+    return table
