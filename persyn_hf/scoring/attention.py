@@ -192,7 +192,8 @@ class _Masked(_Attention):
         else:
             scores = torch.tanh(query @ key.transpose(2, 3) * (self.scale / self.softcap)) * self.softcap
             scores = scores.masked_fill(~mask, float("-inf"))
-            found = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+            wide = torch.promote_types(query.dtype, torch.float32)
+            found = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype) @ value
         self.output[:, slice(*own)] = found.transpose(1, 2)
 
 
