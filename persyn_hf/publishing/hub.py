@@ -91,12 +91,8 @@ def save_personalized(
         write_content(content.build(Snapshot()), staged)
     if router is not None and router_at is not None:
         with _replacing(target / "router") as staged:
-            write_content(
-                RouterContent(router_at, router, provenance, figures, dataset_at, license, language, staged).build(
-                    Snapshot()
-                ),
-                staged,
-            )
+            weights = RouterContent(router_at, router, provenance, figures, dataset_at, license, language, staged)
+            write_content(weights.build(Snapshot()), staged)
     return target
 
 
@@ -178,7 +174,7 @@ def push_personalized(
     warnings = license_warnings(license, provenance.teachers)
     checks.warn_of_license(license, private, warnings)
     api = HfApi(token=token, library_name="persyn_hf", library_version=__version__)
-    folder = Path(tempfile.mkdtemp(prefix="persyn-dry-run-" if dry_run else "persyn-push-"))
+    folder, keep = Path(tempfile.mkdtemp(prefix="persyn-dry-run-" if dry_run else "persyn-push-")), False
     try:
         dataset = DatasetContent(
             repo_id, config_name, plan_shards(splits, config_name), provenance, figures, license, language, warnings,
@@ -192,12 +188,13 @@ def push_personalized(
             push.router_repository = Repository(api, router_repo_id, "model", revision)
         push.check(tags, allow_secrets)
         if dry_run:
+            keep = True
             return push.write(folder)
         options = {"private": private, "create_pr": create_pr, "files_per_commit": files_per_commit}
         done = push.send({"message": commit_message, **options}, tags)
         return replace(done, collection=collect(api, collection, done, private)) if collection else done
     finally:
-        if not dry_run:
+        if not keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
