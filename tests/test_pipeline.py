@@ -89,6 +89,23 @@ def test_until_and_a_changed_alpha(settings):
     assert [row["learnability"] for row in before] == pytest.approx([row["learnability"] for row in after])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_system_prompts_and_several_sources_by_the_configuration(settings):
+    _run(settings, until="score")
+    before = _tables_of(settings, "score")
+    settings["student"] |= {"teacher_system_prompts": True, "metrics": ["rsr"]}
+    share = {"verifier": "persyn_hf.demo.prompts:share_met", "range": [0, 1]}
+    settings["quality"] = {"sources": [share, {"verifier": "exact", "weight": 3}]}
+    assert [stage.reused for stage in _run(settings, until="score").stages] == [True, False]
+    after = _tables_of(settings, "score")
+    moved = dict.fromkeys(("cold", "warm", "told"), 0.0)
+    for old, new in zip(before, after, strict=True):
+        moved[new["teacher"]] = max(moved[new["teacher"]], abs(new["learnability"] - old["learnability"]))
+        assert new["rsr"] > 0
+        assert new["quality"] == pytest.approx((new["quality_share_met"] + 3 * new["quality_exact"]) / 4)
+    assert moved["told"] > 100 * max(moved["cold"], moved["warm"]), moved
+
+
 def _tables_of(settings, name):
     return Dataset.from_parquet(f"{settings['output_dir']}/stages/{name}.parquet").to_list()
 
