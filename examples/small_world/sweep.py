@@ -17,7 +17,7 @@ SWEEPS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("reward", "alpha", (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)),
     ("reward", "learnability_metric", ("mean-logprob", "rsr")),
     ("router", "objective", ("bradley-terry", "bradley-terry-margin", "expected-reward", "regression")),
-    ("probe", "size", (50, 100, 200, 400, 800)),
+    ("probe", "size", (50, 100, 200, 300, 600)),
 )
 
 

@@ -24,14 +24,14 @@ def ask(task: str, draw: random.Random, easy: bool = False) -> str:
         return f"add {draw.randint(low, high)} {draw.randint(low, high)}"
     if task == "max":
         low, high = (1, 99) if easy else (100, 999)
-        return "max " + " ".join(str(draw.randint(low, high)) for _ in range(2 if easy else 4))
+        return "max " + " ".join(str(draw.randint(low, high)) for _ in range(2 if easy else 3))
     if task == "sort":
-        return "sort " + " ".join(str(draw.randint(0, 9)) for _ in range(3 if easy else 7))
+        return "sort " + " ".join(str(draw.randint(0, 9)) for _ in range(3 if easy else 5))
     if task == "reverse":
-        return "reverse " + "".join(draw.choice(LETTERS) for _ in range(3 if easy else 8))
+        return "reverse " + "".join(draw.choice(LETTERS) for _ in range(3 if easy else 6))
     if task == "count":
-        return f"count {draw.choice('abc')} in " + "".join(draw.choice("abc") for _ in range(4 if easy else 10))
-    return "parity " + "".join(draw.choice("01") for _ in range(3 if easy else 9))
+        return f"count {draw.choice('abc')} in " + "".join(draw.choice("abc") for _ in range(4 if easy else 7))
+    return "parity " + "".join(draw.choice("01") for _ in range(3 if easy else 7))
 
 
 def solve(prompt: str, style: str) -> str:
