@@ -25,6 +25,8 @@ def client_environment(hub, home: Path, xet: bool) -> dict[str, str]:
         "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "20",
         "HF_HUB_DISABLE_SYMLINKS_WARNING": "1",
+        # hf_xet waits by itself, where the shorter sleep below does not reach.
+        "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms",
     }  # fmt: skip
     return environment if xet else environment | {"HF_HUB_DISABLE_XET": "1"}
 
