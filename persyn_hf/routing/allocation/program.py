@@ -87,11 +87,11 @@ class Program:
         broken = found.x[len(self.rows) + len(self.lower) + 1 :]
         return Prices(prices - budget * self.limits.cost, budget), float(broken[:-1].sum()), float(broken[-1])
 
-    def whole(self, seconds: float, enough: float) -> tuple[Counts | None, float]:
+    def whole(self, nodes: int, enough: float) -> tuple[Counts | None, float]:
         """Solves it with whole answers.
 
         Args:
-            seconds (`float`): Longest time.
+            nodes (`int`): Most nodes of the search; a limit in time would make the result depend on the machine.
             enough (`float`): Units of the scores within which an allocation counts as the best.
 
         Returns:
@@ -113,7 +113,7 @@ class Program:
         objective[: len(self.rows)] -= (size + answers) / answers
         found = milp(
             objective, integrality=kinds, bounds=Bounds(low, high), constraints=LinearConstraint(matrix, right, right),
-            options={"time_limit": seconds, "mip_rel_gap": enough / self.radius / answers},
+            options={"node_limit": nodes, "mip_rel_gap": enough / self.radius / answers},
         )  # fmt: skip
         if found.x is None:
             return None, np.inf

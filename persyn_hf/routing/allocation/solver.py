@@ -9,7 +9,6 @@ reported, and is nothing, or one answer's difference, as a rule.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,8 +27,10 @@ _SAMPLE = 2000
 _LEFT = 0.4
 #: HiGHS finds prices to this part of the radius, an order of magnitude for safety included.
 _PRECISION = 1e-6
+#: Nodes of an exact search, times its prompts.
+_NODES = 10_000
 #: Undecided prompts that HiGHS decides with whole answers, tried in turn until the bound is reached.
-_CORES = (200, 1000, 5000)
+_CORES = (200, 1000)
 #: Ties are broken by noise of this size, in units of the range of the scores; by more where that is not enough.
 _NOISE = (1e-8, 1e-5)
 #: An allocation this close to the bound, relative to the total score, is the best as far as anyone can tell.
@@ -58,17 +59,16 @@ class Solution:
     bound: float
 
 
-def solve(scores: NDArray[np.floating], limits: Limits, seed: int = 0, seconds: float = 10.0) -> Solution:
+def solve(scores: NDArray[np.floating], limits: Limits, seed: int = 0) -> Solution:
     """Finds the allocation with the largest sum of scores.
 
     Args:
         scores (`ndarray` of shape `(prompts, teachers)`): Finite.
         limits (`Limits`): Limits that some allocation meets (see [`make_limits`]).
         seed (`int`, defaults to 0): Of the samples and of the noise that breaks ties.
-        seconds (`float`, defaults to 10): Longest time for the exact programs, together.
 
     Returns:
-        `Solution`: With `bound − total` at most 5e-7 of the total, unless the time ran out.
+        `Solution`: With `bound − total` at most 5e-7 of the total, unless the exact search was cut off.
     """
     random = np.random.default_rng(seed)
     values = scores.astype(np.float64)
@@ -81,13 +81,13 @@ def solve(scores: NDArray[np.floating], limits: Limits, seed: int = 0, seconds: 
         return Solution(_best_first(scores, choices), total, total)
     kinds, kind, sizes = _kinds(values)
     if kinds is not None:
-        return _by_kind(scores, kinds, kind, sizes, limits, spread, seconds, random)
+        return _by_kind(scores, kinds, kind, sizes, limits, spread, random)
     for noise in _NOISE:
         if len(values) > _CORES[0]:  # small sets are solved exactly, ties and all
             for rows in range(0, len(values), _CHUNK):
                 block = values[rows : rows + _CHUNK]
                 block += random.random(block.shape) * (noise * spread)
-        found = _decide(scores, values, limits, _estimate(values, limits, spread, random), spread, seconds)
+        found = _decide(scores, values, limits, _estimate(values, limits, spread, random), spread)
         if found is not None:
             return found
     raise AssertionError(_UNSOLVED)
@@ -104,14 +104,14 @@ def _kinds(values: Array) -> tuple[Array | None, NDArray[np.intp], Counts]:
 
 def _by_kind(
     scores: NDArray[np.floating], kinds: Array, kind: NDArray[np.intp], sizes: Counts, limits: Limits, spread: float,
-    seconds: float, random: np.random.Generator,
+    random: np.random.Generator,
 ) -> Solution:  # fmt: skip
     """Decides how many prompts of each kind a teacher gets, then deals them out at random."""
     origin = Prices(np.zeros(kinds.shape[1]), 0.0)
     last = _rank(kinds, origin.teacher, limits.top_k)[1]
     nobody = np.zeros(kinds.shape[1], dtype=np.int64)
     program = make_program(kinds, last, nobody, 1.0, origin, spread, limits, sizes.astype(np.float64))
-    answers, gap = program.whole(seconds, 0.0)
+    answers, gap = program.whole(_NODES, 0.0)
     if answers is None:
         raise AssertionError(_UNSOLVED)
     choices = np.empty((len(scores), limits.top_k), dtype=np.int16)
@@ -150,13 +150,12 @@ def _estimate(values: Array, limits: Limits, spread: float, random: np.random.Ge
 
 
 def _decide(
-    scores: NDArray[np.floating], values: Array, limits: Limits, prices: Prices, spread: float, seconds: float
+    scores: NDArray[np.floating], values: Array, limits: Limits, prices: Prices, spread: float
 ) -> Solution | None:
     """Whole answers: all prompts but the closest calls follow the prices."""
     choices, last, margin = _rank(values, prices.of(limits), limits.top_k)
     bound = _bound(values, choices, prices, limits)
     enough = TOLERANCE * max(1.0, abs(bound)) if len(values) > _CORES[0] else 1e-8
-    end = time.monotonic() + seconds
     best: Solution | None = None
 
     def decide(rows: NDArray[np.intp], radius: float) -> float:
@@ -164,7 +163,7 @@ def _decide(
         nonlocal best
         decided = _count(choices, limits) - _count(choices[rows], limits)
         program = make_program(values[rows], last[rows], decided, 1.0, prices, radius, limits)
-        answers, open_gap = program.whole(max(end - time.monotonic(), 1.0), enough / 2)
+        answers, open_gap = program.whole(max(1, _NODES // len(rows)), enough / 2)
         if answers is not None:
             made = choices.copy()
             made[rows] = np.repeat(program.teachers, answers).reshape(len(rows), limits.top_k)
@@ -177,7 +176,7 @@ def _decide(
         size = min(size, len(values))
         rows = np.sort(np.argpartition(margin, size - 1)[:size])
         decide(rows, max(float(margin[rows].max()) / 2, 1e-4 * spread))
-        if best is not None and (best.bound - best.total <= enough or time.monotonic() > end):
+        if best is not None and best.bound - best.total <= enough:
             break
         # A teacher that costs a prompt more than the whole gap is in no better allocation: the rest decides it.
         gap = 2 * spread if best is None else best.bound - best.total
