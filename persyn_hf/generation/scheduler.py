@@ -32,6 +32,7 @@ class _Attempt:
     order: int
     job: Job = field(compare=False)
     tried: int = field(compare=False, default=0)
+    failed: dict[int, int] = field(compare=False, default_factory=dict)  # by how often that kind of failure may be
 
 
 class TeacherPool:
@@ -298,7 +299,8 @@ class TeacherPool:
         gone = isinstance(error, UnavailableError)
         patient = error.overloaded or gone
         allowed = error.attempts or (self._policy.patience if patient else self._policy.attempts)
-        if attempt.tried >= allowed and not (patient and lane.is_open):
+        attempt.failed[allowed] = attempt.failed.get(allowed, 0) + 1  # a 503 leaves a timeout's attempts alone
+        if attempt.failed[allowed] >= allowed and not (patient and lane.is_open):
             self._on_error(attempt.job, _last_words(attempt, error))
             return
         # What was refused for load is as good as any other row: the limit has fallen already.

@@ -50,7 +50,7 @@ def test_an_endpoint_that_is_down_leaves_its_rows_to_the_others():
 
 
 def test_the_cap_of_one_endpoint_is_its_own():
-    with serve(Double(delay=0.01, cap=2)) as small, serve(Double(delay=0.01, cap=8)) as large:
+    with serve(Double(delay=0.1, cap=2)) as small, serve(Double(delay=0.1, cap=8)) as large:
         table = generate_parallel([f"p{n}" for n in range(300)], [teacher("t", small, large)], progress=False)
     assert table["error"][:] == [None] * 300
     assert (small.peak, large.peak) == (2, 8)

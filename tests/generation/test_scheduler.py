@@ -113,6 +113,21 @@ def test_retries_until_it_succeeds_or_attempts_are_spent():
     assert [client.asked.count(str(n)) for n in range(6)] == [1, 4, 6, 2, 1, 1]
 
 
+def test_each_kind_of_failure_has_attempts_of_its_own():
+    def plan(prompt, attempt):
+        if attempt in (1, 3):
+            raise RetryableError("broken off", attempts=3)
+        if attempt in (2, 4, 5):
+            raise UnavailableError("503", overloaded=True)
+        if attempt == 6:
+            raise RetryableError("reset")
+
+    client = Client(plan)
+    answers, errors, _ = run(client, jobs(1))
+    assert (answers, errors) == (["0"], {})
+    assert len(client.asked) == 7
+
+
 def test_a_teacher_that_is_down_is_not_asked_again():
     def plan(prompt, attempt):
         if prompt == "3":
