@@ -43,7 +43,7 @@ answers = st.fixed_dictionaries(
         "usage": values,
     }
 )
-thorough = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @thorough
