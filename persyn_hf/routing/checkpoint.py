@@ -48,14 +48,23 @@ def load(path: str, revision: str | None = None, device: str | None = None, dtyp
         RouterCheckpointError: If the checkpoint is damaged, is no router, or does not have the digest.
         ConfigError: If nothing of that name can be found.
     """
-    local = os.path.isdir(path)
-    path = os.path.abspath(path) if local else path
-    digest = resolve_revision(path, revision)
-    if local and revision is not None and revision != digest:
-        raise RouterCheckpointError(
-            f"The router in {path} has changed: expected {revision}, found {digest}. Load or pin it again."
-        )
+    path, digest, local = _located(path, revision)
     return _load_once(path, digest, device, dtype, local)
+
+
+def read_labels(path: str, revision: str | None = None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The `persyn` block and the teachers of a router, from its `config.json` alone: for a router served elsewhere.
+
+    Args:
+        path (`str`): A folder, or a repository id.
+        revision (`str`, *optional*): Of a repository; for a folder, the digest that it must have.
+
+    Raises:
+        RouterCheckpointError: If it is no router, or does not have the digest.
+        ConfigError: If nothing of that name can be found.
+    """
+    path, digest, local = _located(path, revision)
+    return _labels_once(path, digest, local)
 
 
 def library_version() -> str:
@@ -68,6 +77,22 @@ def library_version() -> str:
 def plain(value: Any) -> Any:
     """A deep copy of plain values, so that nobody changes what a router says of itself."""
     return copy.deepcopy(dict(value) if isinstance(value, Mapping) else value)
+
+
+def _located(path: str, revision: str | None) -> tuple[str, str, bool]:
+    local = os.path.isdir(path)
+    path = os.path.abspath(path) if local else path
+    digest = resolve_revision(path, revision)
+    if local and revision is not None and revision != digest:
+        raise RouterCheckpointError(
+            f"The router in {path} has changed: expected {revision}, found {digest}. Load or pin it again."
+        )
+    return path, digest, local
+
+
+@lru_cache(maxsize=8)
+def _labels_once(path: str, digest: str, local: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    return _verify_config(_read_config(path, None if local else digest), path)
 
 
 @lru_cache(maxsize=8)

@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from persyn_hf import columns
 from persyn_hf.checkpoints import resolve_revision
-from persyn_hf.errors import RouterError
+from persyn_hf.errors import RouterCheckpointError, RouterError, RouterMismatchError
 
 #: Names the router where no argument does.
 ROUTER_VARIABLE = "PERSYN_ROUTER"
@@ -23,6 +24,8 @@ def persyn_route(
     device: str | None = None,
     dtype: str | None = None,
     library_version: str | None = None,
+    endpoint: str | None = None,
+    api_key_env: str | None = None,
 ) -> dict[str, Any]:
     """Routes one row or a batch: adds `route` and `route_scores`. Made for `datasets.map`.
 
@@ -37,19 +40,26 @@ def persyn_route(
         prompt_column (`str`, *optional*): Default: the column that the router names, `prompt` as a rule.
         device (`str`, *optional*), dtype (`str`, *optional*): As for [`PersynRouter.from_pretrained`].
         library_version (`str`, *optional*): Part of the cache's key; set by [`pin_router`].
+        endpoint (`str`, *optional*): Base URL of a Text Embeddings Inference server that serves the router: scores
+            come from there and no weights are loaded. `router` may then be left out; given, its `config.json` tells
+            the fallback and the prompt column, and must have the server's labels.
+        api_key_env (`str`, *optional*): Environment variable with the server's key. No other token is sent there.
 
     Returns:
         `dict`: `route` (teacher name) and `route_scores` (float32, in the router's teacher order).
 
     Raises:
         RouterError: If no router is named.
-        RouterCheckpointError: If the checkpoint is damaged or not the pinned one.
+        RouterCheckpointError: If the checkpoint is damaged, or it or the served one is not the pinned one.
+        RouterMismatchError: If the server's labels are not the router's.
         MissingColumnError: If the prompt column is absent.
         DataError: If a prompt is empty.
 
     Example:
         >>> routed = prompts.map(persyn_route, batched=True, fn_kwargs=pin_router("org/router"))  # doctest: +SKIP
     """
+    if endpoint is not None:
+        return _route_remotely(examples, endpoint, api_key_env, router, revision, prompt_column)
     from persyn_hf.routing.router import PersynRouter, route_examples
 
     name = router or os.environ.get(ROUTER_VARIABLE)
@@ -62,15 +72,51 @@ def persyn_route(
     return route_examples(loaded, examples, prompt_column or loaded.prompt_column)
 
 
+def _route_remotely(
+    examples: Mapping[str, Any],
+    endpoint: str,
+    api_key_env: str | None,
+    router: str | None,
+    revision: str | None,
+    prompt_column: str | None,
+) -> dict[str, Any]:
+    from persyn_hf.routing.checkpoint import read_labels
+    from persyn_hf.routing.endpoint import describe_endpoint
+    from persyn_hf.routing.router import is_one_prompt
+
+    served = describe_endpoint(endpoint, api_key_env)
+    block: Mapping[str, Any] = {}
+    if router is not None:
+        block, teachers = read_labels(router, revision)
+        if teachers != served.teachers:
+            raise RouterMismatchError(f"{endpoint} serves {list(served.teachers)}; {router} is for {list(teachers)}.")
+    if revision is not None and served.digest is not None and served.digest != revision:
+        raise RouterCheckpointError(f"{endpoint} serves the commit {served.digest}; expected {revision}.")
+    column = prompt_column or block.get("prompt_column") or columns.PROMPT
+    columns.require_columns(examples.keys(), [column], "routing")
+    one = is_one_prompt(examples[column])
+    scores = served.scores([examples[column]] if one else examples[column], api_key_env)
+    fallback = block.get("fallback")
+    routes = [fallback or served.teachers[index] for index in scores.argmax(axis=1)]
+    if one:
+        return {columns.ROUTE: routes[0], columns.ROUTE_SCORES: scores[0]}
+    return {columns.ROUTE: routes, columns.ROUTE_SCORES: list(scores)}
+
+
 def pin_router(
-    router: str | os.PathLike[str], revision: str | None = None, *, prompt_column: str | None = None
+    router: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    prompt_column: str | None = None,
+    endpoint: str | None = None,
+    api_key_env: str | None = None,
 ) -> dict[str, Any]:
     """Plain arguments for [`persyn_route`] that change whenever the router or this library does.
 
     Args:
         router (`str` or `PathLike`): Folder or repository id.
         revision (`str`, *optional*): Branch, tag or commit of a repository.
-        prompt_column (`str`, *optional*): Passed on where given.
+        prompt_column, endpoint, api_key_env (`str`, *optional*): Passed on where given.
 
     Returns:
         `dict[str, Any]`: For `fn_kwargs`: the router, its commit (or a folder's digest) and the library's version.
@@ -83,9 +129,8 @@ def pin_router(
     name = os.fspath(router)
     name = os.path.abspath(name) if os.path.isdir(name) else name
     pinned = {"router": name, "revision": resolve_revision(name, revision), "library_version": __version__}
-    if prompt_column is not None:
-        pinned["prompt_column"] = prompt_column
-    return pinned
+    more = {"prompt_column": prompt_column, "endpoint": endpoint, "api_key_env": api_key_env}
+    return pinned | {key: value for key, value in more.items() if value is not None}
 
 
 def _device_of(rank: int | None) -> str | None:

@@ -15,7 +15,9 @@ from persyn_hf import columns
 from persyn_hf.errors import RouterError
 from persyn_hf.routing import backbone, checkpoint
 
-TOKEN_BUDGET = 8192
+#: Tokens of one forward pass, padding included: a small batch stays in a CPU's cache, a GPU wants a large one.
+CPU_TOKEN_BUDGET = 1024
+GPU_TOKEN_BUDGET = 16384
 
 
 class PersynRouter:
@@ -29,7 +31,8 @@ class PersynRouter:
         loaded (`Checkpoint`): A verified checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): As given to [`from_pretrained`].
         prompt_column (`str`, *optional*): The column that holds prompts; default: what the checkpoint says.
-        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+        token_budget (`int`, *optional*): Tokens of one forward pass, padding included; default: 1,024 on a CPU,
+            where a small batch stays in the cache, and 16,384 elsewhere.
 
     Example:
         >>> router = PersynRouter.from_pretrained("org/router")  # doctest: +SKIP
@@ -46,12 +49,13 @@ class PersynRouter:
         device: str | None = None,
         dtype: str | None = None,
         prompt_column: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int | None = None,
     ) -> None:
         self._loaded = loaded
         self._options = (device, dtype, prompt_column, token_budget)
         self.prompt_column = prompt_column or loaded.persyn.get("prompt_column") or columns.PROMPT
-        self.token_budget = token_budget
+        on_cpu = loaded.model.device.type == "cpu"
+        self.token_budget = token_budget or (CPU_TOKEN_BUDGET if on_cpu else GPU_TOKEN_BUDGET)
 
     @classmethod
     def from_pretrained(
@@ -62,7 +66,7 @@ class PersynRouter:
         dtype: str | None = None,
         *,
         prompt_column: str | None = None,
-        token_budget: int = TOKEN_BUDGET,
+        token_budget: int | None = None,
     ) -> PersynRouter:
         """Loads a router from a folder or the Hub (or its local cache, offline).
 
@@ -72,7 +76,8 @@ class PersynRouter:
             device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
             dtype (`str`, *optional*): `"float32"`, `"bfloat16"` or `"float16"`; default: what the checkpoint holds.
             prompt_column (`str`, *optional*): Default: the column that the checkpoint names.
-            token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+            token_budget (`int`, *optional*): Tokens of one forward pass, padding included; default: 1,024 on a CPU,
+            where a small batch stays in the cache, and 16,384 elsewhere.
 
         Raises:
             RouterCheckpointError: If it is damaged, is no router, or is another one than `revision` says.
@@ -207,7 +212,13 @@ def in_worker() -> bool:
 
 
 def _restore(
-    path: str, digest: str, device: str | None, dtype: str | None, prompt_column: str | None, token_budget: int, _: str
+    path: str,
+    digest: str,
+    device: str | None,
+    dtype: str | None,
+    prompt_column: str | None,
+    token_budget: int | None,
+    _: str,
 ) -> PersynRouter:
     loaded = checkpoint.load(path, digest, device, dtype)
     return PersynRouter(loaded, device=device, dtype=dtype, prompt_column=prompt_column, token_budget=token_budget)
