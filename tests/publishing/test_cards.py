@@ -73,8 +73,12 @@ def test_hostile_text_stays_text(name):
             assert len(found) == len(expected), (shape, name[:30])
         assert len(text) < 14_000
         assert merge_body(text, split_card(harmless)[1]).strip() == split_card(harmless)[1].strip()
-    for png in Figures(provenance).drawn.values():
-        assert Image.open(io.BytesIO(png)).format == "PNG"
+
+
+@pytest.mark.parametrize("name", ["$a$ | b", "x" * 10_000, "a\x00b", "教師", "שלום", ""])
+def test_any_name_can_be_drawn(name):
+    drawn = Figures(provenance_of(name)).drawn
+    assert len(drawn) == 3 and all(Image.open(io.BytesIO(png)).format == "PNG" for png in drawn.values())
 
 
 def test_escape_leaves_words_alone():

@@ -34,7 +34,7 @@ def cut_at_every_request(hub, client, late, changes):
         else:
             hub.repos.clear()
             before = {}
-        data, router = make_data(f"new {number}", "rows"), TinyRouter(seed=number)
+        data, router = make_data(f"new {number}", "rows"), TinyRouter(seed=number, held_out={})
         hub.cut_after, hub.cut_late = number, late
         error = client(push_until_it_works, data, router)
         hub.cut_after = None

@@ -115,7 +115,7 @@ def test_the_digest_is_of_rows_and_features_alone():
     assert digest(data.select(range(29))) != digest(data) != digest(data.rename_column("teacher", "who"))
 
 
-@pytest.mark.parametrize("size", [1, 1000, 10**9])
+@pytest.mark.parametrize("size", [300, 10**9])
 def test_pieces_are_the_table_whatever_it_is_made_of(size, tmp_path, monkeypatch):
     monkeypatch.setattr("persyn_hf.publishing.pieces.PIECE_BYTES", size)
     memory = make_data(*(f"text {n}" for n in range(40)))
