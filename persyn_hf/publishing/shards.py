@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 500_000_000
 DEFAULT_CONFIG = "default"
-_BATCH = 10_000
+_BATCH = 1_000  # rows that stay in the processor's cache while they are copied and hashed
 
 
 @dataclass(frozen=True)
