@@ -111,7 +111,7 @@ def persyn_learnability(
         model = load_student(student, revision, dtype, worker_device(device, rank), attn_implementation)
     else:
         model = load_remote_student(student, revision, parse_endpoint(student_endpoint))
-    refuse_other_student(batch, model, suffix)
+    refuse_other_student(batch, model.name, model.revision, suffix)
     with tqdm(desc="learnability", unit="tok", unit_scale=True, leave=False, disable=not progress) as bar:
         scores = score_batch(
             model, batch, metrics, token_budget, too_long, prompt_column, system_prompts, progress=bar.update
@@ -210,24 +210,23 @@ def score_columns(
     return columns
 
 
-def refuse_other_student(batch: Mapping[str, Sequence[Any]], model: Scorer, suffix: str = "") -> None:
+def refuse_other_student(batch: Mapping[str, Sequence[Any]], student: str, revision: str, suffix: str = "") -> None:
     """Refuses to write over the scores of another student, or of another revision of this one.
 
     Raises:
         DataError: Naming whose scores are there.
     """
-    own = (model.name, model.revision)
     students = batch.get(STUDENT + suffix) or ()
     revisions = batch.get(STUDENT_REVISION + suffix) or [None] * len(students)
     others = {
-        f"{name} ({revision})"
-        for name, revision in zip(students, revisions, strict=True)
-        if name is not None and (name, revision or model.revision) != own
+        f"{name} ({its_revision})"
+        for name, its_revision in zip(students, revisions, strict=True)
+        if name is not None and (name, its_revision or revision) != (student, revision)
     }
     if others:
         raise DataError(
             f'These rows already hold the scores of {", ".join(sorted(others))}. Pass `suffix` (such as "_2") to put '
-            f"those of {model.name} ({model.revision}) beside them, or remove the columns."
+            f"those of {student} ({revision}) beside them, or remove the columns."
         )
 
 

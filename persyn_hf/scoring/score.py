@@ -33,6 +33,7 @@ from persyn_hf.scoring.learnability import (
     score_batch,
     score_columns,
 )
+from persyn_hf.scoring.loading import identity
 from persyn_hf.scoring.metrics import (
     COLUMN_OF,
     HIGHER_IS_BETTER,
@@ -123,6 +124,11 @@ def score(
              "metrics": tuple(metrics), "endpoint": student_endpoint and parse_endpoint(student_endpoint)},
             "score",
         )  # fmt: skip
+    require_metrics((learnability_metric, *student.metrics))
+    present = {STUDENT + suffix, STUDENT_REVISION + suffix} & set(answers.column_names)
+    if present:  # before quality is computed, which may cost money
+        revision = identity(student.model, student.revision)
+        refuse_other_student({name: answers[name][:] for name in present}, student.model, revision, suffix)
     order = _by_prompt(answers)
     scored = _add_quality(answers, quality, student, order, batch_size, progress)
     scored = _add_learnability(
@@ -148,8 +154,8 @@ def _by_prompt(answers: Dataset) -> list[int]:
     """Row numbers with the answers of a prompt beside each other, prompts in the order of their first row."""
     first: dict[str, int] = {}
     ids = answers[PROMPT_ID][:]
-    for row, identity in enumerate(ids):
-        first.setdefault(identity, row)
+    for row, prompt in enumerate(ids):
+        first.setdefault(prompt, row)
     return sorted(range(len(ids)), key=lambda row: (first[ids[row]], row))
 
 
@@ -210,10 +216,7 @@ def _add_learnability(
     progress: bool,
 ) -> Dataset:
     metrics = (metric, *student.metrics)
-    require_metrics(metrics)
     model = load_scorer(student)
-    present = {STUDENT + suffix, STUDENT_REVISION + suffix} & set(answers.column_names)
-    refuse_other_student({name: answers[name][:] for name in present}, model, suffix)
     scores: list[AnswerScore | None] = [None] * len(answers)
     with tqdm(desc="learnability", unit="tok", unit_scale=True, disable=not progress) as bar:
         done = 0
