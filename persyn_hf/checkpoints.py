@@ -6,6 +6,7 @@ results and provenance columns need the second, so every stage resolves a model 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from functools import lru_cache
@@ -63,12 +64,15 @@ def _digest_files(files: tuple[tuple[str, str, int, int], ...]) -> str:
 
 def _hub_commit(model: str, revision: str | None) -> str:
     import httpx2
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         sha = HfApi().model_info(model, revision=revision).sha
         if sha:
+            # What is loaded by its commit leaves no name in the cache; this does, so that the name works offline too.
+            with contextlib.suppress(EntryNotFoundError):
+                hf_hub_download(model, "config.json", revision=revision)
             return sha
         reason = "the Hub names no commit for it"
     except HFValidationError as error:
