@@ -27,7 +27,8 @@ ALLOWED = {
     "runfolder": GROUND,
     "report": GROUND,
     "planning": GROUND,
-    "doctor": GROUND,
+    # The doctor asks endpoints as generation does before it spends.
+    "doctor": GROUND | {"generation"},
     "allocation_stage": GROUND | {"routing", "runfolder"},
     "pipeline": GROUND
     | {"allocation_stage", "generation", "scoring", "routing", "publishing", "students", "runfolder", "report"},

@@ -27,12 +27,14 @@ def doctor(
     from rich.table import Table
 
     from persyn_hf.doctor.configuration import check_configuration
+    from persyn_hf.doctor.endpoints import check_endpoints
     from persyn_hf.doctor.installation import check_installation
 
     quiet_libraries(quiet=True)
     findings = check_installation()
     if config is not None:
-        findings += check_configuration(RunConfig.from_yaml(config))
+        settings = RunConfig.from_yaml(config)
+        findings += check_configuration(settings) + check_endpoints(settings.teachers)
     table = Table(show_header=False, box=None)
     styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
     for finding in findings:
