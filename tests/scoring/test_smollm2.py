@@ -38,4 +38,4 @@ def test_float32_and_bfloat16_against_float64():
         expected.append(logprobs.gather(1, targets[:, None]).mean().item())
     assert found == pytest.approx(expected, abs=1e-3)
     rough = persyn_learnability(BATCH, student=str(SMOLLM2), dtype="bfloat16")["learnability"]
-    assert rough == pytest.approx(expected, abs=0.1)
+    assert rough == pytest.approx(expected, abs=0.05)  # short answers; docs/scoring.md has the long ones
