@@ -15,7 +15,7 @@ _COLLAPSE, _DECREASE = 0.6, 0.7
 #: Share of a new window in the remembered rate.
 _MEMORY = 0.2
 #: Windows of rest before more is tried again; doubled each time that it does not help.
-_FIRST_REST, _LAST_REST = 8, 64
+_FIRST_REST, _LAST_REST = 1, 64
 
 
 class Pace:

@@ -16,6 +16,8 @@ import aiohttp
 import httpx2
 import yarl
 
+#: Bytes of a body that is read with its head: streams have a price too.
+_AT_ONCE = 2**16
 _SKIPPED = ("accept", "accept-encoding", "content-type", "user-agent")
 
 
@@ -33,7 +35,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         self._session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends one request; the response's body is read as it is asked for.
+        """Sends one request; a long body is read as it is asked for, a short one with its head.
 
         Raises:
             httpx2.TransportError: As httpx2's own transport does.
@@ -48,11 +50,14 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 timeout=_timeout(**request.extensions.get("timeout", {})), allow_redirects=False,
                 proxy=_proxy(request.url.scheme, request.url.host),
             )  # fmt: skip
+            known = answer.content_length
+            small = known is not None and known <= _AT_ONCE
+            body = httpx2.ByteStream(await answer.read()) if small else _Body(answer, request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _translated(error, request) from error
         # Lengths and codings are left to httpx2, but aiohttp has taken the chunks apart.
         headers = [pair for pair in answer.raw_headers if pair[0].lower() != b"transfer-encoding"]
-        return httpx2.Response(answer.status, headers=headers, stream=_Body(answer, request), request=request)
+        return httpx2.Response(answer.status, headers=headers, stream=body, request=request)
 
     async def aclose(self) -> None:
         """Closes all connections."""

@@ -37,6 +37,7 @@ class Behaviour:
         jitter: Share of `service` by which it varies either way.
         faults: Shares of 503 pages, resets, half JSON and hangs.
         mark: The number of answers from which `marked` counts.
+        seed: Draws faults and jitter.
     """
 
     cap: int
@@ -44,6 +45,7 @@ class Behaviour:
     jitter: float = 0.0
     faults: tuple[float, float, float, float] = NONE
     mark: int = 500
+    seed: int = 0
 
 
 @dataclass
@@ -85,9 +87,9 @@ class Connection(asyncio.Protocol):
             return
         if head.startswith(b"GET"):
             self.buffer = rest
-            known = head.startswith(b"GET / ")
-            body = json.dumps(asdict(self.counters)).encode() if known else b"{}"
-            self.transport.write(http(body, "200 OK" if known else "404 Not Found"))
+            pages = {b"GET / ": asdict(self.counters), b"GET /v1/models ": {"object": "list", "data": [{"id": "m"}]}}
+            page = next((page for start, page in pages.items() if head.startswith(start)), {})
+            self.transport.write(http(json.dumps(page).encode()))
             return
         size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         if len(rest) >= size:
@@ -135,7 +137,7 @@ def _serve(ports: Queue[list[int]], behaviours: list[Behaviour]) -> None:
     async def main() -> None:
         loop, found = asyncio.get_running_loop(), []
         for behaviour in behaviours:
-            counters, rng = Counters(), random.Random(0)
+            counters, rng = Counters(), random.Random(behaviour.seed)
             make = lambda b=behaviour, c=counters, r=rng: Connection(b, c, r)  # noqa: E731
             server = await loop.create_server(make, "127.0.0.1", 0, backlog=4096)
             found.append(server.sockets[0].getsockname()[1])
