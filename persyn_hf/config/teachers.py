@@ -42,7 +42,8 @@ class Teacher(Settings):
             `/generate` of Text Generation Inference, with the chat template rendered here.
         api_key_env (`str`, *optional*): Environment variable that holds the endpoint's key.
         use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this endpoint.
-        system_prompt (`str`, *optional*): Put before the prompt's own messages; never seen by the student.
+        system_prompt (`str`, *optional*): Put before the prompt's own messages; seen by the student only with
+            `student.teacher_system_prompts`.
         sampling (`Sampling`): Sampling parameters.
         reasoning (`"separate"`, `"keep"` or `"drop"`, defaults to `"separate"`): What becomes of a reasoning model's
             thoughts (`reasoning_content`, or `<think>` text): their own column, back into the completion between
