@@ -63,11 +63,14 @@ class AdaptiveLimit:
             if fewer is not None:
                 self.current = max(1, min(self.current, fewer))
                 return
-        if self.current >= self.maximum or self.in_flight < self.current or self._pace.held:
+        if self.current >= self.maximum or self._pace.held:
             return
-        if self.current < self.refused or not self._cautious or self._calm % self._probe == 0:
-            # A limit above the refused one that lasted until the next try: the cap is higher, caution ends.
-            self._cautious = self._cautious and self.current <= self.refused
+        if not self._cautious or self.current < self.refused:
+            # Answers come in bursts, so that the places are not all taken now: what counts is that they were.
+            self.current += 2 * max(beside, self.in_flight) > self.current
+        elif self.in_flight >= self.current and self._calm % self._probe == 0:
+            # A limit above the refused one that was used and lasted until the next try: the cap is higher.
+            self._cautious = self.current <= self.refused
             self.current += 1
 
     def overloaded(self) -> None:

@@ -237,7 +237,7 @@ def main() -> None:
         "unknown": line("cap unknown", ours(count)),
         "twice": line("free to go to 2 x cap", ours(count, max_concurrency=2 * cap)),
         "bare-twice": line("bare AsyncInferenceClient at 2 x cap", bare(count, 2 * cap)),
-        "twenty": lambda: twenty(15.0),
+        "twenty": lambda: twenty(30.0),
         "processor": lambda: processor(2000, plain),
         "faults": lambda: faults(count, plain),
         "many": lambda: many(512),

@@ -27,6 +27,19 @@ def test_an_unknown_limit_doubles_in_every_round_trip_until_refused():
     assert limit.current == 128
 
 
+def test_answers_that_come_at_once_raise_the_limit_as_much():
+    limit = AdaptiveLimit(1024, 16)
+    for number in (16, 32, 64):
+        for left in range(number, 0, -1):
+            limit.in_flight = left
+            limit.answered(0.25, number, 5)
+        assert limit.current == 2 * number
+    for _ in range(500):  # few rows, a high limit: no reason for a higher one
+        limit.in_flight = 4
+        limit.answered(0.25, 4, 5)
+    assert limit.current == 128
+
+
 @pytest.mark.parametrize("cap", [1, 8, 64, 300])
 def test_a_server_that_queues_silently_is_not_flooded(cap):
     limit = AdaptiveLimit(1024, 16)
