@@ -38,7 +38,7 @@ class _Attempt:
 class TeacherPool:
     """All requests of one run to one teacher, over all of its endpoints.
 
-    At most as many tasks exist as the endpoints' limits allow, jobs are drawn from the iterator as places get free,
+    At most as many workers exist as the endpoints' limits allow, jobs are drawn from the iterator as places get free,
     and rows that wait for another attempt hold no place; so memory does not grow with the number of rows.
 
     Args:
@@ -151,24 +151,39 @@ class TeacherPool:
         return True
 
     def _launch(self) -> None:
+        """Starts as many workers as there are places and rows."""
+        while (taken := self._take()) is not None:
+            task = asyncio.create_task(self._work(*taken))
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+
+    async def _work(self, lane: Lane, attempt: _Attempt, held: float) -> None:
+        """A worker: makes one attempt after the other, as long as there is a place for it.
+
+        The next request is sent before the next answer is read, so that answers which came at once are spread out.
+        """
+        taken: tuple[Lane, _Attempt, float] | None = lane, attempt, held
+        while taken is not None:
+            await self._ask(*taken)
+            self._changed.set()
+            taken = self._take() if self._fatal is None else None
+
+    def _take(self) -> tuple[Lane, _Attempt, float] | None:
+        """The next attempt with the endpoint and the money for it; `None` where there is none now."""
         while not self._ended:
             lane = max(self.lanes, key=_room)
-            if lane.places <= 0:
-                return
-            attempt = self._next(lane)
+            attempt = self._next(lane) if lane.places > 0 else None
             if attempt is None:
-                return
+                return None
             held = self._purse.hold(attempt.job.request) if self._purse is not None else 0.0
             if held is None:
                 self._stalled = attempt
-                return
-            if not lane.enter():
-                self._give_back(held, False)
-                heapq.heappush(self._waiting, attempt)
-                continue
-            task = asyncio.create_task(self._ask(lane, attempt, held))
-            self._tasks.add(task)
-            task.add_done_callback(self._finished)
+                return None
+            if lane.enter():
+                return lane, attempt, held
+            self._give_back(held, False)
+            heapq.heappush(self._waiting, attempt)
+        return None
 
     def _next(self, lane: Lane) -> _Attempt | None:
         if self._stalled is not None:
