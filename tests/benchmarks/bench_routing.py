@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_routing [PROMPTS] [ROUTER_FOLDER]
 
-`map` routes all prompts, 20,000 by default, of 10 to 400 words. It is timed in parts. After every part, the bare model
-runs on batches drawn at random from that part's own (pre-tokenised, sorted by length, of the router's token budget), and
-the naive loop (tokenise and run in row order, batches of 32, padded to the longest) on batches of 32 drawn at random from
-all; each is scaled up to the whole, bare by tokens and naive by prompts. So all three see the machine in the same state.
-One thread. Without a folder, a router is trained on MiniLM.
+`map` routes all prompts, 20,000 by default, of 10 to 400 words, and is timed in ten parts. After every part the bare
+model runs on batches drawn at random from that part's own (pre-tokenised, sorted by length, of the router's token
+budget), and the naive loop (tokenise and run in row order, batches of 32, padded to the longest) on batches of 32
+neighbours drawn at random from all. Each is scaled up to the whole, bare by tokens and naive by prompts, so that all
+three see the machine in the same state. One thread. Without a folder, a router is trained on MiniLM.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from datasets import Dataset, disable_caching
 from persyn_hf import PersynRouter, persyn_route, pin_router, train_router
 from persyn_hf.demo.weights import prepare_models
 
-WORDS = (
-    "write a short list about the sea and explain in python how tax law works for my dog without commas please now"
-).split()
+SENTENCE = "write a short list about the sea and explain in python how tax law works for my dog without commas now"
 PARTS = 10
 #: Share of the batches that the bare model runs, and batches of 32 that the naive loop runs, after each part.
 BARE_SHARE, NAIVE_BATCHES = 0.15, 2
@@ -34,7 +32,7 @@ def mixed_prompts(count: int) -> list[str]:
     """Lengths are log-normal: 10 to 400 words, median 30."""
     random = np.random.default_rng(0)
     lengths = np.clip(random.lognormal(3.4, 0.9, count), 10, 400).astype(int)
-    return [" ".join(random.choice(WORDS, length)) for length in lengths]
+    return [" ".join(random.choice(SENTENCE.split(), length)) for length in lengths]
 
 
 def minilm_router() -> str:

@@ -168,6 +168,7 @@ def _decide(
             made = choices.copy()
             made[rows] = np.repeat(program.teachers, answers).reshape(len(rows), limits.top_k)
             total = _total(scores, made)
+            open_gap += max(0.0, _total(values, made) - total)  # the noise, which the bound contains
             if best is None or total > best.total:
                 best = Solution(_best_first(scores, made), total, max(bound, total))
         return open_gap
