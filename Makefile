@@ -23,7 +23,8 @@ check: setup-test
 
 bench: setup-test $(MODELS)/.ready
 	$(BIN)/python -m tests.benchmarks.bench_scoring --model $(MODELS)/SmolLM2-135M-Instruct
-	$(BIN)/python -m tests.benchmarks.bench_routing
+	$(BIN)/python -m tests.benchmarks.bench_routing 3000
+	$(BIN)/python -m tests.benchmarks.bench_allocation
 	$(BIN)/python -m tests.benchmarks.bench_generation
 	$(BIN)/python -m tests.benchmarks.bench_generation_memory 20000 5
 	$(BIN)/python -m tests.benchmarks.bench_publishing
