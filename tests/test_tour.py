@@ -30,7 +30,7 @@ def test_every_cell_runs(models, tmp_path, monkeypatch):
     said = "\n".join(part.get("text") or part.get("data", {}).get("text/plain", "") for part in parts)
     assert "['terse', 'list-maker', 'storyteller', 'hot']" in said
     assert "break-even probe" in said
-    assert "Held out: 30 probe prompts" in said
+    assert "Held out: 20 probe prompts" in said
     assert "datasets:" in said or "tags:" in said, "the card is shown"
     results = (tmp_path / "comparison/results.jsonl").read_text().splitlines()
     assert len(results) >= 4  # two policies, two seeds

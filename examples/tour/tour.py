@@ -38,10 +38,10 @@ prepare_demo(models)  # lays out the weights and 480 prompts
 
 # %%
 settings = demo_settings(models, folder / "run")
-settings["prompts"]["limit"] = 60
-settings["probe"]["size"] = 30
+settings["prompts"]["limit"] = 40
+settings["probe"]["size"] = 20
 for teacher in settings["teachers"]:
-    teacher["sampling"]["max_tokens"] = 48
+    teacher["sampling"]["max_tokens"] = 32
 config = persyn_hf.RunConfig.from_dict(settings, source="the tour")
 [teacher.name for teacher in config.teachers]
 
@@ -52,7 +52,7 @@ config = persyn_hf.RunConfig.from_dict(settings, source="the tour")
 # command is `persyn-hf plan`.
 
 # %%
-print_plan(plan(config, completion_tokens=40), console)
+print_plan(plan(config, completion_tokens=30), console)
 
 # %% [markdown]
 # ## Run
@@ -65,8 +65,8 @@ result = persyn_hf.run(config, progress=False)
 print_report(result.report, console)
 
 # %% [markdown]
-# Thirty probe prompts are far too few to learn from, so the report most likely says that the router does not beat the
-# best single teacher and that every prompt goes to that one. It says so rather than guess.
+# Twenty probe prompts are far too few to learn from, and the report says how sure it is: within chance, or that every
+# prompt goes to the best single teacher because the router does not beat it.
 #
 # ## Look at the routes
 #
@@ -104,30 +104,30 @@ mine["route"]
 #
 # The question that matters is whether the personalised set makes a better student. `persyn-hf compare` trains one
 # student for every policy and seed on the same prompts with the same recipe, judges it on held-out prompts, and
-# reports intervals and paired differences. Two policies, two seeds and four steps are enough to see the
+# reports intervals and paired differences. Two policies, two seeds and two steps are enough to see the
 # machinery, and far too few to conclude anything.
 
 # %%
 held_out = folder / "held_out.jsonl"
-Dataset.from_json(str(models / "prompts.jsonl")).select(range(460, 480)).to_json(held_out)
+Dataset.from_json(str(models / "prompts.jsonl")).select(range(470, 480)).to_json(held_out)
 compared = settings | {
     "output_dir": str(folder / "comparison"),
     "training": {
-        "max_steps": 4,
+        "max_steps": 2,
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
-        "max_length": 192,
+        "max_length": 128,
     },
     "compare": {
         "students": [{"name": "smollm2", "model": str(models / "SmolLM2-135M-Instruct"), "dtype": "bfloat16"}],
         "held_out": {"source": str(held_out), "answer_column": "answer"},
         "policies": ["strong", "persyn"],
         "seeds": [0, 1],
-        "decodings": [{"name": "greedy", "temperature": 0.0, "max_tokens": 48}],
+        "decodings": [{"name": "greedy", "temperature": 0.0, "max_tokens": 32}],
         "nll_teachers": [],
     },
 }
-comparison = compare(persyn_hf.RunConfig.from_dict(compared, source="the tour"), progress=False)
+comparison = compare(persyn_hf.RunConfig.from_dict(compared, source="the tour"), progress=False, share=folder / "run")
 print_comparison(comparison.summary, comparison.facts, console)
 
 # %% [markdown]
