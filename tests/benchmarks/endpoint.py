@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, behaviour: Behaviour, counters: Counters, rng: random.Random) -> None:
         self.behaviour, self.counters, self.rng = behaviour, counters, rng
-        self.buffer = b""
+        self.buffer, self.last = b"", False
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -91,10 +91,16 @@ class Connection(asyncio.Protocol):
             page = next((page for start, page in pages.items() if head.startswith(start)), {})
             self.transport.write(http(json.dumps(page).encode()))
             return
+        self.last = b"connection: close" in head.lower()
         size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         if len(rest) >= size:
             self.buffer = rest[size:]
             self.request()
+
+    def write(self, answer: bytes) -> None:
+        self.transport.write(answer)
+        if self.last:
+            self.transport.close()
 
     def request(self) -> None:
         counters, behaviour = self.counters, self.behaviour
@@ -102,7 +108,7 @@ class Connection(asyncio.Protocol):
         counters.first = counters.first or time.monotonic()
         if counters.in_flight >= behaviour.cap:
             counters.refused += 1
-            self.transport.write(self.refusal)
+            self.write(self.refusal)
             return
         counters.in_flight += 1
         counters.peak = max(counters.peak, counters.in_flight)
@@ -119,13 +125,13 @@ class Connection(asyncio.Protocol):
         drawn = self.rng.random() if behaviour.faults != NONE else 1.0
         down, reset, half, hang = behaviour.faults
         if drawn < down:
-            self.transport.write(self.down)
+            self.write(self.down)
         elif drawn < down + reset:
             self.transport.abort()
         elif drawn < down + reset + half:
-            self.transport.write(self.half)
+            self.write(self.half)
         elif drawn >= down + reset + half + hang:
-            self.transport.write(self.good)
+            self.write(self.good)
             counters.good += 1
             counters.last = time.monotonic()
             if counters.good == behaviour.mark:
