@@ -29,7 +29,7 @@ TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "the same in datasets.map": ("hub_map.py", ("huggingface_hub>=2", "datasets>=5")),
     "distilabel": ("distilabel_pipeline.py", ("distilabel[openai]==1.5.3", "requests")),
     # Its extra `inference` wants vLLM; an endpoint needs only this much of it.
-    "datatrove": ("trove.py", ("datatrove==0.10.1", "httpx", "aiosqlite", "orjson")),
+    "datatrove": ("trove.py", ("datatrove==0.10.1", "httpx", "aiosqlite", "aiofiles", "orjson")),
     "bespokelabs-curator": ("curator.py", ("bespokelabs-curator==0.1.31",)),
 }
 RUN_SECONDS, INSTALL_SECONDS = 180, 900

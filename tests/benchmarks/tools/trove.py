@@ -13,7 +13,8 @@ from datatrove.pipeline.writers import JsonlWriter
 
 
 async def rollout(document, generate):
-    return await generate({"messages": [{"role": "user", "content": document.text}], "max_tokens": 8})
+    made = await generate({"messages": [{"role": "user", "content": document.text}], "max_tokens": 8})
+    return {"text": made.text}
 
 
 def ask_all(url, count, concurrency):
