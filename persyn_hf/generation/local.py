@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import RowError, TeacherDownError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
+from persyn_hf.workers import calm_worker
 
 #: Tokens between two looks at which rows have finished and leave the batch.
 _CHUNK = 16
@@ -53,6 +53,7 @@ _LOADING = threading.Lock()
 
 def load_model(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
     """Loads a teacher once per process; see [`_load_once`], which it keeps to one thread at a time."""
+    calm_worker()
     with _LOADING:
         return _load_once(model, revision, dtype, device, identity)
 
@@ -71,8 +72,6 @@ def _load_once(model: str, revision: str | None, dtype: str, device: str | None,
     Raises:
         TeacherDownError: If it cannot be loaded.
     """
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)  # a forked worker whose parent has used torch's threads hangs otherwise
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import RouterError
 from persyn_hf.routing import backbone, checkpoint
+from persyn_hf.workers import calm_worker
 
 #: Tokens of one forward pass, padding included: a small batch stays in a CPU's cache, a GPU wants a large one.
 CPU_TOKEN_BUDGET = 1024
@@ -138,9 +138,7 @@ class PersynRouter:
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         if not texts:
             return np.empty((0, len(self._loaded.teachers)), dtype=np.float32)
-        if in_worker():
-            # Workers of `map` are forked, and torch's thread pool does not survive a fork: pytorch/pytorch#17199.
-            torch.set_num_threads(1)
+        calm_worker()
         scores: NDArray[np.float32] = backbone.logits(
             self._loaded.model, self._loaded.tokenizer, texts, self.token_budget
         )
@@ -200,15 +198,6 @@ def is_one_prompt(value: Any) -> bool:
     if value is None or isinstance(value, str):
         return True
     return bool(len(value)) and isinstance(value[0], Mapping)
-
-
-def in_worker() -> bool:
-    """Whether this is a worker process of `map(num_proc=…)` or of `multiprocessing`."""
-    import multiprocessing
-
-    import multiprocess
-
-    return multiprocess.parent_process() is not None or multiprocessing.parent_process() is not None
 
 
 def _restore(

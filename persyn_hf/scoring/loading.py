@@ -39,14 +39,6 @@ def choose_device(device: str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def calm_worker() -> None:
-    """One thread in a `datasets.map` worker: forked from a parent that has run a model, it hangs with more."""
-    import multiprocess  # what datasets starts its workers with; the standard library's does not know them
-
-    if multiprocess.parent_process() is not None:
-        torch.set_num_threads(1)
-
-
 def load_model(
     auto_class: Any, name: str, revision: str, dtype: str, device: torch.device, role: str, **settings: Any
 ) -> Any:
@@ -66,7 +58,6 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    calm_worker()
     model, info = auto_class.from_pretrained(
         name,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),

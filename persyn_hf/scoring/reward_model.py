@@ -15,6 +15,7 @@ from torch import Tensor
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
 from persyn_hf.errors import PromptTooLongError, ScoringError
 from persyn_hf.scoring.loading import choose_device, context_of, identity, load_model, load_tokenizer
+from persyn_hf.workers import calm_worker
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def load_reward_model(
         ConfigError: If there is no such model or dtype.
         ScoringError: If it has more than one label or its head is missing.
     """
+    calm_worker()
     return _load(model, identity(model, revision), dtype, choose_device(device))
 
 

@@ -20,6 +20,7 @@ from persyn_hf.scoring.loading import choose_device, context_of, identity, load_
 from persyn_hf.scoring.packing import build_pack, run_packed
 from persyn_hf.scoring.prepacked import prepack, restore
 from persyn_hf.scoring.rendering import Rendered
+from persyn_hf.workers import calm_worker
 
 #: Largest relative difference of hidden states and logits that rounding explains, by the weights' type.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
@@ -120,6 +121,7 @@ def load_student(
         ConfigError: If there is no such model or dtype.
         ScoringError: If the folder has changed since its digest was taken, or weights are missing.
     """
+    calm_worker()
     where = choose_device(device)
     return _load(model, identity(model, revision), dtype, where, attn_implementation)
 
