@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ from persyn_hf.routing.tuning import FineTuning, fine_tune
 from .conftest import make_scored, tokenizer_files
 
 ASKED = ["code code sea 1", "poem poem sea 2"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models: handing their steps to threads costs more than it saves, and much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def tiny(kind: str, folder: Path) -> str:
