@@ -323,7 +323,7 @@ def _publish(
     prices = {
         t.name: (t.price_per_million_prompt_tokens, t.price_per_million_completion_tokens)
         for t in config.teachers
-        if t.price_per_million_prompt_tokens or t.price_per_million_completion_tokens
+        if t.has_price
     }
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, len(prompts))
     facts: dict[str, Any] = {

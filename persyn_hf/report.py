@@ -153,7 +153,7 @@ def print_report(report: RunReport, console: Console) -> None:
     for line in report.teachers:
         share = f"{line.allocated / total:.0%}" if total else "–"
         table.add_row(
-            _plain(line.name), str(line.allocated), share, str(line.answered), str(line.failed), str(line.truncated),
+            plain(line.name), str(line.allocated), share, str(line.answered), str(line.failed), str(line.truncated),
             _number(line.quality), _number(line.learnability), _number(line.reward),
         )  # fmt: skip
     console.print(table)
@@ -182,10 +182,11 @@ def _print_held_out(report: RunReport, console: Console) -> None:
     console.print(table)
     if report.verdict:
         style = "bold" if report.fallback is not None else ""
-        console.print(_plain(report.verdict), highlight=False, style=style)
+        console.print(plain(report.verdict), highlight=False, style=style)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A name or a sentence as a terminal may show it: no markup, no control characters."""
     from rich.markup import escape
 
     return escape("".join(character for character in text if character.isprintable()))

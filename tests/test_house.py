@@ -27,7 +27,7 @@ ALLOWED = {
     "demo": GROUND,
     "runfolder": GROUND,
     "report": GROUND,
-    "planning": GROUND,
+    "planning": GROUND | {"report"},
     # The doctor asks endpoints as generation does before it spends.
     "doctor": GROUND | {"generation"},
     "allocation_stage": GROUND | {"routing", "runfolder"},

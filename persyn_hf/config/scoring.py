@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from persyn_hf.config.settings import Dtype, Settings
+from persyn_hf.config.settings import Dtype, KeyVariable, Settings
 
 Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalization = Literal["minmax", "zscore", "rank"]
@@ -29,18 +28,11 @@ class Service(Settings):
     """
 
     url: str = Field(pattern=r"^https?://")
-    api_key_env: str | None = None
+    api_key_env: KeyVariable = None
     use_hub_token: bool = False
     max_concurrency: int = Field(32, ge=1)
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _variable_is_set(cls, name: str | None) -> str | None:
-        if name is not None and not os.environ.get(name):
-            raise ValueError(f"the environment variable {name} is not set; export it before the run")
-        return name
 
     @model_validator(mode="after")
     def _one_key(self) -> Service:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from persyn_hf.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _variable_is_set(name: str | None) -> str | None:
+    if name is not None and not os.environ.get(name):
+        raise ValueError(f"the environment variable {name} is not set; export it before the run")
+    return name
+
+
+#: The name of an environment variable that holds a key. A name that is not set is an error before anything starts.
+KeyVariable = Annotated[str | None, AfterValidator(_variable_is_set)]
 
 
 class Settings(BaseModel):

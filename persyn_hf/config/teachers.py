@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from persyn_hf.config.settings import Dtype, Settings
+from persyn_hf.config.settings import Dtype, KeyVariable, Settings
 
 
 class Sampling(Settings):
@@ -72,7 +71,7 @@ class Teacher(Settings):
     backend: Literal["endpoint", "local"] = "endpoint"
     endpoint: str | tuple[str, ...] | None = None
     api: Literal["chat", "tgi"] = "chat"
-    api_key_env: str | None = None
+    api_key_env: KeyVariable = None
     use_hub_token: bool = False
     system_prompt: str | None = None
     sampling: Sampling = Sampling()
@@ -97,6 +96,18 @@ class Teacher(Settings):
         given = (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint or ()
         return tuple(address.rstrip("/") for address in given)
 
+    @property
+    def has_price(self) -> bool:
+        """Whether its answers cost money."""
+        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+
+    def price(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """USD for so many tokens."""
+        return (
+            prompt_tokens * self.price_per_million_prompt_tokens
+            + completion_tokens * self.price_per_million_completion_tokens
+        ) / 1e6
+
     @field_validator("endpoint")
     @classmethod
     def _addresses(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
@@ -120,13 +131,6 @@ class Teacher(Settings):
         if self.api_key_env is not None and self.use_hub_token:
             raise ValueError("give `api_key_env` or `use_hub_token`, not both")
         return self
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _variable_is_set(cls, name: str | None) -> str | None:
-        if name is not None and not os.environ.get(name):
-            raise ValueError(f"the environment variable {name} is not set; export it before the run")
-        return name
 
 
 def require_distinct_teachers(teachers: Sequence[Teacher]) -> None:

@@ -11,15 +11,11 @@ from persyn_hf.generation.client import Completion, Request
 
 #: Tokens that a chat template adds around one message, at most.
 _TEMPLATE_TOKENS = 64
-_MILLION = 1e6
 
 
 def price(teacher: Teacher, prompt_tokens: int | None, completion_tokens: int | None) -> float:
     """USD for so many tokens of a teacher."""
-    return (
-        (prompt_tokens or 0) * teacher.price_per_million_prompt_tokens
-        + (completion_tokens or 0) * teacher.price_per_million_completion_tokens
-    ) / _MILLION
+    return teacher.price(prompt_tokens or 0, completion_tokens or 0)
 
 
 def worst_case(teacher: Teacher, request: Request) -> float:
@@ -96,7 +92,7 @@ class Purse:
     def __init__(self, budget: Budget, teacher: Teacher) -> None:
         self.budget = budget
         self._teacher = teacher
-        self._free = not (teacher.price_per_million_prompt_tokens or teacher.price_per_million_completion_tokens)
+        self._free = not teacher.has_price
 
     def hold(self, request: Request) -> float | None:
         """Sets a request's worst case aside; `None` where it does not fit."""

@@ -237,7 +237,7 @@ def _options(
     if max_cost is not None:
         if not max_cost > 0:
             raise ConfigError(f"`max_cost` must be more than 0 USD, got {max_cost}.")
-        if not any(t.price_per_million_prompt_tokens or t.price_per_million_completion_tokens for t in teachers):
+        if not any(teacher.has_price for teacher in teachers):
             raise ConfigError(
                 "`max_cost` needs prices: set `price_per_million_prompt_tokens` and "
                 "`price_per_million_completion_tokens` of the teachers that cost money."

@@ -69,7 +69,5 @@ def read_actual(config: RunConfig) -> Actual:
 
 def _line(stage: str, teacher: Teacher, sums: Sequence[float], seconds: float) -> Line:
     count, prompt, completion = sums
-    cost = (
-        prompt * teacher.price_per_million_prompt_tokens + completion * teacher.price_per_million_completion_tokens
-    ) / 1e6
+    cost = teacher.price(prompt, completion)
     return Line(stage, teacher.name, count, prompt, completion, cost, seconds)

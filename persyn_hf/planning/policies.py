@@ -33,10 +33,7 @@ class Policy:
 
 def price(teacher: Teacher, lengths: Lengths) -> float:
     """USD for one answer of a teacher."""
-    return (
-        lengths.prompt[teacher.name] * teacher.price_per_million_prompt_tokens
-        + lengths.completion[teacher.name] * teacher.price_per_million_completion_tokens
-    ) / 1e6
+    return teacher.price(lengths.prompt[teacher.name], lengths.completion[teacher.name])
 
 
 def compare_policies(

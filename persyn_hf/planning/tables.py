@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, Plan
+from persyn_hf.report import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +54,7 @@ def _teachers(plan: Plan, actual: Actual | None) -> Table:
         fact = facts.get((line.stage, line.teacher))
         table.add_row(
             line.stage,
-            _plain(line.teacher),
+            plain(line.teacher),
             _pair(_count(line.generations), _count(fact.generations) if fact else None),
             _pair(_count(line.prompt_tokens), _count(fact.prompt_tokens) if fact else None),
             _pair(_count(line.completion_tokens), _count(fact.completion_tokens) if fact else None),
@@ -86,7 +87,7 @@ def _scorers(plan: Plan) -> Table:
     table = _table("Scoring the probe", "model", ("parameters", "tokens", "FLOPs", "weights", "with one pass"))
     for scorer in plan.scorers:
         table.add_row(
-            f"{_plain(scorer.model)} ({scorer.role})",
+            f"{plain(scorer.model)} ({scorer.role})",
             f"{scorer.parameters / 1e6:,.0f} M",
             _count(scorer.tokens),
             f"{scorer.flops:.2g}",
@@ -120,9 +121,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape("".join(character for character in text if character.isprintable()))

@@ -130,14 +130,7 @@ def answer_costs(
         ConfigError: If a mapping lacks a teacher.
     """
     prompt, completion = _tokens(teachers, prompt_tokens), _completion_tokens(teachers, completion_tokens)
-    return {
-        teacher.name: (
-            prompt[teacher.name] * teacher.price_per_million_prompt_tokens
-            + completion[teacher.name] * teacher.price_per_million_completion_tokens
-        )
-        / 1e6
-        for teacher in teachers
-    }
+    return {teacher.name: teacher.price(prompt[teacher.name], completion[teacher.name]) for teacher in teachers}
 
 
 def answer_rates(
