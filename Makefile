@@ -27,7 +27,7 @@ bench: setup-test $(MODELS)/.ready
 	$(BIN)/python -m tests.benchmarks.bench_allocation
 	$(BIN)/python -m tests.benchmarks.bench_generation
 	$(BIN)/python -m tests.benchmarks.bench_generation_memory 20000 5
-	$(BIN)/python -m tests.benchmarks.bench_publishing
+	$(BIN)/python -m tests.benchmarks.bench_publishing --rows 1000000
 
 setup: $(VENV)/.demo-ready
 setup-test: $(VENV)/.test-ready

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import unicodedata
 from collections.abc import Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,20 +30,29 @@ FIGURES = ("allocation", "teachers", "reward")
 
 
 class Figures:
-    """The pictures of one run, drawn when they are first asked for; dataset and router show the same ones.
+    """The pictures of one run; dataset and router show the same ones.
+
+    They are drawn in a thread of their own, beside the hashing and writing of rows, which Arrow does without holding
+    the interpreter's lock.
 
     Args:
         provenance (`Provenance`): What is drawn.
     """
 
     def __init__(self, provenance: Provenance) -> None:
-        self._provenance = provenance
+        pool = ThreadPoolExecutor(1, thread_name_prefix="persyn-figures")
+        self._drawing = pool.submit(_draw, provenance)
+        pool.shutdown(wait=False)
 
-    @cached_property
+    @property
     def drawn(self) -> dict[str, bytes]:
         """PNG by name, the names of [`describe_figures`]; the same numbers give the same bytes."""
-        draw = {"allocation": _allocation, "teachers": _teachers, "reward": _rewards}
-        return {name: draw[name](self._provenance) for name in describe_figures(self._provenance)}
+        return self._drawing.result()
+
+
+def _draw(provenance: Provenance) -> dict[str, bytes]:
+    draw = {"allocation": _allocation, "teachers": _teachers, "reward": _rewards}
+    return {name: draw[name](provenance) for name in describe_figures(provenance)}
 
 
 def describe_figures(provenance: Provenance) -> dict[str, str]:

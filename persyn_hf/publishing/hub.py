@@ -83,7 +83,7 @@ def save_personalized(
         facts.setdefault("router_repo_id", router_at)  # a card for the Hub cites no folder of this machine
     provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
     warnings = license_warnings(license, provenance.teachers)
-    shards, figures = plan_shards(splits, config_name), Figures(provenance)
+    figures, shards = Figures(provenance), plan_shards(splits, config_name)
     with _replacing(target / "dataset") as staged:
         content = DatasetContent(
             dataset_at, config_name, shards, provenance, figures, license, language, warnings, staged, whole=True

@@ -13,24 +13,30 @@ if TYPE_CHECKING:
 PIECE_BYTES = 100_000_000
 
 
-def pieces(data: Dataset) -> Iterator[pa.Table]:
+def pieces(data: Dataset, piece_bytes: int | None = None) -> Iterator[pa.Table]:
     """Yields consecutive Arrow tables of about 100 MB.
 
     Pages that were read from a memory-mapped file count as memory of the process for as long as the file is mapped.
-    So each piece is read over a mapping of its own, which is closed with it.
+    So each piece is read over a mapping of its own, which is closed with it; a loop that drops a piece before it takes
+    the next one never holds two.
 
     Args:
         data (`Dataset`): In memory or memory-mapped, with or without indices.
+        piece_bytes (`int`, *optional*): Of Arrow data in a piece instead; to map a large file takes a while.
     """
+    size = int(data._estimate_nbytes())  # what `Dataset.push_to_hub` uses; there is no public name for it
+    rows = max(1, len(data) * (piece_bytes or PIECE_BYTES) // size) if size else len(data)
+    for start in range(0, len(data), rows):
+        yield _read(data, start, start + rows)
+
+
+def _read(data: Dataset, start: int, end: int) -> pa.Table:
     from datasets import Dataset
 
-    size = int(data._estimate_nbytes())  # what `Dataset.push_to_hub` uses; there is no public name for it
-    rows = max(1, len(data) * PIECE_BYTES // size) if size else len(data)
-    for start in range(0, len(data), rows):
-        mapped = Dataset(
-            _mapped_again(data.data), data.info, data.split, indices_table=data._indices, fingerprint=data._fingerprint
-        )
-        yield mapped.with_format("arrow")[start : start + rows]
+    mapped = Dataset(
+        _mapped_again(data.data), data.info, data.split, indices_table=data._indices, fingerprint=data._fingerprint
+    )
+    return mapped.with_format("arrow")[start:end]
 
 
 def _mapped_again(table: Any) -> Any:

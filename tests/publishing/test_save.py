@@ -1,9 +1,14 @@
 """What is written into folders: the table, the shards, the facts."""
 
+import datetime
+import decimal
+import itertools
 import json
 import re
+from random import Random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
@@ -13,13 +18,14 @@ from persyn_hf.errors import DataError, MissingColumnError, PublishError
 from persyn_hf.publishing import cards
 from persyn_hf.publishing.contents import read_facts
 from persyn_hf.publishing.costs import run_costs
+from persyn_hf.publishing.digest import digest
 from persyn_hf.publishing.hub import save_personalized
 from persyn_hf.publishing.leaks import find_in_tables, find_in_text
 from persyn_hf.publishing.licenses import license_warnings
 from persyn_hf.publishing.personalize import Kept, count_kept, personalize
 from persyn_hf.publishing.pieces import pieces
 from persyn_hf.publishing.provenance import Provenance, TeacherShare, gather
-from persyn_hf.publishing.shards import digest, plan_shards
+from persyn_hf.publishing.shards import plan_shards
 from tests.publishing.conftest import make_answers, make_data
 from tests.publishing.routers import PERSYN
 
@@ -115,9 +121,48 @@ def test_the_digest_is_of_rows_and_features_alone():
     assert digest(data.select(range(29))) != digest(data) != digest(data.rename_column("teacher", "who"))
 
 
+_CELLS = {
+    "text": (pa.string(), ["", "a", "ab", None]),
+    "long": (pa.large_string(), ["x", "", None]),
+    "bytes": (pa.binary(), [b"", b"\0", None]),
+    "flag": (pa.bool_(), [True, False, None]),
+    "number": (pa.int16(), [0, 1, -1, None]),
+    "score": (pa.float32(), [0.0, 1.5, float("nan"), None]),
+    "when": (pa.timestamp("us"), [datetime.datetime(2025, 1, 1), None]),
+    "money": (pa.decimal128(6, 2), [decimal.Decimal("1.10"), decimal.Decimal(0), None]),
+    "pair": (pa.list_(pa.int64(), 2), [[1, 2], [2, 1], None]),
+    "chat": (
+        pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        [
+            [],
+            [{"role": "user", "content": None}],
+            [{"role": "a", "content": "b"}, {"role": "", "content": "ab"}],
+            None,
+        ],
+    ),
+}
+
+
+def test_the_digest_sees_every_cell_and_no_chunk():
+    random = Random(0)
+    schema = pa.schema({name: kind for name, (kind, _) in _CELLS.items()})
+    for _ in range(40):
+        rows = [{name: random.choice(cells) for name, (_, cells) in _CELLS.items()} for _ in range(17)]
+        whole = pa.Table.from_pylist(rows, schema=schema)
+        found = digest(Dataset(whole))
+        cuts = sorted(random.randrange(18) for _ in range(4))
+        parts = [whole.slice(start, end - start) for start, end in itertools.pairwise([0, *cuts, 17])]
+        assert digest(Dataset(pa.concat_tables(parts))) == found
+        row, name = random.randrange(17), random.choice(list(_CELLS))
+        others = [cell for cell in _CELLS[name][1] if repr(cell) != repr(rows[row][name])]
+        rows[row] = rows[row] | {name: random.choice(others)}
+        assert digest(Dataset(pa.Table.from_pylist(rows, schema=schema))) != found, name
+
+
 @pytest.mark.parametrize("size", [300, 10**9])
 def test_pieces_are_the_table_whatever_it_is_made_of(size, tmp_path, monkeypatch):
     monkeypatch.setattr("persyn_hf.publishing.pieces.PIECE_BYTES", size)
+    monkeypatch.setattr("persyn_hf.publishing.digest._PIECE_BYTES", size)
     memory = make_data(*(f"text {n}" for n in range(40)))
     memory.save_to_disk(tmp_path / "mapped")
     mapped = Dataset.load_from_disk(tmp_path / "mapped")
