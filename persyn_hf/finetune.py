@@ -13,11 +13,14 @@ from persyn_hf import columns
 from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.config import Training, read_settings
 from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
+from persyn_hf.prompts import read_table
 from persyn_hf.students.rows import INPUT_IDS, LABELS, count_rows, label_row, learns_something
 from persyn_hf.students.training import TrainingReport, fit
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from persyn_hf.publishing.student import StudentPush
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def train_student(
     Raises:
         ConfigError: If a setting is wrong or `output_dir` holds another training.
         DataError: If the table is not what it must be, or nothing is left to learn.
+        PublishError: If `push_to_hub` cannot be written to; looked at before anything is trained.
         StudentError: If the student's chat template hides completions.
         MissingExtraError: If TRL is not installed.
 
@@ -103,7 +107,8 @@ def _train(
     revision: str | None, seed: int, resume: bool, push_to_hub: str | None, private: bool, license: str | None,
     progress: bool,
 ) -> TrainedStudent:  # fmt: skip
-    table = load_training_data(data) if isinstance(data, str | os.PathLike) else data
+    push = _checked_push(push_to_hub, private)
+    table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
     columns.require_columns(table.column_names, (columns.PROMPT, columns.COMPLETION), "train_student")
     resolved = resolve_revision(student, revision)
     tokenizer = _tokenizer(student, resolved, recipe)
@@ -114,7 +119,7 @@ def _train(
     report = fit(
         rows, counts, ends, tokenizer, student, resolved, folder, recipe, seed, resume=resume, progress=progress
     )
-    url = _publish(folder, report, data, push_to_hub, private, license)
+    url = _publish(folder, report, data, push, push_to_hub or str(folder), license)
     return TrainedStudent(folder, report, url)
 
 
@@ -161,30 +166,6 @@ def end_of_turn(tokenizer: Any) -> frozenset[int]:
     """
     rendered = _render(tokenizer, ["Hi"], ["Hello"], ["stop"])
     return frozenset({rendered[0].completion_ids[-1]})
-
-
-def load_training_data(source: str | os.PathLike[str]) -> Dataset:
-    """Loads a training table: a `.parquet` or `.jsonl` file, a folder, or a Hub dataset.
-
-    Raises:
-        ConfigError: If it cannot be read.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    name = os.fspath(source)
-    readers = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
-    try:
-        if os.path.isfile(name):
-            reader = readers.get(Path(name).suffix)
-            if reader is None:
-                raise ConfigError(f"`data`: {name} must end in {', '.join(readers)}.")
-            return load_dataset(reader, data_files=name, split="train")
-        return load_dataset(name, split="train")
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"`data`: {name} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager
@@ -267,7 +248,7 @@ def _text(completion: Any) -> str:
 
 
 def _publish(
-    folder: Path, report: TrainingReport, data: Any, repo_id: str | None, private: bool, license: str | None
+    folder: Path, report: TrainingReport, data: Any, push: StudentPush | None, location: str, license: str | None
 ) -> str | None:
     """Writes the card and pushes, in one process of several."""
     from accelerate import PartialState
@@ -276,30 +257,18 @@ def _publish(
         return None
     from persyn_hf.publishing.cards import student_card
 
-    location = repo_id or str(folder)
     dataset = os.fspath(data) if isinstance(data, str | os.PathLike) else None
     card = student_card(report.to_dict(), location=location, dataset_location=dataset, license=license)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    return push.send(folder, card).url if push is not None else None
+
+
+def _checked_push(repo_id: str | None, private: bool) -> StudentPush | None:
+    """The push that follows the training, looked at before it starts."""
     if repo_id is None:
         return None
-    return _push(folder, repo_id, private)
+    from persyn_hf.publishing.student import StudentPush
 
-
-def _push(folder: Path, repo_id: str, private: bool) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from persyn_hf.errors import PublishError
-
-    api = HfApi()
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            ignore_patterns=["checkpoints/*"],
-            commit_message="Student fine-tuned on a personalised set",
-        )
-    except HfHubHTTPError as error:
-        raise PublishError(f"The student could not be pushed to {repo_id}: {str(error).splitlines()[0]}") from error
-    return str(commit.repo_url)
+    push = StudentPush(repo_id, private)
+    push.check()
+    return push

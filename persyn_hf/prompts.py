@@ -30,7 +30,9 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
         ConfigError: If the source cannot be read or a column is not there.
         DataError: If a prompt is empty or stands twice; the message names the row.
     """
-    data = _read(prompts, where)
+    data = read_table(
+        prompts.source, f"{where}.source", config=prompts.config, split=prompts.split, revision=prompts.revision
+    )
     for key, name in (("column", prompts.column), ("answer_column", prompts.answer_column)):
         if name is not None and name not in data.column_names:
             raise ConfigError(
@@ -78,34 +80,43 @@ def sample_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -
     return prompts.select(sorted(chosen.tolist()))
 
 
-def _read(prompts: Prompts, where: str) -> Dataset:
+def read_table(
+    source: str, where: str, *, config: str | None = None, split: str = "train", revision: str | None = None
+) -> Dataset:
+    """Reads a table: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a saved dataset, a folder or a Hub dataset.
+
+    Args:
+        source (`str`): Where it is.
+        where (`str`): Names the setting in errors ("run.yaml: prompts.source").
+        config, split, revision (`str`, *optional*): Of a Hub dataset; `split` of a saved one too.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    source = prompts.source
     suffix = Path(source).suffix
     looks_local = suffix in _READERS or source.startswith((".", "/", "~"))
     try:
         if os.path.isfile(source):
             if suffix not in _READERS:
-                raise ConfigError(f"{where}.source: {source} must end in {', '.join(_READERS)}.")
+                raise ConfigError(f"{where}: {source} must end in {', '.join(_READERS)}.")
             return load_dataset(_READERS[suffix], data_files=source, split="train")
-        if os.path.isfile(os.path.join(source, "state.json")) or os.path.isfile(
-            os.path.join(source, "dataset_dict.json")
-        ):
+        if any(os.path.isfile(os.path.join(source, name)) for name in ("state.json", "dataset_dict.json")):
             saved = load_from_disk(source)
             if isinstance(saved, DatasetDict):
-                saved = saved[prompts.split]
+                saved = saved[split]
             assert isinstance(saved, Dataset)
             return saved
         if looks_local and not os.path.isdir(source):
-            raise ConfigError(f"{where}.source: there is no file {source}.")
-        return load_dataset(source, prompts.config, split=prompts.split, revision=prompts.revision)
+            raise ConfigError(f"{where}: there is no file {source}.")
+        return load_dataset(source, config, split=split, revision=revision)
     except (
         OSError, ValueError, KeyError, DatasetGenerationError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled,
     ) as error:  # fmt: skip
         if isinstance(error, ConfigError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{where}.source: {source} cannot be read: {reason}") from error
+        raise ConfigError(f"{where}: {source} cannot be read: {reason}") from error

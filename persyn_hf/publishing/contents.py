@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 #: Written by the first version that has them; a reader refuses a later one.
 FORMAT = 1
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+#: The weights of a checkpoint; those that a new one does not have are stale.
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
 @dataclass
@@ -165,7 +166,7 @@ class RouterContent:
         if card != snapshot.texts.get(CARD):
             files.update(_drawn(self.figures, DEFAULT_CONFIG))
         files[CARD] = card.encode()
-        stale = [path for path in snapshot.files if _WEIGHTS.fullmatch(path) and path not in files]
+        stale = [path for path in snapshot.files if WEIGHTS.fullmatch(path) and path not in files]
         return Content(files, [*stale, *_old_figures(self.provenance, DEFAULT_CONFIG, snapshot)])
 
     def card(self, snapshot: Snapshot) -> str:

@@ -67,6 +67,18 @@ def push_until_it_works(data, router):
     return None
 
 
+def check_student(repo_id, **options):
+    from persyn_hf.publishing.student import StudentPush
+
+    StudentPush(repo_id, **options).check()
+
+
+def push_student(folder, card, repo_id="me/student"):
+    from persyn_hf.publishing.student import StudentPush
+
+    return StudentPush(repo_id).send(folder, card)
+
+
 def load(repo_id="me/data", config_name=None, **options):
     from persyn_hf import load_personalized
 
