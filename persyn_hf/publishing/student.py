@@ -7,7 +7,8 @@ from pathlib import Path
 from persyn_hf import __version__
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.contents import WEIGHTS
-from persyn_hf.publishing.merge import join_card, merge_body, merge_metadata, split_card
+from persyn_hf.publishing.merge import join_card, merge_body, split_card
+from persyn_hf.publishing.metadata import merge_metadata
 from persyn_hf.publishing.repository import CARD, Content, Pushed, Repository, Snapshot
 from persyn_hf.publishing.shards import DEFAULT_CONFIG
 

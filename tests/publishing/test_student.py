@@ -10,11 +10,9 @@ from tests.publishing.client import check_student, push_student
 
 @pytest.fixture
 def folder(tmp_path):
-    for path, text in {
-        "config.json": "{}", "model.safetensors": "weights", "README.md": "stale", "checkpoints/9/model.safetensors": "x"
-    }.items():  # fmt: skip
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(text)
+    (tmp_path / "checkpoints/9").mkdir(parents=True)
+    for path in ("config.json", "model.safetensors", "README.md", "checkpoints/9/model.safetensors"):
+        (tmp_path / path).write_text(f"old {path}")
     return tmp_path
 
 
