@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
 from persyn_hf.publishing.figures import FIGURES, Figures, describe_figures
-from persyn_hf.publishing.merge import join_card, merge_body, split_card
+from persyn_hf.publishing.merge import join_card, merge_body, renew_card, split_card
 from persyn_hf.publishing.metadata import dataset_metadata, describe_files, merge_metadata, router_metadata
 from persyn_hf.publishing.provenance import Provenance
 from persyn_hf.publishing.repository import CARD, FACTS, Content, RemoteFile, Snapshot
@@ -176,7 +176,6 @@ class RouterContent:
             PublishError: If the one that is there cannot be read.
         """
         where = f"The card of the router `{self.location}`"
-        head, body = split_card(snapshot.texts.get(CARD, ""), where)
         # Where its data is loaded from is not the router's business: one router may have built several datasets.
         provenance = replace(self.provenance, router_repo_id=None, router_revision=None)
         asked = frozenset({"license"} if self.license is not None else ())
@@ -185,7 +184,7 @@ class RouterContent:
             provenance, location=self.location, dataset_location=self.dataset_location,
             figures=figure_names(provenance, DEFAULT_CONFIG),
         )  # fmt: skip
-        return join_card(merge_metadata(head, ours, asked), merge_body(body, new, where) if body.strip() else new)
+        return renew_card(snapshot.texts.get(CARD, ""), ours, new, where, asked)
 
 
 def read_facts(text: str | None, where: str) -> dict[str, Provenance]:

@@ -12,6 +12,7 @@ import xxhash
 from persyn_hf.publishing.pieces import pieces
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 _PIECE_BYTES = 400_000_000  # nothing is made of it, and nothing else is in memory yet
@@ -27,14 +28,18 @@ def digest(data: Dataset) -> str:
     """
     streams: _Streams = defaultdict(xxhash.xxh3_128)
     for table in pieces(data, _PIECE_BYTES):
-        for name in table.column_names:
-            for chunk in table[name].chunks:
-                _feed(streams, chunk, (name,))
-        del table, chunk
+        _feed_table(streams, table)
+        del table
     whole = xxhash.xxh3_128(json.dumps([data.column_names, data.features.to_dict()], sort_keys=True).encode())
     for path in sorted(streams):
         whole.update(repr(path).encode() + streams[path].digest())
     return str(whole.hexdigest()[:16])
+
+
+def _feed_table(streams: _Streams, table: pa.Table) -> None:
+    for name in table.column_names:
+        for chunk in table[name].chunks:
+            _feed(streams, chunk, (name,))
 
 
 def _feed(streams: _Streams, array: Any, path: tuple[str, ...]) -> None:
@@ -44,32 +49,36 @@ def _feed(streams: _Streams, array: Any, path: tuple[str, ...]) -> None:
 
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _feed(streams, array.storage, path)
+        array, kind = array.storage, array.storage.type
     valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else np.ones(len(array), dtype=bool)
     streams[*path, "valid"].update(valid)
     if pa.types.is_struct(kind):
         for field, part in zip(kind, array.flatten(), strict=True):
             _feed(streams, part, (*path, field.name))
-        return None
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int64())
         streams[*path, "lengths"].update(lengths.to_numpy())
-        return _feed(streams, array.flatten(), (*path, "[]"))
-    values = array.drop_null()  # what lies under a null is anything
-    if not len(values) or pa.types.is_null(kind):
-        return None
+        _feed(streams, array.flatten(), (*path, "[]"))
+    elif len(array) > array.null_count:
+        _feed_values(streams, array.drop_null(), path)  # what lies under a null is anything
+
+
+def _feed_values(streams: _Streams, values: Any, path: tuple[str, ...]) -> None:
+    """Scalars without nulls: fixed-width ones and strings as they lie, others as Python prints them."""
+    import pyarrow as pa
+
+    kind = values.type
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return _feed_bytes(streams, values, np.dtype(np.int32), path)
-    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        return _feed_bytes(streams, values, np.dtype(np.int64), path)
-    stream = streams[*path, "values"]
-    if pa.types.is_primitive(kind) and not pa.types.is_boolean(kind):
+        _feed_bytes(streams, values, np.dtype(np.int32), path)
+    elif pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        _feed_bytes(streams, values, np.dtype(np.int64), path)
+    elif pa.types.is_primitive(kind) and not pa.types.is_boolean(kind):
         width = kind.bit_width // 8
-        stream.update(memoryview(values.buffers()[1])[values.offset * width : (values.offset + len(values)) * width])
+        start, end = values.offset * width, (values.offset + len(values)) * width
+        streams[*path, "values"].update(memoryview(values.buffers()[1])[start:end])
     else:
         for value in values.to_pylist():
-            stream.update(f"{value!r}\n".encode())
-    return None
+            streams[*path, "values"].update(f"{value!r}\n".encode())
 
 
 def _feed_bytes(streams: _Streams, values: Any, offset: np.dtype[Any], path: tuple[str, ...]) -> None:

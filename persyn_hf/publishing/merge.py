@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from persyn_hf.errors import PublishError
+from persyn_hf.publishing.metadata import merge_metadata
 
 _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _MARKER = re.compile(r"<!-- persyn:(begin|end) ([^\n]*?) -->")
@@ -57,6 +58,33 @@ def join_card(metadata: Mapping[str, Any], body: str) -> str:
     """The text of a card."""
     head = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True, width=1000).strip()
     return f"---\n{head}\n---\n\n{body.strip()}\n"
+
+
+def require_renewable(old: str, where: str) -> None:
+    """Looks at a card before there is a new one.
+
+    Raises:
+        PublishError: If [`renew_card`] could not read it.
+    """
+    _parts(split_card(old, where)[1], where)
+
+
+def renew_card(
+    old: str, metadata: Mapping[str, Any], body: str, where: str, asked: frozenset[str] = frozenset()
+) -> str:
+    """The card that stands in the repository with the generated parts renewed.
+
+    Args:
+        old (`str`): What stands there; may be empty.
+        metadata (`Mapping[str, Any]`), body (`str`): Freshly generated.
+        where (`str`): Names the card in errors.
+        asked (`frozenset[str]`): Metadata that the user asked for; see [`merge_metadata`].
+
+    Raises:
+        PublishError: If its metadata is no YAML mapping, or its markers do not match.
+    """
+    head, text = split_card(old, where)
+    return join_card(merge_metadata(head, metadata, asked), merge_body(text, body, where))
 
 
 def merge_body(old: str, new: str, where: str = "The card") -> str:

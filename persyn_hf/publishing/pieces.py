@@ -24,10 +24,15 @@ def pieces(data: Dataset, piece_bytes: int | None = None) -> Iterator[pa.Table]:
         data (`Dataset`): In memory or memory-mapped, with or without indices.
         piece_bytes (`int`, *optional*): Of Arrow data in a piece instead; to map a large file takes a while.
     """
-    size = int(data._estimate_nbytes())  # what `Dataset.push_to_hub` uses; there is no public name for it
+    size = arrow_bytes(data)
     rows = max(1, len(data) * (piece_bytes or PIECE_BYTES) // size) if size else len(data)
     for start in range(0, len(data), rows):
         yield _read(data, start, start + rows)
+
+
+def arrow_bytes(data: Dataset) -> int:
+    """Size of the Arrow data, as `Dataset.push_to_hub` estimates it; there is no public name for that."""
+    return int(data._estimate_nbytes())
 
 
 def _read(data: Dataset, start: int, end: int) -> pa.Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persyn_hf.publishing.digest import digest
-from persyn_hf.publishing.pieces import pieces
+from persyn_hf.publishing.pieces import arrow_bytes, pieces
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +85,7 @@ def _write_parquet(data: Dataset, path: Path) -> None:
 
 
 def _plan(data: Dataset, split: str, config_name: str, shard_bytes: int) -> Shards:
-    size = int(data._estimate_nbytes())  # what `Dataset.push_to_hub` uses; there is no public name for it
+    size = arrow_bytes(data)
     count = max(1, min(len(data), -(-size // shard_bytes)))
     mark = digest(data)
     folder = shard_folder(config_name)

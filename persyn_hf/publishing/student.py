@@ -7,8 +7,7 @@ from pathlib import Path
 from persyn_hf import __version__
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.contents import WEIGHTS
-from persyn_hf.publishing.merge import join_card, merge_body, split_card
-from persyn_hf.publishing.metadata import merge_metadata
+from persyn_hf.publishing.merge import renew_card, require_renewable, split_card
 from persyn_hf.publishing.repository import CARD, Content, Pushed, Repository, Snapshot
 from persyn_hf.publishing.shards import DEFAULT_CONFIG
 
@@ -40,7 +39,7 @@ class StudentPush:
         """
         before = self._repository.read()
         checks.require_access(self._repository, before)
-        self._merged("", before)
+        require_renewable(before.texts.get(CARD, ""), self._card_name)
 
     def send(self, folder: Path, card: str) -> Pushed:
         """Makes the repository hold what the folder holds; what a person wrote in its card stays.
@@ -58,17 +57,18 @@ class StudentPush:
             if path.is_file() and path.relative_to(folder).parts[0] not in (_LEFT_OUT, CARD)
         }
 
+        metadata, body = split_card(card)
+        asked = frozenset({"license"} & metadata.keys())
+
         def build(snapshot: Snapshot) -> Content:
             stale = [path for path in snapshot.files if WEIGHTS.fullmatch(path) and path not in weights]
-            return Content({**weights, CARD: self._merged(card, snapshot).encode()}, stale)
+            renewed = renew_card(snapshot.texts.get(CARD, ""), metadata, body, self._card_name, asked)
+            return Content({**weights, CARD: renewed.encode()}, stale)
 
         return self._repository.update(
             build, self._repository.read(), message="Student fine-tuned with persyn-hf", private=self._private
         )
 
-    def _merged(self, card: str, snapshot: Snapshot) -> str:
-        where = f"The card of {self._repository.name}"
-        head, body = split_card(snapshot.texts.get(CARD, ""), where)
-        ours, new = split_card(card)
-        asked = frozenset({"license"} if "license" in ours else ())
-        return join_card(merge_metadata(head, ours, asked), merge_body(body, new, where) if body.strip() else new)
+    @property
+    def _card_name(self) -> str:
+        return f"The card of {self._repository.name}"

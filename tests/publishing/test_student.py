@@ -55,3 +55,12 @@ def test_what_cannot_be_pushed_is_said_before_a_training(hub, folder, client):
     hub.model("me/student").write(**{"README.md": "---\n- a list\n---\n"})
     with pytest.raises(PublishError, match="metadata that is no mapping"):
         client(check_student, "me/student")
+
+
+def test_a_card_that_a_person_wrote_alone_is_taken_in(hub, folder, client):
+    client(push_student, folder, card())
+    hub.model("me/student").write(readme="# Mine\n\nAll by hand.\n")
+    client(check_student, "me/student")
+    client(push_student, folder, card(steps=10))
+    text = hub.model("me/student").text("README.md")
+    assert "# Mine\n\nAll by hand.\n\n<!-- persyn:begin summary -->" in text and "| optimiser steps | 10 |" in text
