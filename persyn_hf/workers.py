@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: Threads of a worker that runs a model. One that was forked must have no more than one.
+_threads = 1
+
 
 def in_worker() -> bool:
     """Whether this is a worker process of `map(num_proc=…)` or of `multiprocessing`."""
@@ -13,11 +16,22 @@ def in_worker() -> bool:
 
 
 def calm_worker() -> None:
-    """Keeps a worker to one thread: forked from a parent that has run a model, it hangs with more.
+    """Keeps a worker to one thread, or its own share: forked from a parent that has run a model, it hangs with more.
 
     Called on every use of a model, since a worker inherits those that its parent has loaded (pytorch/pytorch#17199).
     """
     if in_worker():
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(_threads)
+
+
+def share_cores(processes: int) -> None:
+    """Gives a worker that was spawned, not forked, its share of the cores."""
+    import os
+
+    import torch
+
+    global _threads
+    _threads = max(1, (os.cpu_count() or 1) // processes)
+    torch.set_num_threads(_threads)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.checkpoints import resolve_revision
-from persyn_hf.comparison.cells import HeldOut, identify, run_cell
+from persyn_hf.comparison.cells import Cell, HeldOut, identify, run_cell, run_cells
 from persyn_hf.comparison.policies import DRAWN, Known, mean_reward, teachers_of
 from persyn_hf.config import Compare, ComparedStudent, Policy, RunConfig, Student
 from persyn_hf.errors import ConfigError, DataError
@@ -282,19 +282,33 @@ def _outcomes(
     """All cells, seed by seed, so that an interrupted comparison has something of every policy."""
     from tqdm.auto import tqdm
 
-    cells = [(seed, world, policy) for seed in settings.seeds for world in worlds for policy in settings.policies]
-    for seed, world, policy in (bar := tqdm(cells, desc="students", unit="student", disable=not progress)):
-        student = world.student
-        bar.set_postfix_str(f"{student.name}, {policy}, seed {seed}")
-        recipe = config.training.model_dump(mode="json")
-        revision = resolve_revision(student.model, student.revision)
-        name = identify([world.digests[policy, seed], revision, recipe])
-        path = folder / student.name / f"{name}-{seed}"
-        data = world.sets[policy, seed]
-        for judged in run_cell(path, data, student, config.training, seed, held_out, settings):
-            yield Outcome(
-                student.name, policy, seed, judged.evaluation, judged.scores, judged.ids, judged.higher_is_better
-            )
+    cells: list[tuple[Policy, Cell]] = []
+    for seed in settings.seeds:
+        for world in worlds:
+            student = world.student
+            recipe = config.training.model_dump(mode="json")
+            revision = resolve_revision(student.model, student.revision)
+            for policy in settings.policies:
+                name = identify([world.digests[policy, seed], revision, recipe])
+                path = folder / student.name / f"{name}-{seed}"
+                data = world.sets[policy, seed]
+                cells.append((policy, Cell(path, data, student, config.training, seed, held_out, settings)))
+    todo = {cell.results for _, cell in cells if not cell.results.exists()}
+    with tqdm(total=len(todo), desc="students", unit="student", disable=not progress) as bar:
+        if settings.processes > 1 and len(todo) > 1:
+            for cell in run_cells([cell for _, cell in cells], min(settings.processes, len(todo))):
+                bar.set_postfix_str(f"{cell.student.name}, seed {cell.seed}")
+                bar.update()
+        for policy, cell in cells:
+            new = not cell.results.exists()
+            if new:
+                bar.set_postfix_str(f"{cell.student.name}, {policy}, seed {cell.seed}")
+            for judged in run_cell(cell):
+                yield Outcome(
+                    cell.student.name, policy, cell.seed, judged.evaluation, judged.scores, judged.ids,
+                    judged.higher_is_better,
+                )  # fmt: skip
+            bar.update(new)
 
 
 def _table(folder: RunFolder, name: str) -> Dataset:

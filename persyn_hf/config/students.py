@@ -133,6 +133,8 @@ class Compare(Settings):
         mix_strong_share (`float`, defaults to 0.5): Share of the strong teacher in `mix`.
         car_beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
         keep_students (`bool`, defaults to `False`): Keep the weights of every trained student.
+        processes (`int`, defaults to 1): How many students are trained and judged side by side. Each process has one
+            GPU to itself, in turn, or its share of the cores.
     """
 
     students: tuple[ComparedStudent, ...] = Field(min_length=1)
@@ -146,6 +148,7 @@ class Compare(Settings):
     mix_strong_share: float = Field(0.5, ge=0.0, le=1.0)
     car_beta: float = Field(3.0, ge=0.0)
     keep_students: bool = False
+    processes: int = Field(1, ge=1)
 
     @field_validator("seeds")
     @classmethod

@@ -1,6 +1,9 @@
 """The comparison from one YAML to its table: teachers asked once, cells found again, and what does not fit refused."""
 
 import json
+import multiprocessing
+import os
+import signal
 from contextlib import ExitStack
 
 import pytest
@@ -13,7 +16,7 @@ from persyn_hf.cli import app
 from persyn_hf.comparison import cells as cells_module
 from persyn_hf.comparison.compare import compare
 from persyn_hf.config import POLICIES
-from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.errors import ConfigError, DataError, StudentError
 from tests.generation.servers import Teacher, chat_body, serve
 
 TRAINING, HELD_OUT = 24, 6
@@ -36,6 +39,12 @@ def _says(name):
 
 def ends_right(prompt, completion, answer):
     return float(completion.split()[-1] == answer)
+
+
+def kills_workers(prompt, completion, answer):
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ends_right(prompt, completion, answer)
 
 
 @pytest.fixture
@@ -135,6 +144,30 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(settings, teachers,
     settings["compare"]["seeds"] = [0, 1, 2]
     run(settings)
     assert {name.rpartition("-")[2] for name in trained[before:]} == {"2"}
+
+
+def test_processes_side_by_side_find_what_one_finds(settings, tmp_path):
+    settings["compare"] |= {"policies": ["strong", "persyn"], "seeds": [0, 1]}
+    one = run(settings)
+    settings["output_dir"] = str(tmp_path / "two")
+    settings["compare"]["processes"] = 2
+    two = run(settings)
+    assert two.facts == one.facts
+    assert [(outcome.policy, outcome.seed, outcome.ids) for outcome in two.outcomes] == [
+        (outcome.policy, outcome.seed, outcome.ids) for outcome in one.outcomes
+    ]
+    for ours, theirs in zip(two.outcomes, one.outcomes, strict=True):  # another number of threads adds otherwise
+        assert ours.scores == pytest.approx(theirs.scores, abs=1e-3)
+
+
+def test_a_process_that_is_killed_is_explained(settings, tmp_path):
+    settings["compare"] |= {"policies": ["strong", "random"], "seeds": [0], "processes": 2}
+    settings["quality"] = {"verifier": "tests.students.test_compare:kills_workers"}
+    with pytest.raises(StudentError, match="training processes was killed"):
+        run(settings)
+    assert not list((tmp_path / "out/cells").rglob("evaluation-*.json"))
+    settings["quality"] = {"verifier": "tests.students.test_compare:ends_right"}
+    assert {outcome.policy for outcome in run(settings).outcomes} == {"strong", "random"}
 
 
 def test_the_command_prints_the_table(settings, tmp_path):
