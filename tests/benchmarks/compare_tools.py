@@ -3,16 +3,22 @@
     python -m tests.benchmarks.compare_tools [TOOL ...] [--prompts 2000] [--folder runs/compare]
 
 Every tool asks one endpoint with a cap of 64 and 0.25 s per answer three times: with 64 in flight, with 64 in flight
-while it misbehaves (5% 503, 2% reset, 1% half JSON, 0.2% hang), and with 128 in flight. What cannot be installed or
-does not run is reported as such, with the last line that it said.
+while it misbehaves (5% 503, 2% reset, 1% half JSON, 0.2% hang), and with 128 in flight. Once more, it is killed when
+half of the answers have been sent, and started again in the same folder: what the endpoint then answers beyond the
+number of prompts was paid for twice. What cannot be installed or does not run is reported as such, with the last line
+that it said.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from pathlib import Path
 
@@ -30,6 +36,7 @@ TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "distilabel": ("distilabel_pipeline.py", ("distilabel[openai]==1.5.3", "requests")),
     # Its extra `inference` wants vLLM; an endpoint needs only this much of it.
     "datatrove": ("trove.py", ("datatrove==0.10.1", "httpx", "aiosqlite", "aiofiles", "orjson")),
+    "data-designer": ("data_designer_run.py", ("data-designer==0.9.6",)),
     "bespokelabs-curator": ("curator.py", ("bespokelabs-curator==0.1.31",)),
 }
 RUN_SECONDS, INSTALL_SECONDS = 180, 900
@@ -78,6 +85,37 @@ def measured(python: Path, script: str, count: int, concurrency: int, behaviour:
     )
 
 
+def resumed(python: Path, script: str, count: int) -> str:
+    """The last cell: killed half way, and started again."""
+    behaviour = Behaviour(CAP, SERVICE, jitter=0.5)  # a server whose answers do not come in waves
+    with running(behaviour) as (url,), tempfile.TemporaryDirectory() as folder:
+        command = [str(python), str(HERE / script), url, str(count), str(CAP), folder]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        first = subprocess.Popen(command, start_new_session=True, **quiet)
+        deadline = time.monotonic() + RUN_SECONDS
+        while counters_of(url).good < count // 2:
+            if first.poll() is not None or time.monotonic() > deadline:
+                os.killpg(first.pid, signal.SIGKILL)
+                return "ended before it could be killed"
+            time.sleep(0.05)
+        os.killpg(first.pid, signal.SIGKILL)  # its children too
+        first.wait()
+        before = counters_of(url).good
+        again = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            said, complained = again.communicate(timeout=RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(again.pid, signal.SIGKILL)
+            again.communicate()
+            return f"killed at {before}, the rerun not done in {RUN_SECONDS} s"
+        if again.returncode:
+            return f"killed at {before}, the rerun: exit {again.returncode}: {last_line(complained)}"
+        answered = json.loads(last_line(said))["answered"]
+        return f"killed at {before}, {counters_of(url).good - count} sent again, {count - answered} lost"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tool", nargs="*", default=list(TOOLS))
@@ -98,6 +136,7 @@ def main() -> None:
         for run, (concurrency, behaviour) in runs.items():
             cell = measured(python, script, options.prompts, concurrency, behaviour)
             print(f"{name:26s} {run:14s} {cell}", flush=True)
+        print(f"{name:26s} {'after kill -9':14s} {resumed(python, script, options.prompts)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import tempfile
 
 # curator counts tokens with an encoding that tiktoken downloads; litellm, which it brings, has it in a folder.
 _LITELLM = os.path.dirname(importlib.util.find_spec("litellm").origin)
@@ -10,11 +9,11 @@ os.environ["TIKTOKEN_CACHE_DIR"] = os.path.join(_LITELLM, "litellm_core_utils", 
 os.environ.update(CURATOR_DISABLE_RICH_DISPLAY="1", TELEMETRY_ENABLED="0", OPENAI_API_KEY="-")
 
 from bespokelabs import curator  # noqa: E402 - reads the environment when it is imported
-from common import main  # noqa: E402
+from common import folder, main  # noqa: E402
 
 
 def ask_all(url, count, concurrency):
-    os.environ["CURATOR_CACHE_DIR"] = tempfile.mkdtemp()
+    os.environ["CURATOR_CACHE_DIR"] = folder()
     settings = {
         "base_url": f"{url}/v1",
         "max_concurrent_requests": concurrency,

@@ -1,6 +1,6 @@
 """distilabel."""
 
-from common import main
+from common import folder, main
 from distilabel.models import OpenAILLM
 from distilabel.pipeline import Pipeline
 from distilabel.steps import LoadDataFromDicts
@@ -8,7 +8,7 @@ from distilabel.steps.tasks import TextGeneration
 
 
 def ask_all(url, count, concurrency):
-    with Pipeline(name="bench") as pipeline:
+    with Pipeline(name="bench", cache_dir=folder()) as pipeline:
         rows = LoadDataFromDicts(data=[{"instruction": f"p{n}"} for n in range(count)], batch_size=concurrency)
         llm = OpenAILLM(
             model="m",
@@ -19,7 +19,7 @@ def ask_all(url, count, concurrency):
             generation_kwargs={"max_new_tokens": 8},
         )
         rows >> TextGeneration(llm=llm, input_batch_size=concurrency)
-    made = pipeline.run(use_cache=False)["default"]["train"]
+    made = pipeline.run(use_cache=True)["default"]["train"]
     return [row["generation"] for row in made if row["generation"]]
 
 

@@ -1,19 +1,17 @@
 """Ours, with the ledger on disk."""
 
 import os
-import tempfile
 
-from common import main
+from common import folder, main
 
 from persyn_hf.generation.generate import generate_parallel
 
 
 def ask_all(url, count, concurrency):
     teacher = {"name": "t", "model": "m", "endpoint": url, "max_concurrency": concurrency, "timeout": 3}
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = os.path.join(folder, "ledger.sqlite")
-        table = generate_parallel([f"p{n}" for n in range(count)], [teacher], ledger, progress=False)
-        return [answer for answer in table["completion"] if answer]
+    ledger = os.path.join(folder(), "ledger.sqlite")
+    table = generate_parallel([f"p{n}" for n in range(count)], [teacher], ledger, progress=False)
+    return [answer for answer in table["completion"] if answer]
 
 
 main(ask_all)
