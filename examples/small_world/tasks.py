@@ -31,7 +31,7 @@ def ask(task: str, draw: random.Random, easy: bool = False) -> str:
         return "reverse " + "".join(draw.choice(LETTERS) for _ in range(3 if easy else 6))
     if task == "count":
         return f"count {draw.choice('abc')} in " + "".join(draw.choice("abc") for _ in range(4 if easy else 7))
-    return "parity " + "".join(draw.choice("01") for _ in range(3 if easy else 7))
+    return "parity " + "".join(draw.choice("01") for _ in range(3 if easy else 10))
 
 
 def solve(prompt: str, style: str) -> str:

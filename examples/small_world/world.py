@@ -98,8 +98,12 @@ def _write_prompts(world: World, folder: Path) -> None:
     draw = random.Random(world.seed)
     wanted = world.train_prompts + world.held_out_prompts
     prompts: dict[str, None] = {}
-    while len(prompts) < wanted:
+    for _ in range(100 * wanted):
+        if len(prompts) == wanted:
+            break
         prompts[tasks.ask(tasks.TASKS[len(prompts) % len(tasks.TASKS)], draw)] = None
+    else:
+        raise ValueError(f"The tasks have no {wanted} different prompts: ask for fewer, or make them longer.")
     rows = [{"prompt": prompt, "answer": tasks.solve(prompt, "terse")} for prompt in prompts]
     for name, part in (("train", rows[: world.train_prompts]), ("held-out", rows[world.train_prompts :])):
         text = "".join(json.dumps(row) + "\n" for row in part)

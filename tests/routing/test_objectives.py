@@ -100,6 +100,9 @@ def test_a_router_must_be_more_than_lucky() -> None:
     assert earns_its_place(gains + error)  # one standard error: 84%
     assert not earns_its_place(gains + 0.3 * error)  # 62%
     assert not earns_its_place(np.array([1.0, NAN])) and not earns_its_place(np.zeros(9))
+    few = gains[:60] - gains[:60].mean()
+    error = few.std() / 60**0.5
+    assert not earns_its_place(few + error) and earns_its_place(few + 2 * error)  # a small probe: 95%
 
 
 def test_pair_scale_recovers_the_scale_of_bradley_terry_scores() -> None:

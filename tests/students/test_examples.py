@@ -12,7 +12,7 @@ import pytest
 from examples.small_world import tasks
 from examples.small_world.models import lessons
 from examples.small_world.run import HERE, settings
-from examples.small_world.world import read_world
+from examples.small_world.world import read_world, settle
 from persyn_hf import RunConfig
 from persyn_hf.config import POLICIES
 
@@ -46,6 +46,17 @@ def test_the_small_world_is_what_it_says():
     named = {Path(one.model).name for one in (*config.teachers, *config.compare.students)}
     assert named == set(world.models)
     assert {style for model in world.models.values() for style in model.styles} == set(tasks.STYLES)
+
+
+def test_the_small_world_has_as_many_prompts_as_it_says(tmp_path):
+    world = read_world(HERE / "world.yaml").model_copy(update={"models": {}})
+    settle(world, tmp_path)
+    prompts = [
+        json.loads(line)["prompt"] for name in ("train", "held-out") for line in (tmp_path / f"{name}.jsonl").open()
+    ]
+    assert len(set(prompts)) == len(prompts) == world.train_prompts + world.held_out_prompts
+    with pytest.raises(ValueError, match="no 9000 different prompts"):
+        settle(world.model_copy(update={"train_prompts": 8700}), tmp_path)
 
 
 def test_every_style_ends_in_the_right_answer_and_models_can_spell_it():
