@@ -35,7 +35,7 @@ TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "the same in datasets.map": ("hub_map.py", ("huggingface_hub>=2", "datasets>=5")),
     "distilabel": ("distilabel_pipeline.py", ("distilabel[openai]==1.5.3", "requests")),
     # Its extra `inference` wants vLLM; an endpoint needs only this much of it.
-    "datatrove": ("trove.py", ("datatrove==0.10.1", "httpx", "aiosqlite", "aiofiles", "orjson")),
+    "datatrove": ("trove.py", ("datatrove==0.10.1", "httpx", "aiosqlite", "aiofiles", "orjson", "xxhash")),
     "data-designer": ("data_designer_run.py", ("data-designer==0.9.6",)),
     "bespokelabs-curator": ("curator.py", ("bespokelabs-curator==0.1.31",)),
 }
@@ -90,13 +90,16 @@ def resumed(python: Path, script: str, count: int) -> str:
     behaviour = Behaviour(CAP, SERVICE, jitter=0.5)  # a server whose answers do not come in waves
     with running(behaviour) as (url,), tempfile.TemporaryDirectory() as folder:
         command = [str(python), str(HERE / script), url, str(count), str(CAP), folder]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        first = subprocess.Popen(command, start_new_session=True, **quiet)
+        said = Path(folder) / "first.log"
+        with said.open("w") as log:
+            first = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log)
         deadline = time.monotonic() + RUN_SECONDS
         while counters_of(url).good < count // 2:
-            if first.poll() is not None or time.monotonic() > deadline:
+            if first.poll() is not None:
+                return f"ended before it could be killed: {last_line(said.read_text())}"
+            if time.monotonic() > deadline:
                 os.killpg(first.pid, signal.SIGKILL)
-                return "ended before it could be killed"
+                return f"not half done in {RUN_SECONDS} s"
             time.sleep(0.05)
         os.killpg(first.pid, signal.SIGKILL)  # its children too
         first.wait()
@@ -105,14 +108,14 @@ def resumed(python: Path, script: str, count: int) -> str:
             command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            said, complained = again.communicate(timeout=RUN_SECONDS)
+            found, complained = again.communicate(timeout=RUN_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(again.pid, signal.SIGKILL)
             again.communicate()
             return f"killed at {before}, the rerun not done in {RUN_SECONDS} s"
         if again.returncode:
             return f"killed at {before}, the rerun: exit {again.returncode}: {last_line(complained)}"
-        answered = json.loads(last_line(said))["answered"]
+        answered = json.loads(last_line(found))["answered"]
         return f"killed at {before}, {counters_of(url).good - count} sent again, {count - answered} lost"
 
 

@@ -24,7 +24,10 @@ def ask_all(url, count, concurrency):
     )  # fmt: skip
     documents = [Document(text=f"p{n}", id=str(n)) for n in range(count)]
     runner = InferenceRunner(
-        rollout, config, JsonlWriter(f"{place}/out"), checkpoints_local_dir=f"{place}/checkpoints"
+        rollout,
+        config,
+        JsonlWriter(f"{place}/out", "${rank}_${chunk_index}.jsonl.gz"),
+        checkpoints_local_dir=f"{place}/checkpoints",
     )
     LocalPipelineExecutor([documents, runner], tasks=1, logging_dir=f"{place}/logs").run()
     answers = []
