@@ -16,7 +16,7 @@ from persyn_hf.config import RunConfig
 from persyn_hf.demo.prompts import demo_prompts
 from persyn_hf.demo.settings import demo_settings, prepare_demo
 
-TRAIN, HELD_OUT = 240, 60
+TRAIN, HELD_OUT = 160, 60
 
 
 def write_prompts(folder: Path) -> None:
@@ -32,7 +32,7 @@ def settings(models: Path, folder: Path) -> dict[str, Any]:
     """The demonstration's run with the sections `training` and `compare`."""
     data = demo_settings(models, folder)
     data["prompts"] = {"source": str(folder / "train.jsonl"), "answer_column": "answer"}
-    data["probe"] = {"size": 120}
+    data["probe"] = {"size": 80}
     data["publish"] = {"keep_truncated": True}  # a cut answer teaches too, and learns no end of turn
     data["training"] = {
         "num_train_epochs": 2, "learning_rate": 2e-4, "per_device_train_batch_size": 8,
