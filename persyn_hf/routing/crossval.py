@@ -28,7 +28,7 @@ class Interval:
 #: true one.
 CONFIDENCE = 0.75
 #: The same for a small probe, and between which numbers of prompts one passes into the other: on few prompts the
-#: intervals are too narrow, and a shuffled probe of 90 was believed in almost a quarter of the cases.
+#: intervals are too narrow, and a shuffled probe of 90 was believed in a quarter of the cases.
 SMALL_CONFIDENCE, SMALL, LARGE = 0.95, 100, 150
 
 #: Times that the whole cross-validation is repeated with other folds: one round is too noisy to choose a strength by.
