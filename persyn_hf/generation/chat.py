@@ -13,17 +13,19 @@ from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, perhaps_charged, transport_error
+from persyn_hf.generation.faults import body_error, perhaps_charged, status_error, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer
-from persyn_hf.generation.wire import Sessions, open_session
+from persyn_hf.generation.wire import open_wire
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class ChatClient:
     """A teacher behind an OpenAI-compatible endpoint.
 
-    Requests go through the sessions of `wire`, and not through `AsyncInferenceClient.chat_completion`: that one
-    follows redirects, reads answers of any length, sends the user's Hub token to any address that has no key, and
-    takes three times as much of the processor.
+    Requests go through a `wire`, and not through `AsyncInferenceClient.chat_completion`: that one follows redirects,
+    reads answers of any length, sends the user's Hub token to any address that has no key, and takes three times as
+    much of the processor.
 
     Args:
         teacher (`Teacher`): With `backend: endpoint`.
@@ -36,13 +38,9 @@ class ChatClient:
     def __init__(self, teacher: Teacher, address: str | None = None) -> None:
         endpoint = Endpoint.of(teacher, address)
         self._endpoint = endpoint
-        self._url = httpx2.URL(endpoint.url("/v1/chat/completions"))
+        self._url = endpoint.url("/v1/chat/completions")
         self._tokenizer = TeacherTokenizer(teacher, download=False)
-
-        def session() -> httpx2.AsyncClient:
-            return open_session(endpoint, teacher.timeout, teacher.max_response_bytes, raising=True)
-
-        self._sessions = Sessions(session)
+        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes)
 
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
@@ -50,21 +48,21 @@ class ChatClient:
     async def complete(self, request: Request) -> Completion:
         """Answers one request; see [`TeacherClient`]."""
         body = self._body(request)
-        with self._sessions.one() as session:
-            try:
-                response = await session.post(self._url, content=body, headers={"content-type": "application/json"})
-            except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
-                raise transport_error(self._endpoint, error) from None
         try:
-            completion = self._read(response.content, request)
+            reply = await self._wire.ask("POST", self._url, body)
+        except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
+            raise transport_error(self._endpoint, error) from None
+        if not reply.is_success:
+            raise status_error(self._endpoint, reply.status, reply.text, reply.headers)
+        try:
+            completion = self._read(reply.content, request)
         except TeacherError as error:
             raise perhaps_charged(error) from None
         return completion if completion.usage_source else await self._tokenizer.counted(request, completion)
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        for session in self._sessions.opened:
-            await session.aclose()
+        await self._wire.aclose()
 
     def _body(self, request: Request) -> bytes:
         sampling = request.sampling
@@ -82,7 +80,7 @@ class ChatClient:
         if sampling.stop:
             body["stop"] = sampling.stop
         try:
-            return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+            return _encode(body).encode()
         except UnicodeEncodeError:
             raise RowError("the prompt is no valid Unicode (it holds half of a surrogate pair)") from None
 

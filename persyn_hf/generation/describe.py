@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from persyn_hf.generation.answer import count
 from persyn_hf.generation.client import UnavailableError
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.faults import status_error, transport_error
-from persyn_hf.generation.wire import open_session
+from persyn_hf.generation.wire import Wire, open_wire
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0
@@ -58,26 +59,26 @@ async def describe(teacher: Teacher, address: str, patience: float) -> EndpointL
         UnavailableError: If it still does not answer.
     """
     endpoint = Endpoint.of(teacher, address)
-    session = open_session(endpoint, min(teacher.timeout, _TIMEOUT), teacher.max_response_bytes)
-    async with session:
+    wire = open_wire(endpoint, min(teacher.timeout, _TIMEOUT), teacher.max_response_bytes)
+    async with aclosing(wire):
         if teacher.api == "chat":
-            listed = await _until_answered(session, endpoint, "/v1/models", patience)
+            listed = await _until_answered(wire, endpoint, "/v1/models", patience)
             limits = _from_models(endpoint, listed)
-            return limits if limits.max_total_tokens is not None else await _from_info_if_any(session, endpoint)
-        info = await _until_answered(session, endpoint, "/info", patience)
+            return limits if limits.max_total_tokens is not None else await _from_info_if_any(wire, endpoint)
+        info = await _until_answered(wire, endpoint, "/info", patience)
         if not isinstance(info, dict) or not isinstance(info.get("model_id"), str):
             raise ConfigError(f"{address} has no `/info` with a `model_id`: it is no TGI; set `api: chat`.")
         _require_model(endpoint, teacher, info)
         return _limits(info)
 
 
-async def _until_answered(session: httpx2.AsyncClient, endpoint: Endpoint, path: str, patience: float) -> Any:
+async def _until_answered(wire: Wire, endpoint: Endpoint, path: str, patience: float) -> Any:
     """The JSON at a path; `None` where there is none; waits while nobody answers."""
     end = time.monotonic() + patience
     delay = _FIRST_DELAY
     while True:
         try:
-            return await _get(session, endpoint, path)
+            return await _get(wire, endpoint, path)
         except RetryableError as error:
             if time.monotonic() + delay > end:
                 raise UnavailableError(f"{endpoint.address} does not answer ({error})") from None
@@ -85,18 +86,18 @@ async def _until_answered(session: httpx2.AsyncClient, endpoint: Endpoint, path:
         delay = min(_LAST_DELAY, 2 * delay)
 
 
-async def _get(session: httpx2.AsyncClient, endpoint: Endpoint, path: str) -> Any:
+async def _get(wire: Wire, endpoint: Endpoint, path: str) -> Any:
     try:
-        response = await session.get(endpoint.url(path))
+        reply = await wire.ask("GET", endpoint.url(path))
     except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
         raise transport_error(endpoint, error) from None
-    status = response.status_code
+    status = reply.status
     if status >= 400 and status not in _ANSWERS:
         return None  # no such page; `transformers serve` has one that fails with 500 without a network
-    if not response.is_success:
-        raise status_error(endpoint, status, response.text, response.headers)
+    if not reply.is_success:
+        raise status_error(endpoint, status, reply.text, reply.headers)
     try:
-        return json.loads(response.content)
+        return json.loads(reply.content)
     except (ValueError, RecursionError):
         return None
 
@@ -126,10 +127,10 @@ def _same(model: str, served: object) -> bool:
     return served.rstrip("/").casefold() in wanted
 
 
-async def _from_info_if_any(session: httpx2.AsyncClient, endpoint: Endpoint) -> EndpointLimits:
+async def _from_info_if_any(wire: Wire, endpoint: Endpoint) -> EndpointLimits:
     """TGI tells its limits there, whatever protocol it is asked by; other servers have no such page."""
     try:
-        info = await _get(session, endpoint, "/info")
+        info = await _get(wire, endpoint, "/info")
     except (RetryableError, RowError, TeacherDownError):
         return EndpointLimits()
     return _limits(info) if isinstance(info, dict) and isinstance(info.get("model_id"), str) else EndpointLimits()

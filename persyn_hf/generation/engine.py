@@ -18,7 +18,7 @@ from persyn_hf.generation.interrupt import Interrupt
 from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.ledger import Ledger, Origin
 from persyn_hf.generation.limit import AdaptiveLimit
-from persyn_hf.generation.plan import CHUNK, Asked, Plan
+from persyn_hf.generation.plan import AHEAD, Asked, Plan
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, say, shown
 from persyn_hf.generation.protocols import endpoint_client
@@ -211,12 +211,12 @@ def _lane(
         return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
     known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)
     if known is None:
-        return Lane(client, AdaptiveLimit(_HIGHEST, _FIRST_GUESS), policy, patient=patient)
+        return Lane(client, AdaptiveLimit(_HIGHEST, _FIRST_GUESS), policy, patient=patient, spaced=True)
     slots = None
     if Slots.supported():
         slots = Slots(f"{address} {teacher.model} {teacher.name}", known)
         stack.callback(slots.close)
-    return Lane(client, AdaptiveLimit(known), policy, slots=slots, patient=patient)
+    return Lane(client, AdaptiveLimit(known), policy, slots=slots, patient=patient, spaced=True)
 
 
 def _clients(plan: Plan) -> list[list[TeacherClient]]:
@@ -259,7 +259,7 @@ class _LocalClient:
 
 def _missing(jobs: Iterator[Job], ledger: Ledger, tally: Tally) -> Iterator[Job]:
     """The jobs that the ledger has no answer for."""
-    while chunk := list(itertools.islice(jobs, CHUNK)):
+    while chunk := list(itertools.islice(jobs, AHEAD)):
         found = ledger.get_many([job.key for job in chunk])
         tally.found += len(found)
         yield from (job for job in chunk if job.key not in found)

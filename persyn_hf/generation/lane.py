@@ -14,6 +14,12 @@ from persyn_hf.generation.slots import Slots
 
 #: A teacher that refuses everything for load is alive (its limit may be per minute): it is waited for longer.
 _RATE_LIMIT_PATIENCE = 5
+#: Requests are spaced by a sixth of what would spread them evenly over one answer's time, at most two milliseconds:
+#: those that are answered together would be asked and answered together for ever, each waiting for the others. The
+#: first ones are spread over a tenth of a second. Requests may be early by what timers are coarse by.
+_SPACING, _LONGEST_SPACING, _FIRST_ANSWER, _EARLY = 1 / 6, 0.002, 0.1, 0.001
+#: Weight of the latest answer in the time that one takes.
+_MEMORY = 0.1
 #: Seconds between two looks at slots that other processes hold.
 _SLOT_POLL = 0.02
 
@@ -27,6 +33,7 @@ class Lane:
         policy (`RetryPolicy`): When the circuit opens, and when the endpoint is down.
         slots (`Slots`, *optional*): The limit that is shared with other processes.
         patient (`bool`, defaults to `False`): Never give an endpoint up for not answering.
+        spaced (`bool`, defaults to `False`): Let a moment pass between two requests.
         clock (`Callable[[], float]`, *optional*): Monotonic seconds.
         rng (`random.Random`, *optional*): Draws the jitter.
     """
@@ -39,6 +46,7 @@ class Lane:
         *,
         slots: Slots | None = None,
         patient: bool = False,
+        spaced: bool = False,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -49,6 +57,9 @@ class Lane:
         self._policy = policy
         self._slots = slots
         self._patient = patient
+        self._spaced = spaced
+        self._next = 0.0
+        self._answer_takes: float | None = None
         self._clock = clock
         self._rng = rng or random.Random()
         self._failures = 0
@@ -61,9 +72,14 @@ class Lane:
         return self._failures >= self._policy.breaker_after
 
     @property
+    def opens_at(self) -> float:
+        """When the next request may start, as far as time decides."""
+        return max(self.resume_at, self._next - _EARLY)
+
+    @property
     def places(self) -> int:
         """Requests that may start now."""
-        if self.down is not None or self._clock() < self.resume_at:
+        if self.down is not None or self._clock() < self.opens_at:
             return 0
         return min(self.limit.free, 1 - self.limit.in_flight) if self.is_open else self.limit.free
 
@@ -73,6 +89,9 @@ class Lane:
             self.resume_at = self._clock() + _SLOT_POLL
             return False
         self.limit.in_flight += 1
+        if self._spaced:
+            takes = _FIRST_ANSWER if self._answer_takes is None else self._answer_takes * _SPACING
+            self._next = max(self._next, self._clock()) + min(_LONGEST_SPACING, takes / self.limit.current)
         return True
 
     def leave(self) -> None:
@@ -81,9 +100,12 @@ class Lane:
         if self._slots is not None:
             self._slots.release()
 
-    def succeeded(self) -> None:
-        """The server answered: for better or, where it refused the row, for worse."""
+    def succeeded(self, seconds: float | None = None) -> None:
+        """The server answered, in so many seconds; or it refused the row, which says nothing against it either."""
         self._failures, self._failing_since, self._seen = 0, None, True
+        if seconds is not None:
+            before = seconds if self._answer_takes is None else self._answer_takes
+            self._answer_takes = (1 - _MEMORY) * before + _MEMORY * seconds
 
     def failed(self, error: RetryableError) -> None:
         """Takes into account what a failure says about the endpoint as a whole; call before [`leave`]."""

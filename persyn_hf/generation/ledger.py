@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
-from persyn_hf.config import Sampling
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Completion
 
+_log = logging.getLogger(__name__)
 #: Version of the table below.
 SCHEMA_VERSION = 2
-#: Version of [`completion_key`]: raised when the same question gets another key.
-_KEY_VERSION = 1
 APPLICATION_ID = 0x50455253  # "PERS"
 #: The columns by Arrow's names of types, in their order.
 COLUMN_TYPES = {
@@ -54,6 +50,8 @@ CREATE TABLE IF NOT EXISTS completions (
 #: Host parameters per statement; SQLite's old limit is 999.
 _CHUNK = 500
 _BUSY_SECONDS = 60.0
+#: Answers between two moves from the WAL into the table.
+_CHECKPOINT = 1000
 
 
 @dataclass(frozen=True)
@@ -74,31 +72,6 @@ class Origin:
     seed: int | None = None
     sampling: str | None = None
     cost: float | None = None
-
-
-@lru_cache(maxsize=256)
-def sampling_values(sampling: Sampling) -> dict[str, Any]:
-    """The sampling parameters as plain values."""
-    return sampling.model_dump(mode="json")
-
-
-def completion_key(model: str, revision: str, request: Request) -> str:
-    """The identity of an answer: SHA-256 over everything that it depends on, and nothing else.
-
-    Not in it: the teacher's name and the endpoint's address, so that a renamed teacher or a moved server keeps its
-    answers.
-
-    Args:
-        model (`str`): The model's name; empty for a local folder, whose revision is a digest.
-        revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
-        request (`Request`): Messages, sampling parameters and row seed.
-
-    Returns:
-        `str`: 64 hex digits.
-    """
-    parts = [_KEY_VERSION, model, revision, request.messages, sampling_values(request.sampling), request.seed]
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Ledger:
@@ -125,8 +98,10 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._lock = threading.Lock()
+        self._written = 0
+        self._checkpoint: threading.Thread | None = None
         try:
-            if self.path not in ("", ":memory:"):
+            if self._on_disk:
                 os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             self._connection = sqlite3.connect(
                 self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -146,6 +121,8 @@ class Ledger:
         execute = self._connection.execute
         self._use_wal()
         execute("PRAGMA synchronous=NORMAL")
+        if self._on_disk:
+            execute("PRAGMA wal_autocheckpoint=0")
         execute("BEGIN IMMEDIATE")
         try:
             version = execute("PRAGMA user_version").fetchone()[0]
@@ -166,6 +143,10 @@ class Ledger:
         finally:
             execute("COMMIT")
 
+    @property
+    def _on_disk(self) -> bool:
+        return self.path not in ("", ":memory:")
+
     def _use_wal(self) -> None:
         """Switches to WAL. SQLite does not wait for other processes in this one statement, so it is waited here."""
         end = time.monotonic() + _BUSY_SECONDS
@@ -182,7 +163,7 @@ class Ledger:
         """The answers of those keys that have one.
 
         Args:
-            keys (`Iterable[str]`): Keys of [`completion_key`].
+            keys (`Iterable[str]`): Keys of `keys.completion_key`.
 
         Raises:
             LedgerError: If the file cannot be read.
@@ -217,6 +198,17 @@ class Ledger:
         marks = ",".join("?" * len(COLUMN_TYPES))
         with self._writing():
             self._connection.executemany(f"INSERT OR IGNORE INTO completions VALUES ({marks})", rows)
+        self._written += len(rows)
+        if self._written >= _CHECKPOINT and self._on_disk:
+            self._move_on()
+
+    def _move_on(self) -> None:
+        """Moves what was written from the WAL into the table, beside the caller: the disk may take half a second."""
+        if self._checkpoint is not None and self._checkpoint.is_alive():
+            return
+        self._written = 0
+        self._checkpoint = threading.Thread(target=_checkpoint, args=(self.path,), name="persyn-checkpoint")
+        self._checkpoint.start()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every answer with its origin, `key` in hex and `created` in seconds since 1970, in the order of the keys."""
@@ -278,6 +270,8 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file."""
+        if self._checkpoint is not None:
+            self._checkpoint.join()
         self._connection.close()
 
     def __enter__(self) -> Ledger:
@@ -329,6 +323,14 @@ class Ledger:
         else:
             way = "Check the path, its permissions and the disk, and run again."
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
+
+
+def _checkpoint(path: str) -> None:
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.Error as error:  # nothing is lost: what is not moved stays in the WAL
+        _log.warning("%s: what was written stays in `%s-wal` for now: %s", path, path, error)
 
 
 def _row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[Any, ...]:

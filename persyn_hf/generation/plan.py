@@ -17,11 +17,14 @@ from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.config import Teacher
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.cost import cost_of
-from persyn_hf.generation.ledger import Origin, completion_key, sampling_values
+from persyn_hf.generation.keys import completion_key, sampling_values
+from persyn_hf.generation.ledger import Origin
 from persyn_hf.generation.scheduler import Job
 
-#: Rows that are read, keyed and looked up at once.
+#: Rows of the finished table that are read, keyed and looked up at once.
 CHUNK = 256
+#: The same of jobs, between two requests: what is asked meanwhile waits.
+AHEAD = 32
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,6 @@ class Plan:
 
     def _batches(self, rows: Sequence[int]) -> Iterator[dict[str, list[Any]]]:
         only = self.table.select_columns([columns.PROMPT_ID, columns.PROMPT])
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
+        for start in range(0, len(rows), AHEAD):
+            part = rows[start : start + AHEAD]
             yield only[part.start : part.stop] if isinstance(part, range) else only[list(part)]

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,9 @@ from persyn_hf.generation.client import Completion, Request, UnavailableError
 from persyn_hf.generation.cost import Purse
 from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.retry import RetryPolicy
+
+#: Jobs that are drawn ahead of the requests.
+_READY = 16
 
 __all__ = ["Job", "RetryPolicy", "TeacherPool"]
 
@@ -82,6 +86,7 @@ class TeacherPool:
         self._changed = asyncio.Event()
         self._jobs: Iterator[Job] = iter(())
         self._waiting: list[_Attempt] = []
+        self._ready: deque[Job] = deque()
         self._stalled: _Attempt | None = None  # drawn, but there is no money for it now
         self._tasks: set[asyncio.Task[None]] = set()
         self._order = 0
@@ -126,6 +131,7 @@ class TeacherPool:
                 self._changed.clear()
                 self._on_turn()
                 self._launch()
+                self._prepare()
                 if not self._tasks and (self._ended or self._out_of_money()):
                     break
                 await self._wait()
@@ -142,7 +148,7 @@ class TeacherPool:
         """Whether nothing more is to be launched."""
         if self.down is not None or self.stopped is not None:
             return True
-        return self._exhausted and not self._waiting and self._stalled is None
+        return self._exhausted and not self._ready and not self._waiting and self._stalled is None
 
     def _out_of_money(self) -> bool:
         if self._stalled is None or self._purse is None or not self._purse.budget.idle:
@@ -192,25 +198,38 @@ class TeacherPool:
         # An open circuit is tried with a row that has failed already, not with ever new ones.
         if self._waiting and (self._waiting[0].due <= self._clock() or lane.is_open):
             return heapq.heappop(self._waiting)
-        job = None if self._exhausted else next(self._jobs, None)
+        job = self._ready.popleft() if self._ready else self._draw()
         if job is None:
-            self._exhausted = True
             return None
         self._order += 1
         return _Attempt(0.0, self._order, job)
+
+    def _draw(self) -> Job | None:
+        job = None if self._exhausted else next(self._jobs, None)
+        self._exhausted = job is None
+        return job
+
+    def _prepare(self) -> None:
+        """Draws the next jobs while nothing waits for them: making one takes longer than sending it."""
+        while len(self._ready) < _READY and (job := self._draw()) is not None:
+            self._ready.append(job)
 
     async def _wait(self) -> None:
         """Waits for an answer, the next attempt's time or the end of a pause."""
         times = []
         if not self._ended:
             now = self._clock()
-            times = [lane.resume_at for lane in self.lanes if lane.down is None and lane.resume_at > now]
+            times = [
+                lane.opens_at
+                for lane in self.lanes
+                if lane.down is None and lane.opens_at > now and (lane.limit.free > 0 or lane.resume_at > now)
+            ]
             if self._waiting and any(lane.places > 0 for lane in self.lanes):
                 times.append(self._waiting[0].due)
         if not times:
             await self._changed.wait()
             return
-        timer = asyncio.get_running_loop().call_later(max(0.001, min(times) - now), self._changed.set)
+        timer = asyncio.get_running_loop().call_later(max(0.0005, min(times) - now), self._changed.set)
         try:
             await self._changed.wait()
         finally:
@@ -249,8 +268,9 @@ class TeacherPool:
             lane.down = lane.down or str(error)
             self._hand_on(attempt)
         else:
-            lane.limit.answered(self._clock() - began, beside, completion.completion_tokens)
-            lane.succeeded()
+            seconds = self._clock() - began
+            lane.limit.answered(seconds, beside, completion.completion_tokens)
+            lane.succeeded(seconds)
             if self._purse is not None:
                 self._purse.paid(held, request, completion)
                 held = 0.0

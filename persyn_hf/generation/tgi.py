@@ -15,7 +15,7 @@ from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.faults import body_error, perhaps_charged, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
-from persyn_hf.generation.wire import Sessions, harden
+from persyn_hf.generation.wire import Rules, Sessions, harden
 
 
 class TgiClient:
@@ -36,7 +36,7 @@ class TgiClient:
         endpoint = Endpoint.of(teacher, address)
         self._endpoint = endpoint
         self._url = endpoint.url("/generate")
-        self._max_bytes = teacher.max_response_bytes
+        self._rules = Rules(endpoint, teacher.timeout, teacher.max_response_bytes)
         self._tokenizer = TeacherTokenizer(teacher, download=True)
         self._sessions = Sessions(lambda: AsyncInferenceClient(api_key=endpoint.key or "-", timeout=teacher.timeout))
         self._hardened: set[AsyncInferenceClient] = set()
@@ -95,7 +95,7 @@ class TgiClient:
         # for it by its private name fails loudly should that change.
         if client not in self._hardened:
             session = await client._get_async_client()  # type: ignore[no-untyped-call]
-            harden(session, self._endpoint, self._max_bytes, raising=True)
+            harden(session, self._rules, raising=True)
             self._hardened.add(client)
 
 

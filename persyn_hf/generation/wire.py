@@ -1,23 +1,22 @@
-"""How bytes go to an endpoint and come back: httpx2 sessions, made safe for strangers' servers."""
+"""How bytes go to an endpoint and come back: one request, one response, made safe for strangers' servers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import httpx2
-from huggingface_hub import constants, get_async_session
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import get_async_session
 
 from persyn_hf import __version__
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.faults import perhaps_charged, status_error
-from persyn_hf.generation.transport import AiohttpTransport
 
-#: Requests per session. A session has 100 connections, above which waiting counts as timeout; and it looks through
-#: all of its connections at every request, so that several small ones cost less than one large one.
+#: Requests per session of httpx2. A session has 100 connections, above which waiting counts as timeout; and it looks
+#: through all of its connections at every request, so that several small ones cost less than one large one.
 POOL = 32
 #: What is read of the body of an error.
 _ERROR_BYTES = 64 * 2**10
@@ -25,33 +24,113 @@ _ERROR_BYTES = 64 * 2**10
 Held = TypeVar("Held")
 
 
-def open_session(endpoint: Endpoint, timeout: float, max_bytes: int, raising: bool = False) -> httpx2.AsyncClient:
-    """A session for one endpoint that keeps to that endpoint.
-
-    It comes from the user's own factory where `set_async_client_factory` was given one (proxies, certificates), else
-    it is httpx2's over a leaner transport.
+@dataclass(frozen=True)
+class Reply:
+    """A whole response.
 
     Args:
-        endpoint (`Endpoint`): Its key, where it has one, becomes a header of the session.
+        status (`int`): Its status.
+        headers (`Mapping[str, str]`): Its headers, whatever the case of their names.
+        content (`bytes`): Its body; of an error's, the beginning.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.content.decode("utf-8", "replace")
+
+
+class Wire(Protocol):
+    """A way to send requests to one endpoint; belongs to one event loop."""
+
+    async def ask(self, method: str, url: str, content: bytes | None = None) -> Reply:
+        """Sends one request, and reads its response as far as the rules allow.
+
+        Raises:
+            httpx2.TransportError: If there is no whole response.
+            OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set.
+            RowError: If the response is longer than allowed.
+            TeacherDownError: If it is compressed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is sent to an endpoint beside the requests, and what is accepted of it.
+
+    Args:
+        endpoint (`Endpoint`): Its key, where it has one, becomes a header.
         timeout (`float`): Seconds without a byte.
         max_bytes (`int`): Of one answer.
-        raising (`bool`, defaults to `False`): Whether a status other than 2xx raises what it means.
     """
-    session = get_async_session() if _user_has_a_factory() else _lean_session()
-    session.timeout = httpx2.Timeout(timeout)
-    session.headers["user-agent"] = f"persyn-hf/{__version__}"
-    if endpoint.key is not None:
-        session.headers["authorization"] = f"Bearer {endpoint.key}"
-    harden(session, endpoint, max_bytes, raising)
-    return session
+
+    endpoint: Endpoint
+    timeout: float
+    max_bytes: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of every request."""
+        key = {} if self.endpoint.key is None else {"authorization": f"Bearer {self.endpoint.key}"}
+        # What is compressed has no bound: 16 MB of gzip can be 16 GB.
+        sent = {"user-agent": f"persyn-hf/{__version__}", "accept": "*/*", "accept-encoding": "identity"}
+        return {**sent, "content-type": "application/json", **key}
+
+    def bound(self, status: int, headers: Mapping[str, str]) -> int:
+        """Bytes that may be read of a response.
+
+        Raises:
+            RowError, TeacherDownError: As for [`Wire.ask`].
+        """
+        if not 200 <= status < 300:
+            return _ERROR_BYTES
+        if headers.get("content-encoding", "identity") != "identity":
+            raise TeacherDownError(
+                f"{self.endpoint.address} compresses its answers, though `identity` was asked for; reach it without "
+                "a proxy"
+            )
+        if int(headers.get("content-length") or 0) > self.max_bytes:
+            self.too_long(status)
+        return self.max_bytes
+
+    def too_long(self, status: int) -> None:
+        """A response goes on beyond its bound: an error's is cut there, an answer is refused.
+
+        Raises:
+            RowError: If it is an answer.
+        """
+        if 200 <= status < 300:
+            words = f"the answer is longer than {self.max_bytes} bytes (`max_response_bytes`)"
+            raise perhaps_charged(RowError(words))
 
 
-def _lean_session() -> httpx2.AsyncClient:
-    async def refuse_offline(request: httpx2.Request) -> None:
-        if constants.is_offline_mode():
-            raise OfflineModeIsEnabled(f"cannot reach {request.url}: `HF_HUB_OFFLINE` is set")
+def open_wire(endpoint: Endpoint, timeout: float, max_bytes: int) -> Wire:
+    """A wire to one endpoint.
 
-    return httpx2.AsyncClient(transport=AiohttpTransport(), event_hooks={"request": [refuse_offline]})
+    It is made of the user's own sessions where `set_async_client_factory` was given a factory (proxies, certificates),
+    else of aiohttp's.
+
+    Args:
+        endpoint, timeout, max_bytes: As in [`Rules`].
+    """
+    from persyn_hf.generation.transport import AiohttpWire
+
+    rules = Rules(endpoint, timeout, max_bytes)
+    return SessionWire(rules) if _user_has_a_factory() else AiohttpWire(rules)
 
 
 def _user_has_a_factory() -> bool:
@@ -62,35 +141,54 @@ def _user_has_a_factory() -> bool:
     return default is None or getattr(_http, "_GLOBAL_ASYNC_CLIENT_FACTORY", None) is not default
 
 
-def harden(session: httpx2.AsyncClient, endpoint: Endpoint, max_bytes: int, raising: bool) -> None:
-    """Lets a session follow no redirect and read no body beyond a number of bytes.
+class SessionWire:
+    """One endpoint asked through the sessions of huggingface_hub's factory.
 
-    Statuses are read here, before a library draws conclusions of its own: `AsyncInferenceClient.text_generation`
-    answers some 400s by asking again with fewer parameters, without a word.
+    Args:
+        rules (`Rules`): As in [`open_wire`].
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        def session() -> httpx2.AsyncClient:
+            opened = get_async_session()
+            opened.timeout = httpx2.Timeout(rules.timeout)
+            opened.headers.update(rules.headers)
+            harden(opened, rules)
+            return opened
+
+        self._sessions = Sessions(session)
+
+    async def ask(self, method: str, url: str, content: bytes | None = None) -> Reply:
+        """See [`Wire.ask`]."""
+        with self._sessions.one() as session:
+            response = await session.request(method, url, content=content)
+        return Reply(response.status_code, response.headers, response.content)
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        for session in self._sessions.opened:
+            await session.aclose()
+
+
+def harden(session: httpx2.AsyncClient, rules: Rules, raising: bool = False) -> None:
+    """Lets a session follow no redirect and read no body beyond a number of bytes.
 
     Args:
         session (`httpx2.AsyncClient`): Fresh.
-        endpoint, max_bytes, raising: As in [`open_session`].
+        rules (`Rules`): What is accepted.
+        raising (`bool`, defaults to `False`): Raise what a status other than 2xx means, before a library draws
+            conclusions of its own: `AsyncInferenceClient.text_generation` answers some 400s by asking again with
+            fewer parameters, without a word.
     """
     session.follow_redirects = False
-    # What is compressed has no bound: 16 MB of gzip can be 16 GB.
-    session.headers["accept-encoding"] = "identity"
-    refusal = f"the answer is longer than {max_bytes} bytes (`max_response_bytes`)"
+    session.headers["accept-encoding"] = rules.headers["accept-encoding"]
 
     async def check(response: httpx2.Response) -> None:
-        if not response.is_success:
-            response.stream = _Bounded(response.stream, _ERROR_BYTES, None)
-            if raising:
-                await response.aread()
-                raise status_error(endpoint, response.status_code, response.text, response.headers)
-            return
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise TeacherDownError(
-                f"{endpoint.address} compresses its answers, though `identity` was asked for; reach it without a proxy"
-            )
-        if int(response.headers.get("content-length") or 0) > max_bytes:
-            raise perhaps_charged(RowError(refusal))
-        response.stream = _Bounded(response.stream, max_bytes, refusal)
+        bound = rules.bound(response.status_code, response.headers)
+        response.stream = _Bounded(response.stream, bound, lambda: rules.too_long(response.status_code))
+        if raising and not response.is_success:
+            await response.aread()
+            raise status_error(rules.endpoint, response.status_code, response.text, response.headers)
 
     hooks = session.event_hooks
     session.event_hooks = {**hooks, "response": [check, *hooks["response"]]}
@@ -99,16 +197,16 @@ def harden(session: httpx2.AsyncClient, endpoint: Endpoint, max_bytes: int, rais
 class _Bounded(httpx2.AsyncByteStream):
     """A body that ends, or is refused, after a number of bytes; what is unread then closes its connection."""
 
-    def __init__(self, stream: object, max_bytes: int, refusal: str | None) -> None:
+    def __init__(self, stream: object, max_bytes: int, too_long: Callable[[], None]) -> None:
         assert isinstance(stream, httpx2.AsyncByteStream)
-        self._stream, self._max, self._refusal = stream, max_bytes, refusal
+        self._stream, self._max, self._too_long = stream, max_bytes, too_long
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         left = self._max
         async for chunk in self._stream:
             left -= len(chunk)
-            if left < 0 and self._refusal is not None:
-                raise perhaps_charged(RowError(self._refusal))
+            if left < 0:
+                self._too_long()
             yield chunk
             if left < 0:
                 return

@@ -6,7 +6,8 @@ import pytest
 from persyn_hf.config import Sampling
 from persyn_hf.errors import LedgerError
 from persyn_hf.generation.client import Completion, Request
-from persyn_hf.generation.ledger import Ledger, completion_key
+from persyn_hf.generation.keys import completion_key
+from persyn_hf.generation.ledger import Ledger
 
 REQUEST = Request("p", ({"role": "user", "content": "Hi"},), Sampling(max_tokens=5), 7)
 
@@ -117,3 +118,16 @@ def test_a_full_disk_loses_nothing_written(tmp_path):
     with Ledger(path) as ledger:
         assert ledger.get_many(["a" * 64, "b" * 64])["a" * 64].text == "kept"
         assert len(ledger) == 1
+
+
+def test_the_wal_is_emptied_beside_the_caller(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        for start in range(0, 3000, 100):
+            ledger.put_many([(f"{n:064x}", Completion("text", "stop", 1, 2), None) for n in range(start, start + 100)])
+        assert ledger._checkpoint is not None
+        ledger._checkpoint.join()
+        # Another process sees the answers in the file itself; they would all be in the WAL otherwise.
+        assert path.stat().st_size > 100_000
+        assert len(ledger) == 3000
+    assert not path.with_name("ledger.sqlite-wal").exists()
