@@ -23,11 +23,12 @@ from datasets import Dataset, disable_progress_bars
 
 from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
 from persyn_hf.generation.ledger import Ledger
-from tests.benchmarks.endpoint import HANGS, MIX, Behaviour, counters_of, running
+from tests.benchmarks.endpoint import HANGS, MIX, Behaviour, answered_before, counters_of, running
 
 #: Seconds that a request may take where requests hang.
 DEADLINE = 3.0
-Work = Callable[[str], int]
+#: Asks the endpoint at an address; gives the table, or how many are lost.
+Work = Callable[[str], Dataset | int]
 
 
 def cpu() -> float:
@@ -51,7 +52,7 @@ class Measure:
 def measure(work: Work, count: int, behaviour: Behaviour) -> Measure:
     with running(behaviour) as (url,):
         began, used = time.monotonic(), cpu()
-        lost = work(url)
+        made = work(url)
         took, used = time.monotonic() - began, cpu() - used
         seen = counters_of(url)
     share = refused = None
@@ -59,7 +60,9 @@ def measure(work: Work, count: int, behaviour: Behaviour) -> Measure:
         left = seen.good - behaviour.mark
         share = left / behaviour.cap * behaviour.service / (seen.last - seen.marked_at)
         refused = (seen.refused - seen.marked_refused) / max(1, seen.requests - seen.marked_requests)
-    return Measure(took, used, lost, seen.refused, seen.requests, share, refused)
+    return Measure(
+        took, used, made if isinstance(made, int) else lost(made), seen.refused, seen.requests, share, refused
+    )
 
 
 def show(name: str, found: Measure, count: int, behaviour: Behaviour) -> None:
@@ -87,20 +90,20 @@ def lost(table: Dataset) -> int:
 def ours(count: int, folder: str | None = None, **settings: object) -> Work:
     """The engine with its ledger on disk, as a user runs it."""
 
-    def work(url: str) -> int:
+    def work(url: str) -> Dataset:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             teacher = {"name": "t", "model": "m", "endpoint": url, **settings}
-            return lost(generate_parallel(prompts(count), [teacher], Path(place) / "ledger.sqlite", progress=False))
+            return generate_parallel(prompts(count), [teacher], Path(place) / "ledger.sqlite", progress=False)
 
     return work
 
 
 def in_map(count: int, batch: int, **settings: object) -> Work:
-    def work(url: str) -> int:
+    def work(url: str) -> Dataset:
         with tempfile.TemporaryDirectory() as place:
             teacher = {"name": "t", "model": "m", "endpoint": url, **settings}
             kwargs = {"teacher": teacher, "ledger": str(Path(place) / "ledger.sqlite")}
-            return lost(prompts(count).map(persyn_generate, batched=True, batch_size=batch, fn_kwargs=kwargs))
+            return prompts(count).map(persyn_generate, batched=True, batch_size=batch, fn_kwargs=kwargs)
 
     return work
 
@@ -200,11 +203,13 @@ def kills(times: int) -> None:
             while counters_of(url).good < before + 200:
                 time.sleep(0.05)
             time.sleep(rng.random())
+            killed = time.monotonic()
             child.kill()
             child.join()
+            finished = answered_before(url, killed)  # a dying process keeps its sockets for some milliseconds
             time.sleep(0.6)  # what was in flight finds nobody
             with Ledger(path) as ledger:
-                again.append(counters_of(url).good - before - (len(ledger) - kept))
+                again.append(finished - before - (len(ledger) - kept))
     print(f"{'finished rows sent again after kill -9':44s} {again}: {max(again)} at most", flush=True)
 
 

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.queues import Queue
@@ -73,8 +74,8 @@ class Connection(asyncio.Protocol):
     good, refusal = http(json.dumps(ANSWER).encode()), http(b'{"error":"full","error_type":"overloaded"}', "429 Busy")
     down, half = http(b"<h1>503</h1>", "503 Down"), http(b'{"choices": [{"mess')
 
-    def __init__(self, behaviour: Behaviour, counters: Counters, rng: random.Random) -> None:
-        self.behaviour, self.counters, self.rng = behaviour, counters, rng
+    def __init__(self, behaviour: Behaviour, counters: Counters, rng: random.Random, recent: deque[float]) -> None:
+        self.behaviour, self.counters, self.rng, self.recent = behaviour, counters, rng, recent
         self.buffer, self.last = b"", False
 
     def connection_made(self, transport: Any) -> None:
@@ -87,7 +88,14 @@ class Connection(asyncio.Protocol):
             return
         if head.startswith(b"GET"):
             self.buffer = rest
-            pages = {b"GET / ": asdict(self.counters), b"GET /v1/models ": {"object": "list", "data": [{"id": "m"}]}}
+            asked = head.split()[1].decode()
+            before = sum(when <= float(asked[8:]) for when in self.recent) if asked.startswith("/before/") else 0
+            past = self.counters.good - len(self.recent)
+            pages = {
+                b"GET / ": asdict(self.counters),
+                b"GET /before/": past + before,
+                b"GET /v1/models ": {"object": "list", "data": [{"id": "m"}]},
+            }
             page = next((page for start, page in pages.items() if head.startswith(start)), {})
             self.transport.write(http(json.dumps(page).encode()))
             return
@@ -134,6 +142,7 @@ class Connection(asyncio.Protocol):
             self.write(self.good)
             counters.good += 1
             counters.last = time.monotonic()
+            self.recent.append(counters.last)
             if counters.good == behaviour.mark:
                 counters.marked_at, counters.marked_requests = counters.last, counters.requests
                 counters.marked_refused = counters.refused
@@ -143,8 +152,8 @@ def _serve(ports: Queue[list[int]], behaviours: list[Behaviour]) -> None:
     async def main() -> None:
         loop, found = asyncio.get_running_loop(), []
         for behaviour in behaviours:
-            counters, rng = Counters(), random.Random(behaviour.seed)
-            make = lambda b=behaviour, c=counters, r=rng: Connection(b, c, r)  # noqa: E731
+            counters, rng, recent = Counters(), random.Random(behaviour.seed), deque[float](maxlen=4096)
+            make = lambda b=behaviour, c=counters, r=rng, w=recent: Connection(b, c, r, w)  # noqa: E731
             server = await loop.create_server(make, "127.0.0.1", 0, backlog=4096)
             found.append(server.sockets[0].getsockname()[1])
         ports.put(found)
@@ -165,6 +174,13 @@ def running(*behaviours: Behaviour) -> Iterator[list[str]]:
     finally:
         process.kill()
         process.join()
+
+
+def answered_before(url: str, when: float) -> int:
+    """Good answers that had been sent at a time of this machine's monotonic clock."""
+    import httpx2
+
+    return int(httpx2.get(f"{url}/before/{when!r}").json())
 
 
 def counters_of(url: str) -> Counters:
