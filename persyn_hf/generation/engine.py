@@ -6,7 +6,7 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -34,6 +34,9 @@ _FIRST_GUESS, _HIGHEST = 16, 1024
 #: Answers that are held back for a common commit, at most: what a killed process asks for again.
 _COMMIT = 3
 
+#: Seconds between two looks whether all is asked for, and between two tries to work ahead.
+_NEXT_LOOK, _NEXT_TRY = 0.05, 0.2
+
 
 @dataclass(frozen=True)
 class Options:
@@ -50,8 +53,18 @@ class Options:
     max_cost: float | None = None
 
 
-async def ask_all(plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt) -> None:
+async def ask_all(
+    plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt, ahead: Callable[[], bool] = lambda: False
+) -> None:
     """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
+
+    Args:
+        plan (`Plan`): Who is to answer what.
+        ledger (`Ledger`): Where answers are kept.
+        options (`Options`): How the run goes.
+        interrupt (`Interrupt`): Told what drains the run.
+        ahead (`Callable[[], bool]`, *optional*): Does some milliseconds' work on what is answered, while only the last
+            answers are waited for; false where there is none to do now.
 
     Raises:
         ConfigError: If a teacher's key is missing, or its endpoint fails a check; nothing has been asked then.
@@ -83,7 +96,8 @@ async def ask_all(plan: Plan, ledger: Ledger, options: Options, interrupt: Inter
         with shown(tallies, options.progress):
             try:
                 await run.go(
-                    [itertools.chain([job] if job else [], jobs) for job, jobs in zip(first, work, strict=True)]
+                    [itertools.chain([job] if job else [], jobs) for job, jobs in zip(first, work, strict=True)],
+                    ahead,
                 )
             finally:
                 run.report(interrupt.pressed > 0)
@@ -133,14 +147,26 @@ class _Run:
         tally.in_flight = lambda: pool.in_flight
         self._pools[teacher.name], self._tallies[teacher.name] = pool, tally
 
-    async def go(self, jobs: Sequence[Iterator[Job]]) -> None:
+    async def go(self, jobs: Sequence[Iterator[Job]], ahead: Callable[[], bool]) -> None:
         """Asks all teachers; ends when each is through."""
         try:
             async with asyncio.TaskGroup() as group:
-                for asked, own in zip(self._plan.asked, jobs, strict=True):
-                    group.create_task(self._one(asked, own))
+                beside = group.create_task(self._beside(ahead))
+                await asyncio.wait(
+                    [
+                        group.create_task(self._one(asked, own))
+                        for asked, own in zip(self._plan.asked, jobs, strict=True)
+                    ]
+                )
+                beside.cancel()
         except BaseExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
+
+    async def _beside(self, ahead: Callable[[], bool]) -> None:
+        """Works ahead once all that is left is to wait."""
+        while True:
+            done = all(pool.drawn for pool in self._pools.values())
+            await asyncio.sleep((0.0 if ahead() else _NEXT_TRY) if done else _NEXT_LOOK)
 
     def drain(self) -> None:
         """Starts nothing more."""

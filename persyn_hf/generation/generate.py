@@ -16,13 +16,13 @@ from persyn_hf import columns
 from persyn_hf.config import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
 from persyn_hf.generation.engine import Options, ask_all
+from persyn_hf.generation.finished import FinishedTable
 from persyn_hf.generation.interrupt import run_to_end
 from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.plan import Plan, identify
 from persyn_hf.generation.retry import RetryPolicy
 from persyn_hf.generation.tables import (
     GENERATED_FEATURES,
-    assemble,
     prompt_table,
     require_known_routes,
     require_ranking,
@@ -248,8 +248,9 @@ def _options(
 
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
     with _opened(ledger) as book, _heap_at_rest():
-        run_to_end(lambda interrupt: ask_all(plan, book, options, interrupt))
-        return assemble(plan, book, drop_truncated)
+        table = FinishedTable(plan, book, drop_truncated)
+        run_to_end(lambda interrupt: ask_all(plan, book, options, interrupt, table.advance))
+        return table.finish()
 
 
 @contextmanager

@@ -138,19 +138,21 @@ class Plan:
             for prompt in batch[columns.PROMPT]:
                 yield asked.messages(prompt)
 
-    def pairs(self) -> Iterator[list[tuple[int, Asked, Job, str | None]]]:
-        """The finished table's rows, some at a time: row of `table`, who answers it, its job, who should have."""
+    @cached_property
+    def _paired(self) -> Dataset:
         names = [columns.PROMPT_ID, columns.PROMPT, *([columns.ROUTE] if self.routed else [])]
-        only = self.table.select_columns(names)
-        for start in range(0, len(only), CHUNK):
-            batch = only[start : start + CHUNK]
-            made = []
-            for offset, (prompt_id, prompt) in enumerate(
-                zip(batch[columns.PROMPT_ID], batch[columns.PROMPT], strict=True)
-            ):
-                for asked, instead_of in self._answering(prompt_id, batch, offset):
-                    made.append((start + offset, asked, asked.job(prompt, prompt_id, self.seed), instead_of))
-            yield made
+        return self.table.select_columns(names)
+
+    def pairs(self, start: int) -> list[tuple[int, Asked, Job, str | None]]:
+        """Some of the finished table's rows: row of `table`, who answers it, its job, who should have."""
+        batch = self._paired[start : start + CHUNK]
+        made = []
+        for offset, (prompt_id, prompt) in enumerate(
+            zip(batch[columns.PROMPT_ID], batch[columns.PROMPT], strict=True)
+        ):
+            for asked, instead_of in self._answering(prompt_id, batch, offset):
+                made.append((start + offset, asked, asked.job(prompt, prompt_id, self.seed), instead_of))
+        return made
 
     def _answering(
         self, prompt_id: str, batch: dict[str, list[Any]], offset: int

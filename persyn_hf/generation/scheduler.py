@@ -108,6 +108,11 @@ class TeacherPool:
         """Requests that are being answered now."""
         return sum(lane.limit.in_flight for lane in self.lanes)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether every job has been asked for at least once: what is left is waiting."""
+        return self._exhausted and not self._ready
+
     def stop(self, reason: str) -> None:
         """Starts nothing more; what is in flight is waited for."""
         self.stopped = self.stopped or reason

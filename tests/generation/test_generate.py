@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from datasets import Dataset, Value
+from starlette.responses import JSONResponse
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
@@ -17,6 +18,8 @@ from persyn_hf.errors import (
     MissingColumnError,
     RouterMismatchError,
 )  # fmt: skip
+from persyn_hf.generation.client import Completion
+from persyn_hf.generation.finished import FinishedTable
 from persyn_hf.generation.generate import (
     GenerationSummary,
     generate_parallel,
@@ -25,9 +28,10 @@ from persyn_hf.generation.generate import (
     summarize_generation,
 )  # fmt: skip
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.plan import row_seed
+from persyn_hf.generation.plan import Plan, identify, row_seed
+from persyn_hf.generation.tables import prompt_table
 from tests.generation.servers import Teacher as Double
-from tests.generation.servers import chat_body, serve
+from tests.generation.servers import chat_body, echo, serve
 
 
 @pytest.fixture
@@ -234,9 +238,55 @@ def test_a_missing_key_is_found_before_anything_is_asked(server, monkeypatch):
 def test_a_large_table_is_mapped_from_a_file(server, monkeypatch):
     prompts = Dataset.from_dict({"prompt": [f"p{n}" for n in range(300)]})
     held = generate_parallel(prompts, teachers(server), progress=False)
-    monkeypatch.setattr("persyn_hf.generation.tables.IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr("persyn_hf.generation.finished.IN_MEMORY_BYTES", 1000)
     mapped = generate_parallel(prompts, teachers(server), progress=False)
     assert held.cache_files == []
     assert len(mapped.cache_files) == 1
     assert mapped.to_list() == held.to_list()
     assert mapped.features == held.features
+
+
+def test_the_table_grows_while_the_last_answers_are_waited_for(monkeypatch):
+    async def slow(n, body):
+        last = body["messages"][-1]["content"] == "p599"
+        if last:
+            await asyncio.sleep(0.6)
+        return JSONResponse(chat_body(echo(body)))
+
+    ahead = []
+    advance = FinishedTable.advance
+
+    def watched(self):
+        ahead.append(advance(self))
+        return ahead[-1]
+
+    prompts = Dataset.from_dict({"prompt": [f"p{n}" for n in range(600)]})
+    with serve(Double(slow)) as server:
+        teacher = {"name": "t", "model": "m", "endpoint": server.url}
+        plain = generate_parallel(prompts, [teacher], progress=False)
+        monkeypatch.setattr(FinishedTable, "advance", watched)
+        grown = generate_parallel(prompts, [teacher], progress=False)
+    # Two parts of 256 rows are settled while the last row is not; the third one is left for the end.
+    assert ahead.count(True) == 2
+    assert ahead[-1] is False
+    assert grown.to_list() == plain.to_list()
+
+
+def test_a_row_that_failed_for_good_holds_up_no_part_of_the_table(tmp_path):
+    prompts = prompt_table([f"p{n}" for n in range(300)], "test")
+    asked = identify(Teacher(name="t", model="m", endpoint="http://localhost:1"))
+    plan = Plan(prompts, [asked], 0, False)
+    jobs = list(plan.jobs(asked))
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        table = FinishedTable(plan, ledger)
+        ledger.put_many([(job.key, Completion("yes", "stop", 1, 1), None) for job in jobs[1:256]])
+        assert not table.advance()  # the first row may still be answered
+        plan.errors[jobs[0].key] = "refused"
+        assert table.advance()
+        assert not table.advance()
+        ledger.put(jobs[299].key, Completion("late", "stop", 1, 1))
+        finished = table.finish()
+    assert finished["completion"][:] == [None, *["yes"] * 255, *[None] * 43, "late"]
+    assert finished["error"][0] == "refused"
+    assert finished["error"][256] is not None
+    assert finished["prompt"][:] == prompts["prompt"][:]

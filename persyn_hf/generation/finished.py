@@ -1,0 +1,144 @@
+"""Answers out: the finished table, put together from the ledger."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, Features
+
+from persyn_hf import columns
+from persyn_hf.generation.client import Completion
+from persyn_hf.generation.ledger import Ledger
+from persyn_hf.generation.plan import CHUNK, Asked, Plan
+from persyn_hf.generation.reasoning import presented
+from persyn_hf.generation.scheduler import Job
+from persyn_hf.generation.tables import GENERATED_FEATURES
+
+#: The largest finished table that is held in memory.
+IN_MEMORY_BYTES = 32 * 2**20
+#: Of a row that nothing else is known about.
+_NEVER_ASKED = "the run ended before this row was asked"
+
+
+class FinishedTable:
+    """The prompts' own columns and the generated ones, one row per (prompt, teacher), in the order of the prompts.
+
+    A table that is larger than `IN_MEMORY_BYTES` is written to a temporary file and mapped from there, so that
+    memory does not grow with it; the file lives as long as the process.
+
+    Args:
+        plan (`Plan`): Who was to answer what.
+        ledger (`Ledger`): The answers.
+        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
+        self._plan, self._ledger, self._drop_truncated = plan, ledger, drop_truncated
+        self._features = Features({**plan.table.features, **GENERATED_FEATURES})
+        self._generated = Features(GENERATED_FEATURES).arrow_schema
+        self._prompts = plan.table.with_format("arrow")
+        self._parts: list[pa.Table] = []
+        self._size = 0
+        self._next = 0
+
+    def advance(self) -> bool:
+        """Adds the next rows while a run goes on; false where some of them may still be answered, or none are left."""
+        if self._next >= len(self._prompts) or self._size > IN_MEMORY_BYTES:
+            return False
+        part = self._part(only_settled=True)
+        if part is not None:
+            self._add(part)
+        return part is not None
+
+    def finish(self) -> Dataset:
+        """Adds the rest; what has no answer now has an error."""
+        rest = self._rest()
+        while self._size <= IN_MEMORY_BYTES:
+            part = next(rest, None)
+            if part is None:
+                whole = pa.concat_tables(self._parts) if self._parts else self._features.arrow_schema.empty_table()
+                return Dataset(whole)
+            self._add(part)
+        return Dataset.from_file(_spill(itertools.chain(_drained(self._parts), rest), self._features))
+
+    def _add(self, part: pa.Table) -> None:
+        self._parts.append(part)
+        self._size += part.nbytes
+
+    def _rest(self) -> Iterator[pa.Table]:
+        while self._next < len(self._prompts):
+            part = self._part(only_settled=False)
+            assert part is not None
+            yield part
+
+    def _part(self, only_settled: bool) -> pa.Table | None:
+        """The next rows; `None` where they are not settled and should be."""
+        start = self._next
+        made = self._columns(start, only_settled)
+        if made is None:
+            return None
+        self._next += CHUNK
+        rows = [row - start for row in made.pop("row")]
+        part = self._prompts[start : start + CHUNK].take(pa.array(rows, type=pa.int64()))
+        for column, values in zip(self._generated, made.values(), strict=True):
+            part = part.append_column(column, pa.array(values, type=column.type))
+        return part.cast(self._features.arrow_schema)
+
+    def _columns(self, start: int, only_settled: bool) -> dict[str, list[Any]] | None:
+        """The generated columns of some rows, with the row of the prompts' table that each belongs to."""
+        plan, pairs = self._plan, self._plan.pairs(start)
+        found = self._ledger.get_many({job.key for _, _, job, _ in pairs})
+        if only_settled and any(job.key not in found and job.key not in plan.errors for _, _, job, _ in pairs):
+            return None
+        made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
+        for row, asked, job, instead_of in pairs:
+            completion = found.get(job.key)
+            if self._drop_truncated and completion is not None and completion.finish_reason == "length":
+                continue
+            values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
+            for column, value in zip(made.values(), values, strict=True):
+                column.append(value)
+            if completion is None:
+                made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
+        return made
+
+
+def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
+    if completion is None:
+        return (asked.name, *[None] * 6)
+    text, thoughts = presented(completion, asked.teacher.reasoning)
+    return (
+        asked.name, text, thoughts, completion.finish_reason, completion.prompt_tokens, completion.completion_tokens,
+        completion.usage_source,
+    )  # fmt: skip
+
+
+def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
+    sampling = asked.teacher.sampling
+    return (
+        sampling.temperature, sampling.top_p, sampling.max_tokens, list(sampling.stop), job.request.seed,
+        asked.teacher.system_prompt,
+    )  # fmt: skip
+
+
+def _drained(parts: list[pa.Table]) -> Iterator[pa.Table]:
+    while parts:
+        yield parts.pop(0)
+
+
+def _spill(parts: Iterable[pa.Table], features: Features) -> str:
+    folder = tempfile.mkdtemp(prefix="persyn-hf-")
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    path = os.path.join(folder, "generated.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
+        for part in parts:
+            writer.write_table(part)
+    return path
