@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -247,23 +246,10 @@ def _options(
 
 
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
-    with _opened(ledger) as book, _heap_at_rest():
+    with _opened(ledger) as book:
         table = FinishedTable(plan, book, drop_truncated)
         run_to_end(lambda interrupt: ask_all(plan, book, options, interrupt, table.advance))
         return table.finish()
-
-
-@contextmanager
-def _heap_at_rest() -> Iterator[None]:
-    """Spares the collector what stood on the heap before a run: with torch loaded, one full round takes 0.1 s."""
-    if gc.get_freeze_count():  # somebody else's
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager
