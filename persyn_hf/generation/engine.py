@@ -33,7 +33,6 @@ _BATCHES_AHEAD = 4
 _FIRST_GUESS, _HIGHEST = 16, 1024
 #: Answers that are held back for a common commit, at most: what a killed process asks for again.
 _COMMIT = 3
-
 #: Seconds between two looks whether all is asked for, and between two tries to work ahead.
 _NEXT_LOOK, _NEXT_TRY = 0.05, 0.2
 

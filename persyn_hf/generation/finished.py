@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -47,10 +47,14 @@ class FinishedTable:
         self._parts: list[pa.Table] = []
         self._size = 0
         self._next = 0
+        self._awaited: str | None = None
 
     def advance(self) -> bool:
         """Adds the next rows while a run goes on; false where some of them may still be answered, or none are left."""
         if self._next >= len(self._prompts) or self._size > IN_MEMORY_BYTES:
+            return False
+        # With many teachers a part is thousands of rows: it is not looked through again before that one is there.
+        if self._awaited is not None and not self._settled(self._awaited, self._ledger.get_many([self._awaited])):
             return False
         part = self._part(only_settled=True)
         if part is not None:
@@ -67,6 +71,10 @@ class FinishedTable:
                 return Dataset(whole)
             self._add(part)
         return Dataset.from_file(_spill(itertools.chain(_drained(self._parts), rest), self._features))
+
+    def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:
+        """Whether a row has its answer, or failed for good."""
+        return key in found or key in self._plan.errors
 
     def _add(self, part: pa.Table) -> None:
         self._parts.append(part)
@@ -95,8 +103,10 @@ class FinishedTable:
         """The generated columns of some rows, with the row of the prompts' table that each belongs to."""
         plan, pairs = self._plan, self._plan.pairs(start)
         found = self._ledger.get_many({job.key for _, _, job, _ in pairs})
-        if only_settled and any(job.key not in found and job.key not in plan.errors for _, _, job, _ in pairs):
-            return None
+        if only_settled:
+            self._awaited = next((job.key for _, _, job, _ in pairs if not self._settled(job.key, found)), None)
+            if self._awaited is not None:
+                return None
         made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
         for row, asked, job, instead_of in pairs:
             completion = found.get(job.key)

@@ -24,6 +24,10 @@ _ERROR_BYTES = 64 * 2**10
 Held = TypeVar("Held")
 
 
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
 @dataclass(frozen=True)
 class Reply:
     """A whole response.
@@ -41,7 +45,7 @@ class Reply:
     @property
     def is_success(self) -> bool:
         """Whether the status is 2xx."""
-        return 200 <= self.status < 300
+        return _is_success(self.status)
 
     @property
     def text(self) -> str:
@@ -96,7 +100,7 @@ class Rules:
         Raises:
             RowError, TeacherDownError: As for [`Wire.ask`].
         """
-        if not 200 <= status < 300:
+        if not _is_success(status):
             return _ERROR_BYTES
         if headers.get("content-encoding", "identity") != "identity":
             raise TeacherDownError(
@@ -113,7 +117,7 @@ class Rules:
         Raises:
             RowError: If it is an answer.
         """
-        if 200 <= status < 300:
+        if _is_success(status):
             words = f"the answer is longer than {self.max_bytes} bytes (`max_response_bytes`)"
             raise perhaps_charged(RowError(words))
 
