@@ -7,10 +7,13 @@ import sys
 import pytest
 import yaml
 from datasets import Dataset, load_dataset
+from typer.testing import CliRunner
 
 from persyn_hf import RunConfig, run
+from persyn_hf.cli import app
 from persyn_hf.demo.prompts import demo_prompts
 from persyn_hf.errors import DataError, RouterMismatchError
+from persyn_hf.generation.retry import RetryPolicy
 
 
 @pytest.fixture
@@ -43,6 +46,13 @@ def _tables(settings):
     folder = settings["output_dir"]
     names = ("probe", "score", "route", "generate")
     return {name: Dataset.from_parquet(f"{folder}/stages/{name}.parquet").to_list() for name in names}
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Who does not answer is down after a moment."""
+    policy = RetryPolicy(base_delay=0.01, down_after_unseen=0.3)
+    monkeypatch.setattr("persyn_hf.generation.generate.RetryPolicy", lambda: policy)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -111,7 +121,7 @@ def _tables_of(settings, name):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_teacher_that_always_fails_is_counted_and_the_run_goes_on(settings):
+def test_a_teacher_that_always_fails_is_counted_and_the_run_goes_on(settings, impatient):
     settings["teachers"].append(
         {"name": "dead", "model": "org/dead", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5, "preflight": False}
     )
@@ -145,7 +155,7 @@ def test_a_pretrained_router_needs_no_probe(settings, tmp_path):
     assert result.report.generations == 40
 
 
-def test_only_dead_teachers_is_an_error_that_says_where_to_look(settings):
+def test_only_dead_teachers_is_an_error_that_says_where_to_look(settings, impatient):
     settings["teachers"] = [
         {"name": name, "model": "org/dead", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5, "preflight": False}
         for name in ("a", "b")
@@ -164,13 +174,8 @@ def test_the_commands_run_and_route(settings, tmp_path):
     assert "oracle" in done.stdout and "80 answers instead of 120" in done.stdout
     routes = tmp_path / "routes.parquet"
     router = f"{settings['output_dir']}/router"
-    done = subprocess.run(
-        [*python, "route", router, settings["prompts"]["source"], "--output", str(routes)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["route", router, settings["prompts"]["source"], "--output", str(routes)])
+    assert done.exit_code == 0, done.output
     assert [row["route"] for row in Dataset.from_parquet(str(routes)).to_list()] == [
         row["route"] for row in _tables_of(settings, "route")
     ]

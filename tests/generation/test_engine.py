@@ -26,7 +26,7 @@ def teacher(name, *servers, **settings):
 
 
 def test_requests_go_to_the_endpoint_with_the_smallest_load():
-    with serve(Double(delay=0.01)) as quick, serve(Double(delay=0.4)) as slow:
+    with serve(Double(delay=0.04)) as quick, serve(Double(delay=0.4)) as slow:
         table = generate_parallel(
             [f"p{n}" for n in range(90)], [teacher("t", quick, slow, max_concurrency=4)], progress=False
         )

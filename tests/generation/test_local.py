@@ -136,8 +136,10 @@ def test_a_folder_that_is_no_model_takes_its_teacher_down(tmp_path):
 
 def test_the_real_model_ends_its_turns(models):
     """SmolLM2's pad id is its end-of-turn token: a mask by ids would hide the turns of the prompt."""
-    local = load_model(str(models / "SmolLM2-135M-Instruct"), None, "auto", "cpu", "real")
-    assert local.model.dtype == torch.bfloat16
+    folder = str(models / "SmolLM2-135M-Instruct")
+    assert load_model(folder, None, "auto", "cpu", "real").model.dtype == torch.bfloat16
+    # In bfloat16 the first two candidates of the short prompt are so near that padding may swap them.
+    local = load_model(folder, None, "float32", "cpu", "real")
     short = request("What is the capital of France?", temperature=0, max_tokens=12)
     long = request("Say hello. " * 8, temperature=0, max_tokens=4)
     [alone] = answer(local, short)

@@ -206,7 +206,7 @@ def test_a_prompt_that_the_template_refuses_is_an_error_of_its_row(model, tmp_pa
 
 @pytest.mark.parametrize("api", ["tgi", "chat"])
 def test_a_whole_run_against_a_capped_server(model, api):
-    server = Tgi(model_id=model, cap=4, delay=0.005)
+    server = Tgi(model_id=model, cap=4, delay=0.05)
     with serve_app(server.app()) as url:
         teacher = {
             "name": "t", "model": model, "endpoint": url, "api": api, "sampling": {"max_tokens": 9, "top_p": 0.9},

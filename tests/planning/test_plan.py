@@ -6,7 +6,9 @@ import sys
 
 import pytest
 from datasets import Dataset
+from typer.testing import CliRunner
 
+from persyn_hf.cli import app
 from persyn_hf.config import RunConfig
 from persyn_hf.errors import ConfigError
 from persyn_hf.planning.actual import read_actual
@@ -149,9 +151,8 @@ def test_the_command_plans_and_doctor_examines(settings, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
     planned = tmp_path / "out" / "plan.json"
-    command = [*CLI, "plan", str(file), "--completion-tokens", "100", "--output", str(planned)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["plan", str(file), "--completion-tokens", "100", "--output", str(planned)])
+    assert done.exit_code == 0, done.output
     assert "break-even probe" in done.stdout
     assert json.loads(planned.read_text())["generations"] == 25
     assert not (tmp_path / "run").exists(), "planning writes nothing into the run folder"
@@ -160,6 +161,6 @@ def test_the_command_plans_and_doctor_examines(settings, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "20 in " in done.stdout
     file.write_text(yaml.safe_dump(settings | {"student": {"model": str(tmp_path / "nowhere")}}))
-    done = subprocess.run([*CLI, "doctor", str(file)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
+    done = CliRunner().invoke(app, ["doctor", str(file)])
+    assert done.exit_code == 1
     assert "nowhere" in done.stdout

@@ -50,6 +50,7 @@ def cut_at_every_request(hub, client, late, changes):
     raise AssertionError("no push came through")
 
 
+@pytest.mark.slow
 def test_the_line_cut_before_every_request_of_a_fresh_push(hub, client):
     assert cut_at_every_request(hub, client, late=False, changes=False) >= 25
     assert "rows" in texts(client)

@@ -12,7 +12,9 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from persyn_hf.cli import app
 from persyn_hf.config import Training
 from persyn_hf.errors import ConfigError, DataError, StudentError
 from persyn_hf.finetune import end_of_turn, train_student, training_rows
@@ -245,12 +247,12 @@ def test_the_command_trains_from_a_file(kinds, answers, tmp_path):
         "teachers: [{name: a, model: m, backend: local}, {name: b, model: n, backend: local}]\n"
         "training: {max_steps: 2, gradient_accumulation_steps: 1}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "persyn_hf.cli", "train-student", str(tmp_path / "data.parquet"), kinds["qwen"],
-         "--output-dir", str(tmp_path / "out"), "--config", str(config), "--lora-r", "2", "--quiet"],
-        capture_output=True, text=True, check=False,
+    done = CliRunner().invoke(
+        app,
+        ["train-student", str(tmp_path / "data.parquet"), str(kinds["qwen"]), "--output-dir", str(tmp_path / "out"),
+         "--config", str(config), "--lora-r", "2", "--quiet"],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert "12 rows" in done.stdout and "2 steps" in done.stdout
     assert "1 rows were cut and learn no end of turn" in done.stdout
     report = json.loads((tmp_path / "out/training.json").read_text())
