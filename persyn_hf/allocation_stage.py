@@ -67,7 +67,7 @@ def _mean_tokens(answers: Dataset | None, column: str) -> dict[str, float]:
     """Mean tokens of each teacher's answers, of those whose count is known and not 0."""
     counts: dict[str, list[int]] = {}
     if answers is not None:
-        for name, count in zip(answers[columns.TEACHER], answers[column], strict=True):
+        for name, count in zip(answers[columns.TEACHER][:], answers[column][:], strict=True):
             if count:
                 counts.setdefault(name, []).append(count)
     return {name: sum(own) / len(own) for name, own in counts.items()}

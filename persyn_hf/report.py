@@ -131,7 +131,7 @@ def _distinct_answers(*tables: Dataset | None) -> dict[tuple[str, str], tuple[st
 def _means(scored: Dataset) -> dict[str, dict[str, float | None]]:
     names = (columns.QUALITY, columns.LEARNABILITY, columns.REWARD)
     values: dict[str, dict[str, list[float]]] = {}
-    for teacher, *row in zip(scored[columns.TEACHER], *(scored[name] for name in names), strict=True):
+    for teacher, *row in zip(scored[columns.TEACHER][:], *(scored[name][:] for name in names), strict=True):
         own = values.setdefault(teacher, {name: [] for name in names})
         for name, value in zip(names, row, strict=True):
             if value is not None:

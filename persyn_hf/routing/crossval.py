@@ -23,13 +23,11 @@ class Interval:
         return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
 
 
-#: How sure held-out data must be that a router gains anything, before it takes the best single teacher's place. A
-#: router is shrunk towards that teacher, so that a false one costs little, and a small probe seldom makes sure of a
-#: true one.
-CONFIDENCE = 0.75
-#: The same for a small probe, and between which numbers of prompts one passes into the other: on few prompts the
-#: intervals are too narrow, and a shuffled probe of 90 was believed in a quarter of the cases.
-SMALL_CONFIDENCE, SMALL, LARGE = 0.95, 100, 150
+#: How sure held-out data must be that a router gains anything, before it takes the best single teacher's place: the
+#: share of bootstrap draws that is asked of a probe of so many prompts, and in proportion between them. On few prompts
+#: the intervals are too narrow, and a shuffled probe of 90 was believed in a quarter of the cases. A router of many is
+#: shrunk so well towards that teacher that a false one costs little, while a true one is seldom sure of its gain.
+CONFIDENCE = {100: 0.95, 150: 0.75, 400: 0.6}
 
 #: Times that the whole cross-validation is repeated with other folds: one round is too noisy to choose a strength by.
 REPEATS = 3
@@ -162,8 +160,8 @@ def bootstrap_means(values: Array, seed: int = 0, draws: int = 2000) -> Array:
 def earns_its_place(gains: Array, seed: int = 0) -> bool:
     """Whether held-out gains over the best single teacher speak for the router.
 
-    They do where its mean exceeds nothing in at least `CONFIDENCE` of the bootstrap draws over prompts (on a small
-    probe, `SMALL_CONFIDENCE`), the same draw for router and best single teacher.
+    They do where their mean exceeds nothing in at least the share of bootstrap draws over prompts that `CONFIDENCE`
+    asks of so many prompts, the same draw for router and best single teacher.
 
     Args:
         gains (`ndarray` of shape `(prompts,)`): Reward of the router minus that of the best single teacher; NaN where
@@ -173,7 +171,7 @@ def earns_its_place(gains: Array, seed: int = 0) -> bool:
     known = gains[~np.isnan(gains)]
     if known.size < 2:
         return False
-    needed = float(np.interp(known.size, [SMALL, LARGE], [SMALL_CONFIDENCE, CONFIDENCE]))
+    needed = float(np.interp(known.size, list(CONFIDENCE), list(CONFIDENCE.values())))
     return bool((bootstrap_means(known[:, None], seed) > 0).mean() >= needed)
 
 

@@ -117,7 +117,7 @@ def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
 
     rewards = matrix(columns.REWARD)
     assert rewards is not None
-    prompts = dict(zip(data[columns.PROMPT_ID], data[columns.PROMPT], strict=True))
+    prompts = dict(zip(data[columns.PROMPT_ID][:], data[columns.PROMPT][:], strict=True))
     order = np.argsort(-teacher_means(rewards), kind="stable")
     table = RewardTable(
         [prompts[identity] for identity in ids], ids, names, rewards, matrix(columns.QUALITY),

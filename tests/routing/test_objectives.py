@@ -98,7 +98,7 @@ def test_a_router_must_be_more_than_lucky() -> None:
     gains -= gains.mean()
     error = gains.std() / 20
     assert earns_its_place(gains + error)  # one standard error: 84%
-    assert not earns_its_place(gains + 0.3 * error)  # 62%
+    assert not earns_its_place(gains + 0.15 * error)  # 56%
     assert not earns_its_place(np.array([1.0, NAN])) and not earns_its_place(np.zeros(9))
     few = gains[:60] - gains[:60].mean()
     error = few.std() / 60**0.5

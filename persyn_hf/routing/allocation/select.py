@@ -34,7 +34,7 @@ def keep_best(scored: Dataset, by: str = columns.REWARD) -> Dataset:
     """
     columns.require_columns(scored.column_names, [columns.PROMPT_ID, by], "keep_best")
     best: dict[str, tuple[int, float]] = {}
-    for row, (identity, value) in enumerate(zip(scored[columns.PROMPT_ID], scored[by], strict=True)):
+    for row, (identity, value) in enumerate(zip(scored[columns.PROMPT_ID][:], scored[by][:], strict=True)):
         worth = -math.inf if value is None or math.isnan(value) else float(value)
         if identity not in best or worth > best[identity][1]:
             best[identity] = (row, worth)
