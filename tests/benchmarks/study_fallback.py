@@ -1,6 +1,6 @@
 """What the fallback to the best single teacher does on probes of each size, and where there is nothing to learn.
 
-    python -m tests.benchmarks.study_fallback --data FOLDER [--sizes 60 90 150 250 400] [--draws 24]
+    python -m tests.benchmarks.study_fallback --data FOLDER [--sizes 60 90 150 250 400 540] [--draws 24]
 
 Random probes out of the instruction zoo at alpha 0, with their own rewards and with those of other prompts; judged on
 the prompts that are left. FOLDER and figures are those of `study_router`.
@@ -23,7 +23,7 @@ def main() -> None:
     """Runs the study and prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[60, 90, 150, 250, 400])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[60, 90, 150, 250, 400, 540])
     parser.add_argument("--draws", type=int, default=24)
     arguments = parser.parse_args()
     arguments.alphas, arguments.no_scoring, arguments.learnability = [0.0], True, Path("none.jsonl")
