@@ -1,9 +1,7 @@
-import subprocess
-import sys
-
 import pytest
 import yaml
 
+from persyn_hf.cli import main
 from persyn_hf.config import RunConfig
 from persyn_hf.demo.settings import demo_settings
 from persyn_hf.errors import ConfigError
@@ -53,20 +51,21 @@ BAD = [
 
 
 @pytest.mark.parametrize(("path", "value", "message"), BAD, ids=[".".join(map(str, path)) for path, _, _ in BAD])
-def test_the_command_names_file_and_key_and_exits_with_2(settings, tmp_path, path, value, message):
+def test_the_command_names_file_and_key_and_exits_with_2(
+    settings, tmp_path, monkeypatch, capsys, path, value, message
+):
     _change(settings, path, value)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
-    done = subprocess.run(
-        [sys.executable, "-c", "from persyn_hf.cli import main; main()", "run", str(file)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "run.yaml: " in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["persyn-hf", "run", str(file)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+    assert "run.yaml: " in said
 
 
 def test_every_problem_is_reported_at_once(settings):

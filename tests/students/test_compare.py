@@ -146,6 +146,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(settings, teachers,
     assert {name.rpartition("-")[2] for name in trained[before:]} == {"2"}
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_find_what_one_finds(settings, tmp_path):
     settings["compare"] |= {"policies": ["strong", "persyn"], "seeds": [0]}
     one = run(settings)
