@@ -85,6 +85,7 @@ def test_repository_revision_and_cache(router_folder: str, changed: Path, tmp_pa
     assert in_python(OFFLINE, *json.loads(commits), HF_HUB_OFFLINE="1", HF_HOME=home) == "offline"
 
 
+@pytest.mark.slow
 def test_stock_transformers_rank_alike_with_a_decoder(tiny_llama: str, tmp_path: Path) -> None:
     train_router(make_scored(60), tiny_llama, "s", tmp_path / "r", fallback="none")
     router = PersynRouter.from_pretrained(tmp_path / "r")

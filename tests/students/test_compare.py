@@ -161,6 +161,7 @@ def test_processes_side_by_side_find_what_one_finds(settings, tmp_path):
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_explained(settings, tmp_path):
     settings["compare"] |= {"policies": ["strong", "random"], "seeds": [0], "processes": 2}
     settings["quality"] = {"verifier": "tests.students.test_compare:kills_workers"}
