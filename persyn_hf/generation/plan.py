@@ -118,11 +118,9 @@ class Plan:
         if not self.routed:
             return {asked.name: range(len(self.table)) for asked in self.asked}
         rows: dict[str, array[int]] = {asked.name: array("q") for asked in self.asked}
-        start = 0
-        for batch in self.table.select_columns([columns.ROUTE]).iter(CHUNK):  # a column by itself is read row by row
-            for row, name in enumerate(batch[columns.ROUTE], start):
-                rows[name].append(row)
-            start += len(batch[columns.ROUTE])
+        batches = self.table.select_columns([columns.ROUTE]).iter(CHUNK)  # a column by itself is read row by row
+        for row, name in enumerate(name for batch in batches for name in batch[columns.ROUTE]):
+            rows[name].append(row)
         return dict(rows)
 
     def rows(self, asked: Asked) -> Sequence[int]:
