@@ -13,7 +13,7 @@ class RetryPolicy:
         attempts (`int`, defaults to 6): Attempts of a row that fails for other reasons than load.
         patience (`int`, defaults to 100): Attempts of a row that is refused for load.
         base_delay, max_delay (`float`, defaults to 0.25 and 30): Seconds; the n-th delay is drawn uniformly from
-            `[0, min(max_delay, base_delay * 2**n)]` (full jitter).
+            `[0, min(max_delay, base_delay * 2**(n - 1))]` (full jitter).
         longest_pause (`float`, defaults to 300): Seconds; a longer `Retry-After` is cut to this.
         breaker_after (`int`, defaults to 16): Failures in a row, with no answer between, that open the circuit of an
             endpoint: then one request at a time tries whether the server is back.
@@ -31,5 +31,5 @@ class RetryPolicy:
     down_after_unseen: float = 10.0
 
     def bound(self, step: int) -> float:
-        """The longest delay before the attempt after `step` failures, in seconds."""
-        return min(self.max_delay, self.base_delay * 2.0 ** min(step, 20))
+        """The longest delay before the attempt after `step` failures (1 or more), in seconds."""
+        return min(self.max_delay, self.base_delay * 2.0 ** min(step - 1, 20))

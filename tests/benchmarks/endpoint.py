@@ -38,7 +38,7 @@ class Behaviour:
         jitter: Share of `service` by which it varies either way.
         faults: Shares of 503 pages, resets, half JSON and hangs.
         mark: The number of answers from which `marked` counts.
-        seed: Draws faults and jitter.
+        seed: Draws faults and jitter. Hangs are drawn apart: with one seed the same requests hang, whatever else fails.
     """
 
     cap: int
@@ -74,8 +74,10 @@ class Connection(asyncio.Protocol):
     good, refusal = http(json.dumps(ANSWER).encode()), http(b'{"error":"full","error_type":"overloaded"}', "429 Busy")
     down, half = http(b"<h1>503</h1>", "503 Down"), http(b'{"choices": [{"mess')
 
-    def __init__(self, behaviour: Behaviour, counters: Counters, rng: random.Random, recent: deque[float]) -> None:
-        self.behaviour, self.counters, self.rng, self.recent = behaviour, counters, rng, recent
+    def __init__(
+        self, behaviour: Behaviour, counters: Counters, rng: random.Random, hangs: random.Random, recent: deque[float]
+    ) -> None:  # fmt: skip
+        self.behaviour, self.counters, self.rng, self.hangs, self.recent = behaviour, counters, rng, hangs, recent
         self.buffer, self.last = b"", False
 
     def connection_made(self, transport: Any) -> None:
@@ -130,15 +132,17 @@ class Connection(asyncio.Protocol):
         counters.in_flight -= 1
         if self.transport.is_closing():  # whoever asked is gone
             return
-        drawn = self.rng.random() if behaviour.faults != NONE else 1.0
         down, reset, half, hang = behaviour.faults
+        if self.hangs.random() < hang:
+            return
+        drawn = self.rng.random()
         if drawn < down:
             self.write(self.down)
         elif drawn < down + reset:
             self.transport.abort()
         elif drawn < down + reset + half:
             self.write(self.half)
-        elif drawn >= down + reset + half + hang:
+        else:
             self.write(self.good)
             counters.good += 1
             counters.last = time.monotonic()
@@ -152,8 +156,9 @@ def _serve(ports: Queue[list[int]], behaviours: list[Behaviour]) -> None:
     async def main() -> None:
         loop, found = asyncio.get_running_loop(), []
         for behaviour in behaviours:
-            counters, rng, recent = Counters(), random.Random(behaviour.seed), deque[float](maxlen=4096)
-            make = lambda b=behaviour, c=counters, r=rng, w=recent: Connection(b, c, r, w)  # noqa: E731
+            drawn = Counters(), random.Random(behaviour.seed), random.Random(f"hangs {behaviour.seed}")
+            recent = deque[float](maxlen=4096)
+            make = lambda b=behaviour, d=drawn, w=recent: Connection(b, *d, w)  # noqa: E731
             server = await loop.create_server(make, "127.0.0.1", 0, backlog=4096)
             found.append(server.sockets[0].getsockname()[1])
         ports.put(found)
