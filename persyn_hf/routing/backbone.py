@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from persyn_hf.errors import RouterError
+from persyn_hf.errors import ConfigError, RouterError
 from persyn_hf.routing.heads import Array, Head
+from persyn_hf.routing.template import as_chat
 
 #: Weight of the mean over tokens against the token's own state in the pooling layer; float16 must hold their product.
 _MEAN_OVER_SELF = 1e4
@@ -39,7 +40,8 @@ def build_classifier(
 
     BERT's stock head reads the first token through the pooler, and its mean embedding is known to say more. So the
     layers up to two thirds of the depth are kept, and one more stock layer with uniform attention is appended, which
-    turns the first token into the mean over the tokens.
+    turns the first token into the mean over the tokens. A decoder reads the prompt in its chat template, where it has
+    one (see `template`).
 
     Args:
         backbone (`str`): Hub repository id or local folder.
@@ -53,6 +55,7 @@ def build_classifier(
 
     Raises:
         RouterError: If the backbone cannot be loaded.
+        ConfigError: If `max_length` leaves no room for a prompt.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -74,7 +77,7 @@ def build_classifier(
             )
     except (OSError, ValueError) as error:
         raise RouterError(f"Cannot load the backbone `{backbone}`: {error}") from error
-    _prepare_tokenizer(model, tokenizer, max_length)
+    tokenizer = _prepared(model, tokenizer, max_length)
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
 
@@ -102,15 +105,22 @@ def _bert_with_mean_pooling(backbone: str, config: Any, common: dict[str, Any], 
     return model
 
 
-def _prepare_tokenizer(model: Any, tokenizer: Any, max_length: int) -> None:
+def _prepared(model: Any, tokenizer: Any, max_length: int) -> Any:
+    is_decoder = not final_linear(model)[0]
+    if is_decoder:
+        tokenizer = as_chat(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
     limit = getattr(model.config, "max_position_embeddings", None)
     tokenizer.model_max_length = min(max_length, limit or max_length)
     tokenizer.padding_side = "right"
-    if not final_linear(model)[0]:  # a decoder reads its last token: the end of a long prompt is what it keeps
+    if is_decoder:  # it reads its last token: the end of a long prompt is what it keeps
         tokenizer.truncation_side = "left"
+    length, around = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add()
+    if length <= around:
+        raise ConfigError(f"`max_length` is {length}, and what the model reads around a prompt has {around} tokens.")
+    return tokenizer
 
 
 def final_linear(model: Any) -> tuple[bool, nn.Linear]:

@@ -22,6 +22,7 @@ from persyn_hf.routing.objectives import OBJECTIVES
 from persyn_hf.routing.report import RouterReport, judge, learning_curve
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
+from persyn_hf.routing.template import shown
 from persyn_hf.routing.tuning import FineTuning, cross_validate_tuning, fine_tune
 
 Tuning = Literal["frozen", "full", "lora"]
@@ -95,7 +96,8 @@ def train_router(
 
     Raises:
         MissingColumnError, DataError: If the table is not what it must be.
-        ConfigError: If a setting is wrong, or the backbone cannot be found.
+        ConfigError: If a setting is wrong (`max_length` may leave no room for a prompt), or the backbone cannot be
+            found.
         RouterError: If the backbone cannot be loaded or cannot carry a head.
         RouterMismatchError: If `teachers` do not describe those in the table.
         MissingExtraError: If `peft` is absent and LoRA was asked for.
@@ -136,6 +138,7 @@ def train_router(
         "probe_means": table.mean_scores(),
         "prompt_column": prompt_column,
         "prompt_format": "text of a single user message; else `role: content` paragraphs",
+        "prompt_template": shown(tokenizer),
         "objective": objective,
         "tuning": tuning,
         "strength": report.strength,

@@ -38,7 +38,7 @@ class Behaviour:
         jitter: Share of `service` by which it varies either way.
         faults: Shares of 503 pages, resets, half JSON and hangs.
         mark: The number of answers from which `marked` counts.
-        seed: Draws faults and jitter. Hangs are drawn apart: with one seed the same requests hang, whatever else fails.
+        seed: Draws faults and jitter. Hangs are drawn apart: by one seed the same requests hang, whatever else fails.
     """
 
     cap: int

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import string
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer_files(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def chat_llama(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same decoder with a chat template; it ends in the token that is used for padding, as SmolLM2's does."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("chat") / "llama"
+    shutil.copytree(tiny_llama, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ '[CLS] tax [PAD] ' + messages[0]['content'] | trim + ' [SEP] law ' }}"
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -86,8 +86,11 @@ def test_repository_revision_and_cache(router_folder: str, changed: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_stock_transformers_rank_alike_with_a_decoder(tiny_llama: str, tmp_path: Path) -> None:
-    train_router(make_scored(60), tiny_llama, "s", tmp_path / "r", fallback="none")
+@pytest.mark.parametrize("backbone", ["tiny_llama", "chat_llama"])
+def test_stock_transformers_rank_alike_with_a_decoder(
+    backbone: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    train_router(make_scored(60), request.getfixturevalue(backbone), "s", tmp_path / "r", fallback="none")
     router = PersynRouter.from_pretrained(tmp_path / "r")
     texts = [f"{topic} {topic} {number}" for topic in ("code", "poem", "tax") for number in range(4)]
     rankings = json.loads(in_python(STOCK, str(tmp_path / "r"), json.dumps(texts)))
