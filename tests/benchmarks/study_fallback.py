@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.benchmarks.study_router import BACKBONES, Split, _answers, _embed, _frozen, _rewarded
+from tests.benchmarks.study_router import BACKBONES, Embedded, Split, _answers, _embed, _frozen, _rewarded
 
 
 def main() -> None:
@@ -31,9 +31,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     answers = _answers(arguments, "instruct")
     _, weights, depth = BACKBONES["minilm"]
-    embedded, table = _embed(answers, weights, depth), _rewarded(answers, 0.0)
+    (inputs, bias), table = _embed(answers, weights, depth), _rewarded(answers, 0.0)
     assert table is not None
-    inputs = np.stack([embedded[identity] for identity in table.ids])
+    embedded = Embedded(np.stack([inputs[identity] for identity in table.ids]), bias)
     print("| probe | rewards | closes without fallback | kept | closes | significantly below |")
     print("|---|---|---|---|---|---|", flush=True)
     for size in arguments.sizes:
@@ -44,7 +44,7 @@ def main() -> None:
                 order = random.permutation(len(table.ids))
                 rewards = table.rewards[random.permutation(len(table.ids))] if shuffled else table.rewards
                 drawn = replace(table, rewards=rewards)
-                parts = (drawn, inputs, order[:size], order[size:], "regression")
+                parts = (drawn, embedded, order[:size], order[size:], "regression")
                 guarded.append(_frozen(*parts, "best-single"))
                 free.append(_frozen(*parts, "none") if guarded[-1].fell_back else guarded[-1])
             kept = np.mean([not split.fell_back for split in guarded])

@@ -26,7 +26,7 @@ from datasets import Dataset
 from persyn_hf import columns
 from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.crossval import bootstrap_means, interval, nearest_rewards
-from persyn_hf.routing.heads import POWER, Array, fit_path
+from persyn_hf.routing.heads import POWER, Array, Head, fit_path
 from persyn_hf.routing.objectives import OBJECTIVES
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.training import fit_head
@@ -38,11 +38,23 @@ MINILM, SMOLLM = str(ROOT / ".models/all-MiniLM-L6-v2"), str(ROOT / ".models/Smo
 BACKBONES = {
     "minilm": ("MiniLM, 2/3 of its layers", MINILM, 2 / 3),
     "minilm-all": ("MiniLM, all layers", MINILM, 1.0),
-    "smollm2": ("SmolLM2-135M", SMOLLM, 1.0),
+    "smollm2": ("SmolLM2-135M-Instruct in its chat template", SMOLLM, 1.0),
 }
 #: Plain Bradley–Terry, the reference: a linear head, a little weight decay, no choice of strength, no fallback. This
 #: decay is the best of 1e-3 … 1e-5 on the test prompts, so the reference is given more than it could know.
 PLAIN_DECAY = 3e-4
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the final linear map reads of each prompt, shape `(prompts, hidden)`, and whether it has a bias."""
+
+    inputs: Array
+    bias: bool
+
+    def features(self, train: Array, power: float) -> backbones.FeatureMap:
+        """From inputs to features, as the training prompts have it."""
+        return backbones.FeatureMap(self.inputs[train], self.bias, power)
 
 
 @dataclass(frozen=True)
@@ -74,19 +86,19 @@ def main() -> None:
         answers = _answers(arguments, zoo)
         for backbone in arguments.backbones:
             label, weights, depth = BACKBONES[backbone]
-            embedded = _embed(answers, weights, depth)
+            inputs, bias = _embed(answers, weights, depth)
             for alpha in arguments.alphas:
                 table = _rewarded(answers, alpha)
                 if table is None:
                     continue
-                inputs = np.stack([embedded[identity] for identity in table.ids])
-                for router, splits in _routers(arguments, table, inputs, weights, depth):
+                embedded = Embedded(np.stack([inputs[identity] for identity in table.ids]), bias)
+                for router, splits in _routers(arguments, table, embedded, weights, depth):
                     cells = (zoo, f"{alpha:g}", len(table.ids), label, router, *_summary(splits))
                     print("|", " | ".join(str(cell) for cell in cells), "|", flush=True)
 
 
 def _routers(
-    arguments: Any, table: RewardTable, inputs: Array, weights: str, depth: float
+    arguments: Any, table: RewardTable, embedded: Embedded, weights: str, depth: float
 ) -> Iterator[tuple[str, list[Split]]]:
     halves = [_split(len(table.ids), seed) for seed in range(arguments.splits)]
     if arguments.tuning != "frozen":
@@ -96,33 +108,45 @@ def _routers(
                 [_tuned(arguments, table, train, test, objective, weights, depth) for train, test in halves],
             )
         return
-    yield "plain Bradley–Terry", [_plain(table, inputs, train, test) for train, test in halves]
-    yield "kNN, 20 neighbours", [_knn(table, inputs, train, test) for train, test in halves]
+    yield "plain Bradley–Terry", [_plain(table, embedded, train, test) for train, test in halves]
+    yield "kNN, 20 neighbours", [_knn(table, embedded.inputs, train, test) for train, test in halves]
     for objective in arguments.objectives:
-        guarded = [_frozen(table, inputs, train, test, objective, "best-single") for train, test in halves]
+        guarded = [_frozen(table, embedded, train, test, objective, "best-single") for train, test in halves]
         yield objective, guarded
         if any(split.fell_back for split in guarded):
             yield (
                 objective + ", no fallback",
                 [
-                    _frozen(table, inputs, train, test, objective, "none") if split.fell_back else split
+                    _frozen(table, embedded, train, test, objective, "none") if split.fell_back else split
                     for split, (train, test) in zip(guarded, halves, strict=True)
                 ],
             )
 
 
-def _frozen(table: RewardTable, inputs: Array, train: Array, test: Array, objective: str, fallback: str) -> Split:
-    part = _best_first(table, train)
-    features = backbones.FeatureMap(inputs[train], True, POWER[objective])
+def _frozen(
+    table: RewardTable, embedded: Embedded, train: Array, test: Array, objective: str, fallback: str
+) -> Split:  # fmt: skip
+    part, inputs = _best_first(table, train), embedded.inputs
+    features = embedded.features(train, POWER[objective])
     head, report = fit_head(part.subset(train), features(inputs[train]), objective, fallback, 5, 0)
-    return _judge(part, test, head(features(inputs[test])).argmax(axis=1), report.fallback is not None)
+    scores = _scores(embedded, features, head, inputs[test])
+    return _judge(part, test, scores.argmax(axis=1), report.fallback is not None)
 
 
-def _plain(table: RewardTable, inputs: Array, train: Array, test: Array) -> Split:
-    part = _best_first(table, train)
-    features = backbones.FeatureMap(inputs[train], True, power=1.0)
+def _plain(table: RewardTable, embedded: Embedded, train: Array, test: Array) -> Split:
+    part, inputs = _best_first(table, train), embedded.inputs
+    features = embedded.features(train, power=1.0)
     (head,) = fit_path("bradley-terry", features(inputs[train]), part.rewards[train], (PLAIN_DECAY,))
-    return _judge(part, test, head(features(inputs[test])).argmax(axis=1), False)
+    return _judge(part, test, _scores(embedded, features, head, inputs[test]).argmax(axis=1), False)
+
+
+def _scores(embedded: Embedded, features: backbones.FeatureMap, head: Head, inputs: Array) -> Array:
+    """As the checkpoint gives them: through the final linear map."""
+    linear = torch.nn.Linear(inputs.shape[1], len(head.means), bias=embedded.bias, dtype=torch.float64)
+    features.write(head, linear)
+    with torch.no_grad():
+        scores: Array = linear(torch.from_numpy(inputs)).numpy()
+    return scores
 
 
 def _knn(table: RewardTable, inputs: Array, train: Array, test: Array) -> Split:
@@ -179,14 +203,14 @@ def _best_first(table: RewardTable, train: Array) -> RewardTable:
     return table.reordered([table.teachers[column] for column in np.argsort(-means, kind="stable")])
 
 
-def _embed(answers: Dataset, weights: str, depth: float) -> dict[str, Array]:
+def _embed(answers: Dataset, weights: str, depth: float) -> tuple[dict[str, Array], bool]:
     prompts = dict(zip(answers[columns.PROMPT_ID], answers[columns.PROMPT], strict=True))
     model, tokenizer = backbones.build_classifier(
         weights, ["a", "b"], revision=None, max_length=512, dtype=torch.float32, device="cpu", depth=depth
     )
     texts = [columns.prompt_text(prompt) for prompt in prompts.values()]
     inputs = backbones.head_inputs(model, tokenizer, texts, progress=sys.stderr.isatty())
-    return dict(zip(prompts, inputs, strict=True))
+    return dict(zip(prompts, inputs, strict=True)), backbones.final_linear(model)[0]
 
 
 def _rewarded(answers: Dataset, alpha: float) -> RewardTable | None:
