@@ -117,6 +117,8 @@ def _prepared(model: Any, tokenizer: Any, max_length: int) -> Any:
     tokenizer.padding_side = "right"
     if is_decoder:  # it reads its last token: the end of a long prompt is what it keeps
         tokenizer.truncation_side = "left"
+    for side in ("padding_side", "truncation_side"):  # only what it was made with is saved
+        tokenizer.init_kwargs[side] = getattr(tokenizer, side)
     length, around = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add()
     if length <= around:
         raise ConfigError(f"`max_length` is {length}, and what the model reads around a prompt has {around} tokens.")

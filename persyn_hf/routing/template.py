@@ -26,9 +26,8 @@ def as_chat(tokenizer: Any) -> Any:
         tokenizer (`PreTrainedTokenizerBase`): Of a decoder; stays as it is.
 
     Returns:
-        `PreTrainedTokenizerBase`: It pads on the right and cuts long prompts on the left. The given one where that has
-            no chat template, or one that cannot be had (it is not a fast tokenizer, or its template takes no single
-            message).
+        `PreTrainedTokenizerBase`: The given one where that has no chat template, or one that cannot be had (it is not
+            a fast tokenizer, or its template takes no single message).
     """
     around = _around(tokenizer)
     if around is None:
@@ -48,10 +47,7 @@ def as_chat(tokenizer: Any) -> Any:
     backend.post_processor = TemplateProcessing(single=" ".join(pieces), special_tokens=special)
     # The plain class: a model's own may make a post-processor of its own when it is loaded.
     named = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_max_length=tokenizer.model_max_length, padding_side="right",
-        truncation_side="left", **named,
-    )  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokenizer.model_max_length, **named)
 
 
 def _around(tokenizer: Any) -> tuple[str, str] | None:

@@ -26,6 +26,7 @@ def test_a_prompt_is_read_as_the_model_reads_a_message(models: Path) -> None:
 
 def test_a_long_prompt_loses_its_beginning_and_not_the_template(models: Path, tmp_path: Path) -> None:
     tokenizer = as_chat(AutoTokenizer.from_pretrained(models / "SmolLM2-135M-Instruct"))
+    tokenizer.truncation_side = tokenizer.init_kwargs["truncation_side"] = "left"
     tokenizer.model_max_length = 48
     tokenizer.save_pretrained(tmp_path)
     for read_by in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
@@ -42,6 +43,16 @@ def test_a_router_reads_it_so_and_says_so(chat_llama: str, tmp_path: Path) -> No
     assert template == shown(router.tokenizer)
     assert template.startswith("[CLS] tax [PAD] ") and " [SEP] law " in template
     assert router.routes(router.scores(["code code law 1 2", "poem poem law 1 2"])) == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize("backbone", ["tiny_llama", "chat_llama"])
+def test_a_saved_decoder_still_cuts_on_the_left(backbone: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    train_router(
+        make_scored(20), request.getfixturevalue(backbone), "s", tmp_path / "r", max_length=20, fallback="none"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "r")
+    text = tokenizer.decode(tokenizer("code " + "sea " * 60 + "dog", truncation=True)["input_ids"])
+    assert "dog" in text and "code" not in text
 
 
 def test_features_are_those_of_the_last_word_of_the_opening(chat_llama: str) -> None:
