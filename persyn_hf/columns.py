@@ -138,8 +138,11 @@ def prompt_id(prompt: Prompt) -> str:
         >>> prompt_id("Hi") == prompt_id([{"role": "user", "content": "Hi"}])
         True
     """
-    text = json.dumps(canonical_messages(prompt), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _canonical(canonical_messages(prompt))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -15,7 +15,7 @@ from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.faults import body_error, perhaps_charged, status_error, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer
-from persyn_hf.generation.wire import open_wire
+from persyn_hf.generation.transport import open_wire
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

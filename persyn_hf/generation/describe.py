@@ -19,7 +19,8 @@ from persyn_hf.generation.answer import count
 from persyn_hf.generation.client import UnavailableError
 from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.faults import status_error, transport_error
-from persyn_hf.generation.wire import Wire, open_wire
+from persyn_hf.generation.transport import open_wire
+from persyn_hf.generation.wire import Wire
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0

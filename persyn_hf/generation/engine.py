@@ -33,8 +33,8 @@ _BATCHES_AHEAD = 4
 _FIRST_GUESS, _HIGHEST = 16, 1024
 #: Answers that are held back for a common commit, at most: what a killed process asks for again.
 _COMMIT = 3
-#: Seconds between two looks whether all is asked for, and between two tries to work ahead.
-_NEXT_LOOK, _NEXT_TRY = 0.05, 0.2
+#: Seconds between two pieces of work ahead; none is done while the loop is late by half as much, with answers to read.
+_AHEAD_EVERY = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Options:
 
 
 async def ask_all(
-    plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt, ahead: Callable[[], bool] = lambda: False
+    plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt, ahead: Callable[[], object] = lambda: None
 ) -> None:
     """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
 
@@ -62,8 +62,7 @@ async def ask_all(
         ledger (`Ledger`): Where answers are kept.
         options (`Options`): How the run goes.
         interrupt (`Interrupt`): Told what drains the run.
-        ahead (`Callable[[], bool]`, *optional*): Does some milliseconds' work on what is answered, while only the last
-            answers are waited for; false where there is none to do now.
+        ahead (`Callable[[], object]`, *optional*): Does some milliseconds' work on what is answered, beside the run.
 
     Raises:
         ConfigError: If a teacher's key is missing, or its endpoint fails a check; nothing has been asked then.
@@ -146,7 +145,7 @@ class _Run:
         tally.in_flight = lambda: pool.in_flight
         self._pools[teacher.name], self._tallies[teacher.name] = pool, tally
 
-    async def go(self, jobs: Sequence[Iterator[Job]], ahead: Callable[[], bool]) -> None:
+    async def go(self, jobs: Sequence[Iterator[Job]], ahead: Callable[[], object]) -> None:
         """Asks all teachers; ends when each is through."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -161,11 +160,14 @@ class _Run:
         except BaseExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
 
-    async def _beside(self, ahead: Callable[[], bool]) -> None:
-        """Works ahead once all that is left is to wait."""
+    async def _beside(self, ahead: Callable[[], object]) -> None:
+        """Works ahead, a little at a time, while the loop has time to spare."""
+        loop = asyncio.get_running_loop()
         while True:
-            done = all(pool.drawn for pool in self._pools.values())
-            await asyncio.sleep((0.0 if ahead() else _NEXT_TRY) if done else _NEXT_LOOK)
+            due = loop.time() + _AHEAD_EVERY
+            await asyncio.sleep(_AHEAD_EVERY)
+            if loop.time() - due < _AHEAD_EVERY / 2:
+                ahead()
 
     def drain(self) -> None:
         """Starts nothing more."""

@@ -23,6 +23,8 @@ from persyn_hf.generation.tables import GENERATED_FEATURES
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 32 * 2**20
+#: Rows that are added at once while a run goes on (two milliseconds), and rows of one batch of a file.
+_AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
 _NEVER_ASKED = "the run ended before this row was asked"
 
@@ -42,6 +44,8 @@ class FinishedTable:
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
         self._plan, self._ledger, self._drop_truncated = plan, ledger, drop_truncated
         self._features = Features({**plan.table.features, **GENERATED_FEATURES})
+        self._schema = self._features.arrow_schema
+        self._ahead = _AHEAD if plan.routed else max(1, _AHEAD // len(plan.asked))
         self._generated = Features(GENERATED_FEATURES).arrow_schema
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
@@ -53,10 +57,10 @@ class FinishedTable:
         """Adds the next rows while a run goes on; false where some of them may still be answered, or none are left."""
         if self._next >= len(self._prompts) or self._size > IN_MEMORY_BYTES:
             return False
-        # With many teachers a part is thousands of rows: it is not looked through again before that one is there.
+        # What is waited for is looked for by itself: a part of many teachers' rows takes longer to look through.
         if self._awaited is not None and not self._settled(self._awaited, self._ledger.get_many([self._awaited])):
             return False
-        part = self._part(only_settled=True)
+        part = self._part(self._ahead, only_settled=True)
         if part is not None:
             self._add(part)
         return part is not None
@@ -67,10 +71,15 @@ class FinishedTable:
         while self._size <= IN_MEMORY_BYTES:
             part = next(rest, None)
             if part is None:
-                whole = pa.concat_tables(self._parts) if self._parts else self._features.arrow_schema.empty_table()
-                return Dataset(whole)
+                return Dataset(self._whole())
             self._add(part)
-        return Dataset.from_file(_spill(itertools.chain(_drained(self._parts), rest), self._features))
+        return Dataset.from_file(_spill(itertools.chain([self._whole()], rest), self._schema))
+
+    def _whole(self) -> pa.Table:
+        """What is there, as one piece, which `datasets` fingerprints faster than many; given away."""
+        whole = pa.concat_tables(self._parts).combine_chunks() if self._parts else self._schema.empty_table()
+        self._parts.clear()
+        return whole
 
     def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:
         """Whether a row has its answer, or failed for good."""
@@ -82,29 +91,31 @@ class FinishedTable:
 
     def _rest(self) -> Iterator[pa.Table]:
         while self._next < len(self._prompts):
-            part = self._part(only_settled=False)
+            part = self._part(CHUNK, only_settled=False)
             assert part is not None
             yield part
 
-    def _part(self, only_settled: bool) -> pa.Table | None:
-        """The next rows; `None` where they are not settled and should be."""
+    def _part(self, count: int, only_settled: bool) -> pa.Table | None:
+        """The rows of the next prompts; `None` where they are not settled and should be."""
         start = self._next
-        made = self._columns(start, only_settled)
+        made = self._columns(start, start + count, only_settled)
         if made is None:
             return None
-        self._next += CHUNK
+        self._next += count
         rows = [row - start for row in made.pop("row")]
-        part = self._prompts[start : start + CHUNK].take(pa.array(rows, type=pa.int64()))
+        part = self._prompts[start : start + count].take(pa.array(rows, type=pa.int64()))
         for column, values in zip(self._generated, made.values(), strict=True):
             part = part.append_column(column, pa.array(values, type=column.type))
-        return part.cast(self._features.arrow_schema)
+        return part.cast(self._schema)
 
-    def _columns(self, start: int, only_settled: bool) -> dict[str, list[Any]] | None:
+    def _columns(self, start: int, stop: int, only_settled: bool) -> dict[str, list[Any]] | None:
         """The generated columns of some rows, with the row of the prompts' table that each belongs to."""
-        plan, pairs = self._plan, self._plan.pairs(start)
+        plan, pairs = self._plan, self._plan.pairs(start, stop)
         found = self._ledger.get_many({job.key for _, _, job, _ in pairs})
         if only_settled:
-            self._awaited = next((job.key for _, _, job, _ in pairs if not self._settled(job.key, found)), None)
+            # The last one: rows are answered about in their order.
+            unsettled = (job.key for _, _, job, _ in reversed(pairs) if not self._settled(job.key, found))
+            self._awaited = next(unsettled, None)
             if self._awaited is not None:
                 return None
         made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
@@ -138,17 +149,12 @@ def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _drained(parts: list[pa.Table]) -> Iterator[pa.Table]:
-    while parts:
-        yield parts.pop(0)
-
-
-def _spill(parts: Iterable[pa.Table], features: Features) -> str:
+def _spill(parts: Iterable[pa.Table], schema: pa.Schema) -> str:
     folder = tempfile.mkdtemp(prefix="persyn-hf-")
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     path = os.path.join(folder, "generated.arrow")
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for part in parts:
-            writer.write_table(part)
+            writer.write_table(part, max_chunksize=_BATCH)
     return path

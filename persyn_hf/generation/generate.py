@@ -153,7 +153,8 @@ def persyn_generate(
     if not rows:
         return {name: [] for name in names}
     made = generate_routed(rows, chosen, ledger=ledger, seed=seed, progress=False, score_names=score_names)
-    return {name: made[name][:] if batched else made[0][name] for name in names}
+    added: dict[str, Any] = made.select_columns(names)[:] if batched else made.select_columns(names)[0]
+    return added
 
 
 def _rows(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, list[dict[str, Any]]]:

@@ -100,6 +100,11 @@ class Lane:
         if self._slots is not None:
             self._slots.release()
 
+    def settle(self) -> None:
+        """Leaves places that were left, and not entered again, to other processes."""
+        if self._slots is not None:
+            self._slots.settle()
+
     def succeeded(self, seconds: float | None = None) -> None:
         """The server answered, in so many seconds; or it refused the row, which says nothing against it either."""
         self._failures, self._failing_since, self._seen = 0, None, True

@@ -144,9 +144,9 @@ class Plan:
         names = [columns.PROMPT_ID, columns.PROMPT, *([columns.ROUTE] if self.routed else [])]
         return self.table.select_columns(names)
 
-    def pairs(self, start: int) -> list[tuple[int, Asked, Job, str | None]]:
+    def pairs(self, start: int, stop: int) -> list[tuple[int, Asked, Job, str | None]]:
         """Some of the finished table's rows: row of `table`, who answers it, its job, who should have."""
-        batch = self._paired[start : start + CHUNK]
+        batch = self._paired[start:stop]
         made = []
         for offset, (prompt_id, prompt) in enumerate(
             zip(batch[columns.PROMPT_ID], batch[columns.PROMPT], strict=True)

@@ -136,6 +136,8 @@ class TeacherPool:
                 self._changed.clear()
                 self._on_turn()
                 self._launch()
+                for lane in self.lanes:
+                    lane.settle()
                 self._prepare()
                 if not self._tasks and (self._ended or self._out_of_money()):
                     break
@@ -231,6 +233,8 @@ class TeacherPool:
             ]
             if self._waiting and any(lane.places > 0 for lane in self.lanes):
                 times.append(self._waiting[0].due)
+            if not self.drawn and self._stalled is None and any(lane.places > 0 for lane in self.lanes):
+                times.append(now)  # its pause has ended since the places were given out
         if not times:
             await self._changed.wait()
             return

@@ -34,6 +34,7 @@ class Slots:
         self._count = count
         self._free = list(range(count - 1, -1, -1))
         self._held: list[int] = []
+        self._spare: list[int] = []  # locked, of no request
 
     @staticmethod
     def supported() -> bool:
@@ -42,6 +43,9 @@ class Slots:
 
     def acquire(self) -> bool:
         """Takes a slot if one is free; never waits."""
+        if self._spare:
+            self._held.append(self._spare.pop())
+            return True
         for place in range(len(self._free) - 1, -1, -1):
             slot = self._free[place]
             if self._lock(slot, fcntl.F_WRLCK):
@@ -51,10 +55,15 @@ class Slots:
         return False
 
     def release(self) -> None:
-        """Gives one slot back."""
-        slot = self._held.pop()
-        self._lock(slot, fcntl.F_UNLCK)
-        self._free.append(slot)
+        """Gives one slot back, at the next [`settle`] for good: mostly it is taken again at once."""
+        self._spare.append(self._held.pop())
+
+    def settle(self) -> None:
+        """Leaves what was given back to other processes."""
+        while self._spare:
+            slot = self._spare.pop()
+            self._lock(slot, fcntl.F_UNLCK)
+            self._free.append(slot)
 
     def close(self) -> None:
         """Gives all slots back."""

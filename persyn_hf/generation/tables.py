@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, List, Value
 
 from persyn_hf import columns
@@ -60,7 +61,8 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
                 raise DataError(f"Row {start + offset}: {error}") from error
     columns.require_unique(ids, stage)
     if columns.PROMPT_ID not in table.column_names:
-        table = table.add_column(columns.PROMPT_ID, ids, feature=Value("string"))
+        # As an array, which is fingerprinted at once; of a list, every string is pickled.
+        table = table.add_column(columns.PROMPT_ID, np.array(ids, dtype=np.str_), feature=Value("string"))
         names = [name for name in table.column_names if name != columns.PROMPT_ID]
         table = table.select_columns([columns.PROMPT_ID, *names])
     elif table[columns.PROMPT_ID][:] != ids:

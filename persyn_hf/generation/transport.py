@@ -6,8 +6,11 @@ are asked, unless the user has a client factory of their own (see `wire`). Error
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import ssl
+from collections import deque
 from functools import lru_cache
 from urllib.request import getproxies, proxy_bypass
 
@@ -17,9 +20,29 @@ import yarl
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from persyn_hf.generation.wire import Reply, Rules
+from persyn_hf.generation.endpoint import Endpoint
+from persyn_hf.generation.wire import Reply, Rules, SessionWire, Wire
 
-_SKIPPED = ("accept", "accept-encoding", "content-type", "user-agent")
+
+def open_wire(endpoint: Endpoint, timeout: float, max_bytes: int) -> Wire:
+    """A wire to one endpoint.
+
+    It is made of the user's own sessions where `set_async_client_factory` was given a factory (proxies, certificates),
+    else of aiohttp's.
+
+    Args:
+        endpoint, timeout, max_bytes: As in [`Rules`].
+    """
+    rules = Rules(endpoint, timeout, max_bytes)
+    return SessionWire(rules) if _user_has_a_factory() else AiohttpWire(rules)
+
+
+def _user_has_a_factory() -> bool:
+    # huggingface_hub has no public way to ask; should the names go, its sessions are used as they come.
+    from huggingface_hub.utils import _http
+
+    default = getattr(_http, "default_async_client_factory", None)
+    return default is None or getattr(_http, "_GLOBAL_ASYNC_CLIENT_FACTORY", None) is not default
 
 
 class AiohttpWire:
@@ -36,6 +59,7 @@ class AiohttpWire:
         self._rules = rules
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=rules.timeout, sock_read=rules.timeout)
         self._session: aiohttp.ClientSession | None = None
+        self._turns = _Turns()
 
     async def ask(self, method: str, url: str, content: bytes | None = None) -> Reply:
         """Sends one request and reads its response whole.
@@ -56,6 +80,7 @@ class AiohttpWire:
                 proxy=_proxy(target.scheme, target.host or ""),
             )  # fmt: skip
             try:
+                await self._turns.mine()
                 return await self._read(response)
             except BaseException:
                 response.close()  # what is unread makes its connection useless
@@ -75,7 +100,6 @@ class AiohttpWire:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._rules.headers,
             auto_decompress=False,
-            skip_auto_headers=_SKIPPED,
         )
 
     async def _read(self, response: aiohttp.ClientResponse) -> Reply:
@@ -91,6 +115,39 @@ class AiohttpWire:
                 response.close()
                 break
         return Reply(response.status, response.headers, b"".join(parts))
+
+
+class _Turns:
+    """Lets answers that came at once be read a few at a time, a quarter of those that are there.
+
+    aiohttp writes a request in a task of its own (until Python 3.12), so that of 64 answers read in one go the first
+    one's next request would be written after all of them were read. So it goes out before the others are.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def mine(self) -> None:
+        """Waits for the turn of an answer that has come."""
+        loop = asyncio.get_running_loop()
+        if self._taken:
+            turn = loop.create_future()
+            self._waiting.append(turn)
+            await turn
+        else:
+            self._taken = True
+            loop.call_soon(self._pass_on, loop)
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called once per round of the loop, behind the writes of the round before."""
+        self._taken = bool(self._waiting)
+        for _ in range(math.ceil(len(self._waiting) / 4)):
+            turn = self._waiting.popleft()
+            if not turn.done():  # a cancelled one
+                turn.set_result(None)
+        if self._taken:
+            loop.call_soon(self._pass_on, loop)
 
 
 def _trusted() -> ssl.SSLContext:

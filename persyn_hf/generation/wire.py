@@ -122,34 +122,11 @@ class Rules:
             raise perhaps_charged(RowError(words))
 
 
-def open_wire(endpoint: Endpoint, timeout: float, max_bytes: int) -> Wire:
-    """A wire to one endpoint.
-
-    It is made of the user's own sessions where `set_async_client_factory` was given a factory (proxies, certificates),
-    else of aiohttp's.
-
-    Args:
-        endpoint, timeout, max_bytes: As in [`Rules`].
-    """
-    from persyn_hf.generation.transport import AiohttpWire
-
-    rules = Rules(endpoint, timeout, max_bytes)
-    return SessionWire(rules) if _user_has_a_factory() else AiohttpWire(rules)
-
-
-def _user_has_a_factory() -> bool:
-    # huggingface_hub has no public way to ask; should the names go, its sessions are used as they come.
-    from huggingface_hub.utils import _http
-
-    default = getattr(_http, "default_async_client_factory", None)
-    return default is None or getattr(_http, "_GLOBAL_ASYNC_CLIENT_FACTORY", None) is not default
-
-
 class SessionWire:
     """One endpoint asked through the sessions of huggingface_hub's factory.
 
     Args:
-        rules (`Rules`): As in [`open_wire`].
+        rules (`Rules`): Headers to send, and what is not waited for or read.
     """
 
     def __init__(self, rules: Rules) -> None:

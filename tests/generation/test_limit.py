@@ -106,5 +106,11 @@ def test_slots_are_shared_and_freed_when_their_holder_dies(tmp_path, monkeypatch
         assert [mine.acquire(), mine.acquire(), mine.acquire()] == [True, True, False]
         mine.release()
         assert mine.acquire()
+        beside = Slots("http://a m", 3)
+        mine.release()
+        assert not beside.acquire()
+        mine.settle()
+        assert [beside.acquire(), mine.acquire()] == [True, False]
         mine.close()
+        beside.close()
         elsewhere.close()

@@ -1,6 +1,7 @@
 import asyncio
 import itertools
 import random
+import time
 
 import pytest
 
@@ -53,9 +54,9 @@ def run(client, work, limit=4, policy=FAST, timeout=5.0, on_answer=None, limits=
     async def main():
         clients = client if isinstance(client, list) else [client]
         made = limits or [AdaptiveLimit(limit) for _ in clients]
-        patient = settings.pop("patient", False)
+        patient, spaced = settings.pop("patient", False), settings.pop("spaced", False)
         lanes = [
-            Lane(one, own, policy, patient=patient, rng=random.Random(0))
+            Lane(one, own, policy, patient=patient, spaced=spaced, rng=random.Random(0))
             for one, own in zip(clients, made, strict=True)
         ]
         pool = TeacherPool(
@@ -91,6 +92,18 @@ def test_jobs_are_drawn_as_places_get_free():
     client = Client(delay=0.001)
     run(client, endless(), limit=5)
     assert max(lead) <= 5 + 16  # so many are made ready while nothing waits for them
+
+
+def test_a_pause_that_ends_while_jobs_are_made_leaves_no_place_empty():
+    def slowly_made():
+        for job in jobs(8):
+            time.sleep(0.005)  # longer than the two milliseconds between requests
+            yield job
+
+    client = Client(delay=0.5)
+    answers, _, _ = run(client, slowly_made(), limit=8, spaced=True)
+    assert len(answers) == 8
+    assert client.peak == 8  # none waited for the first answer
 
 
 def test_retries_until_it_succeeds_or_attempts_are_spent():
