@@ -148,26 +148,28 @@ def persyn_generate(
         raise ConfigError("persyn_generate needs exactly one of `teacher` and `teachers`.")
     columns.require_columns(example, [columns.PROMPT], "persyn_generate")
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
-    batched, rows = _rows(example, None if teachers is not None else chosen[0].name)
+    batched, values = _batch(example, None if teachers is not None else chosen[0].name)
     names = [columns.PROMPT_ID, *GENERATED_FEATURES]
-    if not rows:
+    if not values[columns.PROMPT]:
         return {name: [] for name in names}
-    made = generate_routed(rows, chosen, ledger=ledger, seed=seed, progress=False, score_names=score_names)
+    routed = Dataset.from_dict(values)
+    made = generate_routed(routed, chosen, ledger=ledger, seed=seed, progress=False, score_names=score_names)
     added: dict[str, Any] = made.select_columns(names)[:] if batched else made.select_columns(names)[0]
     return added
 
 
-def _rows(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, list[dict[str, Any]]]:
-    """Tells a row from a batch: a row's prompt is a string or messages, a batch's a list of those."""
+def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[str, list[Any]]]:
+    """Tells a row from a batch (a row's prompt is a string or messages, a batch's a list of those); gives a batch."""
     prompt = example[columns.PROMPT]
     batched = not isinstance(prompt, str) and not (len(prompt) > 0 and isinstance(prompt[0], Mapping))
     if teacher is None:
         columns.require_columns(example, [columns.ROUTE], "persyn_generate")
     names = [columns.PROMPT, *([columns.ROUTE] if teacher is None else [])]
     names += [columns.ROUTE_SCORES] if teacher is None and columns.ROUTE_SCORES in example else []
-    values = [list(example[name]) if batched else [example[name]] for name in names]
-    rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
-    return batched, rows if teacher is None else [{**row, columns.ROUTE: teacher} for row in rows]
+    values = {name: list(example[name]) if batched else [example[name]] for name in names}
+    if teacher is not None:
+        values[columns.ROUTE] = [teacher] * len(values[columns.PROMPT])
+    return batched, values
 
 
 @dataclass(frozen=True)
