@@ -131,6 +131,28 @@ class FinishedTable:
         return made
 
 
+class FinishedColumns(FinishedTable):
+    """`prompt_id` and the generated columns as Python values: for `map`, which makes its own table of them.
+
+    Args:
+        plan, ledger: As in [`FinishedTable`].
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        super().__init__(plan, ledger)
+        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *GENERATED_FEATURES)}
+
+    def values(self) -> dict[str, list[Any]]:
+        """Adds the rest; a list for each column."""
+        for part in self._rest():
+            self._add(part)
+        return self._values
+
+    def _add(self, part: pa.Table) -> None:
+        for name, values in self._values.items():
+            values += part[name].to_pylist()
+
+
 def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
     if completion is None:
         return (asked.name, *[None] * 6)

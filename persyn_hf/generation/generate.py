@@ -15,7 +15,7 @@ from persyn_hf import columns
 from persyn_hf.config import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
 from persyn_hf.generation.engine import Options, ask_all
-from persyn_hf.generation.finished import FinishedTable
+from persyn_hf.generation.finished import FinishedColumns, FinishedTable
 from persyn_hf.generation.interrupt import run_to_end
 from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.plan import Plan, identify
@@ -111,10 +111,7 @@ def generate_routed(
         >>> data = generate_routed(prompts.map(router, batched=True), teachers, ledger="l.sqlite")  # doctest: +SKIP
     """
     chosen = _teachers(teachers)
-    table = prompt_table(routed, "generate_routed")
-    require_known_routes(table, chosen)
-    ranking = require_ranking(table, chosen, score_names)
-    plan = Plan(table, [identify(one) for one in chosen], _seed(seed), True, ranking)
+    plan = _routed_plan(routed, chosen, seed, score_names)
     return _generate(plan, ledger, _options(chosen, progress, policy, max_cost), drop_truncated)
 
 
@@ -149,13 +146,14 @@ def persyn_generate(
     columns.require_columns(example, [columns.PROMPT], "persyn_generate")
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
     batched, values = _batch(example, None if teachers is not None else chosen[0].name)
-    names = [columns.PROMPT_ID, *GENERATED_FEATURES]
     if not values[columns.PROMPT]:
-        return {name: [] for name in names}
-    routed = Dataset.from_dict(values)
-    made = generate_routed(routed, chosen, ledger=ledger, seed=seed, progress=False, score_names=score_names)
-    added: dict[str, Any] = made.select_columns(names)[:] if batched else made.select_columns(names)[0]
-    return added
+        return {name: [] for name in (columns.PROMPT_ID, *GENERATED_FEATURES)}
+    plan = _routed_plan(Dataset.from_dict(values), chosen, seed, score_names)
+    with _opened(ledger) as book:
+        finished = FinishedColumns(plan, book)
+        _ask(plan, book, _options(chosen, False, None, None), finished)
+        made = finished.values()
+    return made if batched else {name: column[0] for name, column in made.items()}
 
 
 def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[str, list[Any]]]:
@@ -248,11 +246,25 @@ def _options(
     return Options(progress, policy or RetryPolicy(), max_cost)
 
 
+def _routed_plan(
+    routed: Dataset | Iterable[Mapping[str, Any]], teachers: Sequence[Teacher], seed: int,
+    score_names: Sequence[str] | None,
+) -> Plan:  # fmt: skip
+    table = prompt_table(routed, "generate_routed")
+    require_known_routes(table, teachers)
+    ranking = require_ranking(table, teachers, score_names)
+    return Plan(table, [identify(one) for one in teachers], _seed(seed), True, ranking)
+
+
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
     with _opened(ledger) as book:
         table = FinishedTable(plan, book, drop_truncated)
-        run_to_end(lambda interrupt: ask_all(plan, book, options, interrupt, table.advance))
+        _ask(plan, book, options, table)
         return table.finish()
+
+
+def _ask(plan: Plan, ledger: Ledger, options: Options, table: FinishedTable) -> None:
+    run_to_end(lambda interrupt: ask_all(plan, ledger, options, interrupt, table.advance))
 
 
 @contextmanager

@@ -231,10 +231,10 @@ class TeacherPool:
                 for lane in self.lanes
                 if lane.down is None and lane.opens_at > now and (lane.limit.free > 0 or lane.resume_at > now)
             ]
-            if self._waiting and any(lane.places > 0 for lane in self.lanes):
-                times.append(self._waiting[0].due)
-            if not self.drawn and self._stalled is None and any(lane.places > 0 for lane in self.lanes):
-                times.append(now)  # its pause has ended since the places were given out
+            # What there is no money for waits for some, and all else behind it.
+            if self._stalled is None and any(lane.places > 0 for lane in self.lanes):
+                times += [self._waiting[0].due] if self._waiting else []
+                times += [] if self.drawn else [now]  # a pause has ended since the places were given out
         if not times:
             await self._changed.wait()
             return

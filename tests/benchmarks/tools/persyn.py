@@ -11,7 +11,7 @@ def ask_all(url, count, concurrency):
     teacher = {"name": "t", "model": "m", "endpoint": url, "max_concurrency": concurrency, "timeout": 3}
     ledger = os.path.join(folder(), "ledger.sqlite")
     table = generate_parallel([f"p{n}" for n in range(count)], [teacher], ledger, progress=False)
-    return [answer for answer in table["completion"] if answer]
+    return [answer for answer in table["completion"][:] if answer]
 
 
 main(ask_all)
