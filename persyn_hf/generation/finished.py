@@ -23,7 +23,7 @@ from persyn_hf.generation.tables import GENERATED_FEATURES
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 32 * 2**20
-#: Rows that are added at once while a run goes on (two milliseconds), and rows of one batch of a file.
+#: Rows that are added at once while a run goes on (two milliseconds), and rows of one piece.
 _AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
 _NEVER_ASKED = "the run ended before this row was asked"
@@ -49,6 +49,7 @@ class FinishedTable:
         self._generated = Features(GENERATED_FEATURES).arrow_schema
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
+        self._loose: list[pa.Table] = []
         self._size = 0
         self._next = 0
         self._awaited: str | None = None
@@ -71,23 +72,27 @@ class FinishedTable:
         while self._size <= IN_MEMORY_BYTES:
             part = next(rest, None)
             if part is None:
-                return Dataset(self._whole())
+                self._bind()
+                return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
             self._add(part)
-        return Dataset.from_file(_spill(itertools.chain([self._whole()], rest), self._schema))
-
-    def _whole(self) -> pa.Table:
-        """What is there, as one piece, which `datasets` fingerprints faster than many; given away."""
-        whole = pa.concat_tables(self._parts).combine_chunks() if self._parts else self._schema.empty_table()
-        self._parts.clear()
-        return whole
+        self._bind()
+        return Dataset.from_file(_spill(itertools.chain(_drained(self._parts), rest), self._schema))
 
     def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:
         """Whether a row has its answer, or failed for good."""
         return key in found or key in self._plan.errors
 
     def _add(self, part: pa.Table) -> None:
-        self._parts.append(part)
+        self._loose.append(part)
         self._size += part.nbytes
+        if sum(map(len, self._loose)) >= _BATCH:
+            self._bind()
+
+    def _bind(self) -> None:
+        """Makes one piece of the loose parts, whose many small buffers take as much room again as what is in them."""
+        if self._loose:
+            self._parts.append(pa.concat_tables(self._loose).combine_chunks())
+            self._loose.clear()
 
     def _rest(self) -> Iterator[pa.Table]:
         while self._next < len(self._prompts):
@@ -169,6 +174,11 @@ def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
         sampling.temperature, sampling.top_p, sampling.max_tokens, list(sampling.stop), job.request.seed,
         asked.teacher.system_prompt,
     )  # fmt: skip
+
+
+def _drained(parts: list[pa.Table]) -> Iterator[pa.Table]:
+    while parts:
+        yield parts.pop(0)
 
 
 def _spill(parts: Iterable[pa.Table], schema: pa.Schema) -> str:
