@@ -43,6 +43,9 @@ BACKBONES = {
 #: Plain Bradley–Terry, the reference: a linear head, a little weight decay, no choice of strength, no fallback. This
 #: decay is within 0.015 of the best of 1e-2 … 1e-7 on the test prompts: more than the reference could know.
 PLAIN_DECAY = 3e-4
+#: Bradley–Terry as it is often written: the stock head from its random start, AdamW without decay, eight prompts a
+#: step, a rate that falls to zero; no choice of anything. The rate and the epochs; the first are `Trainer`'s defaults.
+RECIPES = ((5e-5, 3), (1e-3, 3), (1e-3, 10), (1e-3, 30))
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,9 @@ def _routers(
             )
         return
     yield "plain Bradley–Terry", [_plain(table, embedded, train, test) for train, test in halves]
+    for rate, epochs in RECIPES if arguments.recipes else ():
+        name = f"Bradley–Terry, AdamW {rate:g}, {epochs} epochs"
+        yield name, [_written(table, embedded, *half, rate, epochs) for half in halves]
     yield "kNN, 20 neighbours", [_knn(table, embedded.inputs, train, test) for train, test in halves]
     for objective in arguments.objectives:
         guarded = [_frozen(table, embedded, train, test, objective, "best-single") for train, test in halves]
@@ -138,6 +144,28 @@ def _plain(table: RewardTable, embedded: Embedded, train: Array, test: Array) ->
     features = embedded.features(train, power=1.0)
     (head,) = fit_path("bradley-terry", features(inputs[train]), part.rewards[train], (PLAIN_DECAY,))
     return _judge(part, test, _scores(embedded, features, head, inputs[test]).argmax(axis=1), False)
+
+
+def _written(table: RewardTable, embedded: Embedded, train: Array, test: Array, rate: float, epochs: int) -> Split:
+    part, inputs = _best_first(table, train), torch.from_numpy(embedded.inputs).float()
+    rewards = torch.from_numpy(part.rewards[train])
+    first, second = np.triu_indices(len(part.teachers), 1)
+    order = torch.sign(rewards[:, first] - rewards[:, second]).float()
+    torch.manual_seed(0)
+    head = torch.nn.Linear(inputs.shape[1], len(part.teachers), bias=embedded.bias)
+    torch.nn.init.normal_(head.weight, 0, 0.02)  # `initializer_range`
+    steps = [batch for _ in range(epochs) for batch in torch.randperm(len(train)).split(8)]
+    optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(steps))
+    for batch in steps:
+        scores = head(inputs[train][batch])
+        losses = torch.nn.functional.softplus(-order[batch] * (scores[:, first] - scores[:, second]))
+        optimizer.zero_grad()
+        losses[order[batch] != 0].mean().backward()
+        optimizer.step()
+        falling.step()
+    with torch.no_grad():
+        return _judge(part, test, head(inputs[test]).numpy().argmax(axis=1), False)
 
 
 def _scores(embedded: Embedded, features: backbones.FeatureMap, head: Head, inputs: Array) -> Array:
@@ -281,6 +309,7 @@ def _arguments() -> Any:
     parser.add_argument("--tuning", default="frozen", choices=["frozen", "full", "lora"])
     parser.add_argument("--folds", type=int, default=2, help="of fine-tuning; a frozen backbone has 5")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--recipes", action="store_true", help="Bradley–Terry as it is often written, too")
     parser.add_argument("--no-scoring", action="store_true")
     return parser.parse_args()
 

@@ -57,8 +57,10 @@ def test_prepacked_layers_give_the_same_and_come_back_as_they_were(bias, dtype, 
     hidden, weight = torch.randn(1, 5, 40).to(dtype), body[0].weight.clone()
     expected = body.double()(hidden.double())
     body.to(dtype)
-    assert prepack(body) == 2
-    assert isinstance(body[0], PrepackedLinear)
+    # A processor without AVX-512 multiplies bfloat16 in another way: its layers are left alone.
+    packs = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert prepack(body) == (2 if packs else 0)
+    assert isinstance(body[0], PrepackedLinear) == packs
     assert (body(hidden).double() - expected).norm() / expected.norm() < tolerance
     restore(body)
     assert type(body[0]) is torch.nn.Linear
