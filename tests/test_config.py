@@ -91,13 +91,22 @@ def test_not_yaml_and_not_there(tmp_path):
         RunConfig.from_yaml(tmp_path / "b.yaml")
 
 
-def test_the_quickstart_is_the_demo():
+def test_the_quickstart_is_the_demo(monkeypatch):
     from pathlib import Path
 
+    monkeypatch.setattr("persyn_hf.demo.settings._fastest_dtype", lambda: "bfloat16")
     root = Path(__file__).parent.parent
     assert RunConfig.from_yaml(root / "examples/quickstart.yaml") == RunConfig.from_dict(
         demo_settings(".models", "runs/quickstart")
     )
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("AVX512", "bfloat16"), ("AVX2", "float32")])
+def test_the_demo_multiplies_what_the_processor_can(tmp_path, monkeypatch, capability, dtype):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    made = demo_settings(tmp_path, tmp_path / "run")
+    assert {made["student"]["dtype"], *[teacher["dtype"] for teacher in made["teachers"]]} == {dtype}
 
 
 def test_a_teacher_that_is_no_local_one_needs_an_endpoint(settings):
