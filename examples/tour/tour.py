@@ -119,7 +119,7 @@ compared = settings | {
         "max_length": 128,
     },
     "compare": {
-        "students": [{"name": "smollm2", "model": str(models / "SmolLM2-135M-Instruct"), "dtype": "bfloat16"}],
+        "students": [{"name": "smollm2", **settings["student"]}],
         "held_out": {"source": str(held_out), "answer_column": "answer"},
         "policies": ["strong", "persyn"],
         "seeds": [0, 1],
