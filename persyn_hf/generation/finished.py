@@ -69,13 +69,11 @@ class FinishedTable:
     def finish(self) -> Dataset:
         """Adds the rest; what has no answer now has an error."""
         rest = self._rest()
-        while self._size <= IN_MEMORY_BYTES:
-            part = next(rest, None)
-            if part is None:
-                self._bind()
-                return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
+        while self._size <= IN_MEMORY_BYTES and (part := next(rest, None)) is not None:
             self._add(part)
         self._bind()
+        if self._size <= IN_MEMORY_BYTES:
+            return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
         return Dataset.from_file(_spill(itertools.chain(_drained(self._parts), rest), self._schema))
 
     def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:

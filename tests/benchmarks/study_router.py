@@ -148,7 +148,7 @@ def _plain(table: RewardTable, embedded: Embedded, train: Array, test: Array) ->
 
 def _written(table: RewardTable, embedded: Embedded, train: Array, test: Array, rate: float, epochs: int) -> Split:
     part, inputs = _best_first(table, train), torch.from_numpy(embedded.inputs).float()
-    rewards = torch.from_numpy(part.rewards[train])
+    rewards, known = torch.from_numpy(part.rewards[train]), inputs[train]
     first, second = np.triu_indices(len(part.teachers), 1)
     order = torch.sign(rewards[:, first] - rewards[:, second]).float()
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ def _written(table: RewardTable, embedded: Embedded, train: Array, test: Array, 
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, len(steps))
     for batch in steps:
-        scores = head(inputs[train][batch])
+        scores = head(known[batch])
         losses = torch.nn.functional.softplus(-order[batch] * (scores[:, first] - scores[:, second]))
         optimizer.zero_grad()
         losses[order[batch] != 0].mean().backward()
