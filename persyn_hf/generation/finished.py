@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Features
 
 from persyn_hf import columns
+from persyn_hf.errors import LedgerError
 from persyn_hf.generation.client import Completion
 from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.plan import CHUNK, Asked, Plan
@@ -22,7 +23,7 @@ from persyn_hf.generation.scheduler import Job
 from persyn_hf.generation.tables import GENERATED_FEATURES
 
 #: The largest finished table that is held in memory.
-IN_MEMORY_BYTES = 32 * 2**20
+IN_MEMORY_BYTES = 8 * 2**20
 #: Rows that are added at once while a run goes on (two milliseconds), and rows of one piece.
 _AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
@@ -32,8 +33,8 @@ _NEVER_ASKED = "the run ended before this row was asked"
 class FinishedTable:
     """The prompts' own columns and the generated ones, one row per (prompt, teacher), in the order of the prompts.
 
-    A table that is larger than `IN_MEMORY_BYTES` is written to a temporary file and mapped from there, so that
-    memory does not grow with it; the file lives as long as the process.
+    A table that grows beyond `IN_MEMORY_BYTES` goes on in a temporary file and is mapped from there, so that memory
+    does not grow with it; the file lives as long as the process.
 
     Args:
         plan (`Plan`): Who was to answer what.
@@ -50,13 +51,14 @@ class FinishedTable:
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
         self._loose: list[pa.Table] = []
+        self._spilled: _Spill | None = None
         self._size = 0
         self._next = 0
         self._awaited: str | None = None
 
     def advance(self) -> bool:
         """Adds the next rows while a run goes on; false where some of them may still be answered, or none are left."""
-        if self._next >= len(self._prompts) or self._size > IN_MEMORY_BYTES:
+        if self._next >= len(self._prompts):
             return False
         # What is waited for is looked for by itself: a part of many teachers' rows takes longer to look through.
         if self._awaited is not None and not self._settled(self._awaited, self._ledger.get_many([self._awaited])):
@@ -68,13 +70,12 @@ class FinishedTable:
 
     def finish(self) -> Dataset:
         """Adds the rest; what has no answer now has an error."""
-        rest = self._rest()
-        while self._size <= IN_MEMORY_BYTES and (part := next(rest, None)) is not None:
+        for part in self._rest():
             self._add(part)
         self._bind()
-        if self._size <= IN_MEMORY_BYTES:
-            return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
-        return Dataset.from_file(_spill(itertools.chain(_drained(self._parts), rest), self._schema))
+        if self._spilled is not None:
+            return Dataset.from_file(self._spilled.close())
+        return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
 
     def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:
         """Whether a row has its answer, or failed for good."""
@@ -91,6 +92,11 @@ class FinishedTable:
         if self._loose:
             self._parts.append(pa.concat_tables(self._loose).combine_chunks())
             self._loose.clear()
+        if self._spilled is None and self._size > IN_MEMORY_BYTES:
+            self._spilled = _Spill(self._schema)
+        if self._spilled is not None:
+            self._spilled.write(self._parts)
+            self._parts.clear()
 
     def _rest(self) -> Iterator[pa.Table]:
         while self._next < len(self._prompts):
@@ -174,17 +180,51 @@ def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _drained(parts: list[pa.Table]) -> Iterator[pa.Table]:
-    while parts:
-        yield parts.pop(0)
+class _Spill:
+    """A temporary file that a table is written to, piece by piece; it is removed when the process that made it ends.
 
+    What cannot be written is raised at the end: a full disk for temporary files stops no run whose answers the ledger
+    still takes.
+    """
 
-def _spill(parts: Iterable[pa.Table], schema: pa.Schema) -> str:
-    folder = tempfile.mkdtemp(prefix="persyn-hf-")
-    owner = os.getpid()
-    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
-    path = os.path.join(folder, "generated.arrow")
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for part in parts:
-            writer.write_table(part, max_chunksize=_BATCH)
-    return path
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._path = ""
+        self._stack = ExitStack()
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._failed: OSError | None = None
+
+    def write(self, pieces: Iterable[pa.Table]) -> None:
+        """Adds pieces; does nothing after a failure."""
+        if self._failed is not None:
+            return
+        try:
+            self._writer = self._writer or self._opened()
+            for piece in pieces:
+                self._writer.write_table(piece, max_chunksize=_BATCH)
+        except OSError as error:
+            self._failed = error
+
+    def close(self) -> str:
+        """The path of the whole file.
+
+        Raises:
+            LedgerError: If it could not be written.
+        """
+        try:
+            self._stack.close()
+            if self._failed is not None:
+                raise self._failed
+        except OSError as error:
+            raise LedgerError(
+                f"The finished table cannot be written to {tempfile.gettempdir()}: {error}. Make room there, or set "
+                "TMPDIR, and run again; answers that are in the ledger are not asked for twice."
+            ) from error
+        return self._path
+
+    def _opened(self) -> pa.RecordBatchStreamWriter:
+        folder, owner = tempfile.mkdtemp(prefix="persyn-hf-"), os.getpid()
+        atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+        self._path = os.path.join(folder, "generated.arrow")
+        file = self._stack.enter_context(pa.OSFile(self._path, "wb"))
+        return self._stack.enter_context(pa.ipc.new_stream(file, self._schema))

@@ -272,6 +272,41 @@ def test_the_table_grows_while_answers_are_waited_for(monkeypatch):
     assert grown.to_list() == plain.to_list()
 
 
+def test_a_table_that_grows_too_large_goes_on_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("persyn_hf.generation.finished.IN_MEMORY_BYTES", 100_000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    prompts = prompt_table([f"p{n}" for n in range(5000)], "test")
+    asked = identify(Teacher(name="t", model="m", endpoint="http://localhost:1"))
+    plan = Plan(prompts, [asked], 0, False)
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        table = FinishedTable(plan, ledger)
+        ledger.put_many([(job.key, Completion("yes " * 20, "stop", 1, 1), None) for job in plan.jobs(asked)])
+        held = []
+        while table.advance():
+            held.append(sum(part.nbytes for part in (*table._parts, *table._loose)))
+        [path] = tmp_path.glob("persyn-hf-*/generated.arrow")
+        assert path.stat().st_size > 500_000
+        # No more than the bound and the piece that passes it; then no more than a piece.
+        assert max(held) < 400_000
+        assert len(held) == -(-5000 // 64)
+        finished = table.finish()
+    assert finished["prompt_id"][:] == prompts["prompt_id"][:]
+    assert set(finished["completion"]) == {"yes " * 20}
+
+
+def test_no_room_for_the_table_stops_no_run_and_is_said_at_its_end(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("persyn_hf.generation.finished.IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr("tempfile.tempdir", "/dev/full")  # no folder can be made in it
+    prompts = [f"p{n}" for n in range(1500)]
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        with pytest.raises(LedgerError, match=r"cannot be written to /dev/full.*TMPDIR.*not asked for twice"):
+            generate_parallel(prompts, teachers(server)[:1], ledger=ledger, progress=False)
+        assert len(ledger) == 1500
+        monkeypatch.undo()
+        assert len(generate_parallel(prompts, teachers(server)[:1], ledger=ledger, progress=False)) == 1500
+    assert len(server.bodies) == 1500
+
+
 def test_a_row_that_failed_for_good_holds_up_no_part_of_the_table(tmp_path):
     prompts = prompt_table([f"p{n}" for n in range(300)], "test")
     asked = identify(Teacher(name="t", model="m", endpoint="http://localhost:1"))
