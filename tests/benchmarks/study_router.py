@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_hf import columns
 from persyn_hf.routing import backbone as backbones
@@ -34,11 +35,14 @@ from persyn_hf.scoring.reward import add_rewards
 
 ROOT = Path(__file__).parents[2]
 MINILM, SMOLLM = str(ROOT / ".models/all-MiniLM-L6-v2"), str(ROOT / ".models/SmolLM2-135M-Instruct")
-#: Name in the table, weights, share of a BERT's layers that is kept.
-BACKBONES = {
+#: Name in the table, weights, share of a BERT's layers that is kept; `None` is the stock classifier as `transformers`
+#: makes it: a BERT reads its pooled first token, a decoder the last token of the bare prompt.
+BACKBONES: dict[str, tuple[str, str, float | None]] = {
     "minilm": ("MiniLM, 2/3 of its layers", MINILM, 2 / 3),
     "minilm-all": ("MiniLM, all layers", MINILM, 1.0),
+    "minilm-stock": ("MiniLM, stock", MINILM, None),
     "smollm2": ("SmolLM2-135M-Instruct in its chat template", SMOLLM, 1.0),
+    "smollm2-stock": ("SmolLM2-135M-Instruct, stock", SMOLLM, None),
 }
 #: Plain Bradley–Terry, the reference: a linear head, a little weight decay, no choice of strength, no fallback. This
 #: decay is within 0.015 of the best of 1e-2 … 1e-7 on the test prompts: more than the reference could know.
@@ -101,7 +105,7 @@ def main() -> None:
 
 
 def _routers(
-    arguments: Any, table: RewardTable, embedded: Embedded, weights: str, depth: float
+    arguments: Any, table: RewardTable, embedded: Embedded, weights: str, depth: float | None
 ) -> Iterator[tuple[str, list[Split]]]:
     halves = [_split(len(table.ids), seed) for seed in range(arguments.splits)]
     if arguments.tuning != "frozen":
@@ -184,7 +188,7 @@ def _knn(table: RewardTable, inputs: Array, train: Array, test: Array) -> Split:
 
 
 def _tuned(
-    arguments: Any, table: RewardTable, train: Array, test: Array, objective: str, weights: str, depth: float
+    arguments: Any, table: RewardTable, train: Array, test: Array, objective: str, weights: str, depth: float | None
 ) -> Split:
     """Through `train_router` itself, with as many folds as can be waited for."""
     from persyn_hf import train_router
@@ -231,14 +235,26 @@ def _best_first(table: RewardTable, train: Array) -> RewardTable:
     return table.reordered([table.teachers[column] for column in np.argsort(-means, kind="stable")])
 
 
-def _embed(answers: Dataset, weights: str, depth: float) -> tuple[dict[str, Array], bool]:
+def _embed(answers: Dataset, weights: str, depth: float | None) -> tuple[dict[str, Array], bool]:
     prompts = dict(zip(answers[columns.PROMPT_ID], answers[columns.PROMPT], strict=True))
-    model, tokenizer = backbones.build_classifier(
-        weights, ["a", "b"], revision=None, max_length=512, dtype=torch.float32, device="cpu", depth=depth
+    model, tokenizer = (
+        _stock(weights)
+        if depth is None
+        else backbones.build_classifier(
+            weights, ["a", "b"], revision=None, max_length=512, dtype=torch.float32, device="cpu", depth=depth
+        )
     )
     texts = [columns.prompt_text(prompt) for prompt in prompts.values()]
     inputs = backbones.head_inputs(model, tokenizer, texts, progress=sys.stderr.isatty())
     return dict(zip(prompts, inputs, strict=True)), backbones.final_linear(model)[0]
+
+
+def _stock(weights: str) -> tuple[Any, Any]:
+    """The classifier and the tokenizer that a person loads, nothing of ours about them."""
+    model = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(weights, model_max_length=512, padding_side="right")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
 
 
 def _rewarded(answers: Dataset, alpha: float) -> RewardTable | None:
@@ -311,7 +327,10 @@ def _arguments() -> Any:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--recipes", action="store_true", help="Bradley–Terry as it is often written, too")
     parser.add_argument("--no-scoring", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.tuning != "frozen" and any(BACKBONES[name][2] is None for name in arguments.backbones):
+        parser.error("stock backbones are there to be compared with: `--tuning frozen`")
+    return arguments
 
 
 if __name__ == "__main__":
