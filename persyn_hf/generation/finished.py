@@ -88,7 +88,10 @@ class FinishedTable:
             self._bind()
 
     def _bind(self) -> None:
-        """Makes one piece of the loose parts, whose many small buffers take as much room again as what is in them."""
+        """Makes one piece of the loose parts, whose many small buffers take as much room again as what is in them.
+
+        Where the pieces are too large together, they go to the file.
+        """
         if self._loose:
             self._parts.append(pa.concat_tables(self._loose).combine_chunks())
             self._loose.clear()
