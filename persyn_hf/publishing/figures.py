@@ -98,7 +98,8 @@ def _teachers(provenance: Provenance) -> bytes:
     alpha = float((provenance.router.get("reward") or {}).get("alpha", 0.4))
     grid_x, grid_y = np.meshgrid(np.linspace(left, right, 60), np.linspace(bottom, top, 60))
     lines = axis.contour(grid_x, grid_y, (1 - alpha) * grid_x + alpha * grid_y, levels=7, colors=FAINT, linewidths=1.0)
-    axis.clabel(lines, fmt="%.2f", fontsize=8, colors=INK)
+    places = _far_from(points, lines.allsegs, low - margin, high + margin)
+    axis.clabel(lines, fmt="%.2f", fontsize=8, colors=INK, manual=places)
     sizes = [60 + 900 * teacher.share for teacher in known]
     axis.scatter(
         points[:, 0], points[:, 1], s=sizes, color=ACCENT, alpha=0.75, edgecolors=INK, linewidths=0.8, zorder=3
@@ -111,6 +112,20 @@ def _teachers(provenance: Provenance) -> bytes:
     axis.set_ylabel("mean learnability, normalised within the prompt", color=INK)
     _style(axis, f"Teachers on the probe; lines of equal reward, α = {alpha:g}; area: share of rows")
     return _png(figure)
+
+
+def _far_from(
+    points: NDArray[np.float64], lines: Sequence[Sequence[NDArray[np.float64]]], low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> list[tuple[float, float]]:  # fmt: skip
+    """On each line, the place that is farthest from all points, and not at the frame from `low` to `high`."""
+    places = []
+    for line in (line for level in lines for line in level if len(line)):
+        away = np.linalg.norm((line[:, None] - points) / (high - low), axis=2).min(axis=1)
+        inside = (np.minimum(line - low, high - line) / (high - low)).min(axis=1)
+        x, y = line[np.minimum(away, 4 * inside).argmax()]
+        places.append((float(x), float(y)))
+    return places
 
 
 def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], sizes: Sequence[float]) -> None:

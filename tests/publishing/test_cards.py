@@ -9,7 +9,7 @@ from PIL import Image
 
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
-from persyn_hf.publishing.figures import Figures, describe_figures
+from persyn_hf.publishing.figures import Figures, _far_from, describe_figures
 from persyn_hf.publishing.markdown import escape, repository_link
 from persyn_hf.publishing.merge import join_card, merge_body, split_card
 from persyn_hf.publishing.metadata import merge_metadata, size_category
@@ -201,6 +201,20 @@ def test_pictures_read_on_white_and_on_black():
         luminance = linear @ [0.2126, 0.7152, 0.0722]
         assert np.quantile(1.05 / (luminance + 0.05), 0.05) >= 2.2, name
         assert np.quantile((luminance + 0.05) / 0.05, 0.05) >= 3, name
+
+
+def test_the_number_of_a_line_stands_away_from_points_and_frame():
+    along = np.column_stack([np.linspace(0, 10, 101), np.full(101, 0.5)])
+    low, high = np.array([0.0, 0.0]), np.array([10.0, 1.0])
+    points = np.array([[5.0, 0.5], [9.0, 0.5]])
+    nowhere = np.empty((0, 2))
+    [(x, y)] = _far_from(points, [[along], [], [nowhere]], low, high)
+    # Four times as far from the point at 5 as from the frame.
+    assert (x, y) == pytest.approx((1.0, 0.5))
+    rising = np.column_stack([np.linspace(0, 10, 101), np.linspace(0.9, 1.0, 101)])
+    [(x, y)] = _far_from(points, [[rising]], low, high)
+    assert x < 5
+    assert y < 0.95
 
 
 def test_the_alt_text_says_what_is_seen():
