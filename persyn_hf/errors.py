@@ -11,7 +11,7 @@ PersynError
 │   ├── RetryableError                the same request may succeed later (overload, broken connection)
 │   ├── RowError                      this row can never succeed (refused by validation): the row gets `error`
 │   └── TeacherDownError              nothing can succeed (wrong key, nobody listening): stop this teacher
-├── LedgerError                       the ledger cannot be read or written
+├── LedgerError                       the ledger, or the table made of it, cannot be read or written
 ├── ScoringError                      a score could not be computed
 ├── RouterError                       a router cannot be trained, loaded or used
 │   ├── AllocationError               no allocation keeps all limits; says which, and by how much
@@ -117,7 +117,7 @@ class TeacherDownError(TeacherError):
 
 
 class LedgerError(PersynError):
-    """The ledger cannot be opened, read or written; the message says the way out."""
+    """The ledger, or the table made of it, cannot be opened, read or written; the message says the way out."""
 
 
 class ScoringError(PersynError):

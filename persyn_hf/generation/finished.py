@@ -51,7 +51,7 @@ class FinishedTable:
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
         self._loose: list[pa.Table] = []
-        self._spilled: _Spill | None = None
+        self._spill = _Spill(self._schema)
         self._size = 0
         self._next = 0
         self._awaited: str | None = None
@@ -73,8 +73,8 @@ class FinishedTable:
         for part in self._rest():
             self._add(part)
         self._bind()
-        if self._spilled is not None:
-            return Dataset.from_file(self._spilled.close())
+        if self._size > IN_MEMORY_BYTES:
+            return Dataset.from_file(self._spill.close())
         return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
 
     def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:
@@ -95,10 +95,8 @@ class FinishedTable:
         if self._loose:
             self._parts.append(pa.concat_tables(self._loose).combine_chunks())
             self._loose.clear()
-        if self._spilled is None and self._size > IN_MEMORY_BYTES:
-            self._spilled = _Spill(self._schema)
-        if self._spilled is not None:
-            self._spilled.write(self._parts)
+        if self._size > IN_MEMORY_BYTES:
+            self._spill.write(self._parts)
             self._parts.clear()
 
     def _rest(self) -> Iterator[pa.Table]:
@@ -184,7 +182,9 @@ def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
 
 
 class _Spill:
-    """A temporary file that a table is written to, piece by piece; it is removed when the process that made it ends.
+    """A temporary file that a table is written to, piece by piece; there is none before the first piece.
+
+    It is removed when the process that made it ends.
 
     What cannot be written is raised at the end: a full disk for temporary files stops no run whose answers the ledger
     still takes.

@@ -66,7 +66,7 @@ def generate_parallel(
     Raises:
         ConfigError: If a teacher is wrong or named twice, or a local model is not there.
         DataError: If a prompt is empty or stands twice. Nothing has been asked then.
-        LedgerError: If the ledger cannot be used.
+        LedgerError: If the ledger cannot be used, or there is no room for a large table.
         KeyboardInterrupt: After Ctrl-C, once what was in flight has been kept; at once after a second one.
 
     Example:

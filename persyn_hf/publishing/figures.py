@@ -94,11 +94,12 @@ def _teachers(provenance: Provenance) -> bytes:
     figure, axis = _canvas(_SQUARE)
     low, high = points.min(axis=0), points.max(axis=0)
     margin = np.maximum(0.18 * (high - low), 0.02)
-    (left, bottom), (right, top) = low - margin, high + margin
+    frame = low - margin, high + margin
+    (left, bottom), (right, top) = frame
     alpha = float((provenance.router.get("reward") or {}).get("alpha", 0.4))
     grid_x, grid_y = np.meshgrid(np.linspace(left, right, 60), np.linspace(bottom, top, 60))
     lines = axis.contour(grid_x, grid_y, (1 - alpha) * grid_x + alpha * grid_y, levels=7, colors=FAINT, linewidths=1.0)
-    places = _far_from(points, lines.allsegs, low - margin, high + margin)
+    places = _far_from(points, lines.allsegs, *frame)
     axis.clabel(lines, fmt="%.2f", fontsize=8, colors=INK, manual=places)
     sizes = [60 + 900 * teacher.share for teacher in known]
     axis.scatter(

@@ -319,7 +319,9 @@ def _arguments() -> Any:
     parser.add_argument("--learnability", type=Path, required=True)
     parser.add_argument("--zoos", nargs="+", default=["instruct", "math"])
     ours = [name for name, (_, _, depth) in BACKBONES.items() if depth is not None]
-    parser.add_argument("--backbones", nargs="+", default=ours, choices=list(BACKBONES))
+    parser.add_argument(
+        "--backbones", nargs="+", default=ours, choices=list(BACKBONES), help="-stock: as transformers makes it"
+    )
     parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES))
     parser.add_argument("--alphas", nargs="+", type=float, default=[0.0, 0.4, 1.0])
     parser.add_argument("--splits", type=int, default=5)

@@ -209,7 +209,7 @@ def test_the_number_of_a_line_stands_away_from_points_and_frame():
     points = np.array([[5.0, 0.5], [9.0, 0.5]])
     nowhere = np.empty((0, 2))
     [(x, y)] = _far_from(points, [[along], [], [nowhere]], low, high)
-    # Four times as far from the point at 5 as from the frame.
+    # The point at 5 is four times as far as the frame; nearer to the middle the point is nearer, to the end the frame.
     assert (x, y) == pytest.approx((1.0, 0.5))
     rising = np.column_stack([np.linspace(0, 10, 101), np.linspace(0.9, 1.0, 101)])
     [(x, y)] = _far_from(points, [[rising]], low, high)
