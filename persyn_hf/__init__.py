@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from persyn_hf.version import __version__
 
 #: Where each public name lives.
 _HOME = {
@@ -32,17 +32,17 @@ _HOME = {
     "pin_router": "persyn_hf.routing.map_function",
     "train_router": "persyn_hf.routing.training",
     "allocate": "persyn_hf.routing.allocation.allocate",
-    "keep_best": "persyn_hf.routing.allocation.select",
+    "keep_best": "persyn_hf.routing.allocation.result",
     "sample_probe": "persyn_hf.routing.probe",
     "evaluate_router": "persyn_hf.routing.evaluate",
     "add_teacher": "persyn_hf.routing.roster",
     "remove_teacher": "persyn_hf.routing.roster",
     "load_personalized": "persyn_hf.publishing.load",
-    "personalize": "persyn_hf.publishing.personalize",
-    "push_personalized": "persyn_hf.publishing.hub",
-    "save_personalized": "persyn_hf.publishing.hub",
-    "run": "persyn_hf.pipeline",
-    "train_student": "persyn_hf.finetune",
+    "personalize": "persyn_hf.personalize",
+    "push_personalized": "persyn_hf.publishing.personalized",
+    "save_personalized": "persyn_hf.publishing.personalized",
+    "run": "persyn_hf.run.pipeline",
+    "train_student": "persyn_hf.students.train",
     "compare": "persyn_hf.comparison.compare",
 }
 
@@ -87,24 +87,24 @@ if TYPE_CHECKING:
     from persyn_hf.comparison.compare import compare
     from persyn_hf.config import Quality, RunConfig, Sampling, Teacher
     from persyn_hf.errors import PersynError
-    from persyn_hf.finetune import train_student
     from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
     from persyn_hf.generation.ledger import Ledger
-    from persyn_hf.pipeline import run
-    from persyn_hf.publishing.hub import push_personalized, save_personalized
+    from persyn_hf.personalize import personalize
     from persyn_hf.publishing.load import load_personalized
-    from persyn_hf.publishing.personalize import personalize
+    from persyn_hf.publishing.personalized import push_personalized, save_personalized
     from persyn_hf.routing.allocation.allocate import allocate
-    from persyn_hf.routing.allocation.select import keep_best
+    from persyn_hf.routing.allocation.result import keep_best
     from persyn_hf.routing.evaluate import evaluate_router
     from persyn_hf.routing.map_function import persyn_route, pin_router
     from persyn_hf.routing.probe import sample_probe
     from persyn_hf.routing.roster import add_teacher, remove_teacher
     from persyn_hf.routing.router import PersynRouter
     from persyn_hf.routing.training import train_router
+    from persyn_hf.run.pipeline import run
     from persyn_hf.scoring.learnability import persyn_learnability, pin_student
     from persyn_hf.scoring.quality import persyn_quality, pin_quality
     from persyn_hf.scoring.score import score
+    from persyn_hf.students.train import train_student
 
 
 def __getattr__(name: str) -> Any:

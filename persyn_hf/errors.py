@@ -9,10 +9,13 @@ PersynError
 │   └── PromptTooLongError            a prompt, or a prompt with its completion, exceeds the context
 ├── TeacherError                      one request to a teacher failed
 │   ├── RetryableError                the same request may succeed later (overload, broken connection)
+│   │   └── UnavailableError          nobody serves there now (connection refused, 503)
 │   ├── RowError                      this row can never succeed (refused by validation): the row gets `error`
 │   └── TeacherDownError              nothing can succeed (wrong key, nobody listening): stop this teacher
 ├── LedgerError                       the ledger, or the table made of it, cannot be read or written
 ├── ScoringError                      a score could not be computed
+│   └── RequestError                  a server that scores cannot answer this request; others it may
+│       └── PassingError              the same request may succeed later
 ├── RouterError                       a router cannot be trained, loaded or used
 │   ├── AllocationError               no allocation keeps all limits; says which, and by how much
 │   ├── RouterCheckpointError         the checkpoint is damaged, or is no router
@@ -34,6 +37,9 @@ __all__ = [
     "MissingColumnError",
     "MissingExtraError",
     "PersynError",
+    "UnavailableError",
+    "RequestError",
+    "PassingError",
     "PromptTooLongError",
     "PublishError",
     "RetryableError",
@@ -95,17 +101,16 @@ class RetryableError(TeacherError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        retry_after: float | None = None,
-        overloaded: bool = False,
-        attempts: int | None = None,
+        self, message: str, *, retry_after: float | None = None, overloaded: bool = False, attempts: int | None = None
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.overloaded = overloaded
         self.attempts = attempts
+
+
+class UnavailableError(RetryableError):
+    """Nobody serves there now (connection refused, 503): it says nothing against the row or the concurrency."""
 
 
 class RowError(TeacherError):
@@ -122,6 +127,25 @@ class LedgerError(PersynError):
 
 class ScoringError(PersynError):
     """A score could not be computed; the message names the row."""
+
+
+class RequestError(ScoringError):
+    """This request cannot be answered; others may."""
+
+
+class PassingError(RequestError):
+    """The same request may succeed later.
+
+    Args:
+        message (`str`): What happened.
+        retry_after (`float`, *optional*): Seconds that the server asked to wait.
+        nobody (`bool`, defaults to `False`): Whether nobody listens there, so that other requests fare no better.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None, nobody: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.nobody = nobody
 
 
 class RouterError(PersynError):

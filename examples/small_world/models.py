@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from examples.small_world import tasks
-from persyn_hf.finetune import train_student
+from persyn_hf.students.train import train_student
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +=:,."
 TEMPLATE = (

@@ -39,8 +39,8 @@ def main(output_dir: Path, quick: bool) -> None:
 
     from persyn_hf.cli.app import quiet_libraries
     from persyn_hf.comparison.compare import compare
+    from persyn_hf.comparison.tables import print_comparison
     from persyn_hf.config import RunConfig
-    from persyn_hf.students.tables import print_comparison
 
     quiet_libraries(quiet=True)
     began = time.monotonic()

@@ -15,7 +15,7 @@ from pydantic import Field
 from examples.small_world import tasks
 from examples.small_world.models import lessons, train_from_scratch
 from persyn_hf.config import Settings, read_settings
-from persyn_hf.workers import share_cores
+from persyn_hf.models.workers import share_cores
 
 
 class Size(Settings):

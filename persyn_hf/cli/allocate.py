@@ -10,6 +10,7 @@ import typer
 
 from persyn_hf.cli.app import app
 from persyn_hf.errors import ConfigError
+from persyn_hf.tables import replaced
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,17 +52,26 @@ def allocate(
 
     table = _read(routed)
     made = allocation.allocate(
-        table, _teacher_names(router, revision, teachers), policy=policy,
-        max_share=_shares(max_share, "--max-share"), min_share=_shares(min_share, "--min-share"), budget=budget,
-        cost=_numbers(cost, "--cost"), makespan=_seconds(makespan), throughput=_numbers(throughput, "--throughput"),
-        top_k=top_k, temperature=temperature, scale=cast(Any, scale),
-        probe=_read(probe) if probe is not None else None, families=dict(_pairs(family, "--family")),
-        student_family=student_family, seed=seed,
-    )  # fmt: skip
+        table,
+        _teacher_names(router, revision, teachers),
+        policy=policy,
+        max_share=_shares(max_share, "--max-share"),
+        min_share=_shares(min_share, "--min-share"),
+        budget=budget,
+        cost=_numbers(cost, "--cost"),
+        makespan=_seconds(makespan),
+        throughput=_numbers(throughput, "--throughput"),
+        top_k=top_k,
+        temperature=temperature,
+        scale=cast(Any, scale),
+        probe=_read(probe) if probe is not None else None,
+        families=dict(_pairs(family, "--family")),
+        student_family=student_family,
+        seed=seed,
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    staged = output.with_name(f".{output.name}.staged")
-    made.apply(table).to_parquet(staged)
-    staged.replace(output)
+    with replaced(output) as staged:
+        made.apply(table).to_parquet(staged)
     typer.echo(str(made))
     typer.echo(f"{output}: {len(table)} prompts")
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persyn_hf import __version__
-from persyn_hf.cli.missing import name_missing
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.run.report import name_missing
+from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,17 +61,13 @@ def _options(
 
 
 def run_and_report(
-    config: RunConfig,
-    until: Stage,
-    quiet: bool,
-    source: str,
-    before: Callable[[Path, Console], None] | None = None,
+    config: RunConfig, until: Stage, quiet: bool, source: str, before: Callable[[Path, Console], None] | None = None
 ) -> None:
     """Runs a configuration and prints what came of it; exit code 3 where prompts got no answer."""
     from rich.console import Console
 
-    from persyn_hf.pipeline import run
-    from persyn_hf.report import print_report
+    from persyn_hf.run.pipeline import run
+    from persyn_hf.run.report import print_report
 
     quiet_libraries(quiet)
     result = run(config, until=until.value, progress=not quiet, source=source)

@@ -26,9 +26,7 @@ def doctor(
     from rich.markup import escape
     from rich.table import Table
 
-    from persyn_hf.doctor.configuration import check_configuration
-    from persyn_hf.doctor.endpoints import check_endpoints
-    from persyn_hf.doctor.installation import check_installation
+    from persyn_hf.doctor import check_configuration, check_endpoints, check_installation
 
     quiet_libraries(quiet=True)
     findings = check_installation()

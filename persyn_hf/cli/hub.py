@@ -46,16 +46,24 @@ def push(
     has changed. A push that was interrupted is finished by running it again. Options count more than the `publish`
     section of the file.
     """
-    from persyn_hf.pipeline import run
+    from persyn_hf.run.pipeline import run
 
     overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}
     settings = RunConfig.from_yaml(config, overrides)
     given: dict[str, Any] = {
-        "dataset_repo_id": dataset_repo_id, "router_repo_id": router_repo_id, "config_name": config_name,
-        "revision": revision, "commit_message": commit_message, "tags": tag, "collection": collection,
-        "license": license, "private": False if public else None, "create_pr": create_pr or None,
-        "allow_secrets": allow_secrets or None, "dry_run": dry_run or None,
-    }  # fmt: skip
+        "dataset_repo_id": dataset_repo_id,
+        "router_repo_id": router_repo_id,
+        "config_name": config_name,
+        "revision": revision,
+        "commit_message": commit_message,
+        "tags": tag,
+        "collection": collection,
+        "license": license,
+        "private": False if public else None,
+        "create_pr": create_pr or None,
+        "allow_secrets": allow_secrets or None,
+        "dry_run": dry_run or None,
+    }
     publish = settings.publish.model_dump(mode="json") | {k: v for k, v in given.items() if v is not None}
     settings = RunConfig.from_dict(settings.model_dump(mode="json") | {"publish": publish}, source="push")
     if settings.publish.dataset_repo_id is None:

@@ -15,6 +15,7 @@ import typer
 
 from persyn_hf.cli.app import app
 from persyn_hf.errors import ConfigError, LedgerError
+from persyn_hf.tables import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,10 +68,8 @@ def export(
 ) -> None:
     """Write every answer with its prompt's id, model, sampling, tokens and cost into one file."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    staged = output.with_name(f".{output.name}.staged")
-    with _existing(ledger) as opened:
+    with _existing(ledger) as opened, replaced(output) as staged:
         count = _write_parquet(opened, staged) if format is Format.PARQUET else _write_jsonl(opened, staged)
-    staged.replace(output)
     typer.echo(f"{output}: {count:,} answers")
 
 

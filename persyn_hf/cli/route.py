@@ -10,6 +10,7 @@ import typer
 
 from persyn_hf.cli.app import app
 from persyn_hf.config import Prompts
+from persyn_hf.tables import replaced
 
 
 @app.command()
@@ -24,15 +25,14 @@ def route(
     """Say for every prompt which teacher to ask. Nothing is generated."""
     from collections import Counter
 
-    from persyn_hf.prompts import load_prompts
+    from persyn_hf.prompts.reading import load_prompts
     from persyn_hf.routing.router import PersynRouter
 
     loaded = load_prompts(Prompts(source=prompts, column=column, split=split), where="PROMPTS")
     routed = loaded.map(PersynRouter.from_pretrained(router, revision=revision), batched=True, desc="route")
     output.parent.mkdir(parents=True, exist_ok=True)
-    staged = output.with_name(f".{output.name}.staged")
-    routed.to_parquet(staged)
-    staged.replace(output)
+    with replaced(output) as staged:
+        routed.to_parquet(staged)
     for name, count in Counter(routed["route"]).most_common():
         typer.echo(f"{count:>8}  {count / len(routed):>4.0%}  {name}")
     typer.echo(f"{output}: {len(routed)} prompts")
@@ -65,9 +65,13 @@ def evaluate(
     quiet_libraries(quiet=True)
     loaded = PersynRouter.from_pretrained(router, revision=revision)
     result = evaluate_router(
-        loaded, _scored_table(scored), None if probe is None else _scored_table(probe),
-        student_family=student_family, seed=seed, show=False,
-    )  # fmt: skip
+        loaded,
+        _scored_table(scored),
+        None if probe is None else _scored_table(probe),
+        student_family=student_family,
+        seed=seed,
+        show=False,
+    )
     Console(width=None if sys.stdout.isatty() else 120).print(result, highlight=False)
     if json_output is not None:
         json_output.write_text(json.dumps(result.as_dict(), indent=2) + "\n")

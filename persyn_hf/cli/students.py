@@ -38,7 +38,7 @@ def train_student_command(
 
     On several GPUs: accelerate launch "$(command -v persyn-hf)" train-student …
     """
-    from persyn_hf.finetune import train_student
+    from persyn_hf.students.train import train_student
 
     quiet_libraries(quiet)
     recipe: dict[str, Any] = {}
@@ -51,9 +51,17 @@ def train_student_command(
     if packing:
         recipe["packing"] = True
     trained = train_student(
-        data, student, output_dir, read_settings(Training, recipe, "training"), revision=revision, seed=seed,
-        resume=resume, push_to_hub=push_to_hub, private=not public, progress=not quiet,
-    )  # fmt: skip
+        data,
+        student,
+        output_dir,
+        read_settings(Training, recipe, "training"),
+        revision=revision,
+        seed=seed,
+        resume=resume,
+        push_to_hub=push_to_hub,
+        private=not public,
+        progress=not quiet,
+    )
     report = trained.report
     typer.echo(
         f"{report.counts.rows} rows, {report.counts.learnt_tokens} tokens learnt, {report.steps} steps, "
@@ -84,7 +92,7 @@ def compare_command(
     from rich.console import Console
 
     from persyn_hf.comparison.compare import compare
-    from persyn_hf.students.tables import print_comparison
+    from persyn_hf.comparison.tables import print_comparison
 
     quiet_libraries(quiet)
     overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}

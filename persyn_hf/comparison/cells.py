@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persyn_hf import __version__
 from persyn_hf.comparison.evaluation import Judged, answer_held_out, held_out_nll, run_benchmarks
 from persyn_hf.config import Compare, ComparedStudent, Quality, Student, Training
 from persyn_hf.errors import StudentError
-from persyn_hf.finetune import train_student
-from persyn_hf.runfolder import write_atomically
-from persyn_hf.workers import share_cores
+from persyn_hf.models.workers import share_cores
+from persyn_hf.students.train import train_student
+from persyn_hf.tables import write_atomically
+from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,9 +97,14 @@ def run_cell(cell: Cell) -> list[Judged]:
     student = cell.student
     cell.folder.mkdir(parents=True, exist_ok=True)
     trained = train_student(
-        cell.data, student.model, cell.folder / "student", cell.training, revision=student.revision, seed=cell.seed,
+        cell.data,
+        student.model,
+        cell.folder / "student",
+        cell.training,
+        revision=student.revision,
+        seed=cell.seed,
         progress=False,
-    )  # fmt: skip
+    )
     now = student.model_copy(update={"model": str(trained.path), "revision": None, "endpoint": None})
     judged = list(_judge(now, cell))
     write_atomically(cell.folder / "training.json", json.dumps(trained.report.to_dict(), indent=2) + "\n")

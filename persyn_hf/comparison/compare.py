@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persyn_hf import columns
-from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.comparison.cells import Cell, HeldOut, identify, run_cell, run_cells
 from persyn_hf.comparison.policies import DRAWN, Known, mean_reward, teachers_of
+from persyn_hf.comparison.statistics import Outcome, Summary, summarise
+from persyn_hf.comparison.tables import PolicyFacts, comparison_markdown
 from persyn_hf.config import Compare, ComparedStudent, Policy, RunConfig, Student
 from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.prompts import load_prompts
-from persyn_hf.runfolder import RunFolder, write_atomically
-from persyn_hf.students.statistics import Outcome, Summary, summarise
-from persyn_hf.students.tables import PolicyFacts, comparison_markdown
+from persyn_hf.models.identity import resolve_revision
+from persyn_hf.prompts.reading import load_prompts
+from persyn_hf.run.folder import RunFolder
+from persyn_hf.tables import write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,7 +121,7 @@ def _settings(config: RunConfig, source: str) -> Compare:
 def _held_out(
     config: RunConfig, settings: Compare, folder: RunFolder, prompts: Dataset, source: str, progress: bool
 ) -> HeldOut:
-    from persyn_hf.pipeline import probe_stage
+    from persyn_hf.run.stages import probe_stage
 
     held_out = load_prompts(settings.held_out, where=f"{source}: compare.held_out")
     shared = set(held_out[columns.PROMPT_ID]) & set(prompts[columns.PROMPT_ID])
@@ -151,8 +152,8 @@ def _held_out(
 def _world(
     config: RunConfig, settings: Compare, student: ComparedStudent, prompts: Dataset, whole: RunFolder, progress: bool
 ) -> _World:
-    from persyn_hf.pipeline import run
     from persyn_hf.routing.rewards import read_rewards
+    from persyn_hf.run.pipeline import run
 
     scorer = Student.model_validate(student.model_dump(exclude={"name", "family"}))
     path = whole.path / "students" / student.name
@@ -180,8 +181,8 @@ def _world(
 
 def _parallel(config: RunConfig, folder: RunFolder, prompts: Dataset, progress: bool) -> RewardTable:
     """Every teacher's answer to every training prompt, scored."""
-    from persyn_hf.pipeline import probe_stage, score_stage
     from persyn_hf.routing.rewards import read_rewards
+    from persyn_hf.run.stages import probe_stage, score_stage
 
     answers = probe_stage(config, folder, prompts, progress, name="parallel")
     scored = score_stage(config, folder, answers, progress, name="parallel-score", answers_name="parallel")
@@ -199,8 +200,8 @@ def _build_sets(
     progress: bool,
 ) -> _World:
     """Asks for the answers of every policy, and keeps the prompts that have a usable one under all of them."""
-    from persyn_hf.pipeline import generate_stage
-    from persyn_hf.publishing.personalize import personalize
+    from persyn_hf.personalize import personalize
+    from persyn_hf.run.stages import generate_stage
 
     made: dict[str, Dataset] = {}
     names = {key: identify(teachers) for key, teachers in chosen.items()}
@@ -223,9 +224,11 @@ def _build_sets(
         _facts(student.name, policy, settings.seeds, chosen, same, names, known, kept) for policy in settings.policies
     ]
     return _World(
-        student, {key: same[name] for key, name in names.items()},
-        {key: identify([name, kept, folder.digest(f"answers-{name}")]) for key, name in names.items()}, facts,
-    )  # fmt: skip
+        student,
+        {key: same[name] for key, name in names.items()},
+        {key: identify([name, kept, folder.digest(f"answers-{name}")]) for key, name in names.items()},
+        facts,
+    )
 
 
 def _with_routes(prompts: Dataset, teachers: Sequence[str]) -> Dataset:
@@ -272,12 +275,7 @@ def _facts(
 
 
 def _outcomes(
-    config: RunConfig,
-    settings: Compare,
-    worlds: Sequence[_World],
-    held_out: HeldOut,
-    folder: Path,
-    progress: bool,
+    config: RunConfig, settings: Compare, worlds: Sequence[_World], held_out: HeldOut, folder: Path, progress: bool
 ) -> Iterator[Outcome]:
     """All cells, seed by seed, so that an interrupted comparison has something of every policy."""
     from tqdm.auto import tqdm
@@ -305,9 +303,14 @@ def _outcomes(
                 bar.set_postfix_str(f"{cell.student.name}, {policy}, seed {cell.seed}")
             for judged in run_cell(cell):
                 yield Outcome(
-                    cell.student.name, policy, cell.seed, judged.evaluation, judged.scores, judged.ids,
+                    cell.student.name,
+                    policy,
+                    cell.seed,
+                    judged.evaluation,
+                    judged.scores,
+                    judged.ids,
                     judged.higher_is_better,
-                )  # fmt: skip
+                )
             bar.update(new)
 
 
@@ -318,17 +321,23 @@ def _table(folder: RunFolder, name: str) -> Dataset:
 
 
 def _write(result: ComparisonResult) -> None:
-    from persyn_hf.students.plots import plot_comparison
+    from persyn_hf.comparison.tables import plot_comparison
 
     lines = [
         json.dumps(
-            {"student": one.student, "policy": one.policy, "seed": one.seed, "evaluation": one.evaluation,
-             "id": identity, "score": score},
+            {
+                "student": one.student,
+                "policy": one.policy,
+                "seed": one.seed,
+                "evaluation": one.evaluation,
+                "id": identity,
+                "score": score,
+            },
             ensure_ascii=False,
         )
         for one in result.outcomes
         for identity, score in zip(one.ids, one.scores, strict=True)
-    ]  # fmt: skip
+    ]
     write_atomically(result.folder / "results.jsonl", "\n".join(lines) + "\n")
     numbers = {"summary": asdict(result.summary), "facts": [asdict(fact) for fact in result.facts]}
     write_atomically(result.folder / "comparison.json", json.dumps(numbers, indent=2) + "\n")

@@ -61,15 +61,20 @@ def answer_held_out(
     """
     from persyn_hf.generation.generate import generate_parallel
     from persyn_hf.scoring.quality import persyn_quality
-    from persyn_hf.scoring.reward import set_column
+    from persyn_hf.tables import set_column
 
     asked = [
         Teacher(
-            name=one.name, model=student.model, backend="local", dtype=student.dtype, device=student.device,
-            sampling=Sampling.model_validate(one.model_dump(exclude={"name"})), batch_size=64,
+            name=one.name,
+            model=student.model,
+            backend="local",
+            dtype=student.dtype,
+            device=student.device,
+            sampling=Sampling.model_validate(one.model_dump(exclude={"name"})),
+            batch_size=64,
         )
         for one in decodings
-    ]  # fmt: skip
+    ]
     answers = generate_parallel(prompts, asked, seed=seed, progress=False)
     found: list[float | None] = []
     for batch in answers.iter(500):
@@ -101,9 +106,14 @@ def held_out_nll(student: Student, answers: Dataset) -> Judged:
     found: dict[str, list[float]] = {}
     for batch in answers.iter(500):
         scored = persyn_learnability(
-            batch, student=student.model, revision=student.revision, dtype=student.dtype, device=student.device,
-            token_budget=student.token_budget, too_long="truncate",
-        )  # fmt: skip
+            batch,
+            student=student.model,
+            revision=student.revision,
+            dtype=student.dtype,
+            device=student.device,
+            token_budget=student.token_budget,
+            too_long="truncate",
+        )
         for identity, value in zip(batch[columns.PROMPT_ID], scored[columns.LEARNABILITY], strict=True):
             if value is not None:
                 found.setdefault(identity, []).append(-float(value))

@@ -9,7 +9,7 @@ import numpy as np
 
 from persyn_hf.config import Policy
 from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.routing import baselines
+from persyn_hf.routing import policies as baselines
 from persyn_hf.routing.rewards import RewardTable
 
 #: Policies that draw at random: another seed gives another training set.

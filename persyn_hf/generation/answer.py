@@ -8,21 +8,30 @@ from typing import Any
 from persyn_hf.config import Sampling
 from persyn_hf.errors import RetryableError, RowError
 from persyn_hf.generation.client import Completion
-from persyn_hf.generation.reasoning import split_reasoning
 
 #: What servers call the end of an answer → `columns.FINISH_REASONS`; whatever is not here is `stop`.
 _FINISH_REASONS = {
-    "length": "length", "max_tokens": "length", "max_length": "length", "model_length": "length",
-    "content_filter": "content_filter", "safety": "content_filter", "refusal": "content_filter",
-}  # fmt: skip
+    "length": "length",
+    "max_tokens": "length",
+    "max_length": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "refusal": "content_filter",
+}
 #: The server gave up in the middle: what it sent is no answer.
 _BROKEN_OFF = frozenset({"abort", "aborted", "error", "cancelled"})
 
 
 def read_answer(
-    text: object, reason: object, sampling: Sampling, prompt_tokens: object, completion_tokens: object,
-    reasoning: object = None, clean: Callable[[str], str] = str,
-) -> Completion:  # fmt: skip
+    text: object,
+    reason: object,
+    sampling: Sampling,
+    prompt_tokens: object,
+    completion_tokens: object,
+    reasoning: object = None,
+    clean: Callable[[str], str] = str,
+) -> Completion:
     """Makes a `Completion` of a server's words, or says why they are none.
 
     Args:
@@ -66,3 +75,50 @@ def count(value: Any) -> int | None:
 def _without_stop(text: str, sampling: Sampling) -> str:
     """Cuts a stop string off the end: TGI leaves it there, other servers do not."""
     return next((text.removesuffix(stop) for stop in sampling.stop if stop and text.endswith(stop)), text)
+
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+def split_reasoning(text: str, given: str | None = None) -> tuple[str, str | None]:
+    """Splits an answer from the thoughts before it.
+
+    Thoughts are what a server reports as such, or what stands between `<think>` tags at the start. A template may
+    have opened the tag itself, so that the text has the closing one only. A tag that is never closed leaves no answer.
+
+    Args:
+        text (`str`): What the model wrote.
+        given (`str`, *optional*): The server's `reasoning_content`.
+
+    Returns:
+        `tuple[str, str | None]`: The answer, unchanged where there are no thoughts, and the thoughts.
+
+    Example:
+        >>> split_reasoning("<think>2 and 2</think>\\n\\n4")
+        ('4', '2 and 2')
+        >>> split_reasoning("4")
+        ('4', None)
+    """
+    if given is not None and given.strip():
+        return text, given.strip()
+    opened = text.lstrip().startswith(_OPEN)
+    if not opened and (_CLOSE not in text or _OPEN in text):
+        return text, None
+    thoughts, _, answer = text.lstrip().removeprefix(_OPEN).partition(_CLOSE)
+    return answer.lstrip(), thoughts.strip() or None
+
+
+def presented(completion: Completion, mode: str) -> tuple[str, str | None]:
+    """The completion and the reasoning as a teacher's `reasoning` setting wants them in the table.
+
+    Args:
+        completion (`Completion`): From a client or the ledger, split.
+        mode (`str`): `separate`, `keep` (back into the completion, between `<think>` tags) or `drop`.
+
+    Example:
+        >>> presented(Completion("4", "stop", 1, 1, reasoning="2 and 2"), "keep")
+        ('<think>\\n2 and 2\\n</think>\\n\\n4', None)
+    """
+    if mode == "keep" and completion.reasoning:
+        return f"{_OPEN}\n{completion.reasoning}\n{_CLOSE}\n\n{completion.text}", None
+    return completion.text, completion.reasoning if mode == "separate" else None

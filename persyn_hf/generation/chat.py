@@ -9,13 +9,13 @@ import httpx2
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.config import Teacher
+from persyn_hf.endpoints.aiohttp_wire import open_wire
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.faults import body_error, perhaps_charged, status_error, transport_error
 from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
-from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, perhaps_charged, status_error, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer
-from persyn_hf.generation.transport import open_wire
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -100,11 +100,15 @@ class ChatClient:
         usage: Any = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return read_answer(
-            _text(message.get("content")), choice.get("finish_reason"), request.sampling,
-            usage.get("prompt_tokens"), usage.get("completion_tokens"),
+            _text(message.get("content")),
+            choice.get("finish_reason"),
+            request.sampling,
+            usage.get("prompt_tokens"),
+            usage.get("completion_tokens"),
             # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
-            message.get("reasoning_content") or message.get("reasoning"), self._endpoint.clean,
-        )  # fmt: skip
+            message.get("reasoning_content") or message.get("reasoning"),
+            self._endpoint.clean,
+        )
 
 
 def _text(content: object) -> object:

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from persyn_hf.columns import Message
 from persyn_hf.config import Sampling
-from persyn_hf.errors import RetryableError
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,3 @@ class TeacherClient(Protocol):
     async def aclose(self) -> None:
         """Releases connections."""
         ...
-
-
-class UnavailableError(RetryableError):
-    """Nobody serves there now (connection refused, 503): it says nothing against the row or the concurrency."""

@@ -14,13 +14,12 @@ import httpx2
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.config import Teacher
-from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError
+from persyn_hf.endpoints.aiohttp_wire import open_wire
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.faults import status_error, transport_error
+from persyn_hf.endpoints.wire import Wire
+from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, UnavailableError
 from persyn_hf.generation.answer import count
-from persyn_hf.generation.client import UnavailableError
-from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import status_error, transport_error
-from persyn_hf.generation.transport import open_wire
-from persyn_hf.generation.wire import Wire
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0

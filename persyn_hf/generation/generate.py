@@ -13,19 +13,20 @@ from pydantic import ValidationError
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher, require_distinct_teachers
+from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
-from persyn_hf.generation.engine import Options, ask_all
-from persyn_hf.generation.finished import FinishedColumns, FinishedTable
-from persyn_hf.generation.interrupt import run_to_end
+from persyn_hf.generation.jobs import Plan, identify
+from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.plan import Plan, identify
-from persyn_hf.generation.retry import RetryPolicy
-from persyn_hf.generation.tables import (
+from persyn_hf.generation.run import Options, ask_all
+from persyn_hf.generation.table import (
     GENERATED_FEATURES,
+    FinishedColumns,
+    FinishedTable,
     prompt_table,
     require_known_routes,
     require_ranking,
-)  # fmt: skip
+)
 
 TeacherLike = Teacher | Mapping[str, Any]
 LedgerLike = Ledger | str | os.PathLike[str] | None
@@ -234,7 +235,7 @@ def _seed(seed: int) -> int:
 
 def _options(
     teachers: Sequence[Teacher], progress: bool, policy: RetryPolicy | None, max_cost: float | None
-) -> Options:  # fmt: skip
+) -> Options:
     if max_cost is not None:
         if not max_cost > 0:
             raise ConfigError(f"`max_cost` must be more than 0 USD, got {max_cost}.")
@@ -247,9 +248,11 @@ def _options(
 
 
 def _routed_plan(
-    routed: Dataset | Iterable[Mapping[str, Any]], teachers: Sequence[Teacher], seed: int,
+    routed: Dataset | Iterable[Mapping[str, Any]],
+    teachers: Sequence[Teacher],
+    seed: int,
     score_names: Sequence[str] | None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     table = prompt_table(routed, "generate_routed")
     require_known_routes(table, teachers)
     ranking = require_ranking(table, teachers, score_names)

@@ -22,11 +22,21 @@ SCHEMA_VERSION = 2
 APPLICATION_ID = 0x50455253  # "PERS"
 #: The columns by Arrow's names of types, in their order.
 COLUMN_TYPES = {
-    "key": "string", "text": "string", "finish_reason": "string", "prompt_tokens": "int64",
-    "completion_tokens": "int64", "reasoning": "string", "usage_source": "string", "prompt_id": "string",
-    "model": "string", "revision": "string", "seed": "int64", "sampling": "string", "cost": "float64",
+    "key": "string",
+    "text": "string",
+    "finish_reason": "string",
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "reasoning": "string",
+    "usage_source": "string",
+    "prompt_id": "string",
+    "model": "string",
+    "revision": "string",
+    "seed": "int64",
+    "sampling": "string",
+    "cost": "float64",
     "created": "float64",
-}  # fmt: skip
+}
 #: Those of an answer, in the order of `Completion`.
 _ANSWER = "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source"
 _SCHEMA = """
@@ -227,8 +237,16 @@ class Ledger:
     def totals(self) -> list[dict[str, Any]]:
         """By model and revision: answers, truncated ones, tokens, USD, first and last time."""
         names = (
-            "model", "revision", "answers", "truncated", "prompt_tokens", "completion_tokens", "cost", "first", "last",
-        )  # fmt: skip
+            "model",
+            "revision",
+            "answers",
+            "truncated",
+            "prompt_tokens",
+            "completion_tokens",
+            "cost",
+            "first",
+            "last",
+        )
         query = """
             SELECT coalesce(model, ''), coalesce(revision, ''), count(*), sum(finish_reason = 'length'),
                 coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), coalesce(sum(cost), 0.0),
@@ -336,10 +354,21 @@ def _checkpoint(path: str) -> None:
 def _row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[Any, ...]:
     thoughts = completion.reasoning and _storable(completion.reasoning)
     return (
-        _blob(key), _storable(completion.text), completion.finish_reason, completion.prompt_tokens,
-        completion.completion_tokens, thoughts, completion.usage_source, origin.prompt_id, origin.model,
-        origin.revision, origin.seed, origin.sampling, origin.cost, now,
-    )  # fmt: skip
+        _blob(key),
+        _storable(completion.text),
+        completion.finish_reason,
+        completion.prompt_tokens,
+        completion.completion_tokens,
+        thoughts,
+        completion.usage_source,
+        origin.prompt_id,
+        origin.model,
+        origin.revision,
+        origin.seed,
+        origin.sampling,
+        origin.cost,
+        now,
+    )
 
 
 def _storable(text: str) -> str:

@@ -17,13 +17,13 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-)  # fmt: skip
+)
 
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import RowError, TeacherDownError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
-from persyn_hf.workers import calm_worker
+from persyn_hf.models.workers import calm_worker
 
 #: Tokens between two looks at which rows have finished and leave the batch.
 _CHUNK = 16
@@ -159,9 +159,12 @@ def _decode(local: LocalModel, rows: list[_Row], results: list[Outcome | None], 
         )
         before = ids.shape[1]
         ids = local.model.generate(
-            ids, attention_mask=mask, past_key_values=cache, generation_config=settings,
+            ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            generation_config=settings,
             logits_processor=LogitsProcessorList([_RowSampler(rows)]),
-        )  # fmt: skip
+        )
         mask = torch.cat([mask, mask.new_ones(len(rows), ids.shape[1] - before)], dim=1)
         for row, new in zip(rows, ids[:, before:].tolist(), strict=True):
             results[row.position] = _advance(local, row, new)

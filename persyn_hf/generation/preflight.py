@@ -9,10 +9,16 @@ from dataclasses import dataclass, fields
 
 from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
-from persyn_hf.errors import ConfigError, PromptTooLongError, RowError, TeacherDownError, TeacherError
-from persyn_hf.generation.client import UnavailableError
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.errors import (
+    ConfigError,
+    PromptTooLongError,
+    RowError,
+    TeacherDownError,
+    TeacherError,
+    UnavailableError,
+)
 from persyn_hf.generation.describe import EndpointLimits, describe
-from persyn_hf.generation.endpoint import Endpoint
 from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens, render
 
 #: Seconds for which an endpoint that has passed is not asked again: `persyn_generate` may be called for every row.

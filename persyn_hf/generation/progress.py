@@ -90,9 +90,14 @@ def shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[None]:
         yield
         return
     bars = Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"), TimeRemainingColumn(), console=console, auto_refresh=False,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+        console=console,
+        auto_refresh=False,
+    )
     with bars:
         ids = [bars.add_task(tally.name, total=tally.total, state="") for tally in tallies]
         ticking = asyncio.get_running_loop().create_task(_tick(bars, ids, tallies))

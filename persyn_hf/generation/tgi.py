@@ -9,13 +9,13 @@ from huggingface_hub import AsyncInferenceClient, TextGenerationOutput
 from huggingface_hub.errors import InferenceTimeoutError, OfflineModeIsEnabled
 
 from persyn_hf.config import Teacher
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.faults import body_error, perhaps_charged, transport_error
+from persyn_hf.endpoints.wire import Rules, Sessions, harden
 from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
-from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, perhaps_charged, transport_error
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
-from persyn_hf.generation.wire import Rules, Sessions, harden
 
 
 class TgiClient:
@@ -57,8 +57,14 @@ class TgiClient:
                 # Without the library's frames, whose variables hold the headers.
                 raise error.with_traceback(None) from None
             except (
-                httpx2.HTTPError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError,
-            ) as error:  # fmt: skip
+                httpx2.HTTPError,
+                OSError,
+                ValueError,
+                TypeError,
+                LookupError,
+                AttributeError,
+                RecursionError,
+            ) as error:
                 raise self._explain(error) from None
         try:
             completion = self._read(answer, request)
@@ -79,9 +85,13 @@ class TgiClient:
             )
         details: Any = answer.details
         return read_answer(
-            answer.generated_text, details.finish_reason, request.sampling,
-            len(details.prefill or ()), details.generated_tokens, clean=self._endpoint.clean,
-        )  # fmt: skip
+            answer.generated_text,
+            details.finish_reason,
+            request.sampling,
+            len(details.prefill or ()),
+            details.generated_tokens,
+            clean=self._endpoint.clean,
+        )
 
     def _explain(self, error: Exception) -> TeacherError:
         if isinstance(error, httpx2.HTTPError | InferenceTimeoutError | OfflineModeIsEnabled):

@@ -11,7 +11,7 @@ from persyn_hf.errors import ConfigError
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
 from persyn_hf.planning.policies import Policy, compare_policies, price
-from persyn_hf.prompts import load_prompts
+from persyn_hf.prompts.reading import load_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset

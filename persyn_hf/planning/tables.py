@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, Plan
-from persyn_hf.report import plain
+from persyn_hf.run.report import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,9 +103,13 @@ def _policies(plan: Plan) -> Table:
     for policy in plan.policies:
         even = "–" if policy.break_even is None else f"{policy.break_even:,.0f}"
         table.add_row(
-            policy.name, _count(policy.generations), _count(policy.tokens), f"{policy.cost:.2f}",
-            _count(policy.scored), even,
-        )  # fmt: skip
+            policy.name,
+            _count(policy.generations),
+            _count(policy.tokens),
+            f"{policy.cost:.2f}",
+            _count(policy.scored),
+            even,
+        )
     return table
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import markdown, metadata
-from persyn_hf.publishing.merge import join_card
+from persyn_hf.publishing.metadata import join_card
 from persyn_hf.publishing.provenance import Provenance
 
 POLICIES = (
@@ -27,9 +27,21 @@ POLICIES = (
 )
 #: What the templates read of a router's `persyn` block, for routers that do not record it.
 _BLOCK: dict[str, Any] = dict.fromkeys(
-    ("student", "student_revision", "backbone", "backbone_revision", "objective", "fallback", "reward", "quality",
-     "prompts", "seed", "held_out", "library_version")
-)  # fmt: skip
+    (
+        "student",
+        "student_revision",
+        "backbone",
+        "backbone_revision",
+        "objective",
+        "fallback",
+        "reward",
+        "quality",
+        "prompts",
+        "seed",
+        "held_out",
+        "library_version",
+    )
+)
 #: What the student's template reads of a training report.
 _REPORT: dict[str, Any] = dict.fromkeys(("student", "student_revision", "settings", "versions"))
 
@@ -95,9 +107,13 @@ def dataset_body(runs: Sequence[Run], *, location: str, warnings: Sequence[str] 
     """
     level = Markup("##" if len(runs) == 1 else "###")
     return _render(
-        "dataset_card.md.jinja", title=_title(location, "Personalised dataset"), runs=runs, location=location,
-        level=level, warnings=warnings,
-    )  # fmt: skip
+        "dataset_card.md.jinja",
+        title=_title(location, "Personalised dataset"),
+        runs=runs,
+        location=location,
+        level=level,
+        warnings=warnings,
+    )
 
 
 def router_body(
@@ -112,10 +128,15 @@ def router_body(
         figures (`Mapping[str, Figure]`, *optional*): As in [`Run`].
     """
     return _render(
-        "router_card.md.jinja", title=_title(location, "Teacher router"), provenance=provenance,
-        block=_BLOCK | dict(provenance.router), location=location, dataset_location=dataset_location,
-        figures=figures or {}, level=Markup("##"),
-    )  # fmt: skip
+        "router_card.md.jinja",
+        title=_title(location, "Teacher router"),
+        provenance=provenance,
+        block=_BLOCK | dict(provenance.router),
+        location=location,
+        dataset_location=dataset_location,
+        figures=figures or {},
+        level=Markup("##"),
+    )
 
 
 def student_card(
@@ -160,11 +181,18 @@ def student_card(
         ("seed", report.get("seed")),
     ]
     body = _render(
-        "student_card.md.jinja", title=_title(location, "Fine-tuned student"), report=_REPORT | dict(report),
-        facts=[(name, value) for name, value in facts if value is not None], location=location,
-        dataset_location=dataset_location, dataset_revision=dataset_revision, router_location=router_location,
-        router_revision=router_revision, results=[{"baseline": None} | dict(row) for row in results], limits=limits,
-    )  # fmt: skip
+        "student_card.md.jinja",
+        title=_title(location, "Fine-tuned student"),
+        report=_REPORT | dict(report),
+        facts=[(name, value) for name, value in facts if value is not None],
+        location=location,
+        dataset_location=dataset_location,
+        dataset_revision=dataset_revision,
+        router_location=router_location,
+        router_revision=router_revision,
+        results=[{"baseline": None} | dict(row) for row in results],
+        limits=limits,
+    )
     head = metadata.student_metadata(location, report.get("student"), dataset_location, license, language)
     return join_card(head, body)
 

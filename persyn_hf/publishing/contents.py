@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
 from persyn_hf.publishing.figures import FIGURES, Figures, describe_figures
-from persyn_hf.publishing.merge import join_card, merge_body, renew_card, split_card
-from persyn_hf.publishing.metadata import dataset_metadata, describe_files, merge_metadata, router_metadata
+from persyn_hf.publishing.metadata import (
+    dataset_metadata,
+    describe_files,
+    join_card,
+    merge_body,
+    merge_metadata,
+    renew_card,
+    router_metadata,
+    split_card,
+)
+from persyn_hf.publishing.parquet import DEFAULT_CONFIG, Shards, is_shard
 from persyn_hf.publishing.provenance import Provenance
 from persyn_hf.publishing.repository import CARD, FACTS, Content, RemoteFile, Snapshot
-from persyn_hf.publishing.shards import DEFAULT_CONFIG, Shards, is_shard
-
-if TYPE_CHECKING:
-    from persyn_hf.publishing.hub import Router
 
 #: Written by the first version that has them; a reader refuses a later one.
 FORMAT = 1
 #: The weights of a checkpoint; those that a new one does not have are stale.
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+
+
+class Router(Protocol):
+    """What publishing needs of a router: its `persyn` block and a way to save it."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The `persyn` block of its `config.json`."""
+        ...
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Any:
+        """Writes the stock checkpoint."""
+        ...
 
 
 @dataclass
@@ -93,11 +112,13 @@ class DatasetContent:
         merged = merge_metadata(head, dataset_metadata(rows, self.license, self.language), asked)
         first = next(iter(self.shards.values()))
         merged = describe_files(
-            merged, self.config_name, first.data.features,
+            merged,
+            self.config_name,
+            first.data.features,
             {split: shards.pattern for split, shards in self.shards.items()},
             {split: (len(shards.data), shards.bytes_in_memory) for split, shards in self.shards.items()},
             self._download_size(snapshot),
-        )  # fmt: skip
+        )
         new = cards.dataset_body(runs, location=self.location, warnings=self.warnings)
         return join_card(merged, merge_body(body, new, where) if body.strip() else new)
 
@@ -181,9 +202,11 @@ class RouterContent:
         asked = frozenset({"license"} if self.license is not None else ())
         ours = router_metadata(provenance, self.location, self.dataset_location, self.license, self.language)
         new = cards.router_body(
-            provenance, location=self.location, dataset_location=self.dataset_location,
+            provenance,
+            location=self.location,
+            dataset_location=self.dataset_location,
             figures=figure_names(provenance, DEFAULT_CONFIG),
-        )  # fmt: skip
+        )
         return renew_card(snapshot.texts.get(CARD, ""), ours, new, where, asked)
 
 

@@ -116,9 +116,11 @@ def _teachers(provenance: Provenance) -> bytes:
 
 
 def _far_from(
-    points: NDArray[np.float64], lines: Sequence[Sequence[NDArray[np.float64]]], low: NDArray[np.float64],
+    points: NDArray[np.float64],
+    lines: Sequence[Sequence[NDArray[np.float64]]],
+    low: NDArray[np.float64],
     high: NDArray[np.float64],
-) -> list[tuple[float, float]]:  # fmt: skip
+) -> list[tuple[float, float]]:
     """On each line, the place that is farthest from all points, and not at the frame from `low` to `high`."""
     places = []
     for line in (line for level in lines for line in level if len(line)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
-from persyn_hf.publishing.pieces import pieces
+from persyn_hf.tables import pieces
 
 if TYPE_CHECKING:
     from datasets import Dataset

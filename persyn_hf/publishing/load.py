@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persyn_hf import __version__
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing.contents import read_facts
 from persyn_hf.publishing.provenance import Provenance
 from persyn_hf.publishing.repository import FACTS, explain, failures
+from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

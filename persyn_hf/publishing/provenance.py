@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from persyn_hf import columns
 from persyn_hf.errors import PublishError
-from persyn_hf.publishing.strengths import Strength, teacher_strengths
+from persyn_hf.scoring.reward import normalize
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
 
 _LIBRARIES = ("persyn-hf", "transformers", "datasets", "huggingface_hub", "torch")
 _DESCRIBED = ("model", "revision", "license", "system_prompt", "family")
@@ -147,13 +151,17 @@ def gather(
         about = described.get(name, {})
         shares.append(
             TeacherShare(
-                name=name, rows=rows, share=rows / total if total else 0.0,
-                prompt_tokens=prompt_tokens, completion_tokens=completion_tokens,
+                name=name,
+                rows=rows,
+                share=rows / total if total else 0.0,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
                 cost=None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6,
-                sampling=about.get("sampling") or {}, strength=strengths.get(name),
+                sampling=about.get("sampling") or {},
+                strength=strengths.get(name),
                 **{key: about.get(key) for key in _DESCRIBED},
             )
-        )  # fmt: skip
+        )
     sizes = {name: len(data) for name, data in splits.items()}
     return Provenance(teachers=shares, rows=total, splits=sizes, router=block, versions=_versions(), **run)
 
@@ -185,3 +193,107 @@ def _versions() -> dict[str, str]:
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     names = {entry.name for entry in fields(kind)}
     return {key: value for key, value in data.items() if key in names}
+
+
+#: Learnability metrics of which less is better.
+_LESS_IS_BETTER = frozenset(("rsr", "perplexity"))
+
+
+@dataclass(frozen=True)
+class Strength:
+    """One teacher's means over the probe answers that have both scores.
+
+    Args:
+        answers (`int`): How many those are.
+        quality (`float`), learnability (`float`): Raw means; learnability in the unit of its metric.
+        normalized_quality, normalized_learnability (`float`): Means after the normalisation within the prompt, for
+            both more is better. The reward is linear in these two.
+        reward (`float`, *optional*): Mean reward.
+    """
+
+    answers: int
+    quality: float
+    learnability: float
+    normalized_quality: float
+    normalized_learnability: float
+    reward: float | None
+
+
+def teacher_strengths(scored: Dataset, normalization: str = "minmax") -> dict[str, Strength]:
+    """The strength of every teacher of a scored probe.
+
+    Args:
+        scored (`Dataset`): With `prompt_id`, `teacher`, `quality`, `learnability`, and `reward` where it is known.
+        normalization (`str`, defaults to `"minmax"`): As the reward used it.
+
+    Raises:
+        MissingColumnError: If a column is absent.
+    """
+    needed = (columns.PROMPT_ID, columns.TEACHER, columns.QUALITY, columns.LEARNABILITY)
+    columns.require_columns(scored.column_names, needed, "the picture of the teachers")
+    metrics = set(scored[columns.LEARNABILITY_METRIC]) if columns.LEARNABILITY_METRIC in scored.column_names else set()
+    sign = -1.0 if metrics & _LESS_IS_BETTER else 1.0
+    rewards = scored[columns.REWARD] if columns.REWARD in scored.column_names else [None] * len(scored)
+    prompts: dict[str, list[tuple[str, float, float, float | None]]] = {}
+    for prompt, teacher, quality, learnability, reward in zip(
+        *(scored[name] for name in needed), rewards, strict=True
+    ):
+        if quality is not None and learnability is not None:
+            prompts.setdefault(prompt, []).append((teacher, quality, learnability, reward))
+    values: dict[str, list[tuple[float, ...]]] = {}
+    for answers in prompts.values():
+        qualities = normalize([answer[1] for answer in answers], normalization)
+        learnabilities = normalize([sign * answer[2] for answer in answers], normalization)
+        for (teacher, quality, learnability, reward), n_q, n_l in zip(answers, qualities, learnabilities, strict=True):
+            row = (quality, learnability, float(n_q), float(n_l), np.nan if reward is None else reward)
+            values.setdefault(teacher, []).append(row)
+    return {teacher: _strength(np.array(rows)) for teacher, rows in sorted(values.items())}
+
+
+def _strength(rows: NDArray[np.float64]) -> Strength:
+    quality, learnability, normalized_quality, normalized_learnability = (float(v) for v in rows[:, :4].mean(axis=0))
+    known = rows[~np.isnan(rows[:, 4]), 4]
+    return Strength(
+        answers=len(rows),
+        quality=quality,
+        learnability=learnability,
+        normalized_quality=normalized_quality,
+        normalized_learnability=normalized_learnability,
+        reward=float(known.mean()) if known.size else None,
+    )
+
+
+#: Per teacher, USD per million prompt tokens and per million completion tokens.
+Prices = Mapping[str, tuple[float, float]]
+
+_COLUMNS = (columns.PROMPT_ID, columns.TEACHER, columns.PROMPT_TOKENS, columns.COMPLETION_TOKENS)
+
+
+def run_costs(tables: Sequence[Dataset | None], prices: Prices, prompts: int) -> tuple[float | None, float | None]:
+    """Adds up what was paid, and estimates what every teacher's answer to every prompt would have cost.
+
+    Args:
+        tables (`Sequence[Dataset]`): Answers of the stages; one that stands in two of them was paid for once.
+        prices (`Prices`): Teachers that are not named are free.
+        prompts (`int`): Prompts of the run.
+
+    Returns:
+        `tuple[float, float]`: Both in USD; the second is each teacher's mean cost per answer times the prompts, and
+        `None` where a priced teacher gave no answer. Both are `None` without any price.
+    """
+    if not prices:
+        return None, None
+    paid: dict[tuple[str, str], float] = {}
+    for table in tables:
+        if table is None:
+            continue
+        for identity, teacher, asked, answered in zip(*(table[name] for name in _COLUMNS), strict=True):
+            if asked is not None and answered is not None:
+                price = prices.get(teacher, (0.0, 0.0))
+                paid[identity, teacher] = (asked * price[0] + answered * price[1]) / 1e6
+    means = []
+    for teacher in prices:
+        own = [cost for (_, name), cost in paid.items() if name == teacher]
+        means.append(sum(own) / len(own) if own else None)
+    everything = None if None in means else prompts * sum(mean for mean in means if mean is not None)
+    return sum(paid.values()), everything

@@ -246,16 +246,27 @@ class Repository:
         for number, batch in enumerate(batches, start=1):
             part = f" (part {number} of {len(batches)})" if len(batches) > 1 else ""
             made = self.api.create_commit(
-                self.repo_id, _operations(batch), commit_message=f"{message}{part}", repo_type=self.repo_type,
-                revision=revision, parent_commit=commit, create_pr=create_pr and pr_url is None,
-            )  # fmt: skip
+                self.repo_id,
+                _operations(batch),
+                commit_message=f"{message}{part}",
+                repo_type=self.repo_type,
+                revision=revision,
+                parent_commit=commit,
+                create_pr=create_pr and pr_url is None,
+            )
             commit = made.oid
             if made.pr_url is not None:
                 pr_url, revision = made.pr_url, made.pr_revision
         return Pushed(
-            self.repo_id, self.repo_type, commit, f"{self.url}/commit/{commit}", changed=True,
-            added=tuple(changes.files), deleted=tuple(changes.stale), pr_url=pr_url,
-        )  # fmt: skip
+            self.repo_id,
+            self.repo_type,
+            commit,
+            f"{self.url}/commit/{commit}",
+            changed=True,
+            added=tuple(changes.files),
+            deleted=tuple(changes.stale),
+            pr_url=pr_url,
+        )
 
     def _trying(self, call: Callable[[], Answer], doing: str, attempts: int = ATTEMPTS) -> Answer:
         """Calls until it succeeds, waiting longer each time; what cannot succeed later raises at once."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.errors import RouterCheckpointError
+from persyn_hf.models.identity import resolve_revision
 
 #: The key of `config.json` that holds what a classifier does not say about a router.
 PERSYN_KEY = "persyn"
@@ -69,7 +69,7 @@ def read_labels(path: str, revision: str | None = None) -> tuple[Mapping[str, An
 
 def library_version() -> str:
     """The version of persyn_hf, part of every map function's arguments."""
-    from persyn_hf import __version__
+    from persyn_hf.version import __version__
 
     return __version__
 
@@ -153,9 +153,14 @@ def _read_model(path: str, revision: str | None, config: Any, dtype: str | None)
 
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, revision=revision, dtype=dtype or "auto", use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True,
-        )  # fmt: skip
+            path,
+            config=config,
+            revision=revision,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     except SafetensorError as error:
         raise RouterCheckpointError(f"{path}: the safetensors file is damaged or truncated: {_line(error)}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:

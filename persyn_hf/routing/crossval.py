@@ -150,9 +150,14 @@ def bootstrap_means(values: Array, seed: int = 0, draws: int = 2000) -> Array:
         return mean.T if rows.ndim > 1 else mean[0]
 
     found = bootstrap(
-        (np.arange(count),), means, n_resamples=draws, batch=100, vectorized=True, method="percentile",
+        (np.arange(count),),
+        means,
+        n_resamples=draws,
+        batch=100,
+        vectorized=True,
+        method="percentile",
         rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    )
     distribution: Array = found.bootstrap_distribution.T
     return distribution
 

@@ -9,15 +9,15 @@ pulled towards it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
-
-from persyn_hf.routing.bayes import Array as Array  # every file here takes it from `heads`
-from persyn_hf.routing.bayes import shrunken_weights
-from persyn_hf.routing.objectives import objective_loss
+from torch import Tensor
+from torch.nn.functional import softplus
 
 #: Strengths tried, strongest first; features have a mean square length of 1, so they mean the same for every backbone.
 STRENGTHS: dict[str, tuple[float, ...]] = {
@@ -30,8 +30,11 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
 #: Exponent of the principal components' sizes; above 1, the weaker ones are shrunk (see `FeatureMap`). Objectives that
 #: estimate their shrinkage need no such help.
 POWER: dict[str, float] = {
-    "regression": 1.0, "bradley-terry": 2.0, "bradley-terry-margin": 2.0, "expected-reward": 1.0,
-}  # fmt: skip
+    "regression": 1.0,
+    "bradley-terry": 2.0,
+    "bradley-terry-margin": 2.0,
+    "expected-reward": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -135,3 +138,149 @@ def pair_scale(scores: Array, rewards: Array) -> float:
         lambda log: -float(log_expit(np.exp(log) * gaps / spread).mean()), bounds=(-6.0, 3.0), method="bounded"
     )
     return float(np.exp(best.x)) / spread
+
+
+Array = NDArray[np.float64]
+
+#: Steps of expectation maximisation. Held-out rewards no longer change after about 30.
+_STEPS = 60
+#: Share of the rewards' covariance that the prompt is taken to explain before anything is known.
+_FIRST_SHARE = 0.1
+
+
+def shrunken_weights(features: Array, deviations: Array, strengths: tuple[float, ...]) -> list[Array]:
+    """Posterior means of the weights of a multi-output linear model.
+
+    Args:
+        features (`ndarray` of shape `(prompts, features)`): Centred.
+        deviations (`ndarray` of shape `(prompts, teachers)`): Rewards minus the teachers' means; NaN where missing. A
+            missing one is filled in at every step with what the prompt and the other teachers say.
+        strengths (`tuple[float, ...]`): Factors of the estimated prior precision: 1 is what the data say, more shrinks
+            more.
+
+    Returns:
+        `list[ndarray]`: Of shape `(features, teachers)`, in the order of `strengths`.
+    """
+    count, teachers = deviations.shape
+    missing = np.isnan(deviations)
+    filled = np.where(missing, 0.0, deviations)
+    left, sizes, right = np.linalg.svd(features, full_matrices=False)
+    kept = sizes > 1e-6 * sizes.max(initial=0.0)
+    left, sizes, right = left[:, kept], sizes[kept], right[kept]
+    if not sizes.size:
+        return [np.zeros((features.shape[1], teachers)) for _ in strengths]
+    jitter = 1e-8 * np.eye(teachers)
+    spread = filled.T @ filled / count
+    noise = (1 - _FIRST_SHARE) * spread + jitter
+    signal = _FIRST_SHARE * count / float((sizes**2).sum()) * spread + jitter
+    for _ in range(_STEPS):
+        mean, variance = _posterior(left.T @ filled, sizes**2, signal, noise)
+        fitted = left @ mean
+        signal = ((_outer(mean) + variance) / (sizes**2)[:, None, None]).mean(axis=0)
+        if missing.any():
+            filled = _fill(deviations, missing, fitted, noise)
+        residual = filled - fitted
+        noise = (residual.T @ residual + variance.sum(axis=0)) / count + jitter
+    weights = []
+    for strength in strengths:
+        mean, _ = _posterior(left.T @ filled, sizes**2, signal / strength, noise)
+        weights.append(right.T @ (mean / sizes[:, None]))
+    return weights
+
+
+def _posterior(projected: Array, squares: Array, signal: Array, noise: Array) -> tuple[Array, Array]:
+    """Means `(components, teachers)` and covariances of what the prompt adds, along each principal component."""
+    prior = squares[:, None, None] * signal
+    gain = np.linalg.solve(prior + noise, prior)  # the transpose of `prior @ inverse(prior + noise)`
+    mean: Array = np.einsum("kij,ki->kj", gain, projected)
+    variance: Array = prior - np.einsum("kij,kjl->kil", prior, gain)
+    return mean, variance
+
+
+def _outer(values: Array) -> Array:
+    product: Array = values[:, :, None] * values[:, None, :]
+    return product
+
+
+def _fill(deviations: Array, missing: NDArray[np.bool_], fitted: Array, noise: Array) -> Array:
+    """Missing deviations as the prompt and the noise of the teachers that did answer suggest."""
+    filled: Array = np.where(missing, fitted, deviations)
+    for pattern in np.unique(missing[missing.any(axis=1)], axis=0):
+        if pattern.all():
+            continue
+        rows = (missing == pattern).all(axis=1)
+        known = filled[np.ix_(rows, ~pattern)] - fitted[np.ix_(rows, ~pattern)]
+        shared = np.linalg.solve(noise[np.ix_(~pattern, ~pattern)], noise[np.ix_(~pattern, pattern)])
+        filled[np.ix_(rows, pattern)] += known @ shared
+    return filled
+
+
+Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
+OBJECTIVES: tuple[Objective, ...] = ("bradley-terry", "bradley-terry-margin", "expected-reward", "regression")
+
+
+def bradley_terry_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None, margin: bool = False) -> Tensor:
+    """Mean of `−log σ(s_win − s_lose)` over the pairs of teachers of one prompt (PerSyn, arXiv 2510.10925, eq. 3).
+
+    Two teachers of equal reward make no pair, and neither does a teacher without a reward.
+
+    Args:
+        scores (`Tensor` of shape `(prompts, teachers)`): The router's logits.
+        rewards (`Tensor` of shape `(prompts, teachers)`): Rewards; NaN where missing.
+        mask (`Tensor` of bool, *optional*): True where the reward counts; NaN rewards never do.
+        margin (`bool`, defaults to `False`): Weight each pair by its difference in reward, so that a near-tie counts
+            for little.
+
+    Returns:
+        `Tensor`: A scalar, 0 where there is no pair.
+    """
+    known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
+    filled = torch.where(known, rewards, torch.zeros_like(rewards))
+    difference = filled[:, :, None] - filled[:, None, :]
+    pair = (difference > 0) & known[:, :, None] & known[:, None, :]
+    weight = torch.where(pair, difference if margin else torch.ones_like(difference), 0.0).to(scores.dtype)
+    losses = softplus(-(scores[:, :, None] - scores[:, None, :]))
+    return (losses * weight).sum() / weight.sum().clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def expected_reward_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None, tau: float = 1.0) -> Tensor:
+    """Mean over prompts of `−Σ_i softmax(s / τ)_i · r_i`: the reward of a teacher drawn from the softmax, negated.
+
+    Args:
+        scores (`Tensor` of shape `(prompts, teachers)`): The router's logits.
+        rewards (`Tensor` of shape `(prompts, teachers)`): Rewards; NaN where missing.
+        mask (`Tensor` of bool, *optional*): True where the reward counts; NaN rewards never do.
+        tau (`float`, defaults to 1.0): Temperature, > 0. Small: closer to what `argmax` earns; large: smoother.
+
+    Returns:
+        `Tensor`: A scalar.
+    """
+    known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
+    filled = torch.where(known, rewards, torch.zeros_like(rewards))
+    some = known.any(dim=1)
+    logits = (scores / tau).masked_fill(~known, float("-inf"))[some]
+    return -(logits.softmax(dim=1) * filled[some]).sum(dim=1).mean()
+
+
+def regression_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of the scores as estimates of the rewards; missing rewards are left out."""
+    known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
+    error = torch.where(known, scores - rewards.nan_to_num(), torch.zeros_like(scores))
+    return error.square().sum() / known.sum().clamp_min(1)
+
+
+def objective_loss(objective: str, scores: Tensor, rewards: Tensor, tau: float = 1.0) -> Tensor:
+    """The loss of a named objective.
+
+    Raises:
+        ValueError: If the name is none of `OBJECTIVES`.
+    """
+    if objective == "bradley-terry":
+        return bradley_terry_loss(scores, rewards)
+    if objective == "bradley-terry-margin":
+        return bradley_terry_loss(scores, rewards, margin=True)
+    if objective == "expected-reward":
+        return expected_reward_loss(scores, rewards, tau=tau)
+    if objective == "regression":
+        return regression_loss(scores, rewards)
+    raise ValueError(f"`objective` must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")

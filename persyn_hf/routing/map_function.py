@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from persyn_hf import columns
-from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.errors import RouterCheckpointError, RouterError, RouterMismatchError
+from persyn_hf.models.identity import resolve_revision
 
 #: Names the router where no argument does.
 ROUTER_VARIABLE = "PERSYN_ROUTER"
@@ -81,8 +81,8 @@ def _route_remotely(
     prompt_column: str | None,
 ) -> dict[str, Any]:
     from persyn_hf.routing.checkpoint import read_labels
-    from persyn_hf.routing.endpoint import describe_endpoint
     from persyn_hf.routing.router import is_one_prompt
+    from persyn_hf.routing.tei import describe_endpoint
 
     served = describe_endpoint(endpoint, api_key_env)
     block: Mapping[str, Any] = {}
@@ -124,7 +124,7 @@ def pin_router(
     Raises:
         ConfigError: If nothing of that name can be found.
     """
-    from persyn_hf import __version__
+    from persyn_hf.version import __version__
 
     name = os.fspath(router)
     name = os.path.abspath(name) if os.path.isdir(name) else name

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import ConfigError
-from persyn_hf.prompts import sample_probe as sample_at_random
+from persyn_hf.prompts.reading import sample_probe as sample_at_random
 
 if TYPE_CHECKING:
     from datasets import Dataset

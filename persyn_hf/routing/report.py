@@ -126,12 +126,23 @@ def judge(
     scores = np.broadcast_to(table.means, rewards.shape) if falls_back else rounds[0].scores[step]
     scale = pair_scale(scores, rewards)
     return RouterReport(
-        prompts=len(rewards), folds=len(np.unique(rounds[0].fold)), teachers=table.teachers,
-        means=[float(mean) for mean in table.means], objective=objective, strength=rounds[0].strengths[step],
-        held_out=policies, gain=gain, gap_closed=closed, fallback=table.teachers[0] if falls_back else None,
-        reason=explain(table.teachers, gain, falls_back, needed, table.teachers[0]), learning_curve=points,
-        more_prompts=needed or None, scores=scores * scale, prompt_ids=table.ids, scale=scale,
-    )  # fmt: skip
+        prompts=len(rewards),
+        folds=len(np.unique(rounds[0].fold)),
+        teachers=table.teachers,
+        means=[float(mean) for mean in table.means],
+        objective=objective,
+        strength=rounds[0].strengths[step],
+        held_out=policies,
+        gain=gain,
+        gap_closed=closed,
+        fallback=table.teachers[0] if falls_back else None,
+        reason=explain(table.teachers, gain, falls_back, needed, table.teachers[0]),
+        learning_curve=points,
+        more_prompts=needed or None,
+        scores=scores * scale,
+        prompt_ids=table.ids,
+        scale=scale,
+    )
 
 
 def policy_rewards(rewards: Array, rounds: list[HeldOut]) -> Array:

@@ -63,9 +63,15 @@ class RewardTable:
         rewards = pick(self.rewards)
         assert rewards is not None
         return RewardTable(
-            self.prompts, self.ids, list(teachers), rewards, pick(self.quality), pick(self.learnability),
-            self.student, self.student_revision,
-        )  # fmt: skip
+            self.prompts,
+            self.ids,
+            list(teachers),
+            rewards,
+            pick(self.quality),
+            pick(self.learnability),
+            self.student,
+            self.student_revision,
+        )
 
     def subset(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> RewardTable:
         """The same table with only some prompts."""
@@ -120,9 +126,15 @@ def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
     prompts = dict(zip(data[columns.PROMPT_ID][:], data[columns.PROMPT][:], strict=True))
     order = np.argsort(-teacher_means(rewards), kind="stable")
     table = RewardTable(
-        [prompts[identity] for identity in ids], ids, names, rewards, matrix(columns.QUALITY),
-        matrix(columns.LEARNABILITY), _only(data, columns.STUDENT), _only(data, columns.STUDENT_REVISION),
-    ).reordered([names[column] for column in order if not np.isnan(rewards[:, column]).all()])  # fmt: skip
+        [prompts[identity] for identity in ids],
+        ids,
+        names,
+        rewards,
+        matrix(columns.QUALITY),
+        matrix(columns.LEARNABILITY),
+        _only(data, columns.STUDENT),
+        _only(data, columns.STUDENT_REVISION),
+    ).reordered([names[column] for column in order if not np.isnan(rewards[:, column]).all()])
     table = table.subset(np.flatnonzero((~np.isnan(table.rewards)).sum(axis=1) >= 2))
     if len(table.teachers) < 2 or len(table.prompts) < 2:
         raise DataError(
@@ -138,9 +150,15 @@ def _as_columns(scored: Any) -> Mapping[str, Sequence[Any]]:
         if isinstance(names, dict):
             raise DataError("Expected one table, got a DatasetDict; pass one of its splits.")
         wanted = (
-            columns.PROMPT_ID, columns.PROMPT, columns.TEACHER, columns.REWARD, columns.QUALITY,
-            columns.LEARNABILITY, columns.STUDENT, columns.STUDENT_REVISION,
-        )  # fmt: skip
+            columns.PROMPT_ID,
+            columns.PROMPT,
+            columns.TEACHER,
+            columns.REWARD,
+            columns.QUALITY,
+            columns.LEARNABILITY,
+            columns.STUDENT,
+            columns.STUDENT_REVISION,
+        )
         return {name: list(scored[name]) if name in wanted else [] for name in names}
     if isinstance(scored, Mapping):
         return scored

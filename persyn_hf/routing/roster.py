@@ -78,8 +78,11 @@ def add_teacher(
     head = _fit_row(rows, offsets, table.rewards, folds, seed)
     row = nn.Linear(linear.in_features, 1, bias=has_bias, dtype=torch.float64)
     features.write(head, row)
-    _replace_head(model, torch.cat([linear.weight.data, row.weight.to(linear.weight)]),
-                  torch.cat([linear.bias.data, row.bias.to(linear.bias)]) if has_bias else None)  # fmt: skip
+    _replace_head(
+        model,
+        torch.cat([linear.weight.data, row.weight.to(linear.weight)]),
+        torch.cat([linear.bias.data, row.bias.to(linear.bias)]) if has_bias else None,
+    )
     block = _block(router, [*router.metadata["teachers"], *described])
     for name, values in table.mean_scores().items():
         block.setdefault("probe_means", {}).setdefault(name, {})[new[0]] = values[new[0]]
@@ -90,11 +93,7 @@ def add_teacher(
 
 
 def remove_teacher(
-    router: PersynRouter,
-    name: str,
-    output_dir: str | os.PathLike[str] | None = None,
-    *,
-    device: str | None = None,
+    router: PersynRouter, name: str, output_dir: str | os.PathLike[str] | None = None, *, device: str | None = None
 ) -> PersynRouter:
     """Takes one teacher out of a router; nothing is trained, and the others' scores stay as they are.
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import RouterError
+from persyn_hf.models.workers import calm_worker
 from persyn_hf.routing import backbone, checkpoint
-from persyn_hf.workers import calm_worker
 
 #: Tokens of one forward pass, padding included: a small batch stays in a CPU's cache, a GPU wants a large one.
 CPU_TOKEN_BUDGET = 1024

@@ -12,17 +12,16 @@ from typing import Any, Literal
 import torch
 
 from persyn_hf import columns
-from persyn_hf.checkpoints import resolve_revision
 from persyn_hf.errors import ConfigError, RouterMismatchError
+from persyn_hf.models.identity import resolve_revision
 from persyn_hf.routing import backbone as backbones
+from persyn_hf.routing.backbone import shown
 from persyn_hf.routing.checkpoint import PERSYN_KEY, library_version
 from persyn_hf.routing.crossval import cross_validate
-from persyn_hf.routing.heads import POWER, STRENGTHS, Array, Head, fit_path
-from persyn_hf.routing.objectives import OBJECTIVES
+from persyn_hf.routing.heads import OBJECTIVES, POWER, STRENGTHS, Array, Head, fit_path
 from persyn_hf.routing.report import RouterReport, judge, learning_curve
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
-from persyn_hf.routing.template import shown
 from persyn_hf.routing.tuning import FineTuning, cross_validate_tuning, fine_tune
 
 Tuning = Literal["frozen", "full", "lora"]
@@ -111,17 +110,27 @@ def train_router(
     described = describe_teachers(table.teachers, teachers)
     backbone_revision = resolve_revision(backbone, revision)
     build = partial(
-        backbones.build_classifier, backbone, table.teachers, max_length=max_length,
+        backbones.build_classifier,
+        backbone,
+        table.teachers,
+        max_length=max_length,
         revision=None if os.path.isdir(backbone) else backbone_revision,
-    )  # fmt: skip
+    )
     if tuning == "frozen":
         build = partial(build, dtype=getattr(torch, dtype), device=device or _default_device())
         model, tokenizer, report = _frozen(build, table, objective, fallback, folds, seed, progress)
     else:
         settings = FineTuning(
-            method=tuning, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, lora_rank=lora_rank,
-            mixed={"bfloat16": "bf16", "float16": "fp16"}.get(dtype), device=device, seed=seed, progress=progress,
-        )  # fmt: skip
+            method=tuning,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            lora_rank=lora_rank,
+            mixed={"bfloat16": "bf16", "float16": "fp16"}.get(dtype),
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
         build = partial(build, dtype=torch.float32, device=_training_device(device))
         model, tokenizer, report = _tuned(build, table, objective, fallback, folds, settings)
         model = model.to(getattr(torch, dtype))
@@ -137,25 +146,44 @@ def train_router(
         "teachers": described,
         "probe_means": table.mean_scores(),
         "prompt_column": prompt_column,
-        "prompt_format": "text of a single user message; else `role: content` paragraphs",
-        "prompt_template": shown(tokenizer),
+        **_reading(tokenizer),
         "objective": objective,
         "tuning": tuning,
-        "strength": report.strength,
-        "scale": report.scale,
-        "fallback": report.fallback,
-        "held_out": report.as_dict(),
+        **_findings(report),
         "seed": seed,
-        "max_length": tokenizer.model_max_length,
         **(metadata or {}),
     }
     return save_router(model, tokenizer, block, output_dir, report=report, device=device)
 
 
+def _reading(tokenizer: Any) -> dict[str, Any]:
+    """How the router reads a prompt, for its `persyn` block."""
+    return {
+        "prompt_format": "text of a single user message; else `role: content` paragraphs",
+        "prompt_template": shown(tokenizer),
+        "max_length": tokenizer.model_max_length,
+    }
+
+
+def _findings(report: RouterReport) -> dict[str, Any]:
+    """What training found, for the router's `persyn` block."""
+    return {
+        "strength": report.strength,
+        "scale": report.scale,
+        "fallback": report.fallback,
+        "held_out": report.as_dict(),
+    }
+
+
 def _frozen(
-    build: Callable[[], tuple[Any, Any]], table: RewardTable, objective: str, fallback: str, folds: int, seed: int,
+    build: Callable[[], tuple[Any, Any]],
+    table: RewardTable,
+    objective: str,
+    fallback: str,
+    folds: int,
+    seed: int,
     progress: bool,
-) -> tuple[Any, Any, RouterReport]:  # fmt: skip
+) -> tuple[Any, Any, RouterReport]:
     model, tokenizer = build()
     inputs = backbones.head_inputs(model, tokenizer, _texts(table), progress=progress)
     has_bias, linear = backbones.final_linear(model)
@@ -190,9 +218,13 @@ def fit_head(
 
 
 def _tuned(
-    build: Callable[[], tuple[Any, Any]], table: RewardTable, objective: str, fallback: str, folds: int,
+    build: Callable[[], tuple[Any, Any]],
+    table: RewardTable,
+    objective: str,
+    fallback: str,
+    folds: int,
     settings: FineTuning,
-) -> tuple[Any, Any, RouterReport]:  # fmt: skip
+) -> tuple[Any, Any, RouterReport]:
     from accelerate.utils import broadcast_object_list
 
     texts = _texts(table)
@@ -215,9 +247,14 @@ def _tuned(
 
 
 def save_router(
-    model: Any, tokenizer: Any, block: Mapping[str, Any], output_dir: str | os.PathLike[str] | None,
-    *, report: RouterReport | None = None, device: str | None = None,
-) -> PersynRouter:  # fmt: skip
+    model: Any,
+    tokenizer: Any,
+    block: Mapping[str, Any],
+    output_dir: str | os.PathLike[str] | None,
+    *,
+    report: RouterReport | None = None,
+    device: str | None = None,
+) -> PersynRouter:
     """Saves a classifier with its `persyn` block, once under `accelerate launch`, and loads it as a router."""
     if output_dir is None:
         holder = tempfile.TemporaryDirectory(prefix="persyn-router-")

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from persyn_hf.errors import MissingExtraError
 from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.crossval import HeldOut, nearest_rewards
-from persyn_hf.routing.heads import Array, Head, pair_scale, teacher_means
-from persyn_hf.routing.objectives import objective_loss
+from persyn_hf.routing.heads import Array, Head, objective_loss, pair_scale, teacher_means
 
 #: How far one step of the optimiser can move a logit through the head, whatever the scale of the backbone's features.
 _HEAD_STEP = 0.02
@@ -106,9 +105,14 @@ def fine_tune(
 
 
 def cross_validate_tuning(
-    build: Build, texts: Sequence[str], features: Array, rewards: Array, objective: str, folds: int,
+    build: Build,
+    texts: Sequence[str],
+    features: Array,
+    rewards: Array,
+    objective: str,
+    folds: int,
     settings: FineTuning,
-) -> list[HeldOut]:  # fmt: skip
+) -> list[HeldOut]:
     """Fine-tunes on all folds but one and scores the one that was left out, after each epoch.
 
     Args:
@@ -126,9 +130,13 @@ def cross_validate_tuning(
     for index in np.unique(fold):
         inside, outside = np.flatnonzero(fold != index), np.flatnonzero(fold == index)
         tuned = fine_tune(
-            build, [texts[int(row)] for row in inside], rewards[inside], objective, settings,
+            build,
+            [texts[int(row)] for row in inside],
+            rewards[inside],
+            objective,
+            settings,
             [texts[int(row)] for row in outside],
-        )  # fmt: skip
+        )
         scores[:, outside] = np.stack(tuned.held_out)
         best_single[outside] = teacher_means(rewards[inside]).argmax()
         knn[outside] = nearest_rewards(features[inside], rewards[inside], features[outside])
@@ -157,9 +165,18 @@ def _with_lora(model: Any, head: nn.Linear, rank: int) -> Any:
 
 
 def _train(
-    model: Any, head: nn.Linear, tokenizer: Any, texts: Sequence[str], rewards: Array, objective: str,
-    settings: FineTuning, means: Array, head_rate: float, held_out: Sequence[str], scores: list[Array],
-) -> list[float]:  # fmt: skip
+    model: Any,
+    head: nn.Linear,
+    tokenizer: Any,
+    texts: Sequence[str],
+    rewards: Array,
+    objective: str,
+    settings: FineTuning,
+    means: Array,
+    head_rate: float,
+    held_out: Sequence[str],
+    scores: list[Array],
+) -> list[float]:
     from transformers import Trainer, TrainerCallback
 
     base = torch.from_numpy(means).float()
@@ -185,10 +202,14 @@ def _train(
     data = [{"input_ids": row, "labels": reward} for row, reward in zip(ids, rewards, strict=True)]
     with tempfile.TemporaryDirectory(prefix="persyn-tuning-") as folder:
         trainer = Trainer(
-            model=model, args=_arguments(folder, settings), train_dataset=data, data_collator=collate,
-            compute_loss_func=loss, callbacks=[ScoreHeldOut()],
+            model=model,
+            args=_arguments(folder, settings),
+            train_dataset=data,
+            data_collator=collate,
+            compute_loss_func=loss,
+            callbacks=[ScoreHeldOut()],
             optimizers=(_optimizer(model, head, settings, head_rate), None),
-        )  # fmt: skip
+        )
         trainer.train()
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
@@ -197,15 +218,28 @@ def _arguments(folder: str, settings: FineTuning) -> Any:
     from transformers import TrainingArguments
 
     return TrainingArguments(
-        output_dir=folder, num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch_size,
+        output_dir=folder,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
         # A constant rate, so that an epoch means the same however many follow: their number is chosen afterwards.
-        lr_scheduler_type="constant_with_warmup", warmup_steps=10, max_grad_norm=1.0,
-        seed=settings.seed, data_seed=settings.seed, bf16=settings.mixed == "bf16", fp16=settings.mixed == "fp16",
-        use_cpu=settings.device == "cpu", dataloader_pin_memory=False, label_names=["labels"],
-        remove_unused_columns=False, average_tokens_across_devices=False,  # our loss is a mean over its batch
-        save_strategy="no", report_to="none", logging_strategy="epoch", disable_tqdm=not settings.progress,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=10,
+        max_grad_norm=1.0,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        bf16=settings.mixed == "bf16",
+        fp16=settings.mixed == "fp16",
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=False,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        average_tokens_across_devices=False,  # our loss is a mean over its batch
+        save_strategy="no",
+        report_to="none",
+        logging_strategy="epoch",
+        disable_tqdm=not settings.progress,
         log_level="error",
-    )  # fmt: skip
+    )
 
 
 def _optimizer(model: Any, head: nn.Linear, settings: FineTuning, head_rate: float) -> torch.optim.Optimizer:

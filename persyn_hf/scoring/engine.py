@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from persyn_hf.errors import ConfigError, ScoringError
-from persyn_hf.scoring.metrics import RANK_LIMIT, AnswerScore
+from persyn_hf.models.rendering import Rendered
 from persyn_hf.scoring.packing import build_pack, plan_packs, run_packed
-from persyn_hf.scoring.rendering import Rendered
+from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
 from persyn_hf.scoring.student import StudentModel, token_scores
 
 Progress = Callable[[int], Any]

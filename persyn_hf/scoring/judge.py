@@ -12,8 +12,8 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from persyn_hf.columns import Prompt, prompt_text
 from persyn_hf.config import Judge
-from persyn_hf.errors import ConfigError
-from persyn_hf.scoring.service import PassingError, RequestError, ask_all, run_to_end, service_key
+from persyn_hf.endpoints.requests import ask_all, run_to_end, service_key
+from persyn_hf.errors import ConfigError, PassingError, RequestError
 
 #: The least and the greatest score.
 RANGE = (1.0, 10.0)
@@ -41,10 +41,7 @@ _SCORE = re.compile(
 
 
 def judge_answers(
-    judge: Judge,
-    prompts: Sequence[Prompt],
-    completions: Sequence[str],
-    references: Sequence[Any],
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[Any]
 ) -> list[float | str]:
     """Asks a judge for a score of every answer.
 

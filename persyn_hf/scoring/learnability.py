@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-import persyn_hf
 from persyn_hf.columns import (
     COMPLETION,
     FINISH_REASON,
@@ -25,13 +24,14 @@ from persyn_hf.columns import (
 )
 from persyn_hf.config import Student, StudentEndpoint, read_settings
 from persyn_hf.errors import DataError
+from persyn_hf.models.loading import identity
+from persyn_hf.models.rendering import fit_context, render_answers
 from persyn_hf.scoring.engine import Progress, score_answers
-from persyn_hf.scoring.loading import identity
-from persyn_hf.scoring.metrics import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
-from persyn_hf.scoring.rendering import fit_context, render_answers
+from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.rows import answered, as_batch, row_names, worker_device
 from persyn_hf.scoring.student import StudentModel, load_student
+from persyn_hf.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def pin_student(student: str, revision: str | None = None, **settings: Any) -> d
     Returns:
         `dict[str, Any]`: For `fn_kwargs`.
     """
-    pinned = {"student": student, "revision": identity(student, revision), "version": persyn_hf.__version__}
+    pinned = {"student": student, "revision": identity(student, revision), "version": __version__}
     return {**pinned, **settings}
 
 
@@ -193,10 +193,7 @@ def score_batch(
 
 
 def score_columns(
-    scores: Sequence[AnswerScore | None],
-    model: Scorer,
-    metrics: Sequence[str],
-    too_long: str = "error",
+    scores: Sequence[AnswerScore | None], model: Scorer, metrics: Sequence[str], too_long: str = "error"
 ) -> dict[str, list[Any]]:
     """The columns of a batch's scores; `learnability_truncated` where answers may have been cut."""
     wanted = dict.fromkeys(("mean-logprob", *metrics))

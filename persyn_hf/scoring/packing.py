@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persyn_hf.models.rendering import Rendered
 from persyn_hf.scoring.attention import Layout, Tree, with_layout
-from persyn_hf.scoring.rendering import Rendered
 
 
 @dataclass(frozen=True)

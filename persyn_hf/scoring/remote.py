@@ -16,11 +16,11 @@ import httpx2
 from huggingface_hub import AsyncInferenceClient
 
 from persyn_hf.config import StudentEndpoint
-from persyn_hf.errors import ConfigError, ScoringError
-from persyn_hf.scoring.loading import context_of, identity, load_config, load_tokenizer
-from persyn_hf.scoring.metrics import RANK_LIMIT, AnswerScore
-from persyn_hf.scoring.rendering import Rendered
-from persyn_hf.scoring.service import PassingError, RequestError, ask_all, run_to_end, service_key
+from persyn_hf.endpoints.requests import ask_all, run_to_end, service_key
+from persyn_hf.errors import ConfigError, PassingError, RequestError, ScoringError
+from persyn_hf.models.loading import context_of, identity, load_config, load_tokenizer
+from persyn_hf.models.rendering import Rendered
+from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
 
 Progress = Callable[[int], Any]
 

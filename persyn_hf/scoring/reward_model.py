@@ -14,8 +14,8 @@ from torch import Tensor
 
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
 from persyn_hf.errors import PromptTooLongError, ScoringError
-from persyn_hf.scoring.loading import choose_device, context_of, identity, load_model, load_tokenizer
-from persyn_hf.workers import calm_worker
+from persyn_hf.models.loading import choose_device, context_of, identity, load_model, load_tokenizer
+from persyn_hf.models.workers import calm_worker
 
 
 @dataclass(frozen=True)

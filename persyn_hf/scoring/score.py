@@ -26,6 +26,7 @@ from persyn_hf.columns import (
 )
 from persyn_hf.config import Quality, Student, read_settings
 from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.models.loading import identity
 from persyn_hf.scoring.learnability import (
     load_scorer,
     parse_endpoint,
@@ -33,17 +34,25 @@ from persyn_hf.scoring.learnability import (
     score_batch,
     score_columns,
 )
-from persyn_hf.scoring.loading import identity
-from persyn_hf.scoring.metrics import (
+from persyn_hf.scoring.quality import (
+    WITHIN_PROMPT,
+    RewardModelSettings,
+    Sources,
+    function_source,
+    read_sources,
+    source_values,
+    weighted_mean,
+)
+from persyn_hf.scoring.reward import (
     COLUMN_OF,
     HIGHER_IS_BETTER,
     AnswerScore,
+    add_rewards,
+    add_weighted_quality,
     require_learnability_metric,
     require_metrics,
 )
-from persyn_hf.scoring.quality import RewardModelSettings, source_values
-from persyn_hf.scoring.reward import add_rewards, add_weighted_quality, set_column
-from persyn_hf.scoring.sources import WITHIN_PROMPT, Sources, function_source, read_sources, weighted_mean
+from persyn_hf.tables import set_column
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +128,19 @@ def score(
     if isinstance(student, str):
         student = read_settings(
             Student,
-            {"model": student, "revision": student_revision, "dtype": dtype, "device": device,
-             "attn_implementation": attn_implementation, "token_budget": token_budget, "too_long": too_long,
-             "metrics": tuple(metrics), "endpoint": student_endpoint and parse_endpoint(student_endpoint)},
+            {
+                "model": student,
+                "revision": student_revision,
+                "dtype": dtype,
+                "device": device,
+                "attn_implementation": attn_implementation,
+                "token_budget": token_budget,
+                "too_long": too_long,
+                "metrics": tuple(metrics),
+                "endpoint": student_endpoint and parse_endpoint(student_endpoint),
+            },
             "score",
-        )  # fmt: skip
+        )
     require_metrics((learnability_metric, *student.metrics))
     present = {STUDENT + suffix, STUDENT_REVISION + suffix} & set(answers.column_names)
     if present:  # before quality is computed, which may cost money
@@ -165,12 +182,7 @@ def _windows(order: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _add_quality(
-    answers: Dataset,
-    quality: QualityLike | None,
-    student: Student,
-    order: list[int],
-    batch_size: int,
-    progress: bool,
+    answers: Dataset, quality: QualityLike | None, student: Student, order: list[int], batch_size: int, progress: bool
 ) -> Dataset:
     if quality is None:
         require_columns(answers.column_names, (QUALITY,), "score without `quality`")
@@ -222,9 +234,14 @@ def _add_learnability(
         done = 0
         for rows in _windows(order, batch_size):
             found = score_batch(
-                model, answers[rows], metrics, student.token_budget, student.too_long,
-                system_prompts=system_prompts, progress=bar.update,
-            )  # fmt: skip
+                model,
+                answers[rows],
+                metrics,
+                student.token_budget,
+                student.too_long,
+                system_prompts=system_prompts,
+                progress=bar.update,
+            )
             for row, one in zip(rows, found, strict=True):
                 scores[row] = one
             done += len(rows)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persyn_hf.models.loading import choose_device, context_of, identity, load_model, load_tokenizer
+from persyn_hf.models.rendering import Rendered
+from persyn_hf.models.workers import calm_worker
 from persyn_hf.scoring.attention import PACKED, register_packed_attention
-from persyn_hf.scoring.loading import choose_device, context_of, identity, load_model, load_tokenizer
 from persyn_hf.scoring.packing import build_pack, run_packed
 from persyn_hf.scoring.prepacked import prepack, restore
-from persyn_hf.scoring.rendering import Rendered
-from persyn_hf.workers import calm_worker
 
 #: Largest relative difference of hidden states and logits that rounding explains, by the weights' type.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}

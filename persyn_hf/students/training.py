@@ -23,12 +23,35 @@ CHECKPOINTS = "checkpoints"
 _IDENTITY_FILE = "persyn.json"
 #: Arguments of `SFTConfig` that have a name of their own here, or that rows with labels rule out.
 _OURS = {
-    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "weight_decay", "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "max_length", "packing", "bf16", "gradient_checkpointing", "logging_steps", "report_to", "save_strategy",
-    "save_steps", "completion_only_loss", "assistant_only_loss", "chat_template_path", "eos_token",
-    "push_to_hub", "hub_model_id", "disable_tqdm", "model_init_kwargs", "dataset_kwargs",
-}  # fmt: skip
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "packing",
+    "bf16",
+    "gradient_checkpointing",
+    "logging_steps",
+    "report_to",
+    "save_strategy",
+    "save_steps",
+    "completion_only_loss",
+    "assistant_only_loss",
+    "chat_template_path",
+    "eos_token",
+    "push_to_hub",
+    "hub_model_id",
+    "disable_tqdm",
+    "model_init_kwargs",
+    "dataset_kwargs",
+}
 
 
 @dataclass(frozen=True)
@@ -118,9 +141,16 @@ def fit(
     seconds = time.monotonic() - began
     _save(trainer, tokenizer, output_dir, training, _own_dtype(student, student_revision))
     report = TrainingReport(
-        student, student_revision, seed, outcome.global_step, float(outcome.training_loss), seconds, counts,
-        training.model_dump(mode="json"), _versions(),
-    )  # fmt: skip
+        student,
+        student_revision,
+        seed,
+        outcome.global_step,
+        float(outcome.training_loss),
+        seconds,
+        counts,
+        training.model_dump(mode="json"),
+        _versions(),
+    )
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         text = json.dumps(report.to_dict() | {"identity": identity}, indent=2)
@@ -130,9 +160,15 @@ def fit(
 
 
 def _trainer(
-    rows: Dataset, tokenizer: Any, student: str, student_revision: str, output_dir: Path, training: Training,
-    seed: int, progress: bool,
-) -> Any:  # fmt: skip
+    rows: Dataset,
+    tokenizer: Any,
+    student: str,
+    student_revision: str,
+    output_dir: Path,
+    training: Training,
+    seed: int,
+    progress: bool,
+) -> Any:
     trl = _import_trl()
     import torch
     from transformers import AutoModelForCausalLM, set_seed

@@ -7,7 +7,7 @@ import time
 
 from datasets import Dataset
 
-from persyn_hf.generation import engine
+from persyn_hf.generation import run as engine
 from persyn_hf.generation.client import Completion
 from persyn_hf.generation.generate import generate_parallel
 

@@ -154,7 +154,7 @@ def padded_loop(model, answers, size: int) -> list[float]:
 def zoo(options: argparse.Namespace, tokenizer) -> list:
     import pyarrow.parquet
 
-    from persyn_hf.scoring.rendering import render_answers
+    from persyn_hf.models.rendering import render_answers
 
     table = pyarrow.parquet.read_table(Path(options.data) / "instruct_zoo.parquet").to_pydict()
     ids = list(dict.fromkeys(table["prompt_id"]))
@@ -167,7 +167,7 @@ def zoo(options: argparse.Namespace, tokenizer) -> list:
 
 
 def synthetic_answers(options: argparse.Namespace, model) -> list:
-    from persyn_hf.scoring.rendering import Rendered
+    from persyn_hf.models.rendering import Rendered
 
     draw, size = random.Random(0), model.config.vocab_size
     answers = []

@@ -8,12 +8,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from transformers import AutoTokenizer
 
 from persyn_hf.config import Sampling, Teacher
-from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError
+from persyn_hf.endpoints.faults import retry_after
+from persyn_hf.endpoints.wire import POOL, Sessions
+from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, UnavailableError
 from persyn_hf.generation.chat import ChatClient
-from persyn_hf.generation.client import Completion, Request, UnavailableError
-from persyn_hf.generation.faults import retry_after
+from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.generate import generate_parallel
-from persyn_hf.generation.wire import POOL, Sessions
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, serve
 

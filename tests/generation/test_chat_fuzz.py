@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from persyn_hf.columns import FINISH_REASONS
 from persyn_hf.config import Sampling, Teacher
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.faults import body_error, retry_after, status_error
 from persyn_hf.errors import ConfigError, TeacherError
+from persyn_hf.generation.answer import presented, split_reasoning
 from persyn_hf.generation.chat import ChatClient
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.describe import _from_models, _limits
-from persyn_hf.generation.endpoint import Endpoint
-from persyn_hf.generation.faults import body_error, retry_after, status_error
-from persyn_hf.generation.reasoning import presented, split_reasoning
 
 KEY = "sk-canary-0123456789"
 ENDPOINT = Endpoint("http://host", "org/model", KEY, "MY_KEY")

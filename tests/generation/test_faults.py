@@ -10,8 +10,8 @@ from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import ConfigError, TeacherError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel
-from persyn_hf.generation.protocols import endpoint_client
-from persyn_hf.generation.scheduler import RetryPolicy
+from persyn_hf.generation.pool import RetryPolicy
+from persyn_hf.generation.run import endpoint_client
 from tests.generation import faulty as f
 from tests.generation.servers import free_port
 

@@ -19,7 +19,6 @@ from persyn_hf.errors import (
     RouterMismatchError,
 )  # fmt: skip
 from persyn_hf.generation.client import Completion
-from persyn_hf.generation.finished import FinishedTable
 from persyn_hf.generation.generate import (
     GenerationSummary,
     generate_parallel,
@@ -27,9 +26,9 @@ from persyn_hf.generation.generate import (
     persyn_generate,
     summarize_generation,
 )  # fmt: skip
+from persyn_hf.generation.jobs import Plan, identify, row_seed
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.plan import Plan, identify, row_seed
-from persyn_hf.generation.tables import prompt_table
+from persyn_hf.generation.table import FinishedTable, prompt_table
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, echo, serve
 
@@ -238,7 +237,7 @@ def test_a_missing_key_is_found_before_anything_is_asked(server, monkeypatch):
 def test_a_large_table_is_mapped_from_a_file(server, monkeypatch):
     prompts = Dataset.from_dict({"prompt": [f"p{n}" for n in range(300)]})
     held = generate_parallel(prompts, teachers(server), progress=False)
-    monkeypatch.setattr("persyn_hf.generation.finished.IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr("persyn_hf.generation.table.IN_MEMORY_BYTES", 1000)
     mapped = generate_parallel(prompts, teachers(server), progress=False)
     assert held.cache_files == []
     assert len(mapped.cache_files) == 1
@@ -273,7 +272,7 @@ def test_the_table_grows_while_answers_are_waited_for(monkeypatch):
 
 
 def test_a_table_that_grows_too_large_goes_on_in_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("persyn_hf.generation.finished.IN_MEMORY_BYTES", 100_000)
+    monkeypatch.setattr("persyn_hf.generation.table.IN_MEMORY_BYTES", 100_000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     prompts = prompt_table([f"p{n}" for n in range(5000)], "test")
     asked = identify(Teacher(name="t", model="m", endpoint="http://localhost:1"))
@@ -295,7 +294,7 @@ def test_a_table_that_grows_too_large_goes_on_in_a_file(tmp_path, monkeypatch):
 
 
 def test_no_room_for_the_table_stops_no_run_and_is_said_at_its_end(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("persyn_hf.generation.finished.IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr("persyn_hf.generation.table.IN_MEMORY_BYTES", 1000)
     monkeypatch.setattr("tempfile.tempdir", "/dev/full")  # no folder can be made in it
     prompts = [f"p{n}" for n in range(1500)]
     with Ledger(tmp_path / "ledger.sqlite") as ledger:

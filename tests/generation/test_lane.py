@@ -2,10 +2,9 @@
 
 import pytest
 
+from persyn_hf.endpoints.concurrency import AdaptiveLimit
 from persyn_hf.errors import RetryableError
-from persyn_hf.generation.lane import Lane
-from persyn_hf.generation.limit import AdaptiveLimit
-from persyn_hf.generation.retry import RetryPolicy
+from persyn_hf.generation.lane import Lane, RetryPolicy
 
 
 class Clock:

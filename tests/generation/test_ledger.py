@@ -6,7 +6,7 @@ import pytest
 from persyn_hf.config import Sampling
 from persyn_hf.errors import LedgerError
 from persyn_hf.generation.client import Completion, Request
-from persyn_hf.generation.keys import completion_key
+from persyn_hf.generation.jobs import completion_key
 from persyn_hf.generation.ledger import Ledger
 
 REQUEST = Request("p", ({"role": "user", "content": "Hi"},), Sampling(max_tokens=5), 7)

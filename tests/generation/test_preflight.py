@@ -16,8 +16,8 @@ from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import ConfigError, PromptTooLongError
 from persyn_hf.generation.describe import EndpointLimits
 from persyn_hf.generation.generate import generate_parallel
+from persyn_hf.generation.pool import RetryPolicy
 from persyn_hf.generation.preflight import preflight
-from persyn_hf.generation.scheduler import RetryPolicy
 from tests.generation.servers import chat_body, free_port, serve_app
 from tests.generation.tgi_server import Tgi
 

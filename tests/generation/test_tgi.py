@@ -8,11 +8,11 @@ from starlette.responses import JSONResponse, Response
 from transformers import AutoTokenizer
 
 from persyn_hf.config import Sampling, Teacher
-from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError
-from persyn_hf.generation.client import Completion, Request, UnavailableError
+from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, UnavailableError
+from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.generate import generate_parallel
-from persyn_hf.generation.protocols import endpoint_client
-from persyn_hf.generation.scheduler import RetryPolicy
+from persyn_hf.generation.pool import RetryPolicy
+from persyn_hf.generation.run import endpoint_client
 from persyn_hf.generation.tgi import TgiClient
 from persyn_hf.generation.tokens import without_begin
 from tests.generation.servers import serve_app

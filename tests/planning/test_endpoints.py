@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from persyn_hf.config import Teacher
-from persyn_hf.doctor.endpoints import check_endpoints
+from persyn_hf.doctor import check_endpoints
 
 
 @pytest.fixture

@@ -68,13 +68,13 @@ def push_until_it_works(data, router):
 
 
 def check_student(repo_id, **options):
-    from persyn_hf.publishing.student import StudentPush
+    from persyn_hf.publishing.push import StudentPush
 
     StudentPush(repo_id, **options).check()
 
 
 def push_student(folder, card, repo_id="me/student"):
-    from persyn_hf.publishing.student import StudentPush
+    from persyn_hf.publishing.push import StudentPush
 
     return StudentPush(repo_id).send(folder, card)
 

@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from persyn_hf.publishing.personalize import personalize
+from persyn_hf.personalize import personalize
 from tests.hub_server import Hub
 from tests.publishing.client import start_client
 from tests.publishing.routers import TinyRouter

@@ -11,10 +11,8 @@ from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
 from persyn_hf.publishing.figures import Figures, _far_from, describe_figures
 from persyn_hf.publishing.markdown import escape, repository_link
-from persyn_hf.publishing.merge import join_card, merge_body, split_card
-from persyn_hf.publishing.metadata import merge_metadata, size_category
-from persyn_hf.publishing.provenance import Provenance, TeacherShare
-from persyn_hf.publishing.strengths import Strength
+from persyn_hf.publishing.metadata import join_card, merge_body, merge_metadata, size_category, split_card
+from persyn_hf.publishing.provenance import Provenance, Strength, TeacherShare
 from tests.publishing.routers import PERSYN
 
 HOSTILE = [

@@ -15,17 +15,15 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
 from persyn_hf import load_personalized
 from persyn_hf.errors import DataError, MissingColumnError, PublishError
+from persyn_hf.personalize import Kept, count_kept, personalize
 from persyn_hf.publishing import cards
+from persyn_hf.publishing.checks import license_warnings
 from persyn_hf.publishing.contents import read_facts
-from persyn_hf.publishing.costs import run_costs
-from persyn_hf.publishing.digest import digest
-from persyn_hf.publishing.hub import save_personalized
 from persyn_hf.publishing.leaks import find_in_tables, find_in_text
-from persyn_hf.publishing.licenses import license_warnings
-from persyn_hf.publishing.personalize import Kept, count_kept, personalize
-from persyn_hf.publishing.pieces import pieces
-from persyn_hf.publishing.provenance import Provenance, TeacherShare, gather
-from persyn_hf.publishing.shards import plan_shards
+from persyn_hf.publishing.parquet import digest, plan_shards
+from persyn_hf.publishing.personalized import save_personalized
+from persyn_hf.publishing.provenance import Provenance, TeacherShare, gather, run_costs
+from persyn_hf.tables import pieces
 from tests.publishing.conftest import make_answers, make_data
 from tests.publishing.routers import PERSYN
 
@@ -161,8 +159,8 @@ def test_the_digest_sees_every_cell_and_no_chunk():
 
 @pytest.mark.parametrize("size", [300, 10**9])
 def test_pieces_are_the_table_whatever_it_is_made_of(size, tmp_path, monkeypatch):
-    monkeypatch.setattr("persyn_hf.publishing.pieces.PIECE_BYTES", size)
-    monkeypatch.setattr("persyn_hf.publishing.digest._PIECE_BYTES", size)
+    monkeypatch.setattr("persyn_hf.tables.PIECE_BYTES", size)
+    monkeypatch.setattr("persyn_hf.publishing.parquet._PIECE_BYTES", size)
     memory = make_data(*(f"text {n}" for n in range(40)))
     memory.save_to_disk(tmp_path / "mapped")
     mapped = Dataset.load_from_disk(tmp_path / "mapped")

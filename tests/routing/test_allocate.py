@@ -155,14 +155,8 @@ def test_all_finish_together() -> None:
 
 CONTRADICTIONS = [
     ({"max_share": 0.3}, "`max_share` allows 90 answers in all, but 100 prompts with `top_k` 1 need 100: 10 too few"),
-    (
-        {"min_share": 0.4},
-        "`min_share` asks for 120 answers in all, but 100 prompts with `top_k` 1 have 100: 20 to",
-    ),
-    (
-        {"min_share": {"a": 0.5}, "max_share": 0.4},
-        "a: `min_share` asks for 50 of the 100 prompts and `max_share`",
-    ),
+    ({"min_share": 0.4}, "`min_share` asks for 120 answers in all, but 100 prompts with `top_k` 1 have 100: 20 to"),
+    ({"min_share": {"a": 0.5}, "max_share": 0.4}, "a: `min_share` asks for 50 of the 100 prompts and `max_share`"),
     (
         {"budget": 100.0, "cost": {"a": 1, "b": 2, "c": 3}, "max_share": 0.5},
         "`budget` of 100 USD is 50 USD too little: the cheapest allocation within the shares costs 150 USD (a",

@@ -5,11 +5,16 @@ import math
 import numpy as np
 import torch
 
-from persyn_hf.routing.bayes import shrunken_weights
 from persyn_hf.routing.crossval import bootstrap_means, earns_its_place, gap_closed, interval
-from persyn_hf.routing.heads import Head, fit_path, pair_scale
-from persyn_hf.routing.metrics import judge_routes, judge_scores
-from persyn_hf.routing.objectives import bradley_terry_loss, expected_reward_loss
+from persyn_hf.routing.evaluate import judge_routes, judge_scores
+from persyn_hf.routing.heads import (
+    Head,
+    bradley_terry_loss,
+    expected_reward_loss,
+    fit_path,
+    pair_scale,
+    shrunken_weights,
+)
 from persyn_hf.routing.report import prompts_needed
 
 NAN = float("nan")

@@ -10,8 +10,7 @@ from transformers import AutoTokenizer
 
 from persyn_hf import train_router
 from persyn_hf.errors import ConfigError
-from persyn_hf.routing.backbone import build_classifier, head_inputs
-from persyn_hf.routing.template import OPENING, as_chat, shown
+from persyn_hf.routing.backbone import OPENING, as_chat, build_classifier, head_inputs, shown
 from tests.routing.conftest import make_scored
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from persyn_hf.errors import ConfigError, DataError, MissingColumnError, RouterMismatchError
 from persyn_hf.routing.evaluate import evaluate_router
-from persyn_hf.routing.objectives import OBJECTIVES
+from persyn_hf.routing.heads import OBJECTIVES
 from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.training import train_router
 

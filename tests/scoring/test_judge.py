@@ -4,11 +4,10 @@ import pytest
 from datasets import Dataset
 from starlette.responses import JSONResponse
 
-from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.errors import ConfigError, RequestError, ScoringError
 from persyn_hf.scoring.judge import parse_score
 from persyn_hf.scoring.quality import persyn_quality
 from persyn_hf.scoring.score import score
-from persyn_hf.scoring.service import RequestError
 from tests.scoring.servers import Judge, serve
 
 BATCH = {

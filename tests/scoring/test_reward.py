@@ -39,11 +39,7 @@ def test_alpha_mixes_and_its_ends_are_exact():
     assert reward(quality, learnability, 0.4).tolist() == pytest.approx([0.4, 0.6, 0.6 * 0.5 + 0.4 * 0.05])
 
 
-@given(
-    st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8),
-    st.sampled_from(["minmax", "rank"]),
-    st.floats(0, 1),
-)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=8), st.sampled_from(["minmax", "rank"]), st.floats(0, 1))
 def test_bounded_rewards(values, method, alpha):
     found = reward(values, values[::-1], alpha, method)
     assert ((found >= 0) & (found <= 1 + 1e-12)).all()

@@ -2,8 +2,8 @@
 
 import pytest
 
+from persyn_hf.models.rendering import render_answers
 from persyn_hf.scoring.learnability import persyn_learnability
-from persyn_hf.scoring.rendering import render_answers
 from persyn_hf.scoring.student import load_student
 from tests.conftest import ROOT
 from tests.scoring import models

@@ -21,8 +21,7 @@ PAPER = ROOT / "examples/paper"
 
 
 @pytest.mark.parametrize(
-    ("name", "prompts", "teachers", "quality"),
-    [("instruction", 50_000, 19, "Skywork"), ("maths", 10_000, 15, "math")],
+    ("name", "prompts", "teachers", "quality"), [("instruction", 50_000, 19, "Skywork"), ("maths", 10_000, 15, "math")]
 )
 def test_recipes_are_the_papers_settings(name, prompts, teachers, quality):
     config = RunConfig.from_yaml(PAPER / f"{name}.yaml")
@@ -119,7 +118,7 @@ def test_the_small_world_runs_is_stopped_and_goes_on(tmp_path):
 
 def test_smollm2_is_judged_on_other_instructions_than_it_learns(tmp_path):
     from examples.smollm2 import compare as example
-    from persyn_hf.prompts import load_prompts
+    from persyn_hf.prompts.reading import load_prompts
 
     example.write_prompts(tmp_path)
     config = RunConfig.from_dict(example.settings(ROOT / ".models", tmp_path))

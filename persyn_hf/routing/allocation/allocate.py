@@ -16,7 +16,7 @@ from persyn_hf.routing.allocation.limits import PerTeacher, make_limits
 from persyn_hf.routing.allocation.policies import POLICIES, policy_scores
 from persyn_hf.routing.allocation.result import AllocationResult, win_rates
 from persyn_hf.routing.allocation.solver import solve
-from persyn_hf.routing.baselines import CAR_BETA, MIX_STRONG_SHARE
+from persyn_hf.routing.policies import CAR_BETA, MIX_STRONG_SHARE
 
 #: What the scores are: a router's, those turned into chances of winning, or rewards.
 SCALES = ("bradley-terry", "win-rate", "reward")
@@ -83,10 +83,7 @@ def allocate(
         ['large', 'small', 'small']
     """
     names, known_families = _names(teachers)
-    if scale not in SCALES:
-        raise ConfigError(f"`scale` must be one of {', '.join(SCALES)}, got {scale!r}.")
-    if not 0 <= temperature < np.inf:
-        raise ConfigError(f"`temperature` must be a number that is not negative, got {temperature}.")
+    _require_scale(scale, temperature)
     if policy == "persyn":
         scores = _scores(routed, names)
         if scale == "win-rate":
@@ -97,20 +94,49 @@ def allocate(
         scale = "reward"
         ids = routed[columns.PROMPT_ID] if columns.PROMPT_ID in getattr(routed, "column_names", ()) else None
         scores = policy_scores(
-            policy, len(routed), names, probe, prompt_ids=ids, families=families or known_families,
-            student_family=student_family, strong_share=strong_share, beta=beta, seed=seed,
-        )  # fmt: skip
+            policy,
+            len(routed),
+            names,
+            probe,
+            prompt_ids=ids,
+            families=families or known_families,
+            student_family=student_family,
+            strong_share=strong_share,
+            beta=beta,
+            seed=seed,
+        )
     if not len(scores):
         raise DataError("There is no prompt to allocate.")
     limits = make_limits(
-        names, len(scores), top_k, max_share=max_share, min_share=min_share, budget=budget, cost=cost,
-        makespan=makespan, throughput=throughput,
-    )  # fmt: skip
+        names,
+        len(scores),
+        top_k,
+        max_share=max_share,
+        min_share=min_share,
+        budget=budget,
+        cost=cost,
+        makespan=makespan,
+        throughput=throughput,
+    )
     solution = solve(_diversified(scores, temperature, seed), limits, seed)
     return AllocationResult.of(
-        solution, scores, names, policy=policy, scale=scale, temperature=temperature, seed=seed, cost=cost,
+        solution,
+        scores,
+        names,
+        policy=policy,
+        scale=scale,
+        temperature=temperature,
+        seed=seed,
+        cost=cost,
         throughput=throughput,
-    )  # fmt: skip
+    )
+
+
+def _require_scale(scale: str, temperature: float) -> None:
+    if scale not in SCALES:
+        raise ConfigError(f"`scale` must be one of {', '.join(SCALES)}, got {scale!r}.")
+    if not 0 <= temperature < np.inf:
+        raise ConfigError(f"`temperature` must be a number that is not negative, got {temperature}.")
 
 
 def answer_costs(

@@ -143,8 +143,11 @@ def _within_time(teachers: Sequence[str], limits: Limits, prompts: int, makespan
             raise ConfigError(f"`makespan` must be a positive number of seconds, got {makespan}.")
     caps = _caps(limits, seconds, rate)
     if not _possible(limits, prompts, seconds, rate):
-        late = [f"{t} {low / r:.6g} s" for t, low, r, cap in zip(teachers, limits.lower, rate, caps, strict=True)
-                if low > cap]  # fmt: skip
+        late = [
+            f"{t} {low / r:.6g} s"
+            for t, low, r, cap in zip(teachers, limits.lower, rate, caps, strict=True)
+            if low > cap
+        ]
         why = (
             f"`min_share` alone takes {', '.join(late)}"
             if late

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.routing.baselines import CAR_BETA, MIX_STRONG_SHARE, car_values, mean_quality, weak_teacher
+from persyn_hf.routing.policies import CAR_BETA, MIX_STRONG_SHARE, car_values, mean_quality, weak_teacher
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 
 #: The router's own choice, and what it must beat.

@@ -112,9 +112,12 @@ class Program:
         answers = float(self.weights.sum()) * self.limits.top_k
         objective[: len(self.rows)] -= (size + answers) / answers
         found = milp(
-            objective, integrality=kinds, bounds=Bounds(low, high), constraints=LinearConstraint(matrix, right, right),
+            objective,
+            integrality=kinds,
+            bounds=Bounds(low, high),
+            constraints=LinearConstraint(matrix, right, right),
             options={"node_limit": nodes, "mip_rel_gap": enough / self.radius / answers},
-        )  # fmt: skip
+        )
         if found.x is None:
             return None, np.inf
         answers_of = np.rint(found.x[: len(self.rows)]).astype(np.int64)

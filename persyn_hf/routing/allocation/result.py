@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from persyn_hf.routing.allocation.solver import Solution
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
 
 _CHUNK = 1 << 14
 
@@ -71,14 +73,22 @@ class AllocationResult:
         top = np.partition(scores, scores.shape[1] - solution.choices.shape[1], axis=1)
         reward = chosen if scale != "bradley-terry" else win_rates(scores, solution.choices)
         return cls(
-            teachers=tuple(teachers), choices=solution.choices, policy=policy, scale=scale, temperature=temperature,
-            seed=seed, total=solution.total, bound=solution.bound, mean_score=float(chosen.mean(dtype=np.float64)),
+            teachers=tuple(teachers),
+            choices=solution.choices,
+            policy=policy,
+            scale=scale,
+            temperature=temperature,
+            seed=seed,
+            total=solution.total,
+            bound=solution.bound,
+            mean_score=float(chosen.mean(dtype=np.float64)),
             best_score=float(top[:, -solution.choices.shape[1] :].mean(dtype=np.float64)),
             expected_reward=float(reward.mean(dtype=np.float64)),
             cost=None if cost is None else float(sum(cost[t] * n for t, n in zip(teachers, counts, strict=True))),
-            seconds=None if throughput is None
+            seconds=None
+            if throughput is None
             else {t: float(n / throughput[t]) for t, n in zip(teachers, counts, strict=True)},
-        )  # fmt: skip
+        )
 
     @property
     def top_k(self) -> int:
@@ -133,12 +143,21 @@ class AllocationResult:
     def summary(self) -> dict[str, Any]:
         """Plain values, without the routes."""
         return {
-            "policy": self.policy, "scale": self.scale, "top_k": self.top_k, "temperature": self.temperature,
-            "seed": self.seed, "prompts": len(self.choices), "counts": self.counts, "total": self.total,
-            "bound": self.bound, "mean_score": self.mean_score, "best_score": self.best_score,
-            "expected_reward": self.expected_reward, "cost": self.cost,
+            "policy": self.policy,
+            "scale": self.scale,
+            "top_k": self.top_k,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "prompts": len(self.choices),
+            "counts": self.counts,
+            "total": self.total,
+            "bound": self.bound,
+            "mean_score": self.mean_score,
+            "best_score": self.best_score,
+            "expected_reward": self.expected_reward,
+            "cost": self.cost,
             "seconds": None if self.seconds is None else dict(self.seconds),
-        }  # fmt: skip
+        }
 
     def __str__(self) -> str:
         width = max(len(teacher) for teacher in self.teachers)
@@ -191,3 +210,33 @@ def win_rates(scores: NDArray[np.floating], choices: NDArray[np.integer[Any]] | 
         odds = np.tanh((own[:, :, None] - rows[:, None, :]) / 2).sum(axis=2)  # tanh(0) = 0 for the teacher itself
         rates[start : start + _CHUNK] = 0.5 + odds / (2 * (teachers - 1))
     return rates
+
+
+def keep_best(scored: Dataset, by: str = columns.REWARD) -> Dataset:
+    """Keeps the best answer of every prompt.
+
+    Args:
+        scored (`Dataset`): One row per prompt and teacher, with `prompt_id` and the column `by`.
+        by (`str`, defaults to `"reward"`): The column that decides; larger is better. An answer without a value loses
+            to every answer with one; among equals the earlier row stays.
+
+    Returns:
+        `Dataset`: One row per prompt, in the order of their first rows. A prompt without any value keeps its first
+        row, with its `error`, so that it is counted.
+
+    Raises:
+        MissingColumnError: If a column is absent.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> rows = {"prompt_id": ["p", "p", "q"], "teacher": ["a", "b", "a"], "reward": [0.1, 0.7, None]}
+        >>> keep_best(Dataset.from_dict(rows))["teacher"][:]
+        ['b', 'a']
+    """
+    columns.require_columns(scored.column_names, [columns.PROMPT_ID, by], "keep_best")
+    best: dict[str, tuple[int, float]] = {}
+    for row, (identity, value) in enumerate(zip(scored[columns.PROMPT_ID][:], scored[by][:], strict=True)):
+        worth = -math.inf if value is None or math.isnan(value) else float(value)
+        if identity not in best or worth > best[identity][1]:
+            best[identity] = (row, worth)
+    return scored.select([row for row, _ in best.values()])

@@ -103,9 +103,14 @@ def _kinds(values: Array) -> tuple[Array | None, NDArray[np.intp], Counts]:
 
 
 def _by_kind(
-    scores: NDArray[np.floating], kinds: Array, kind: NDArray[np.intp], sizes: Counts, limits: Limits, spread: float,
+    scores: NDArray[np.floating],
+    kinds: Array,
+    kind: NDArray[np.intp],
+    sizes: Counts,
+    limits: Limits,
+    spread: float,
     random: np.random.Generator,
-) -> Solution:  # fmt: skip
+) -> Solution:
     """Decides how many prompts of each kind a teacher gets, then deals them out at random."""
     origin = Prices(np.zeros(kinds.shape[1]), 0.0)
     last = _rank(kinds, origin.teacher, limits.top_k)[1]

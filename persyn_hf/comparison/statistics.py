@@ -1,0 +1,215 @@
+"""Trained students beside each other: intervals over seeds and prompts, and paired tests.
+
+A score is known per seed and per held-out prompt, so a matrix `(seeds, prompts)` stands behind every number. Both are
+drawn at random and another draw of either would give another number: the bootstrap resamples both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persyn_hf.errors import DataError
+
+Array = NDArray[np.float64]
+
+DRAWS = 2000
+_PERMUTATIONS = 9999
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one trained student scored in one evaluation.
+
+    Args:
+        student (`str`), policy (`str`), seed (`int`): Which training.
+        evaluation (`str`): `greedy`, `nll`, `gsm8k` …
+        scores (`tuple[float, ...]`): One per held-out prompt or document.
+        ids (`tuple[str, ...]`): What each is the score of.
+        higher_is_better (`bool`, defaults to `True`)
+    """
+
+    student: str
+    policy: str
+    seed: int
+    evaluation: str
+    scores: tuple[float, ...]
+    ids: tuple[str, ...]
+    higher_is_better: bool = True
+
+    @property
+    def mean(self) -> float:
+        """Over the prompts."""
+        return float(np.mean(self.scores))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy in one evaluation of one student.
+
+    Args:
+        student, evaluation, policy (`str`)
+        value (`Interval`): Over seeds and prompts.
+        by_seed (`tuple[float, ...]`): The mean of every seed's student.
+    """
+
+    student: str
+    evaluation: str
+    policy: str
+    value: Interval
+    by_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The reference policy minus another, paired by seed and prompt.
+
+    Args:
+        student, evaluation, policy (`str`)
+        value (`Interval`): Over seeds and prompts.
+        p_seeds (`float`, *optional*): Of the paired t-test over the seeds' means; `None` with one seed.
+        p_prompts (`float`): Of the sign-flip permutation test over the prompts' means.
+        p_holm (`float`): `p_prompts`, corrected for the number of policies that the reference is held against.
+    """
+
+    student: str
+    evaluation: str
+    policy: str
+    value: Interval
+    p_seeds: float | None
+    p_prompts: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All outcomes in numbers: `cells` in the order of the outcomes, `differences` to the `reference`."""
+
+    reference: str
+    cells: tuple[Cell, ...]
+    differences: tuple[Difference, ...]
+
+
+def summarise(outcomes: Sequence[Outcome], reference: str = "persyn", seed: int = 0) -> Summary:
+    """Intervals of every policy and paired differences to a reference.
+
+    Args:
+        outcomes (`Sequence[Outcome]`): Of all trainings; every policy of a student has the same seeds and prompts.
+        reference (`str`, defaults to `"persyn"`): What others are subtracted from. Where it was not run there are no
+            differences.
+        seed (`int`, defaults to 0): Of the resampling.
+
+    Raises:
+        DataError: If two policies were not judged with the same seeds on the same prompts.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Outcome]]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.student, outcome.evaluation), {}).setdefault(outcome.policy, []).append(outcome)
+    cells, differences = [], []
+    for (student, evaluation), policies in groups.items():
+        matrices = _matrices(policies, f"{student}, {evaluation}")
+        for policy, scores in matrices.items():
+            by_seed = tuple(float(mean) for mean in scores.mean(axis=1))
+            cells.append(Cell(student, evaluation, policy, mean_interval(scores, seed), by_seed))
+        if reference not in matrices:
+            continue
+        others = [policy for policy in matrices if policy != reference]
+        found = [paired(matrices[reference], matrices[policy], seed) for policy in others]
+        corrected = holm([p for _, _, p in found])
+        for policy, (value, p_seeds, p_prompts), p_holm in zip(others, found, corrected, strict=True):
+            differences.append(Difference(student, evaluation, policy, value, p_seeds, p_prompts, p_holm))
+    return Summary(reference, tuple(cells), tuple(differences))
+
+
+def mean_interval(scores: Array, seed: int = 0) -> Interval:
+    """The mean of a matrix `(seeds, prompts)` with a 95% interval; both are resampled, independently."""
+    random = np.random.default_rng(seed)
+    seeds, prompts = (
+        random.multinomial(count, np.full(count, 1 / count), size=DRAWS) / count for count in scores.shape
+    )
+    draws = np.einsum("dp,dp->d", seeds @ scores, prompts)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Interval(float(scores.mean()), float(low), float(high))
+
+
+def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, float | None, float]:
+    """The difference of two matrices `(seeds, prompts)`, and the p-values over seeds and over prompts.
+
+    Args:
+        reference, other (`ndarray` of shape `(seeds, prompts)`): Same seeds, same prompts.
+        seed (`int`, defaults to 0): Of the resampling.
+
+    Returns:
+        `tuple[Interval, float | None, float]`: `reference − other`; the paired t-test's p over seeds; the
+        permutation test's p over prompts.
+    """
+    from scipy import stats
+
+    difference = reference - other
+    by_seed, by_prompt = difference.mean(axis=1), difference.mean(axis=0)
+    if not difference.any():
+        return mean_interval(difference, seed), 1.0 if len(by_seed) > 1 else None, 1.0
+    p_seeds = None
+    if len(by_seed) > 1:
+        # Seeds that all agree leave no variance: the t statistic is infinite, or nothing differs on the whole.
+        spread = float(by_seed.std()) > 1e-12
+        p_seeds = float(stats.ttest_1samp(by_seed, 0.0).pvalue) if spread else float(abs(by_seed.mean()) < 1e-12)
+    p_prompts = stats.permutation_test(
+        (by_prompt,),
+        _mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_PERMUTATIONS,
+        rng=np.random.default_rng(seed),
+    ).pvalue
+    return mean_interval(difference, seed), p_seeds, float(p_prompts)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _mean(values: Array, axis: int) -> Any:
+    return values.mean(axis=axis)
+
+
+def _matrices(policies: dict[str, list[Outcome]], where: str) -> dict[str, Array]:
+    """Scores `(seeds, prompts)` by policy, all with the same seeds and prompts in the same order."""
+    matrices: dict[str, Array] = {}
+    expected: tuple[list[int], tuple[str, ...]] | None = None
+    for policy, outcomes in policies.items():
+        ordered = sorted(outcomes, key=lambda outcome: outcome.seed)
+        found = ([outcome.seed for outcome in ordered], ordered[0].ids)
+        if any(outcome.ids != ordered[0].ids for outcome in ordered) or (expected or found) != found:
+            raise DataError(f"{where}: `{policy}` was not judged with the same seeds on the same prompts as others.")
+        expected = found
+        matrices[policy] = np.array([outcome.scores for outcome in ordered], dtype=np.float64)
+    return matrices

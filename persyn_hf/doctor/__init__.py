@@ -1,1 +1,0 @@
-"""Checks an installation, and a configuration against it, before anything is spent."""

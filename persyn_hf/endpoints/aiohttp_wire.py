@@ -1,0 +1,190 @@
+"""The wire to an endpoint: aiohttp, whose parser is compiled and which has little around it.
+
+A request by way of an httpx2 client takes 1.0 ms of processor time, by aiohttp alone 0.2. So this is how endpoints
+are asked, unless the user has a client factory of their own (see `wire`). Errors go by httpx2's names all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import ssl
+from collections import deque
+from functools import lru_cache
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import httpx2
+import yarl
+from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.wire import Reply, Rules, SessionWire, Wire
+
+
+def open_wire(endpoint: Endpoint, timeout: float, max_bytes: int) -> Wire:
+    """A wire to one endpoint.
+
+    It is made of the user's own sessions where `set_async_client_factory` was given a factory (proxies, certificates),
+    else of aiohttp's.
+
+    Args:
+        endpoint, timeout, max_bytes: As in [`Rules`].
+    """
+    rules = Rules(endpoint, timeout, max_bytes)
+    return SessionWire(rules) if _user_has_a_factory() else AiohttpWire(rules)
+
+
+def _user_has_a_factory() -> bool:
+    # huggingface_hub has no public way to ask; should the names go, its sessions are used as they come.
+    from huggingface_hub.utils import _http
+
+    default = getattr(_http, "default_async_client_factory", None)
+    return default is None or getattr(_http, "_GLOBAL_ASYNC_CLIENT_FACTORY", None) is not default
+
+
+class AiohttpWire:
+    """One endpoint asked through aiohttp. Belongs to one event loop.
+
+    Certificates are verified by httpx2's own rules and proxies taken from the environment; `~/.netrc` is not read,
+    since it would be a key that nobody named. No redirect is followed and no cookie kept.
+
+    Args:
+        rules (`Rules`): Headers to send, and what is not waited for or read.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=rules.timeout, sock_read=rules.timeout)
+        self._session: aiohttp.ClientSession | None = None
+        self._turns = _Turns()
+
+    async def ask(self, method: str, url: str, content: bytes | None = None) -> Reply:
+        """Sends one request and reads its response whole.
+
+        Raises:
+            httpx2.TransportError: If there is no whole response.
+            OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set.
+            RowError, TeacherDownError: As `Rules` has them.
+        """
+        if constants.is_offline_mode():
+            raise OfflineModeIsEnabled(f"cannot reach {url}: `HF_HUB_OFFLINE` is set")
+        target = _url(url)
+        if self._session is None:
+            self._session = self._open(target.scheme)
+        try:
+            response = await self._session.request(
+                method,
+                target,
+                data=content,
+                timeout=self._timeout,
+                allow_redirects=False,
+                proxy=_proxy(target.scheme, target.host or ""),
+            )
+            try:
+                await self._turns.mine()
+                return await self._read(response)
+            except BaseException:
+                response.close()  # what is unread makes its connection useless
+                raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _translated(error) from error
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self, scheme: str) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            # The scheduler bounds what is in flight.
+            connector=aiohttp.TCPConnector(limit=0, ssl=_trusted() if scheme == "https" else False),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._rules.headers,
+            auto_decompress=False,
+        )
+
+    async def _read(self, response: aiohttp.ClientResponse) -> Reply:
+        bound = self._rules.bound(response.status, response.headers)
+        if response.content_length is not None and response.content_length <= bound:
+            return Reply(response.status, response.headers, await response.read())
+        parts: list[bytes] = []
+        async for chunk in response.content.iter_any():
+            parts.append(chunk)
+            bound -= len(chunk)
+            if bound < 0:
+                self._rules.too_long(response.status)
+                response.close()
+                break
+        return Reply(response.status, response.headers, b"".join(parts))
+
+
+class _Turns:
+    """Lets answers that came at once be read a few at a time, a quarter of those that are there.
+
+    aiohttp writes a request in a task of its own (until Python 3.12), so that of 64 answers read in one go the first
+    one's next request would be written after all of them were read. So it goes out before the others are.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def mine(self) -> None:
+        """Waits for the turn of an answer that has come."""
+        loop = asyncio.get_running_loop()
+        if self._taken:
+            turn = loop.create_future()
+            self._waiting.append(turn)
+            await turn
+        else:
+            self._taken = True
+            loop.call_soon(self._pass_on, loop)
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called once per round of the loop, behind the writes of the round before."""
+        self._taken = bool(self._waiting)
+        for _ in range(math.ceil(len(self._waiting) / 4)):
+            turn = self._waiting.popleft()
+            if not turn.done():  # a cancelled one
+                turn.set_result(None)
+        if self._taken:
+            loop.call_soon(self._pass_on, loop)
+
+
+def _trusted() -> ssl.SSLContext:
+    return _context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@lru_cache(maxsize=4)
+def _context(file: str | None, folder: str | None) -> ssl.SSLContext:
+    """httpx2's own choice of certificates, which looks at these two variables; loading them takes 0.1 s."""
+    return httpx2.create_ssl_context()
+
+
+@lru_cache(maxsize=256)
+def _url(url: str) -> yarl.URL:
+    return yarl.URL(str(httpx2.URL(url)), encoded=True)
+
+
+@lru_cache(maxsize=256)
+def _proxy(scheme: str, host: str) -> str | None:
+    return None if proxy_bypass(host) else getproxies().get(scheme)
+
+
+def _translated(error: Exception) -> httpx2.TransportError:
+    """aiohttp's exceptions by the names of httpx2's."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return httpx2.ConnectTimeout(words)
+    if isinstance(error, TimeoutError):
+        return httpx2.ReadTimeout(words)
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientProxyConnectionError):
+        return httpx2.ConnectError(words)
+    if isinstance(error, aiohttp.InvalidURL):
+        return httpx2.UnsupportedProtocol(words)
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError | aiohttp.ClientResponseError):
+        return httpx2.RemoteProtocolError(words)
+    return httpx2.ReadError(words)

@@ -1,0 +1,223 @@
+"""How bytes go to an endpoint and come back: one request, one response, made safe for strangers' servers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import httpx2
+from huggingface_hub import get_async_session
+
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.faults import perhaps_charged, status_error
+from persyn_hf.errors import RowError, TeacherDownError
+from persyn_hf.version import __version__
+
+#: Requests per session of httpx2. A session has 100 connections, above which waiting counts as timeout; and it looks
+#: through all of its connections at every request, so that several small ones cost less than one large one.
+POOL = 32
+#: What is read of the body of an error.
+_ERROR_BYTES = 64 * 2**10
+
+Held = TypeVar("Held")
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole response.
+
+    Args:
+        status (`int`): Its status.
+        headers (`Mapping[str, str]`): Its headers, whatever the case of their names.
+        content (`bytes`): Its body; of an error's, the beginning.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return _is_success(self.status)
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.content.decode("utf-8", "replace")
+
+
+class Wire(Protocol):
+    """A way to send requests to one endpoint; belongs to one event loop."""
+
+    async def ask(self, method: str, url: str, content: bytes | None = None) -> Reply:
+        """Sends one request, and reads its response as far as the rules allow.
+
+        Raises:
+            httpx2.TransportError: If there is no whole response.
+            OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set.
+            RowError: If the response is longer than allowed.
+            TeacherDownError: If it is compressed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is sent to an endpoint beside the requests, and what is accepted of it.
+
+    Args:
+        endpoint (`Endpoint`): Its key, where it has one, becomes a header.
+        timeout (`float`): Seconds without a byte.
+        max_bytes (`int`): Of one answer.
+    """
+
+    endpoint: Endpoint
+    timeout: float
+    max_bytes: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of every request."""
+        key = {} if self.endpoint.key is None else {"authorization": f"Bearer {self.endpoint.key}"}
+        # What is compressed has no bound: 16 MB of gzip can be 16 GB.
+        sent = {"user-agent": f"persyn-hf/{__version__}", "accept": "*/*", "accept-encoding": "identity"}
+        return {**sent, "content-type": "application/json", **key}
+
+    def bound(self, status: int, headers: Mapping[str, str]) -> int:
+        """Bytes that may be read of a response.
+
+        Raises:
+            RowError, TeacherDownError: As for [`Wire.ask`].
+        """
+        if not _is_success(status):
+            return _ERROR_BYTES
+        if headers.get("content-encoding", "identity") != "identity":
+            raise TeacherDownError(
+                f"{self.endpoint.address} compresses its answers, though `identity` was asked for; reach it without "
+                "a proxy"
+            )
+        if int(headers.get("content-length") or 0) > self.max_bytes:
+            self.too_long(status)
+        return self.max_bytes
+
+    def too_long(self, status: int) -> None:
+        """A response goes on beyond its bound: an error's is cut there, an answer is refused.
+
+        Raises:
+            RowError: If it is an answer.
+        """
+        if _is_success(status):
+            words = f"the answer is longer than {self.max_bytes} bytes (`max_response_bytes`)"
+            raise perhaps_charged(RowError(words))
+
+
+class SessionWire:
+    """One endpoint asked through the sessions of huggingface_hub's factory.
+
+    Args:
+        rules (`Rules`): Headers to send, and what is not waited for or read.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        def session() -> httpx2.AsyncClient:
+            opened = get_async_session()
+            opened.timeout = httpx2.Timeout(rules.timeout)
+            opened.headers.update(rules.headers)
+            harden(opened, rules)
+            return opened
+
+        self._sessions = Sessions(session)
+
+    async def ask(self, method: str, url: str, content: bytes | None = None) -> Reply:
+        """See [`Wire.ask`]."""
+        with self._sessions.one() as session:
+            response = await session.request(method, url, content=content)
+        return Reply(response.status_code, response.headers, response.content)
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        for session in self._sessions.opened:
+            await session.aclose()
+
+
+def harden(session: httpx2.AsyncClient, rules: Rules, raising: bool = False) -> None:
+    """Lets a session follow no redirect and read no body beyond a number of bytes.
+
+    Args:
+        session (`httpx2.AsyncClient`): Fresh.
+        rules (`Rules`): What is accepted.
+        raising (`bool`, defaults to `False`): Raise what a status other than 2xx means, before a library draws
+            conclusions of its own: `AsyncInferenceClient.text_generation` answers some 400s by asking again with
+            fewer parameters, without a word.
+    """
+    session.follow_redirects = False
+    session.headers["accept-encoding"] = rules.headers["accept-encoding"]
+
+    async def check(response: httpx2.Response) -> None:
+        bound = rules.bound(response.status_code, response.headers)
+        response.stream = _Bounded(response.stream, bound, lambda: rules.too_long(response.status_code))
+        if raising and not response.is_success:
+            await response.aread()
+            raise status_error(rules.endpoint, response.status_code, response.text, response.headers)
+
+    hooks = session.event_hooks
+    session.event_hooks = {**hooks, "response": [check, *hooks["response"]]}
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body that ends, or is refused, after a number of bytes; what is unread then closes its connection."""
+
+    def __init__(self, stream: object, max_bytes: int, too_long: Callable[[], None]) -> None:
+        assert isinstance(stream, httpx2.AsyncByteStream)
+        self._stream, self._max, self._too_long = stream, max_bytes, too_long
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = self._max
+        async for chunk in self._stream:
+            left -= len(chunk)
+            if left < 0:
+                self._too_long()
+            yield chunk
+            if left < 0:
+                return
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class Sessions(Generic[Held]):
+    """As many sessions as the requests in flight need, each used by up to [`POOL`] of them.
+
+    Args:
+        make (`Callable[[], Held]`): Opens one.
+    """
+
+    def __init__(self, make: Callable[[], Held]) -> None:
+        self._make = make
+        self._in_flight: list[int] = []
+        self.opened: list[Held] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Held]:
+        """Lends the session with the fewest requests in flight, or a new one where all are full."""
+        place = min(range(len(self.opened)), key=self._in_flight.__getitem__, default=-1)
+        if place < 0 or self._in_flight[place] >= POOL:
+            place = len(self.opened)
+            self.opened.append(self._make())
+            self._in_flight.append(0)
+        self._in_flight[place] += 1
+        try:
+            yield self.opened[place]
+        finally:
+            self._in_flight[place] -= 1

@@ -1,0 +1,272 @@
+"""Who is to answer what: the teachers with their identities, and the jobs of each, made as they are drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+from datasets import Dataset
+
+from persyn_hf import columns
+from persyn_hf.config import Sampling, Teacher
+from persyn_hf.generation.budget import cost_of
+from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.ledger import Origin
+from persyn_hf.generation.pool import Job
+from persyn_hf.models.identity import resolve_revision
+
+#: Rows of the finished table that are read, keyed and looked up at once.
+CHUNK = 256
+#: The same of jobs, between two requests: what is asked meanwhile waits.
+AHEAD = 32
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A teacher with the identity of its model, as it stands in the ledger's keys."""
+
+    teacher: Teacher
+    model: str
+    revision: str
+
+    @property
+    def name(self) -> str:
+        """The teacher's name."""
+        return self.teacher.name
+
+    @cached_property
+    def _sampling(self) -> str:
+        return json.dumps(sampling_values(self.teacher.sampling), ensure_ascii=False, sort_keys=True)
+
+    def messages(self, prompt: columns.Prompt) -> tuple[columns.Message, ...]:
+        """What is sent for a prompt: its messages after the teacher's own system prompt."""
+        messages = columns.canonical_messages(prompt)
+        if self.teacher.system_prompt is not None:
+            messages = [{"role": "system", "content": self.teacher.system_prompt}, *messages]
+        return tuple(messages)
+
+    def job(self, prompt: columns.Prompt, prompt_id: str, seed: int) -> Job:
+        """The request for one prompt, under its key."""
+        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, row_seed(seed, prompt_id))
+        return Job(completion_key(self.model, self.revision, request), request)
+
+    def origin(self, request: Request, completion: Completion) -> Origin:
+        """What the ledger tells a reader about an answer."""
+        cost = cost_of(self.teacher, request, completion)
+        return Origin(request.prompt_id, self.teacher.model, self.revision, request.seed, self._sampling, cost)
+
+
+def identify(teacher: Teacher) -> Asked:
+    """Resolves what a teacher's model is: the digest of a folder, the commit of a repository, an endpoint's own words.
+
+    Raises:
+        ConfigError: If a local model cannot be found.
+    """
+    if teacher.backend == "endpoint":
+        return Asked(teacher, teacher.model, teacher.revision or "")
+    revision = resolve_revision(teacher.model, teacher.revision)
+    return Asked(teacher, "" if revision.startswith("folder-") else teacher.model, revision)
+
+
+def row_seed(seed: int, prompt_id: str) -> int:
+    """The seed of one row: the first 31 bits of a SHA-256 of the run's seed and the prompt's identity; never 0,
+    which TGI refuses.
+    """
+    digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1 or 1
+
+
+@dataclass
+class Plan:
+    """Who is to answer what, and what became of it.
+
+    Args:
+        table (`Dataset`): From `tables.prompt_table`.
+        asked (`Sequence[Asked]`): The teachers.
+        seed (`int`): The run's.
+        routed (`bool`): Whether each prompt is answered by its `route` only.
+        ranking (`Sequence[str]`, *optional*): Names of the teachers in the order of `route_scores`.
+        errors (`dict[str, str]`): Why a row has no answer, by key.
+        left (`dict[str, str]`): Why the rows of a teacher that were never asked have none, by teacher.
+        rerouted (`dict[str, str]`): The teacher that answers in the place of the routed one, by prompt.
+    """
+
+    table: Dataset
+    asked: Sequence[Asked]
+    seed: int
+    routed: bool
+    ranking: Sequence[str] | None = None
+    errors: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    rerouted: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> dict[str, Asked]:
+        """The teachers by name."""
+        return {asked.name: asked for asked in self.asked}
+
+    @cached_property
+    def _rows(self) -> dict[str, Sequence[int]]:
+        if not self.routed:
+            return {asked.name: range(len(self.table)) for asked in self.asked}
+        rows: dict[str, array[int]] = {asked.name: array("q") for asked in self.asked}
+        batches = self.table.select_columns([columns.ROUTE]).iter(CHUNK)  # a column by itself is read row by row
+        for row, name in enumerate(name for batch in batches for name in batch[columns.ROUTE]):
+            rows[name].append(row)
+        return dict(rows)
+
+    def rows(self, asked: Asked) -> Sequence[int]:
+        """The rows of the table that a teacher is to answer."""
+        return self._rows[asked.name]
+
+    def jobs(self, asked: Asked, rows: Sequence[int] | None = None) -> Iterator[Job]:
+        """The jobs of one teacher in the order of the table, or of some rows, made as they are drawn."""
+        for batch in self._batches(self.rows(asked) if rows is None else rows):
+            for prompt, prompt_id in zip(batch[columns.PROMPT], batch[columns.PROMPT_ID], strict=True):
+                yield asked.job(prompt, prompt_id, self.seed)
+
+    def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
+        """What one teacher is sent for each of its prompts."""
+        for batch in self._batches(self.rows(asked)):
+            for prompt in batch[columns.PROMPT]:
+                yield asked.messages(prompt)
+
+    @cached_property
+    def _paired(self) -> Dataset:
+        names = [columns.PROMPT_ID, columns.PROMPT, *([columns.ROUTE] if self.routed else [])]
+        return self.table.select_columns(names)
+
+    def pairs(self, start: int, stop: int) -> list[tuple[int, Asked, Job, str | None]]:
+        """Some of the finished table's rows: row of `table`, who answers it, its job, who should have."""
+        batch = self._paired[start:stop]
+        made = []
+        for offset, (prompt_id, prompt) in enumerate(
+            zip(batch[columns.PROMPT_ID], batch[columns.PROMPT], strict=True)
+        ):
+            for asked, instead_of in self._answering(prompt_id, batch, offset):
+                made.append((start + offset, asked, asked.job(prompt, prompt_id, self.seed), instead_of))
+        return made
+
+    def _answering(self, prompt_id: str, batch: dict[str, list[Any]], offset: int) -> list[tuple[Asked, str | None]]:
+        if not self.routed:
+            return [(asked, None) for asked in self.asked]
+        route = batch[columns.ROUTE][offset]
+        taken = self.rerouted.get(prompt_id)
+        return [(self.by_name[taken or route], route if taken else None)]
+
+    def next_best(self, rows: Sequence[int], gone: Collection[str]) -> Iterator[tuple[int, str, str | None]]:
+        """For rows: the row, its prompt, and the best-scored teacher that is not gone, if there is one."""
+        known = [(place, name) for place, name in enumerate(self.ranking or ()) if name in self.by_name]
+        names = [columns.PROMPT_ID, columns.ROUTE_SCORES]
+        only = self.table.select_columns([name for name in names if name in self.table.column_names])
+        for start in range(0, len(rows), CHUNK):
+            part = list(rows[start : start + CHUNK])
+            batch = only[part]
+            scores = batch.get(columns.ROUTE_SCORES) or [None] * len(part)
+            for row, prompt_id, values in zip(part, batch[columns.PROMPT_ID], scores, strict=True):
+                alive = [(values[place], -place, name) for place, name in known if name not in gone] if values else []
+                yield row, prompt_id, max(alive)[2] if alive else None
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[dict[str, list[Any]]]:
+        only = self.table.select_columns([columns.PROMPT_ID, columns.PROMPT])
+        for start in range(0, len(rows), AHEAD):
+            part = rows[start : start + AHEAD]
+            yield only[part.start : part.stop] if isinstance(part, range) else only[list(part)]
+
+
+#: Version of [`completion_key`]: raised when the same question gets another key.
+_KEY_VERSION = 1
+
+
+@lru_cache(maxsize=256)
+def sampling_values(sampling: Sampling) -> dict[str, Any]:
+    """The sampling parameters as plain values."""
+    return sampling.model_dump(mode="json")
+
+
+def completion_key(model: str, revision: str, request: Request) -> str:
+    """The identity of an answer: SHA-256 over everything that it depends on, and nothing else.
+
+    Not in it: the teacher's name and the endpoint's address, so that a renamed teacher or a moved server keeps its
+    answers.
+
+    Args:
+        model (`str`): The model's name; empty for a local folder, whose revision is a digest.
+        revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
+        request (`Request`): Messages, sampling parameters and row seed.
+
+    Returns:
+        `str`: 64 hex digits.
+    """
+    head, sampling = _key_head(model, revision), _key_sampling(request.sampling)
+    text = f"[{head},{_canonical(request.messages)},{sampling},{request.seed}]"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str).encode
+
+
+@lru_cache(maxsize=256)
+def _key_head(model: str, revision: str) -> str:
+    return _canonical([_KEY_VERSION, model, revision])[1:-1]
+
+
+@lru_cache(maxsize=256)
+def _key_sampling(sampling: Sampling) -> str:
+    return _canonical(sampling_values(sampling))
+
+
+class Exchange:
+    """Rows on their way from teachers that are down to the next best ones.
+
+    A teacher that has finished its own rows waits here, until it is handed some or nobody is left who could.
+
+    Args:
+        names (`Iterable[str]`): The teachers, all of them at work.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.gone: set[str] = set()
+        self._rows: dict[str, list[int]] = {name: [] for name in names}
+        self._at_work = len(self._rows)
+        self._changed = asyncio.Condition()
+
+    async def hand(self, rows: Sequence[tuple[int, str]]) -> None:
+        """Hands over rows: which, and to whom."""
+        async with self._changed:
+            for row, name in rows:
+                self._rows[name].append(row)
+            self._changed.notify_all()
+
+    async def take(self, name: str) -> list[int]:
+        """The rows that a teacher was handed; none once no more can come. It counts as idle meanwhile."""
+        async with self._changed:
+            self._at_work -= 1
+            self._changed.notify_all()
+            await self._changed.wait_for(lambda: self._rows[name] or not self._under_way)
+            rows = self._drawn(name)
+            self._at_work += bool(rows)
+            return rows
+
+    async def leave(self, name: str) -> list[int]:
+        """A teacher takes no more rows; gives those that it was handed and has not taken."""
+        async with self._changed:
+            self.gone.add(name)
+            self._at_work -= 1
+            self._changed.notify_all()
+            return self._drawn(name)
+
+    @property
+    def _under_way(self) -> bool:
+        """Whether rows may still be handed to somebody."""
+        return self._at_work > 0 or any(self._rows.values())
+
+    def _drawn(self, name: str) -> list[int]:
+        rows, self._rows[name] = self._rows[name], []
+        return rows

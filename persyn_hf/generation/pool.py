@@ -1,0 +1,367 @@
+"""The scheduler: keeps one teacher as busy as it can bear, retries what may succeed, and ends in every case."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
+from persyn_hf.generation.budget import Purse
+from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.lane import Lane, RetryPolicy
+
+#: Jobs that are drawn ahead of the requests.
+_READY = 16
+
+__all__ = ["Job", "RetryPolicy", "TeacherPool"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be answered, under the key of its answer."""
+
+    key: str
+    request: Request
+
+
+@dataclass(order=True)
+class _Attempt:
+    due: float
+    order: int
+    job: Job = field(compare=False)
+    tried: int = field(compare=False, default=0)
+    failed: dict[int, int] = field(compare=False, default_factory=dict)  # by how often that kind of failure may be
+
+
+class TeacherPool:
+    """All requests of one run to one teacher, over all of its endpoints.
+
+    At most as many workers exist as the endpoints' limits allow, jobs are drawn from the iterator as places get free,
+    and rows that wait for another attempt hold no place; so memory does not grow with the number of rows.
+
+    Args:
+        lanes (`Sequence[Lane]`): The endpoints; a request goes to the one with the smallest load.
+        timeout (`float`, *optional*): Seconds that one request may take in all, whatever arrives meanwhile.
+        on_answer (`Callable[[Job, Completion], None]`): Called once for each answered job.
+        on_error (`Callable[[Job, str], None]`): Called once for each job that failed for good.
+        policy (`RetryPolicy`): When to ask again.
+        purse (`Purse`, *optional*): What may be spent.
+        hedge_after (`float`, *optional*): Seconds after which a request is sent a second time.
+        on_turn (`Callable[[], None]`, *optional*): Called after every few answers, before new requests.
+        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
+        rng (`random.Random`, *optional*): Draws the jitter.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        timeout: float | None,
+        on_answer: Callable[[Job, Completion], None],
+        on_error: Callable[[Job, str], None],
+        *,
+        policy: RetryPolicy | None = None,
+        purse: Purse | None = None,
+        hedge_after: float | None = None,
+        on_turn: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.lanes = list(lanes)
+        self.stopped: str | None = None
+        self._timeout = timeout
+        self._on_answer = on_answer
+        self._on_error = on_error
+        self._policy = policy or RetryPolicy()
+        self._purse = purse
+        self._hedge_after = hedge_after
+        self._on_turn = on_turn
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._changed = asyncio.Event()
+        self._jobs: Iterator[Job] = iter(())
+        self._waiting: list[_Attempt] = []
+        self._ready: deque[Job] = deque()
+        self._stalled: _Attempt | None = None  # drawn, but there is no money for it now
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._order = 0
+        self._exhausted = False
+        self._fatal: BaseException | None = None
+        if purse is not None:
+            purse.budget.watch(self._changed.set)
+
+    @property
+    def down(self) -> str | None:
+        """Why no endpoint of the teacher answers, once that is so."""
+        reasons = [lane.down for lane in self.lanes]
+        if None in reasons:
+            return None
+        return "; ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered now."""
+        return sum(lane.limit.in_flight for lane in self.lanes)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether every job has been asked for at least once: what is left is waiting."""
+        return self._exhausted and not self._ready
+
+    def stop(self, reason: str) -> None:
+        """Starts nothing more; what is in flight is waited for."""
+        self.stopped = self.stopped or reason
+        self._changed.set()
+
+    async def run(self, jobs: Iterator[Job]) -> None:
+        """Asks until every job is answered or has failed, the teacher is down, or nothing more may be spent.
+
+        Afterwards [`down`] and `stopped` say whether jobs were left, with neither an answer nor an error.
+
+        Args:
+            jobs (`Iterator[Job]`): What is to be asked, drawn as places get free; may be endless.
+
+        Raises:
+            PersynError: Whatever the callbacks raise (a ledger that cannot be written); requests in flight are
+                cancelled then.
+        """
+        self._jobs, self._exhausted = jobs, False
+        try:
+            while self._fatal is None:
+                self._changed.clear()
+                self._on_turn()
+                self._launch()
+                for lane in self.lanes:
+                    lane.settle()
+                self._prepare()
+                if not self._tasks and (self._ended or self._out_of_money()):
+                    break
+                await self._wait()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._fatal is not None:
+            raise self._fatal
+        self._on_turn()
+
+    @property
+    def _ended(self) -> bool:
+        """Whether nothing more is to be launched."""
+        if self.down is not None or self.stopped is not None:
+            return True
+        return self._exhausted and not self._ready and not self._waiting and self._stalled is None
+
+    def _out_of_money(self) -> bool:
+        if self._stalled is None or self._purse is None or not self._purse.budget.idle:
+            return False
+        self.stopped = f"`max_cost` ({self._purse.budget.limit:g} USD) would have been passed"
+        return True
+
+    def _launch(self) -> None:
+        """Starts as many workers as there are places and rows."""
+        while (taken := self._take()) is not None:
+            task = asyncio.create_task(self._work(*taken))
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+
+    async def _work(self, lane: Lane, attempt: _Attempt, held: float) -> None:
+        """A worker: makes one attempt after the other, as long as there is a place for it.
+
+        The next request is sent before the next answer is read, so that answers which came at once are spread out.
+        """
+        taken: tuple[Lane, _Attempt, float] | None = lane, attempt, held
+        while taken is not None:
+            await self._ask(*taken)
+            self._changed.set()
+            taken = self._take() if self._fatal is None else None
+
+    def _take(self) -> tuple[Lane, _Attempt, float] | None:
+        """The next attempt with the endpoint and the money for it; `None` where there is none now."""
+        while not self._ended:
+            lane = max(self.lanes, key=_room)
+            attempt = self._next(lane) if lane.places > 0 else None
+            if attempt is None:
+                return None
+            held = self._purse.hold(attempt.job.request) if self._purse is not None else 0.0
+            if held is None:
+                self._stalled = attempt
+                return None
+            if lane.enter():
+                return lane, attempt, held
+            self._give_back(held, False)
+            heapq.heappush(self._waiting, attempt)
+        return None
+
+    def _next(self, lane: Lane) -> _Attempt | None:
+        if self._stalled is not None:
+            attempt, self._stalled = self._stalled, None
+            return attempt
+        # An open circuit is tried with a row that has failed already, not with ever new ones.
+        if self._waiting and (self._waiting[0].due <= self._clock() or lane.is_open):
+            return heapq.heappop(self._waiting)
+        job = self._ready.popleft() if self._ready else self._draw()
+        if job is None:
+            return None
+        self._order += 1
+        return _Attempt(0.0, self._order, job)
+
+    def _draw(self) -> Job | None:
+        job = None if self._exhausted else next(self._jobs, None)
+        self._exhausted = job is None
+        return job
+
+    def _prepare(self) -> None:
+        """Draws the next jobs while nothing waits for them: making one takes longer than sending it."""
+        while len(self._ready) < _READY and (job := self._draw()) is not None:
+            self._ready.append(job)
+
+    async def _wait(self) -> None:
+        """Waits for an answer, the next attempt's time or the end of a pause."""
+        times = []
+        if not self._ended:
+            now = self._clock()
+            times = [
+                lane.opens_at
+                for lane in self.lanes
+                if lane.down is None and lane.opens_at > now and (lane.limit.free > 0 or lane.resume_at > now)
+            ]
+            # What there is no money for waits for some, and all else behind it.
+            if self._stalled is None and any(lane.places > 0 for lane in self.lanes):
+                times += [self._waiting[0].due] if self._waiting else []
+                times += [] if self.drawn else [now]  # a pause has ended since the places were given out
+        if not times:
+            await self._changed.wait()
+            return
+        timer = asyncio.get_running_loop().call_later(max(0.0005, min(times) - now), self._changed.set)
+        try:
+            await self._changed.wait()
+        finally:
+            timer.cancel()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._changed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fatal = error
+
+    async def _ask(self, lane: Lane, attempt: _Attempt, held: float) -> None:
+        """Makes one attempt and settles what it was: for the endpoint, for the money, for the row."""
+        attempt.tried += 1
+        request = attempt.job.request
+        beside, began = lane.limit.in_flight, self._clock()
+        charged = True  # unless the server says otherwise: one that was cancelled may have answered
+        try:
+            async with asyncio.timeout(self._timeout):
+                completion = await self._complete(lane, request)
+        except TimeoutError:
+            lane.limit.unavailable()
+            error = RetryableError(f"no complete answer in {self._timeout:g} seconds", attempts=3)
+            lane.failed(error)
+            self._retry(lane, attempt, error)
+        except RetryableError as error:
+            charged = error.maybe_charged
+            lane.failed(error)
+            self._retry(lane, attempt, error)
+        except RowError as error:
+            charged = error.maybe_charged
+            lane.succeeded()
+            self._on_error(attempt.job, str(error))
+        except TeacherDownError as error:
+            charged = False
+            lane.down = lane.down or str(error)
+            self._hand_on(attempt)
+        else:
+            seconds = self._clock() - began
+            lane.limit.answered(seconds, beside, completion.completion_tokens)
+            lane.succeeded(seconds)
+            if self._purse is not None:
+                self._purse.paid(held, request, completion)
+                held = 0.0
+            self._on_answer(attempt.job, completion)
+            return
+        finally:
+            lane.leave()
+            if held:
+                self._give_back(held, charged)
+
+    def _give_back(self, held: float, charged: bool) -> None:
+        if self._purse is not None:
+            self._purse.failed(held, charged)
+
+    async def _complete(self, lane: Lane, request: Request) -> Completion:
+        """Asks, and where there is no answer for long asks a second time; the first answer counts."""
+        if self._hedge_after is None:
+            return await lane.client.complete(request)
+        first = asyncio.create_task(lane.client.complete(request))
+        asked = {first}
+        try:
+            done, _ = await asyncio.wait(asked, timeout=self._hedge_after)
+            if not done:
+                asked |= self._hedge(lane, request)
+            while True:
+                done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                asked -= done
+                best = next((task for task in done if task.exception() is None), None)
+                if best is not None or not asked:
+                    return (best or done.pop()).result()
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    def _hedge(self, lane: Lane, request: Request) -> set[asyncio.Task[Completion]]:
+        """A second request, to another endpoint where there is one with a free place; none where there is no place."""
+        others = [other for other in self.lanes if other is not lane and other.places > 0]
+        chosen = max(others, key=_room, default=lane)
+        held = self._purse.hold(request) if self._purse is not None else 0.0
+        if held is None:
+            return set()
+        if chosen.places <= 0 or not chosen.enter():
+            self._give_back(held, False)
+            return set()
+
+        async def ask() -> Completion:
+            try:
+                return await chosen.client.complete(request)
+            finally:
+                chosen.leave()
+                self._give_back(held, True)  # one of the two is paid for nothing
+
+        return {asyncio.create_task(ask())}
+
+    def _retry(self, lane: Lane, attempt: _Attempt, error: RetryableError) -> None:
+        """Puts a failed attempt back, or ends it."""
+        if lane.down is not None:
+            self._hand_on(attempt)
+            return
+        gone = isinstance(error, UnavailableError)
+        patient = error.overloaded or gone
+        allowed = error.attempts or (self._policy.patience if patient else self._policy.attempts)
+        attempt.failed[allowed] = attempt.failed.get(allowed, 0) + 1  # a 503 leaves a timeout's attempts alone
+        if attempt.failed[allowed] >= allowed and not (patient and lane.is_open):
+            self._on_error(attempt.job, _last_words(attempt, error))
+            return
+        # What was refused for load is as good as any other row: the limit has fallen already.
+        step = 1 if error.overloaded and not gone else attempt.tried
+        attempt.due = self._clock() + self._rng.uniform(0, self._policy.bound(step)) + (error.retry_after or 0.0)
+        heapq.heappush(self._waiting, attempt)
+
+    def _hand_on(self, attempt: _Attempt) -> None:
+        """Leaves an attempt whose endpoint is down to the others, or to the end of the run."""
+        attempt.due = self._clock()
+        heapq.heappush(self._waiting, attempt)
+
+
+def _room(lane: Lane) -> float:
+    """The share of an endpoint that is free; no room at all comes last."""
+    places = lane.places
+    return places / lane.limit.current if places > 0 else -1.0
+
+
+def _last_words(attempt: _Attempt, error: TeacherError) -> str:
+    return f"{error} (after {attempt.tried} attempts)" if attempt.tried > 1 else str(error)

@@ -1,0 +1,318 @@
+"""One run: a pool of requests for every teacher, all in one event loop, each answer kept as it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from persyn_hf.config import Teacher
+from persyn_hf.endpoints.concurrency import AdaptiveLimit
+from persyn_hf.endpoints.event_loop import Interrupt
+from persyn_hf.endpoints.slots import Slots
+from persyn_hf.generation.budget import Budget, Purse
+from persyn_hf.generation.chat import ChatClient
+from persyn_hf.generation.client import Completion, Request, TeacherClient
+from persyn_hf.generation.describe import EndpointLimits
+from persyn_hf.generation.jobs import AHEAD, Asked, Exchange, Plan
+from persyn_hf.generation.lane import Lane
+from persyn_hf.generation.ledger import Ledger, Origin
+from persyn_hf.generation.pool import Job, RetryPolicy, TeacherPool
+from persyn_hf.generation.preflight import preflight
+from persyn_hf.generation.progress import Tally, say, shown
+from persyn_hf.generation.tgi import TgiClient
+
+_log = logging.getLogger(__name__)
+#: Batches of a local model that are gathered, so that rows of similar length meet.
+_BATCHES_AHEAD = 4
+#: Where an endpoint's limit is known to nobody: the first guess, and what is never exceeded.
+_FIRST_GUESS, _HIGHEST = 16, 1024
+#: Answers that are held back for a common commit, at most: what a killed process asks for again.
+_COMMIT = 3
+#: Seconds between two pieces of work ahead; none is done while the loop is late by half as much, with answers to read.
+_AHEAD_EVERY = 0.02
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run goes.
+
+    Args:
+        progress (`bool`): Show it, on a terminal.
+        policy (`RetryPolicy`): When to ask again.
+        max_cost (`float`, *optional*): USD that all answers of the ledger may cost.
+    """
+
+    progress: bool
+    policy: RetryPolicy
+    max_cost: float | None = None
+
+
+async def ask_all(
+    plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt, ahead: Callable[[], object] = lambda: None
+) -> None:
+    """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
+
+    Args:
+        plan (`Plan`): Who is to answer what.
+        ledger (`Ledger`): Where answers are kept.
+        options (`Options`): How the run goes.
+        interrupt (`Interrupt`): Told what drains the run.
+        ahead (`Callable[[], object]`, *optional*): Does some milliseconds' work on what is answered, beside the run.
+
+    Raises:
+        ConfigError: If a teacher's key is missing, or its endpoint fails a check; nothing has been asked then.
+        PromptTooLongError: If prompts do not fit a teacher; nothing has been asked then.
+        LedgerError: If an answer cannot be kept.
+    """
+    async with AsyncExitStack() as stack:
+        clients = _clients(plan)
+        for client in {id(client): client for several in clients for client in several}.values():
+            stack.push_async_callback(client.aclose)
+        tallies = [Tally(asked.name, len(plan.rows(asked))) for asked in plan.asked]
+        work = [_missing(plan.jobs(asked), ledger, tally) for asked, tally in zip(plan.asked, tallies, strict=True)]
+        first = [next(jobs, None) for jobs in work]
+        limits = await preflight(
+            [
+                (asked.teacher, functools.partial(plan.messages, asked))
+                for asked, job in zip(plan.asked, first, strict=True)
+                if job is not None
+            ],
+            patience=options.policy.down_after_unseen,
+        )
+        spent = ledger.spent() if options.max_cost is not None else 0.0
+        run = _Run(plan, ledger, options, Budget(options.max_cost, spent))
+        for asked, tally, own in zip(plan.asked, tallies, clients, strict=True):
+            run.add(asked, tally, own, limits, stack)
+        interrupt.attach(run.drain)
+        with shown(tallies, options.progress):
+            try:
+                await run.go(
+                    [itertools.chain([job] if job else [], jobs) for job, jobs in zip(first, work, strict=True)], ahead
+                )
+            finally:
+                run.report(interrupt.pressed > 0)
+
+
+class _Run:
+    """All teachers of one run."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, options: Options, budget: Budget) -> None:
+        self._plan, self._ledger, self._options, self._budget = plan, ledger, options, budget
+        self._kept: list[tuple[str, Completion, Origin]] = []
+        self._tallies: dict[str, Tally] = {}
+        self._pools: dict[str, TeacherPool] = {}
+        rerouting = plan.routed and any(asked.teacher.on_teacher_down == "reroute" for asked in plan.asked)
+        self._exchange = Exchange([asked.name for asked in plan.asked]) if rerouting else None
+
+    def add(
+        self,
+        asked: Asked,
+        tally: Tally,
+        clients: Sequence[TeacherClient],
+        limits: Mapping[tuple[str, str], EndpointLimits],
+        stack: AsyncExitStack,
+    ) -> None:
+        """Makes a teacher ready to be asked."""
+        teacher = asked.teacher
+
+        def answered(job: Job, completion: Completion) -> None:
+            origin = asked.origin(job.request, completion)
+            self._kept.append((job.key, completion, origin))
+            tally.count(completion, origin.cost or 0.0)
+            if len(self._kept) >= _COMMIT:
+                self._commit()
+
+        def failed(job: Job, message: str) -> None:
+            self._plan.errors[job.key] = message
+            tally.failed += 1
+
+        local = teacher.backend == "local"
+        if local:
+            lanes = [_lane(teacher, None, clients[0], None, self._options.policy, stack)]
+        else:
+            lanes = [
+                _lane(teacher, address, client, limits.get((teacher.name, address)), self._options.policy, stack)
+                for address, client in zip(teacher.endpoints, clients, strict=True)
+            ]
+        pool = TeacherPool(
+            lanes,
+            None if local else teacher.timeout,
+            answered,
+            failed,
+            policy=self._options.policy,
+            purse=Purse(self._budget, teacher),
+            hedge_after=teacher.hedge_after,
+            on_turn=self._commit,
+        )
+        tally.in_flight = lambda: pool.in_flight
+        self._pools[teacher.name], self._tallies[teacher.name] = pool, tally
+
+    async def go(self, jobs: Sequence[Iterator[Job]], ahead: Callable[[], object]) -> None:
+        """Asks all teachers; ends when each is through."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = group.create_task(self._beside(ahead))
+                await asyncio.wait(
+                    [
+                        group.create_task(self._one(asked, own))
+                        for asked, own in zip(self._plan.asked, jobs, strict=True)
+                    ]
+                )
+                beside.cancel()
+        except BaseExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
+
+    async def _beside(self, ahead: Callable[[], object]) -> None:
+        """Works ahead, a little at a time, while the loop has time to spare."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _AHEAD_EVERY
+            await asyncio.sleep(_AHEAD_EVERY)
+            if loop.time() - due < _AHEAD_EVERY / 2:
+                ahead()
+
+    def drain(self) -> None:
+        """Starts nothing more."""
+        count = sum(pool.in_flight for pool in self._pools.values())
+        say(f"Ctrl-C: {count} requests in flight are waited for. Press it again to stop at once.")
+        for pool in self._pools.values():
+            pool.stop("the run was interrupted")
+
+    def report(self, interrupted: bool) -> None:
+        """Says what is missing, where anything is."""
+        if interrupted:
+            say("Interrupted. What was answered is in the ledger; run again to go on.", *self._tallies.values())
+        for name, tally in self._tallies.items():
+            missing = tally.total - tally.found - tally.answered
+            if missing and not interrupted:
+                _log.warning("teacher %s: %d of %d rows have no answer", name, missing, tally.total)
+
+    def _commit(self) -> None:
+        if self._kept:
+            kept, self._kept = self._kept, []
+            self._ledger.put_many(kept)
+
+    async def _one(self, asked: Asked, jobs: Iterator[Job]) -> None:
+        pool, name = self._pools[asked.name], asked.name
+        handed: list[int] = []
+        while True:
+            await pool.run(jobs)
+            if pool.down is not None or pool.stopped is not None:
+                self._plan.left[name] = pool.stopped or f"the teacher is down: {pool.down}"
+                if self._exchange is not None:
+                    handed += await self._exchange.leave(name)
+                    if pool.stopped is None and asked.teacher.on_teacher_down == "reroute":
+                        await self._hand_on(asked, [*self._plan.rows(asked), *handed])
+                return
+            rows = [] if self._exchange is None else await self._exchange.take(name)
+            if not rows:
+                return
+            handed += rows
+            self._tallies[name].total += len(rows)
+            jobs = _missing(self._plan.jobs(asked, rows), self._ledger, self._tallies[name])
+
+    async def _hand_on(self, asked: Asked, rows: Sequence[int]) -> None:
+        """Hands the rows of a teacher that is down to the next best ones."""
+        assert self._exchange is not None
+        unanswered: list[int] = []
+        for row, job in zip(rows, self._plan.jobs(asked, rows), strict=True):
+            if job.key not in self._plan.errors and not self._ledger.get_many([job.key]):
+                unanswered.append(row)
+        taken = []
+        for row, prompt_id, name in self._plan.next_best(unanswered, self._exchange.gone):
+            if name is not None:
+                self._plan.rerouted[prompt_id] = name
+                taken.append((row, name))
+        self._tallies[asked.name].total -= len(taken)
+        _log.warning(
+            "teacher %s is down: %d of its rows go to the next best teachers of `route_scores`, %d to none",
+            asked.name,
+            len(taken),
+            len(unanswered) - len(taken),
+        )
+        await self._exchange.hand(taken)
+
+
+def _lane(
+    teacher: Teacher,
+    address: str | None,
+    client: TeacherClient,
+    limits: EndpointLimits | None,
+    policy: RetryPolicy,
+    stack: AsyncExitStack,
+) -> Lane:
+    patient = teacher.on_teacher_down == "wait"
+    if address is None:
+        return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
+    known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)
+    if known is None:
+        return Lane(client, AdaptiveLimit(_HIGHEST, _FIRST_GUESS), policy, patient=patient, spaced=True)
+    slots = None
+    if Slots.supported():
+        slots = Slots(f"{address} {teacher.model} {teacher.name}", known)
+        stack.callback(slots.close)
+    return Lane(client, AdaptiveLimit(known), policy, slots=slots, patient=patient, spaced=True)
+
+
+def _clients(plan: Plan) -> list[list[TeacherClient]]:
+    """One client for every endpoint of every teacher; local teachers of one model share theirs."""
+
+    def kind(asked: Asked) -> tuple[str, str, str | None]:
+        return asked.revision, asked.teacher.dtype, asked.teacher.device
+
+    local = [asked for asked in plan.asked if asked.teacher.backend == "local"]
+    shared = {
+        kind(asked): _LocalClient([other.teacher for other in local if kind(other) == kind(asked)], asked.revision)
+        for asked in local
+    }
+    return [
+        [shared[kind(asked)]]
+        if asked.teacher.backend == "local"
+        else [endpoint_client(asked.teacher, address) for address in asked.teacher.endpoints]
+        for asked in plan.asked
+    ]
+
+
+class _LocalClient:
+    """Loads torch and the model only when something is asked, so that a rerun with nothing to ask is quick."""
+
+    def __init__(self, teachers: Sequence[Teacher], identity: str) -> None:
+        self._teachers, self._identity = teachers, identity
+        self._batcher: TeacherClient | None = None
+
+    async def complete(self, request: Request) -> Completion:
+        if self._batcher is None:
+            from persyn_hf.generation.local import LocalBatcher
+
+            self._batcher = LocalBatcher(self._teachers, self._identity)
+        return await self._batcher.complete(request)
+
+    async def aclose(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.aclose()
+
+
+def _missing(jobs: Iterator[Job], ledger: Ledger, tally: Tally) -> Iterator[Job]:
+    """The jobs that the ledger has no answer for."""
+    while chunk := list(itertools.islice(jobs, AHEAD)):
+        found = ledger.get_many([job.key for job in chunk])
+        tally.found += len(found)
+        yield from (job for job in chunk if job.key not in found)
+
+
+def endpoint_client(teacher: Teacher, address: str) -> TeacherClient:
+    """A client for one endpoint of a teacher.
+
+    Args:
+        teacher (`Teacher`): With `backend: endpoint`.
+        address (`str`): One of `teacher.endpoints`.
+
+    Raises:
+        ConfigError: If the teacher wants a key and there is none.
+    """
+    return (TgiClient if teacher.api == "tgi" else ChatClient)(teacher, address)

@@ -1,0 +1,344 @@
+"""Answers out: the finished table, put together from the ledger."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+
+from persyn_hf import columns
+from persyn_hf.config import Teacher
+from persyn_hf.errors import ConfigError, DataError, LedgerError, RouterMismatchError
+from persyn_hf.generation.answer import presented
+from persyn_hf.generation.client import Completion
+from persyn_hf.generation.jobs import CHUNK, Asked, Plan
+from persyn_hf.generation.ledger import Ledger
+from persyn_hf.generation.pool import Job
+
+#: The largest finished table that is held in memory.
+IN_MEMORY_BYTES = 8 * 2**20
+#: Rows that are added at once while a run goes on (two milliseconds), and rows of one piece.
+_AHEAD, _BATCH = 64, 1000
+#: Of a row that nothing else is known about.
+_NEVER_ASKED = "the run ended before this row was asked"
+
+
+class FinishedTable:
+    """The prompts' own columns and the generated ones, one row per (prompt, teacher), in the order of the prompts.
+
+    A table that grows beyond `IN_MEMORY_BYTES` goes on in a temporary file and is mapped from there, so that memory
+    does not grow with it; the file lives as long as the process.
+
+    Args:
+        plan (`Plan`): Who was to answer what.
+        ledger (`Ledger`): The answers.
+        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
+        self._plan, self._ledger, self._drop_truncated = plan, ledger, drop_truncated
+        self._features = Features({**plan.table.features, **GENERATED_FEATURES})
+        self._schema = self._features.arrow_schema
+        self._ahead = _AHEAD if plan.routed else max(1, _AHEAD // len(plan.asked))
+        self._generated = Features(GENERATED_FEATURES).arrow_schema
+        self._prompts = plan.table.with_format("arrow")
+        self._parts: list[pa.Table] = []
+        self._loose: list[pa.Table] = []
+        self._spill = _Spill(self._schema)
+        self._size = 0
+        self._next = 0
+        self._awaited: str | None = None
+
+    def advance(self) -> bool:
+        """Adds the next rows while a run goes on; false where some of them may still be answered, or none are left."""
+        if self._next >= len(self._prompts):
+            return False
+        # What is waited for is looked for by itself: a part of many teachers' rows takes longer to look through.
+        if self._awaited is not None and not self._settled(self._awaited, self._ledger.get_many([self._awaited])):
+            return False
+        part = self._part(self._ahead, only_settled=True)
+        if part is not None:
+            self._add(part)
+        return part is not None
+
+    def finish(self) -> Dataset:
+        """Adds the rest; what has no answer now has an error."""
+        for part in self._rest():
+            self._add(part)
+        self._bind()
+        if self._size > IN_MEMORY_BYTES:
+            return Dataset.from_file(self._spill.close())
+        return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
+
+    def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:
+        """Whether a row has its answer, or failed for good."""
+        return key in found or key in self._plan.errors
+
+    def _add(self, part: pa.Table) -> None:
+        self._loose.append(part)
+        self._size += part.nbytes
+        if sum(map(len, self._loose)) >= _BATCH:
+            self._bind()
+
+    def _bind(self) -> None:
+        """Makes one piece of the loose parts, whose many small buffers take as much room again as what is in them.
+
+        Where the pieces are too large together, they go to the file.
+        """
+        if self._loose:
+            self._parts.append(pa.concat_tables(self._loose).combine_chunks())
+            self._loose.clear()
+        if self._size > IN_MEMORY_BYTES:
+            self._spill.write(self._parts)
+            self._parts.clear()
+
+    def _rest(self) -> Iterator[pa.Table]:
+        while self._next < len(self._prompts):
+            part = self._part(CHUNK, only_settled=False)
+            assert part is not None
+            yield part
+
+    def _part(self, count: int, only_settled: bool) -> pa.Table | None:
+        """The rows of the next prompts; `None` where they are not settled and should be."""
+        start = self._next
+        made = self._columns(start, start + count, only_settled)
+        if made is None:
+            return None
+        self._next += count
+        rows = [row - start for row in made.pop("row")]
+        part = self._prompts[start : start + count].take(pa.array(rows, type=pa.int64()))
+        for column, values in zip(self._generated, made.values(), strict=True):
+            part = part.append_column(column, pa.array(values, type=column.type))
+        return part.cast(self._schema)
+
+    def _columns(self, start: int, stop: int, only_settled: bool) -> dict[str, list[Any]] | None:
+        """The generated columns of some rows, with the row of the prompts' table that each belongs to."""
+        plan, pairs = self._plan, self._plan.pairs(start, stop)
+        found = self._ledger.get_many({job.key for _, _, job, _ in pairs})
+        if only_settled:
+            # The last one: rows are answered about in their order.
+            unsettled = (job.key for _, _, job, _ in reversed(pairs) if not self._settled(job.key, found))
+            self._awaited = next(unsettled, None)
+            if self._awaited is not None:
+                return None
+        made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
+        for row, asked, job, instead_of in pairs:
+            completion = found.get(job.key)
+            if self._drop_truncated and completion is not None and completion.finish_reason == "length":
+                continue
+            values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
+            for column, value in zip(made.values(), values, strict=True):
+                column.append(value)
+            if completion is None:
+                made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
+        return made
+
+
+class FinishedColumns(FinishedTable):
+    """`prompt_id` and the generated columns as Python values: for `map`, which makes its own table of them.
+
+    Args:
+        plan, ledger: As in [`FinishedTable`].
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        super().__init__(plan, ledger)
+        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *GENERATED_FEATURES)}
+
+    def values(self) -> dict[str, list[Any]]:
+        """Adds the rest; a list for each column."""
+        for part in self._rest():
+            self._add(part)
+        return self._values
+
+    def _add(self, part: pa.Table) -> None:
+        for name, values in self._values.items():
+            values += part[name].to_pylist()
+
+
+def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
+    if completion is None:
+        return (asked.name, *[None] * 6)
+    text, thoughts = presented(completion, asked.teacher.reasoning)
+    return (
+        asked.name,
+        text,
+        thoughts,
+        completion.finish_reason,
+        completion.prompt_tokens,
+        completion.completion_tokens,
+        completion.usage_source,
+    )
+
+
+def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
+    sampling = asked.teacher.sampling
+    return (
+        sampling.temperature,
+        sampling.top_p,
+        sampling.max_tokens,
+        list(sampling.stop),
+        job.request.seed,
+        asked.teacher.system_prompt,
+    )
+
+
+class _Spill:
+    """A temporary file that a table is written to, piece by piece; there is none before the first piece.
+
+    It is removed when the process that made it ends.
+
+    What cannot be written is raised at the end: a full disk for temporary files stops no run whose answers the ledger
+    still takes.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._path = ""
+        self._stack = ExitStack()
+        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._failed: OSError | None = None
+
+    def write(self, pieces: Iterable[pa.Table]) -> None:
+        """Adds pieces; does nothing after a failure."""
+        if self._failed is not None:
+            return
+        try:
+            self._writer = self._writer or self._opened()
+            for piece in pieces:
+                self._writer.write_table(piece, max_chunksize=_BATCH)
+        except OSError as error:
+            self._failed = error
+
+    def close(self) -> str:
+        """The path of the whole file.
+
+        Raises:
+            LedgerError: If it could not be written.
+        """
+        try:
+            self._stack.close()
+            if self._failed is not None:
+                raise self._failed
+        except OSError as error:
+            raise LedgerError(
+                f"The finished table cannot be written to {tempfile.gettempdir()}: {error}. Make room there, or set "
+                "TMPDIR, and run again; answers that are in the ledger are not asked for twice."
+            ) from error
+        return self._path
+
+    def _opened(self) -> pa.RecordBatchStreamWriter:
+        folder, owner = tempfile.mkdtemp(prefix="persyn-hf-"), os.getpid()
+        atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+        self._path = os.path.join(folder, "generated.arrow")
+        file = self._stack.enter_context(pa.OSFile(self._path, "wb"))
+        return self._stack.enter_context(pa.ipc.new_stream(file, self._schema))
+
+
+#: The columns that generation adds, with their types, so that a column of nulls keeps its type.
+GENERATED_FEATURES = {
+    columns.TEACHER: Value("string"),
+    columns.COMPLETION: Value("string"),
+    columns.REASONING: Value("string"),
+    columns.FINISH_REASON: Value("string"),
+    columns.PROMPT_TOKENS: Value("int64"),
+    columns.COMPLETION_TOKENS: Value("int64"),
+    columns.USAGE_SOURCE: Value("string"),
+    columns.TEMPERATURE: Value("float64"),
+    columns.TOP_P: Value("float64"),
+    columns.MAX_TOKENS: Value("int64"),
+    columns.STOP: List(Value("string")),
+    columns.SEED: Value("int64"),
+    columns.SYSTEM_PROMPT: Value("string"),
+    columns.REROUTED_FROM: Value("string"),
+    columns.ERROR: Value("string"),
+}
+
+
+def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
+    """Checks prompts and gives them as a table with `prompt_id`.
+
+    Raises:
+        DataError: If there is no `prompt`, one is empty or not a prompt (the row is named), one stands twice, or the
+            table already has columns that generation would add.
+    """
+    if not isinstance(prompts, Dataset):
+        rows = [{columns.PROMPT: row} if isinstance(row, str) else dict(row) for row in prompts]
+        prompts = Dataset.from_list(rows) if rows else Dataset.from_dict({columns.PROMPT: []})
+    table = prompts.with_format(None)
+    columns.require_columns(table.column_names, [columns.PROMPT], stage)
+    taken = [name for name in GENERATED_FEATURES if name in table.column_names]
+    if taken:
+        raise DataError(
+            f"{stage} adds the column {', '.join(f'`{name}`' for name in taken)}, which the table already has; "
+            "rename or remove it first."
+        )
+    ids = []
+    only = table.select_columns([columns.PROMPT])
+    for start in range(0, len(table), CHUNK):
+        for offset, prompt in enumerate(only[start : start + CHUNK][columns.PROMPT]):
+            try:
+                ids.append(columns.prompt_id(prompt))
+            except DataError as error:
+                raise DataError(f"Row {start + offset}: {error}") from error
+    columns.require_unique(ids, stage)
+    if columns.PROMPT_ID not in table.column_names:
+        # As an array, which is fingerprinted at once; of a list, every string is pickled.
+        table = table.add_column(columns.PROMPT_ID, np.array(ids, dtype=np.str_), feature=Value("string"))
+        names = [name for name in table.column_names if name != columns.PROMPT_ID]
+        table = table.select_columns([columns.PROMPT_ID, *names])
+    elif table[columns.PROMPT_ID][:] != ids:
+        first = next(i for i, (a, b) in enumerate(zip(table[columns.PROMPT_ID], ids, strict=True)) if a != b)
+        raise DataError(f"Row {first}: `prompt_id` is not that of its prompt ({ids[first]}); drop the column.")
+    return table
+
+
+def require_known_routes(table: Dataset, teachers: Sequence[Teacher]) -> None:
+    """Checks that every prompt is routed to one of the teachers.
+
+    Raises:
+        MissingColumnError: If there is no `route`.
+        RouterMismatchError: If one names another teacher.
+    """
+    columns.require_columns(table.column_names, [columns.ROUTE], "generate_routed")
+    names = [teacher.name for teacher in teachers]
+    unknown = sorted({str(route) for route in table.unique(columns.ROUTE)} - set(names))
+    if unknown:
+        raise RouterMismatchError(
+            f"`route` names {', '.join(unknown)}, but the teachers are {', '.join(names)}. "
+            "Route with a router that was trained for these teachers, or configure those it names."
+        )
+
+
+def require_ranking(
+    table: Dataset, teachers: Sequence[Teacher], ranking: Sequence[str] | None
+) -> Sequence[str] | None:
+    """The names that `route_scores` stand for, checked against the table.
+
+    Raises:
+        ConfigError: If a teacher is to be rerouted and the table has no scores, or they are not of these names.
+    """
+    wanted = [teacher.name for teacher in teachers if teacher.on_teacher_down == "reroute"]
+    if not wanted:
+        return None
+    names = list(ranking) if ranking is not None else [teacher.name for teacher in teachers]
+    if columns.ROUTE_SCORES not in table.column_names:
+        raise ConfigError(
+            f"teacher `{wanted[0]}`: `on_teacher_down: reroute` needs the column `{columns.ROUTE_SCORES}`, which "
+            "routing adds; route with a router, or choose `wait` or `error`."
+        )
+    lengths = {len(scores) for scores in table[columns.ROUTE_SCORES][:CHUNK]} - {len(names)}
+    if lengths:
+        raise ConfigError(
+            f"`{columns.ROUTE_SCORES}` has {lengths.pop()} scores a row for the {len(names)} teachers "
+            f"{', '.join(names)}; give the router's `teachers` as `score_names`."
+        )
+    return names

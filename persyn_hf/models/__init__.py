@@ -1,0 +1,1 @@
+"""One way to a checkpoint: identity, loading, rendering, worker processes."""

@@ -1,0 +1,230 @@
+"""The table at the end of a run: who answers what, how the router did on held-out prompts, what was saved."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persyn_hf import columns
+from persyn_hf.config import RunConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
+
+
+POLICIES = (
+    ("random", "random teacher"),
+    ("best_single", "best single teacher"),
+    ("knn", "kNN on the embeddings"),
+    ("router", "router"),
+    ("oracle", "oracle"),
+)
+
+
+@dataclass(frozen=True)
+class TeacherLine:
+    """One teacher in the report. Means are over its probe answers; `None` where nothing is scored.
+
+    Args:
+        name (`str`): The teacher.
+        allocated (`int`): Prompts routed to it.
+        answered (`int`), failed (`int`), truncated (`int`): Of all its answers, probe and routed.
+        quality, reward (`float`, *optional*), learnability (`float`, *optional*, nats/token): Probe means.
+    """
+
+    name: str
+    allocated: int
+    answered: int
+    failed: int
+    truncated: int
+    quality: float | None
+    learnability: float | None
+    reward: float | None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run found.
+
+    Args:
+        teachers (`Sequence[TeacherLine]`): In the configuration's order.
+        held_out (`Mapping[str, Any]`): Cross-validated rewards of the policies; empty for a pretrained router.
+        fallback (`str`, *optional*): The teacher that gets every prompt because the router did not beat it.
+        verdict (`str`, *optional*): Whether the router earns its place, and what would help where it does not.
+        generations (`int`): Answers that the run asked for, probe answers of the routed teacher used again.
+        generations_all (`int`): What generate-then-select would have asked for.
+    """
+
+    teachers: Sequence[TeacherLine]
+    held_out: Mapping[str, Any]
+    fallback: str | None
+    verdict: str | None
+    generations: int
+    generations_all: int
+
+    @property
+    def saved(self) -> float:
+        """How many times fewer generations than generate-then-select."""
+        return self.generations_all / self.generations if self.generations else math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `report.json`."""
+        return asdict(self)
+
+
+def build_report(
+    config: RunConfig,
+    prompts: Dataset,
+    probe: Dataset | None,
+    scored: Dataset | None,
+    routed: Dataset | None,
+    generated: Dataset | None,
+    block: Mapping[str, Any] | None,
+) -> RunReport:
+    """Builds the report from the tables of the stages that are done; the others are `None`."""
+    allocated: Counter[str] = Counter()
+    if routed is not None and columns.ROUTES in routed.column_names:
+        allocated.update(name for own in routed[columns.ROUTES] for name in own)
+    elif routed is not None:
+        allocated.update(routed[columns.ROUTE])
+    answers = _distinct_answers(probe, generated)
+    means = _means(scored) if scored is not None else {}
+    lines = []
+    for teacher in config.teachers:
+        own = [answer for (_, name), answer in answers.items() if name == teacher.name]
+        failed = sum(error is not None for error, _ in own)
+        lines.append(
+            TeacherLine(
+                name=teacher.name,
+                allocated=allocated[teacher.name],
+                answered=len(own) - failed,
+                failed=failed,
+                truncated=sum(reason == "length" for _, reason in own),
+                **means.get(teacher.name, {"quality": None, "learnability": None, "reward": None}),
+            )
+        )
+    held_out = dict((block or {}).get("held_out") or {})
+    return RunReport(
+        teachers=tuple(lines),
+        held_out=held_out,
+        fallback=(block or {}).get("fallback"),
+        verdict=held_out.get("reason"),
+        generations=len(answers),
+        generations_all=len(prompts) * len(config.teachers),
+    )
+
+
+def _distinct_answers(*tables: Dataset | None) -> dict[tuple[str, str], tuple[str | None, str | None]]:
+    """(prompt, teacher) → (error, finish reason): a probe answer that is used again counts once."""
+    answers = {}
+    for table in tables:
+        if table is not None:
+            names = (columns.PROMPT_ID, columns.TEACHER, columns.ERROR, columns.FINISH_REASON)
+            for identity, teacher, error, reason in zip(*(table[name] for name in names), strict=True):
+                answers[identity, teacher] = (error, reason)
+    return answers
+
+
+def _means(scored: Dataset) -> dict[str, dict[str, float | None]]:
+    names = (columns.QUALITY, columns.LEARNABILITY, columns.REWARD)
+    values: dict[str, dict[str, list[float]]] = {}
+    for teacher, *row in zip(scored[columns.TEACHER][:], *(scored[name][:] for name in names), strict=True):
+        own = values.setdefault(teacher, {name: [] for name in names})
+        for name, value in zip(names, row, strict=True):
+            if value is not None:
+                own[name].append(value)
+    return {
+        teacher: {name: sum(own[name]) / len(own[name]) if own[name] else None for name in names}
+        for teacher, own in values.items()
+    }
+
+
+def print_report(report: RunReport, console: Console) -> None:
+    """Prints the report as tables and plain sentences."""
+    from rich.table import Table
+
+    total = sum(line.allocated for line in report.teachers)
+    table = Table(title="Teachers", title_justify="left")
+    for name in ("teacher", "prompts", "share", "answers", "failed", "cut", "quality", "learnability", "reward"):
+        table.add_column(name, justify="left" if name == "teacher" else "right")
+    for line in report.teachers:
+        share = f"{line.allocated / total:.0%}" if total else "–"
+        table.add_row(
+            plain(line.name),
+            str(line.allocated),
+            share,
+            str(line.answered),
+            str(line.failed),
+            str(line.truncated),
+            _number(line.quality),
+            _number(line.learnability),
+            _number(line.reward),
+        )
+    console.print(table)
+    if report.held_out:
+        _print_held_out(report, console)
+    if total:
+        console.print(
+            f"{report.generations} answers instead of {report.generations_all} "
+            f"for generate-then-select: {report.saved:.1f}× fewer.",
+            highlight=False,
+        )
+
+
+def _print_held_out(report: RunReport, console: Console) -> None:
+    from rich.table import Table
+
+    prompts = report.held_out.get("prompts")
+    table = Table(title=f"Held out: {prompts} probe prompts", title_justify="left")
+    table.add_column("policy")
+    table.add_column("mean reward", justify="right")
+    table.add_column("95% interval", justify="right")
+    for key, label in POLICIES:
+        entry = report.held_out.get(key)
+        if entry:
+            table.add_row(label, f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
+    console.print(table)
+    if report.verdict:
+        style = "bold" if report.fallback is not None else ""
+        console.print(plain(report.verdict), highlight=False, style=style)
+
+
+def plain(text: str) -> str:
+    """A name or a sentence as a terminal may show it: no markup, no control characters."""
+    from rich.markup import escape
+
+    return escape("".join(character for character in text if character.isprintable()))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+#: Prompt ids and reasons that are named for one teacher.
+_NAMED = 5
+
+
+def name_missing(table: Path) -> list[str]:
+    """One line per teacher with rows that got no answer: how many, the first of their prompts, the commonest reasons.
+
+    Args:
+        table (`Path`): The Parquet file of a stage of answers.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    names = [columns.PROMPT_ID, columns.TEACHER, columns.ERROR]
+    rows = pq.read_table(table, columns=names, filters=pc.is_valid(pc.field(columns.ERROR))).to_pylist()
+    lines = []
+    for teacher, count in Counter(row[columns.TEACHER] for row in rows).most_common():
+        own = [row for row in rows if row[columns.TEACHER] == teacher]
+        ids = ", ".join(row[columns.PROMPT_ID] for row in own[:_NAMED]) + (", …" if count > _NAMED else "")
+        reasons = Counter(row[columns.ERROR] for row in own).most_common(_NAMED)
+        lines.append(f"  {teacher}: {count} without an answer (prompts {ids})")
+        lines += [f"    {number} x {reason}" for reason, number in reasons]
+    return lines

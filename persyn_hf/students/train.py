@@ -1,0 +1,282 @@
+"""`train_student`: from a personalised set to a fine-tuned student with its card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persyn_hf import columns
+from persyn_hf.config import Training, read_settings
+from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
+from persyn_hf.models.identity import resolve_revision
+from persyn_hf.students.rows import INPUT_IDS, LABELS, count_rows, label_row, learns_something
+from persyn_hf.students.training import TrainingReport, fit
+from persyn_hf.tables import read_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from persyn_hf.publishing.push import StudentPush
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student after its training.
+
+    Args:
+        path (`Path`): The folder with model, tokenizer, card and `training.json`.
+        report (`TrainingReport`): What the training did.
+        url (`str`, *optional*): Where it was pushed to.
+    """
+
+    path: Path
+    report: TrainingReport
+    url: str | None = None
+
+
+def train_student(
+    data: Dataset | str | os.PathLike[str],
+    student: str,
+    output_dir: str | os.PathLike[str],
+    training: Training | Mapping[str, Any] | None = None,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    resume: bool = True,
+    push_to_hub: str | None = None,
+    private: bool = True,
+    license: str | None = None,
+    progress: bool = True,
+) -> TrainedStudent:
+    """Fine-tunes a student on a personalised set with TRL's `SFTTrainer`; the loss is on completion tokens only.
+
+    The rows are rendered as scoring renders them: a completion reaches through its end-of-turn token and not further,
+    and an answer that was cut (`finish_reason` is `length`, or `max_length` is reached) learns no end of turn. Before
+    the first step a batch is looked at as the trainer collates it. On one machine with several GPUs use
+    `accelerate launch`.
+
+    Args:
+        data (`Dataset`, `str` or `PathLike`): `prompt` and `completion`, as [`personalize`] makes them, or routed
+            answers with string completions; or where such a table is: a file, a folder or a Hub dataset.
+        student (`str`): Hub repository id or local folder of a causal language model.
+        output_dir (`str` or `PathLike`): Where the trained student goes.
+        training (`Training` or `Mapping`, *optional*): The recipe.
+        revision (`str`, *optional*): Commit, tag or branch of the student.
+        seed (`int`, defaults to 0): Of the order of rows and of adapters.
+        resume (`bool`, defaults to `True`): Go on where an interrupted call stopped; a finished one is not repeated.
+        push_to_hub (`str`, *optional*): Repository to push the student to, with its card.
+        private (`bool`, defaults to `True`): Visibility of a new repository.
+        license (`str`, *optional*): For the card.
+        progress (`bool`, defaults to `True`): Show a bar and the loss.
+
+    Returns:
+        `TrainedStudent`: Folder and report.
+
+    Raises:
+        ConfigError: If a setting is wrong or `output_dir` holds another training.
+        DataError: If the table is not what it must be, or nothing is left to learn.
+        PublishError: If `push_to_hub` cannot be written to; looked at before anything is trained.
+        StudentError: If the student's chat template hides completions.
+        MissingExtraError: If TRL is not installed.
+
+    Example:
+        >>> train_student("runs/demo/dataset", "org/student", "runs/student", {"max_steps": 9})  # doctest: +SKIP
+    """
+    with _bars(progress):
+        return _train(
+            data,
+            student,
+            output_dir,
+            _recipe(training),
+            revision,
+            seed,
+            resume,
+            push_to_hub,
+            private,
+            license,
+            progress,
+        )
+
+
+def _train(
+    data: Dataset | str | os.PathLike[str],
+    student: str,
+    output_dir: str | os.PathLike[str],
+    recipe: Training,
+    revision: str | None,
+    seed: int,
+    resume: bool,
+    push_to_hub: str | None,
+    private: bool,
+    license: str | None,
+    progress: bool,
+) -> TrainedStudent:
+    push = _checked_push(push_to_hub, private)
+    table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
+    columns.require_columns(table.column_names, (columns.PROMPT, columns.COMPLETION), "train_student")
+    resolved = resolve_revision(student, revision)
+    tokenizer = _tokenizer(student, resolved, recipe)
+    ends = end_of_turn(tokenizer)
+    rows = training_rows(table, tokenizer, recipe.max_length)
+    counts = count_rows(rows, len(table), ends)
+    folder = Path(output_dir)
+    report = fit(
+        rows, counts, ends, tokenizer, student, resolved, folder, recipe, seed, resume=resume, progress=progress
+    )
+    url = _publish(folder, report, data, push, push_to_hub or str(folder), license)
+    return TrainedStudent(folder, report, url)
+
+
+def training_rows(table: Dataset, tokenizer: Any, max_length: int) -> Dataset:
+    """Renders answers as the student reads them, with labels on the completions' tokens.
+
+    Args:
+        table (`Dataset`): With `prompt` and `completion`; `finish_reason` is read where it is there.
+        tokenizer (`PreTrainedTokenizerBase`): The student's.
+        max_length (`int`): Longer rows are cut; rows without any completion token are left out.
+
+    Returns:
+        `Dataset`: `input_ids` and `labels`.
+
+    Raises:
+        DataError: If a completion is empty or no answer is left.
+        StudentError: If a completion cannot be found in what the chat template renders.
+    """
+    from datasets import Features, List, Value
+
+    token = List(Value("int64"))
+    rows = table.map(
+        _label_batch,
+        batched=True,
+        batch_size=500,
+        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
+        remove_columns=table.column_names,
+        features=Features({INPUT_IDS: token, LABELS: token}),
+        load_from_cache_file=False,
+        desc="render",
+    ).filter(learns_something, load_from_cache_file=False, desc="rows that learn")
+    if len(rows) == 0:
+        raise DataError(
+            f"Nothing is left to learn: {len(table)} prompts fill `max_length`, {max_length} tokens, by themselves."
+        )
+    return rows
+
+
+def end_of_turn(tokenizer: Any) -> frozenset[int]:
+    """The token that ends an assistant's turn in this student's template.
+
+    Raises:
+        StudentError: If the template hides completions.
+    """
+    rendered = _render(tokenizer, ["Hi"], ["Hello"], ["stop"])
+    return frozenset({rendered[0].completion_ids[-1]})
+
+
+@contextmanager
+def _bars(progress: bool) -> Iterator[None]:
+    """Without progress, `datasets` and transformers show no bars of their own either."""
+    import datasets
+    from transformers.utils import logging
+
+    hide_tables = not progress and not datasets.are_progress_bars_disabled()
+    hide_weights = not progress and logging.is_progress_bar_enabled()
+    if hide_tables:
+        datasets.disable_progress_bars()
+    if hide_weights:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide_tables:
+            datasets.enable_progress_bars()
+        if hide_weights:
+            logging.enable_progress_bar()
+
+
+def _recipe(training: Training | Mapping[str, Any] | None) -> Training:
+    if isinstance(training, Training):
+        return training
+    return read_settings(Training, dict(training or {}), "training")
+
+
+def _tokenizer(student: str, revision: str, recipe: Training) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(student, revision=None if os.path.isdir(student) else revision)
+    except (OSError, ValueError) as error:
+        raise StudentError(f"The tokenizer of `{student}` cannot be loaded: {str(error).splitlines()[0]}") from error
+    if recipe.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(recipe.chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"`training.chat_template`: {recipe.chat_template} cannot be read: {error.strerror}."
+            ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _label_batch(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[list[int]]]:
+    completions = [_text(completion) for completion in batch[columns.COMPLETION]]
+    reasons = batch.get(columns.FINISH_REASON) or [None] * len(completions)
+    rendered = _render(tokenizer, batch[columns.PROMPT], completions, reasons)
+    rows = [label_row(one.prompt_ids, one.completion_ids, max_length) for one in rendered]
+    return {name: [row[name] for row in rows] for name in (INPUT_IDS, LABELS)}
+
+
+def _render(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], reasons: Sequence[str | None]) -> Any:
+    from persyn_hf.models.rendering import render_answers
+
+    try:
+        return render_answers(tokenizer, prompts, completions, reasons)
+    except ScoringError as error:
+        raise StudentError(
+            f"{error} Nothing could be learnt with this template; give one that shows the assistant's content as it "
+            "is, in a file named by `training.chat_template` (TRL has some under `trl/chat_templates`)."
+        ) from error
+
+
+def _text(completion: Any) -> str:
+    """The text of a completion: a string, or one assistant message."""
+    if isinstance(completion, str):
+        text = completion
+    elif isinstance(completion, Sequence) and len(completion) == 1 and completion[0].get("role") == "assistant":
+        text = completion[0].get("content")
+    else:
+        raise DataError(f"A completion must be a string or one assistant message, got {completion!r:.120}.")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError("A completion is empty; `personalize` leaves such answers out.")
+    return text
+
+
+def _publish(
+    folder: Path, report: TrainingReport, data: Any, push: StudentPush | None, location: str, license: str | None
+) -> str | None:
+    """Writes the card and pushes, in one process of several."""
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:
+        return None
+    from persyn_hf.publishing.cards import student_card
+
+    dataset = os.fspath(data) if isinstance(data, str | os.PathLike) else None
+    card = student_card(report.to_dict(), location=location, dataset_location=dataset, license=license)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return push.send(folder, card).url if push is not None else None
+
+
+def _checked_push(repo_id: str | None, private: bool) -> StudentPush | None:
+    """The push that follows the training, looked at before it starts."""
+    if repo_id is None:
+        return None
+    from persyn_hf.publishing.push import StudentPush
+
+    push = StudentPush(repo_id, private)
+    push.check()
+    return push
