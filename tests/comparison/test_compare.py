@@ -68,7 +68,7 @@ def settings(tmp_path, tiny_lm, teachers):
             for name, double in teachers.items()
         ],
         "student": {"model": str(tiny_lm), "dtype": "float32"},
-        "quality": {"verifier": "tests.students.test_compare:ends_right"},
+        "quality": {"verifier": "tests.comparison.test_compare:ends_right"},
         "router": {"backbone": str(tiny_lm), "folds": 2, "fallback": "none"},
         "training": {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
                      "learning_rate": 1e-3, "max_length": 256},
@@ -164,11 +164,11 @@ def test_processes_side_by_side_find_what_one_finds(settings, tmp_path):
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_explained(settings, tmp_path):
     settings["compare"] |= {"policies": ["strong", "random"], "seeds": [0], "processes": 2}
-    settings["quality"] = {"verifier": "tests.students.test_compare:kills_workers"}
+    settings["quality"] = {"verifier": "tests.comparison.test_compare:kills_workers"}
     with pytest.raises(StudentError, match="training processes was killed"):
         run(settings)
     assert not list((tmp_path / "out/cells").rglob("evaluation-*.json"))
-    settings["quality"] = {"verifier": "tests.students.test_compare:ends_right"}
+    settings["quality"] = {"verifier": "tests.comparison.test_compare:ends_right"}
     assert {outcome.policy for outcome in run(settings).outcomes} == {"strong", "random"}
 
 

@@ -35,7 +35,7 @@ def test_answers_are_those_of_plain_greedy_generation(tiny_lm):
         Decoding(name="greedy", temperature=0.0, max_tokens=6),
         Decoding(name="hot", temperature=1.0, max_tokens=6),
     ]
-    quality = Quality(verifier="tests.students.test_evaluation:third_letter")
+    quality = Quality(verifier="tests.comparison.test_evaluation:third_letter")
     data = prompts()
     judged, answers = answer_held_out(student, data, ways, quality, seed=1)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_lm), AutoTokenizer.from_pretrained(tiny_lm)
