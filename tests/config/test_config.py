@@ -91,7 +91,7 @@ def test_the_quickstart_is_the_demo(monkeypatch):
     from pathlib import Path
 
     monkeypatch.setattr("persyn_hf.demo.settings._fastest_dtype", lambda: "bfloat16")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     assert RunConfig.from_yaml(root / "examples/quickstart.yaml") == RunConfig.from_dict(
         demo_settings(".models", "runs/quickstart")
     )
