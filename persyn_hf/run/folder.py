@@ -104,7 +104,9 @@ class RunFolder:
         if stage.whole:
             made = self._whole(stage, stage.parts(source, inputs))
         else:
-            made = [self._shard(stage, index, stage.parts([one], inputs)) for index, one in enumerate(source)]
+            made = [
+                self._shard(stage, index, len(source), stage.parts([one], inputs)) for index, one in enumerate(source)
+            ]
         self._table(stage.name).cut(len(made))
         self._finished(stage, [record for record, _ in made], all(reused for _, reused in made))
         return self.read(stage.name)
@@ -168,9 +170,9 @@ class RunFolder:
             for name, source in stage.inputs.items()
         }
 
-    def _shard(self, stage: Stage, index: int, parts: Mapping[str, str]) -> tuple[ShardRecord, bool]:
+    def _shard(self, stage: Stage, index: int, count: int, parts: Mapping[str, str]) -> tuple[ShardRecord, bool]:
         out = self._table(stage.name)
-        known = self._reusable(stage, index, parts)
+        known = self._reusable(stage, index, count, parts)
         if known is not None:
             return known, True
         table = self._table(stage.source).read(self.path / ".cache", index)
@@ -179,7 +181,7 @@ class RunFolder:
     def _whole(self, stage: Stage, parts: Mapping[str, str]) -> list[tuple[ShardRecord, bool]]:
         out = self._table(stage.name)
         count = len(out.shards())
-        known = [self._reusable(stage, index, parts) for index in range(count)]
+        known = [self._reusable(stage, index, count, parts) for index in range(count)]
         found = [record for record in known if record is not None]
         if found and len(found) == count:
             return [(record, True) for record in found]
@@ -191,7 +193,7 @@ class RunFolder:
             began = time.monotonic()
         return records
 
-    def _reusable(self, stage: Stage, index: int, parts: Mapping[str, str]) -> ShardRecord | None:
+    def _reusable(self, stage: Stage, index: int, count: int, parts: Mapping[str, str]) -> ShardRecord | None:
         """The record of a shard that need not be made again; else a line says why it is."""
         out = self._table(stage.name)
         known = out.record(index)
@@ -202,7 +204,7 @@ class RunFolder:
         reason = _reason(known, parts, out.intact(index, known))
         if reason is None:
             return known
-        _say(stage.name if len(out.shards()) == 1 else f"{stage.name}, shard {index}", reason)
+        _say(stage.name if count == 1 else f"{stage.name}, shard {index}", reason)
         return None
 
     def _known_model(self, name: str) -> ShardRecord | None:

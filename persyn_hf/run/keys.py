@@ -114,6 +114,8 @@ def _section(section: Settings, without: Set[str]) -> dict[str, Any]:
 def _content(path: Path, name: str) -> str:
     """Digest of a file, or of all files of a folder."""
     digest = hashlib.sha256()
+    if not path.exists():
+        raise ConfigError(f"`{name}`: {path} cannot be read: there is no such file or folder.")
     try:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
