@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.planning.costs import PolicyCost, answer_price, compare_policies
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
-from persyn_hf.planning.policies import Policy, compare_policies, price
 from persyn_hf.prompts.reading import load_prompts
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Plan:
         lines (`Sequence[Line]`): By stage and teacher.
         seconds (`Mapping[str, float]`): By stage: endpoints answer side by side, local teachers one after the other.
         scorers (`Sequence[Scorer]`): Student and reward model.
-        policies (`Sequence[Policy]`): PerSyn and the others, for the same prompts.
+        policies (`Sequence[PolicyCost]`): PerSyn and the others, for the same prompts.
         notes (`Sequence[str]`): What was assumed.
     """
 
@@ -63,7 +63,7 @@ class Plan:
     lines: Sequence[Line]
     seconds: Mapping[str, float]
     scorers: Sequence[Scorer]
-    policies: Sequence[Policy]
+    policies: Sequence[PolicyCost]
     notes: Sequence[str]
 
     @property
@@ -155,7 +155,7 @@ def _line(stage: str, teacher: Teacher, count: float, lengths: Lengths, tokens_p
         generations=count,
         prompt_tokens=count * lengths.prompt[teacher.name],
         completion_tokens=count * completion,
-        cost=count * price(teacher, lengths),
+        cost=count * answer_price(teacher, lengths),
         seconds=count * completion / (tokens_per_second * min(at_once, max(count, 1))),
     )
 

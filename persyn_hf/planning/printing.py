@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from persyn_hf.config import LABELS
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, Plan
 from persyn_hf.run.report import plain
@@ -103,7 +104,7 @@ def _policies(plan: Plan) -> Table:
     for policy in plan.policies:
         even = "–" if policy.break_even is None else f"{policy.break_even:,.0f}"
         table.add_row(
-            policy.name,
+            LABELS[policy.name],
             _count(policy.generations),
             _count(policy.tokens),
             f"{policy.cost:.2f}",

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from persyn_hf.comparison.policies import Known, mean_reward, teachers_of
+from persyn_hf.comparison.routes import Known, mean_reward, teachers_of
 from persyn_hf.config import POLICIES
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.routing.rewards import RewardTable, read_rewards
