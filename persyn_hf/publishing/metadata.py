@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from persyn_hf.config import LABELS
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing.markdown import is_repo_id, plain
 from persyn_hf.publishing.provenance import Provenance
@@ -30,7 +31,8 @@ _SIZES = (
 _UNITED = frozenset(("tags", "language", "task_categories", "datasets"))
 #: What a person may have chosen otherwise; ours is written only where nothing stands, or where it was asked for.
 _CHOSEN = frozenset(("license",))
-_POLICY_NAMES = {"router": "this router", "best_single": "best single teacher", "random": "random", "oracle": "oracle"}
+#: Policies whose held-out reward the metadata states, the router first.
+_EVALUATED = ("router", "best_single", "random", "oracle")
 
 
 def size_category(rows: int) -> str:
@@ -159,8 +161,12 @@ def _model_index(provenance: Provenance, location: str) -> Metadata:
     prompts = provenance.router.get("prompts") or {}
     source = provenance.prompts_source or prompts.get("source")
     metrics = [
-        {"type": "mean_reward", "name": f"Mean held-out reward, {label}", "value": round(held_out[key]["mean"], 6)}
-        for key, label in _POLICY_NAMES.items()
+        {
+            "type": "mean_reward",
+            "name": f"Mean held-out reward, {LABELS[key]}",
+            "value": round(held_out[key]["mean"], 6),
+        }
+        for key in _EVALUATED
         if key in held_out
     ]
     if "router" not in held_out:

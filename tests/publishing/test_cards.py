@@ -220,7 +220,8 @@ def test_the_alt_text_says_what_is_seen():
     assert alts == {
         "allocation": "Training rows per teacher: teacher 100%",
         "teachers": "Mean quality and learnability per teacher, normalised within the prompt: teacher 0.50 and 0.50",
-        "reward": "Mean held-out reward: random 0.400, best single 0.500, router 0.550, oracle 0.800",
+        "reward": "Mean held-out reward: random teacher 0.400, best single teacher 0.500, PerSyn router 0.550, "
+        "oracle 0.800",
     }
 
 

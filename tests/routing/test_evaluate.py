@@ -36,12 +36,12 @@ def test_every_policy_beside_the_router_chosen_on_the_training_prompts(
     held_out = [row for row in make_scored(90, seed=5).to_list() if row["prompt"].startswith("code")]
     result = evaluate_router(router, held_out, with_learnability(make_scored(seed=1)), student_family="b")
     assert list(result.policies) == [
-        "router", "random", "best_single", "strong", "mix", "family_strong", "car", "knn", "oracle",
+        "router", "random", "best_single", "strong", "mix", "family-strong", "car", "knn", "oracle",
     ]  # fmt: skip
     means = {name: np.mean([r["reward"] for r in held_out if r["teacher"] == name]) for name in TEACHERS}
     got = {name: policy.reward.mean for name, policy in result.policies.items()}
     assert got["best_single"] == pytest.approx(means["gamma"]) == pytest.approx(got["strong"])
-    assert got["family_strong"] == pytest.approx(means["beta"])
+    assert got["family-strong"] == pytest.approx(means["beta"])
     assert got["car"] == pytest.approx(means["gamma"])  # by far the most learnable
     assert got["router"] > means["alpha"] - 0.02 and got["knn"] > means["alpha"] - 0.02
     assert got["oracle"] >= max(got.values())
