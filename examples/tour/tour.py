@@ -12,7 +12,7 @@
 import os
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from rich.console import Console
 from transformers import pipeline
 
@@ -73,7 +73,7 @@ print_report(result.report, console)
 # Every table is a `datasets` table.
 
 # %%
-routed = Dataset.from_parquet(str(folder / "run/stages/route.parquet"))
+routed = load_dataset(str(folder / "run/stages/route.parquet"), split="train")
 for row in routed.select(range(3)):
     print(row["route"], [round(score, 2) for score in row["route_scores"]], "←", row["prompt"][:70])
 

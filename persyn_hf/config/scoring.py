@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,6 +27,10 @@ class Service(Settings):
         timeout (`float`, defaults to 120): Seconds for one request.
         attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
     """
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"url", "api_key_env", "use_hub_token", "max_concurrency", "timeout", "attempts"}
+    )
 
     url: str = Field(pattern=r"^https?://")
     api_key_env: KeyVariable = None
@@ -69,6 +74,9 @@ class Student(Settings):
         endpoint (`StudentEndpoint`, *optional*): Score through a server; `model` then gives tokenizer and template.
     """
 
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"device", "attn_implementation", "token_budget"})
+    checkpoints: ClassVar[Mapping[str, str]] = {"model": "revision"}
+
     model: str = Field(min_length=1)
     revision: str | None = None
     dtype: Dtype = "auto"
@@ -109,6 +117,9 @@ class QualitySource(Settings):
             `math`, `exact` and `reasoning-gym` (0 to 1) and for a judge (1 to 10).
     """
 
+    checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
+    code: ClassVar[frozenset[str]] = frozenset({"verifier"})
+
     verifier: str | None = None
     reward_model: str | None = None
     revision: str | None = None
@@ -144,6 +155,9 @@ class Quality(Settings):
         normalize (`str`, *optional*): How unlike scales of several sources meet: `range` maps each source's range to
             0 to 1; `minmax`, `zscore` and `rank` normalise each within the prompt.
     """
+
+    checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
+    code: ClassVar[frozenset[str]] = frozenset({"verifier"})
 
     verifier: str | None = None
     reward_model: str | None = None

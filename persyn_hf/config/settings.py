@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
@@ -24,7 +24,23 @@ KeyVariable = Annotated[str | None, AfterValidator(_variable_is_set)]
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, and an unknown key is an error."""
+    """Base of every section: frozen, and an unknown key is an error.
+
+    Four class variables say how a section counts in the fingerprint of a stage that is given it; a field that none of
+    them names counts with its value.
+
+    Args:
+        unkeyed (`frozenset[str]`): Fields that decide how something is done, not what comes of it. They do not count.
+        checkpoints (`Mapping[str, str]`): Fields that name a model, each with the field of its revision. They count
+            with the identity of the weights.
+        files (`frozenset[str]`): Fields that name a file or a folder. They count with its content.
+        code (`frozenset[str]`): Fields that name a function. They count with its source.
+    """
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    checkpoints: ClassVar[Mapping[str, str]] = {}
+    files: ClassVar[frozenset[str]] = frozenset()
+    code: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,6 +53,9 @@ class Training(Settings):
         extra (`dict`): Any other argument of `SFTConfig`.
     """
 
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"save_steps", "logging_steps", "report_to"})
+    files: ClassVar[frozenset[str]] = frozenset({"chat_template"})
+
     num_train_epochs: float = Field(2.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     learning_rate: float = Field(2e-5, gt=0)
@@ -102,6 +105,9 @@ class LmEval(Settings):
         apply_chat_template (`bool`, defaults to `True`): Ask as a conversation, which is how the student is trained.
         include_path (`str`, *optional*): A folder with further task definitions.
     """
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    files: ClassVar[frozenset[str]] = frozenset({"include_path"})
 
     tasks: tuple[str, ...] = Field(min_length=1)
     limit: int | None = Field(None, ge=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -64,6 +64,29 @@ class Teacher(Settings):
         family (`str`, *optional*): Model family ("Qwen2.5"), for the Family-Strong baseline.
         license (`str`, *optional*): SPDX or Hub licence identifier, for the cards.
     """
+
+    #: How it is reached and run. The ledger's keys leave these out likewise.
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "backend",
+            "endpoint",
+            "api",
+            "api_key_env",
+            "use_hub_token",
+            "max_concurrency",
+            "timeout",
+            "hedge_after",
+            "max_response_bytes",
+            "preflight",
+            "batch_size",
+            "dtype",
+            "device",
+        }
+    )
+    #: What is known of it and decides no answer.
+    facts: ClassVar[frozenset[str]] = frozenset(
+        {"price_per_million_prompt_tokens", "price_per_million_completion_tokens", "family", "license"}
+    )
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1)

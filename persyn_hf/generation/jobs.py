@@ -19,7 +19,7 @@ from persyn_hf.generation.budget import cost_of
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.ledger import Origin
 from persyn_hf.generation.pool import Job
-from persyn_hf.models.identity import resolve_revision
+from persyn_hf.models.identity import teacher_identity
 
 #: Rows of the finished table that are read, keyed and looked up at once.
 CHUNK = 256
@@ -63,15 +63,13 @@ class Asked:
 
 
 def identify(teacher: Teacher) -> Asked:
-    """Resolves what a teacher's model is: the digest of a folder, the commit of a repository, an endpoint's own words.
+    """A teacher with the identity of its model.
 
     Raises:
         ConfigError: If a local model cannot be found.
     """
-    if teacher.backend == "endpoint":
-        return Asked(teacher, teacher.model, teacher.revision or "")
-    revision = resolve_revision(teacher.model, teacher.revision)
-    return Asked(teacher, "" if revision.startswith("folder-") else teacher.model, revision)
+    identity = teacher_identity(teacher)
+    return Asked(teacher, identity.model, identity.revision)
 
 
 def row_seed(seed: int, prompt_id: str) -> int:
