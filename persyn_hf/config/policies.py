@@ -24,7 +24,7 @@ POLICIES: Final[Mapping[str, str]] = {
 
 #: The label of every key that a table may show: the policies and what stands beside them. `router` is `persyn` as the
 #: `held_out` entry of a router's `persyn` block spells it.
-LABELS: Final[Mapping[str, str]] = {
+POLICY_LABELS: Final[Mapping[str, str]] = {
     **POLICIES,
     "router": POLICIES["persyn"],
     "best_single": "best single teacher",
@@ -49,10 +49,11 @@ def policy_label(key: str) -> str:
     """The label of a policy.
 
     Args:
-        key (`str`): A key of [`LABELS`]. Any other name is its own label: a summary may hold policies of its caller.
+        key (`str`): A key of [`POLICY_LABELS`]. Any other name is its own label: a summary may hold policies of its
+            caller.
 
     Example:
         >>> policy_label("family-strong"), policy_label("my-own")
         ('Family-Strong', 'my-own')
     """
-    return LABELS.get(key, key)
+    return POLICY_LABELS.get(key, key)

@@ -46,7 +46,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A run before it begins.
 
     Args:
@@ -87,7 +87,7 @@ def plan(
     sample: Dataset | None = None,
     shares: Mapping[str, float] | None = None,
     tokens_per_second: float = TOKENS_PER_SECOND,
-) -> Plan:
+) -> RunPlan:
     """Predicts a run before a single request is sent.
 
     Args:
@@ -101,7 +101,7 @@ def plan(
         tokens_per_second (`float`, defaults to 50): Of one request.
 
     Returns:
-        `Plan`: Print it with `print_plan`.
+        `RunPlan`: Print it with `print_plan`.
 
     Raises:
         ConfigError: If prompts or models cannot be read, or a number is out of range.
@@ -126,7 +126,7 @@ def plan(
         notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
     notes.append(f"A request writes {tokens_per_second:g} tokens per second.")
     policies, said = compare_policies(config.teachers, lengths, routed, len(prompts), probe)
-    return Plan(
+    return RunPlan(
         prompts=len(prompts),
         probe=probe,
         lines=tuple(lines),

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from persyn_hf.config import HELD_OUT_POLICIES, LABELS
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import markdown, metadata
 from persyn_hf.publishing.metadata import join_card
@@ -232,7 +232,7 @@ def _environment() -> Any:
         repository=markdown.repository_link,
         revision=lambda value: markdown.escape(markdown.short_revision(value)),
     )
-    environment.globals.update(policies=[(key, LABELS[key]) for key in HELD_OUT_POLICIES], priced=_priced)
+    environment.globals.update(policies=[(key, POLICY_LABELS[key]) for key in HELD_OUT_POLICIES], priced=_priced)
     return environment
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persyn_hf.config import HELD_OUT_POLICIES, LABELS
-from persyn_hf.publishing.markdown import fixed, plain
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
+from persyn_hf.publishing.markdown import fixed, one_line
 from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
 INK, FAINT, BAR, ACCENT = "#727a84", "#727a8455", "#727a8480", "#2f81f7"
@@ -195,7 +195,7 @@ def _rewards(provenance: Provenance) -> bytes:
         axis.annotate(
             f"{entry['mean']:.3f}", (end, position), (6, 0), textcoords="offset points", va="center", color=INK
         )
-    axis.set_yticks(positions, [LABELS[key] for key in rewards])
+    axis.set_yticks(positions, [POLICY_LABELS[key] for key in rewards])
     axis.margins(x=0.18)
     axis.set_xticks([])
     axis.invert_yaxis()
@@ -204,14 +204,14 @@ def _rewards(provenance: Provenance) -> bytes:
 
 
 def _allocation_alt(provenance: Provenance) -> str:
-    parts = [f"{plain(teacher.name, 40)} {_percent(teacher.share)}" for teacher in _largest(provenance.teachers)]
+    parts = [f"{one_line(teacher.name, 40)} {_percent(teacher.share)}" for teacher in _largest(provenance.teachers)]
     return f"Training rows per teacher: {', '.join(parts)}"
 
 
 def _teachers_alt(provenance: Provenance) -> str:
     known = [teacher for teacher in _largest(provenance.teachers) if teacher.strength is not None]
     parts = [
-        f"{plain(t.name, 40)} {fixed(t.strength.normalized_quality, 2)} and "
+        f"{one_line(t.name, 40)} {fixed(t.strength.normalized_quality, 2)} and "
         f"{fixed(t.strength.normalized_learnability, 2)}"
         for t in known
         if t.strength is not None
@@ -220,7 +220,7 @@ def _teachers_alt(provenance: Provenance) -> str:
 
 
 def _rewards_alt(provenance: Provenance) -> str:
-    parts = [f"{LABELS[key]} {fixed(entry['mean'])}" for key, entry in _policies(provenance).items()]
+    parts = [f"{POLICY_LABELS[key]} {fixed(entry['mean'])}" for key, entry in _policies(provenance).items()]
     return f"Mean held-out reward: {', '.join(parts)}"
 
 

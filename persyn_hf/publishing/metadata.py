@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from persyn_hf.config import LABELS
+from persyn_hf.config import POLICY_LABELS
 from persyn_hf.errors import PublishError
-from persyn_hf.publishing.markdown import is_repo_id, plain
+from persyn_hf.publishing.markdown import is_repo_id, one_line
 from persyn_hf.publishing.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _model_index(provenance: Provenance, location: str) -> Metadata:
     metrics = [
         {
             "type": "mean_reward",
-            "name": f"Mean held-out reward, {LABELS[key]}",
+            "name": f"Mean held-out reward, {POLICY_LABELS[key]}",
             "value": round(held_out[key]["mean"], 6),
         }
         for key in _EVALUATED
@@ -176,11 +176,11 @@ def _model_index(provenance: Provenance, location: str) -> Metadata:
         metrics.append({"type": "gap_closed", "name": "Share of the gap to the oracle closed", "value": gap})
     dataset = {
         "type": source if is_repo_id(source) else "prompts",
-        "name": plain(source) if is_repo_id(source) else "probe prompts",
+        "name": one_line(source) if is_repo_id(source) else "probe prompts",
     }
     task = {"type": "text-classification", "name": "Routing prompts to teachers"}
     result = {"task": task, "dataset": dataset, "metrics": metrics}
-    return {"model-index": [{"name": plain(location.rsplit("/", 1)[-1]), "results": [result]}]}
+    return {"model-index": [{"name": one_line(location.rsplit("/", 1)[-1]), "results": [result]}]}
 
 
 def _without_nothing(**values: Any) -> Metadata:

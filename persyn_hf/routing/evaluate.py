@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persyn_hf.config import LABELS, Policy
+from persyn_hf.config import POLICY_LABELS, Policy
 from persyn_hf.errors import RouterMismatchError
 from persyn_hf.routing.crossval import nearest_rewards
 from persyn_hf.routing.heads import Array
@@ -75,14 +75,14 @@ class Evaluation:
             routes.add_column(name, justify="right")
         for name, result in self.policies.items():
             cells = (result.reward, result.regret, result.gap_closed, result.hit1)
-            routes.add_row(LABELS[name], *map(_cell, cells), style="bold" if name == "router" else "")
+            routes.add_row(POLICY_LABELS[name], *map(_cell, cells), style="bold" if name == "router" else "")
         order = Table(title="Order of the teachers", title_justify="left")
         order.add_column("scores")
         for name in ("pair accuracy", "hit@3", "ECE of pairs"):
             order.add_column(name, justify="right")
         for name, ranking in self.rankings.items():
             error = _cell(ranking.calibration_error) if name == "router" else "–"
-            order.add_row(LABELS[name], _cell(ranking.pair_accuracy), _cell(ranking.hit3), error)
+            order.add_row(POLICY_LABELS[name], _cell(ranking.pair_accuracy), _cell(ranking.hit3), error)
         note = "In brackets: bootstrap 95% intervals over prompts."
         if self.in_sample:
             note += " The baselines were chosen on these very prompts: the router does not say how its probe went."

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from persyn_hf.config import LABELS
+from persyn_hf.config import POLICY_LABELS
 from persyn_hf.routing.crossval import (
     OutOfFold,
     choose_strength,
@@ -89,11 +89,11 @@ class RouterReport:
         }
 
     def __str__(self) -> str:
-        width = max(len(LABELS[name]) for name in self.held_out)
+        width = max(len(POLICY_LABELS[name]) for name in self.held_out)
         where = f"held out, {self.prompts} prompts, {self.folds} folds"
         lines = [f"{'policy':{width}}  mean reward, 95% interval ({where})"]
         for name, value in self.held_out.items():
-            lines.append(f"{LABELS[name]:{width}}  {value.mean:.4f}  {value.low:.4f} to {value.high:.4f}")
+            lines.append(f"{POLICY_LABELS[name]:{width}}  {value.mean:.4f}  {value.low:.4f} to {value.high:.4f}")
         gap = self.gap_closed
         lines.append(f"{'gap closed':{width}}  {gap.mean:.3f}  {gap.low:.3f} to {gap.high:.3f}")
         return "\n".join([*lines, self.reason])

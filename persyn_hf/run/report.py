@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
-from persyn_hf.config import HELD_OUT_POLICIES, LABELS, RunConfig
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -178,7 +178,7 @@ def _print_held_out(report: RunReport, console: Console) -> None:
     for key in HELD_OUT_POLICIES:
         entry = report.held_out.get(key)
         if entry:
-            table.add_row(LABELS[key], f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
+            table.add_row(POLICY_LABELS[key], f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
     console.print(table)
     if report.verdict:
         style = "bold" if report.fallback is not None else ""
