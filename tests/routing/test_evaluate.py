@@ -74,6 +74,7 @@ def test_evaluate_command(router: PersynRouter, tmp_path: Path) -> None:
     arguments = ["evaluate", folder, str(tmp_path / "held-out.parquet"), "--probe", str(tmp_path / "probe.parquet")]
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "result.json")])
     assert done.exit_code == 0, done.output
+    assert "│ PerSyn router" in done.output and "random teacher" in done.output
     assert "best single teacher" in done.output and "60 prompts to 3 teachers" in done.output
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["policies"]["router"]["gap_closed"]["low"] > 0.8 and "knn" in result["policies"]
