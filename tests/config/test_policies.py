@@ -68,3 +68,15 @@ def test_no_other_module_writes_a_label():
             if isinstance(node, ast.Constant) and node.value in labels:
                 found.append(f"{path.name}: {node.value}")
     assert found == []
+
+
+@pytest.mark.parametrize(("page", "known"), [("students.md", POLICIES), ("allocation.md", get_args(Policy)[1:])])
+def test_pages_list_every_policy_with_its_label(page, known):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    rows = [
+        [cell.strip("` ") for cell in line.split("|")[1:3]] for line in text.splitlines() if line.startswith("| `")
+    ]
+    listed = {key: label for key, label in rows if key in get_args(Policy)}
+    assert set(listed) == set(known)
+    if page == "students.md":
+        assert listed == POLICIES
