@@ -18,10 +18,10 @@ from transformers import pipeline
 
 import persyn_hf
 from persyn_hf.comparison.compare import compare
-from persyn_hf.comparison.tables import print_comparison
+from persyn_hf.comparison.presentation import print_comparison
 from persyn_hf.demo.settings import demo_settings, prepare_demo
 from persyn_hf.planning.plan import plan
-from persyn_hf.planning.tables import print_plan
+from persyn_hf.planning.printing import print_plan
 from persyn_hf.run.report import print_report
 
 models = Path(os.environ.get("TOUR_MODELS", ".models"))

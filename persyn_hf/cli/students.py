@@ -92,7 +92,7 @@ def compare_command(
     from rich.console import Console
 
     from persyn_hf.comparison.compare import compare
-    from persyn_hf.comparison.tables import print_comparison
+    from persyn_hf.comparison.presentation import print_comparison
 
     quiet_libraries(quiet)
     overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.comparison.cells import Cell, HeldOut, identify, run_cell, run_cells
-from persyn_hf.comparison.policies import DRAWN, Known, mean_reward, teachers_of
+from persyn_hf.comparison.presentation import PolicyFacts, comparison_markdown
+from persyn_hf.comparison.routes import Known, mean_reward, teachers_of
 from persyn_hf.comparison.statistics import Outcome, Summary, summarise
-from persyn_hf.comparison.tables import PolicyFacts, comparison_markdown
-from persyn_hf.config import Compare, ComparedStudent, Policy, RunConfig, Student
+from persyn_hf.config import DRAWN, Compare, ComparedStudent, Policy, RunConfig, Student
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.prompts.reading import load_prompts
@@ -316,7 +316,7 @@ def _outcomes(
 
 
 def _write(result: ComparisonResult) -> None:
-    from persyn_hf.comparison.tables import plot_comparison
+    from persyn_hf.comparison.presentation import plot_comparison
 
     lines = [
         json.dumps(

@@ -5,6 +5,17 @@ unknown keys, repeated teachers, missing variables and values out of range are r
 """
 
 from persyn_hf.config.allocation import Allocation
+from persyn_hf.config.policies import (
+    CAR_BETA,
+    DRAWN,
+    HELD_OUT_POLICIES,
+    MIX_STRONG_SHARE,
+    POLICIES,
+    POLICY_LABELS,
+    AllocationPolicy,
+    Policy,
+    policy_label,
+)
 from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Objective, Router
@@ -23,13 +34,19 @@ from persyn_hf.config.scoring import (
     StudentEndpoint,
 )
 from persyn_hf.config.settings import Dtype, Settings, read_settings
-from persyn_hf.config.students import POLICIES, Compare, ComparedStudent, Decoding, LmEval, Lora, Policy, Training
+from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
 from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teachers
 
 __all__ = [
+    "CAR_BETA",
+    "DRAWN",
+    "HELD_OUT_POLICIES",
+    "POLICY_LABELS",
+    "MIX_STRONG_SHARE",
     "POLICIES",
     "STAGES",
     "Allocation",
+    "AllocationPolicy",
     "Alpha",
     "Compare",
     "ComparedStudent",
@@ -58,6 +75,7 @@ __all__ = [
     "StudentEndpoint",
     "Teacher",
     "Training",
+    "policy_label",
     "read_settings",
     "require_distinct_teachers",
 ]

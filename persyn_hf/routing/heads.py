@@ -9,7 +9,7 @@ pulled towards it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from persyn_hf.config import Objective
 
 #: Strengths tried, strongest first; features have a mean square length of 1, so they mean the same for every backbone.
 STRENGTHS: dict[str, tuple[float, ...]] = {
@@ -215,8 +217,7 @@ def _fill(deviations: Array, missing: NDArray[np.bool_], fitted: Array, noise: A
     return filled
 
 
-Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
-OBJECTIVES: tuple[Objective, ...] = ("bradley-terry", "bradley-terry-margin", "expected-reward", "regression")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 def bradley_terry_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None, margin: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import ConfigError
-from persyn_hf.prompts.reading import sample_probe as sample_at_random
+from persyn_hf.prompts.reading import random_probe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +60,7 @@ def sample_probe(
         ConfigError: If there are too few prompts, the method is unknown, or it has nothing to look at.
     """
     if method == "random":
-        return sample_at_random(prompts, size, seed, where=where)
+        return random_probe(prompts, size, seed, where=where)
     if method != "cover":
         raise ConfigError(f"{where}.method: must be 'random' or 'cover', got {method!r}.")
     if not 1 <= size <= len(prompts):

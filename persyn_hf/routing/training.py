@@ -19,10 +19,10 @@ from persyn_hf.routing.backbone import shown
 from persyn_hf.routing.checkpoint import PERSYN_KEY, library_version
 from persyn_hf.routing.crossval import cross_validate
 from persyn_hf.routing.heads import OBJECTIVES, POWER, STRENGTHS, Array, Head, fit_path
-from persyn_hf.routing.report import RouterReport, judge, learning_curve
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.tuning import FineTuning, cross_validate_tuning, fine_tune
+from persyn_hf.routing.verdict import RouterReport, judge, learning_curve
 
 Tuning = Literal["frozen", "full", "lora"]
 

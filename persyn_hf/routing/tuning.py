@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from persyn_hf.errors import MissingExtraError
 from persyn_hf.routing import backbone as backbones
-from persyn_hf.routing.crossval import HeldOut, nearest_rewards
+from persyn_hf.routing.crossval import OutOfFold, nearest_rewards
 from persyn_hf.routing.heads import Array, Head, objective_loss, pair_scale, teacher_means
 
 #: How far one step of the optimiser can move a logit through the head, whatever the scale of the backbone's features.
@@ -112,7 +112,7 @@ def cross_validate_tuning(
     objective: str,
     folds: int,
     settings: FineTuning,
-) -> list[HeldOut]:
+) -> list[OutOfFold]:
     """Fine-tunes on all folds but one and scores the one that was left out, after each epoch.
 
     Args:
@@ -121,7 +121,7 @@ def cross_validate_tuning(
         folds (`int`): Lowered to the number of prompts where there are fewer.
 
     Returns:
-        `list[HeldOut]`: One round; its strengths are epochs, 0 among them.
+        `list[OutOfFold]`: One round; its strengths are epochs, 0 among them.
     """
     count = len(rewards)
     fold = np.random.default_rng(settings.seed).permutation(count) % min(folds, count)
@@ -140,7 +140,7 @@ def cross_validate_tuning(
         scores[:, outside] = np.stack(tuned.held_out)
         best_single[outside] = teacher_means(rewards[inside]).argmax()
         knn[outside] = nearest_rewards(features[inside], rewards[inside], features[outside])
-    return [HeldOut(tuple(float(epoch) for epoch in range(len(scores))), scores, best_single, fold, knn)]
+    return [OutOfFold(tuple(float(epoch) for epoch in range(len(scores))), scores, best_single, fold, knn)]
 
 
 def _start_at_means(model: Any, tokenizer: Any, texts: Sequence[str], means: Array) -> float:

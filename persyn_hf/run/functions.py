@@ -31,9 +31,9 @@ def draw_probe(
         where (`str`): Names the section in errors.
     """
     if backbone is None or max_length is None:
-        from persyn_hf.prompts.reading import sample_probe
+        from persyn_hf.prompts.reading import random_probe
 
-        return sample_probe(prompts, probe.size, seed, where=where)
+        return random_probe(prompts, probe.size, seed, where=where)
     from persyn_hf.routing.probe import sample_probe as sample_covering
 
     return sample_covering(

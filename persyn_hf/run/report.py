@@ -10,20 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
-from persyn_hf.config import RunConfig
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
-
-
-POLICIES = (
-    ("random", "random teacher"),
-    ("best_single", "best single teacher"),
-    ("knn", "kNN on the embeddings"),
-    ("router", "router"),
-    ("oracle", "oracle"),
-)
 
 
 @dataclass(frozen=True)
@@ -184,10 +175,10 @@ def _print_held_out(report: RunReport, console: Console) -> None:
     table.add_column("policy")
     table.add_column("mean reward", justify="right")
     table.add_column("95% interval", justify="right")
-    for key, label in POLICIES:
+    for key in HELD_OUT_POLICIES:
         entry = report.held_out.get(key)
         if entry:
-            table.add_row(label, f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
+            table.add_row(POLICY_LABELS[key], f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
     console.print(table)
     if report.verdict:
         style = "bold" if report.fallback is not None else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import Training
 from persyn_hf.errors import ConfigError, MissingExtraError, StudentError
-from persyn_hf.students.rows import RowCounts, check_batch, digest_rows
+from persyn_hf.students.labels import RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

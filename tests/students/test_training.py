@@ -18,7 +18,7 @@ from persyn_hf.cli import app
 from persyn_hf.config import Training
 from persyn_hf.errors import ConfigError, DataError, StudentError
 from persyn_hf.models.rendering import render_answers
-from persyn_hf.students.rows import check_batch, learnt_spans
+from persyn_hf.students.labels import check_batch, learnt_spans
 from persyn_hf.students.train import end_of_turn, train_student, training_rows
 from persyn_hf.students.training import _trainer
 from tests.hub_server import Hub

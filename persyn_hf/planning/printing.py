@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from persyn_hf.config import POLICY_LABELS
 from persyn_hf.planning.actual import Actual
-from persyn_hf.planning.plan import Line, Plan
+from persyn_hf.planning.plan import Line, RunPlan
 from persyn_hf.run.report import plain
 
 if TYPE_CHECKING:
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def print_plan(plan: Plan, console: Console, actual: Actual | None = None) -> None:
+def print_plan(plan: RunPlan, console: Console, actual: Actual | None = None) -> None:
     """Prints the tables of a plan; with `actual`, every number is followed by what it became.
 
     Args:
-        plan (`Plan`): The prediction.
+        plan (`RunPlan`): The prediction.
         console (`Console`): Where to.
         actual (`Actual`, *optional*): The finished run.
     """
@@ -44,7 +45,7 @@ def _table(title: str, left: str, right: Sequence[str]) -> Table:
     return table
 
 
-def _teachers(plan: Plan, actual: Actual | None) -> Table:
+def _teachers(plan: RunPlan, actual: Actual | None) -> Table:
     facts = {(line.stage, line.teacher): line for line in actual.lines} if actual is not None else {}
     title = f"{plan.prompts} prompts, {plan.probe} of them in the probe"
     names = ("teacher", "answers", "prompt tokens", "completion tokens", "USD", "time")
@@ -83,7 +84,7 @@ def _stage_times(seconds: Mapping[str, float]) -> Table:
     return table
 
 
-def _scorers(plan: Plan) -> Table:
+def _scorers(plan: RunPlan) -> Table:
     table = _table("Scoring the probe", "model", ("parameters", "tokens", "FLOPs", "weights", "with one pass"))
     for scorer in plan.scorers:
         table.add_row(
@@ -97,13 +98,13 @@ def _scorers(plan: Plan) -> Table:
     return table
 
 
-def _policies(plan: Plan) -> Table:
+def _policies(plan: RunPlan) -> Table:
     names = ("answers", "completion tokens", "USD", "answers to score", "break-even probe")
     table = _table(f"Other ways to answer the same {plan.prompts} prompts", "policy", names)
     for policy in plan.policies:
         even = "–" if policy.break_even is None else f"{policy.break_even:,.0f}"
         table.add_row(
-            policy.name,
+            POLICY_LABELS[policy.name],
             _count(policy.generations),
             _count(policy.tokens),
             f"{policy.cost:.2f}",

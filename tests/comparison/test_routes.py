@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from persyn_hf.comparison.policies import Known, mean_reward, teachers_of
+from persyn_hf.comparison.routes import Known, mean_reward, teachers_of
 from persyn_hf.config import POLICIES
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.routing.rewards import RewardTable, read_rewards
@@ -72,6 +72,37 @@ def test_random_uses_every_teacher_alike(known):
     drawn = Counter(teachers_of("random", replace(known, ids=many), 3))
     assert set(drawn) == set(TEACHERS)
     assert all(count / 3000 == pytest.approx(1 / 3, abs=0.03) for count in drawn.values())
+
+
+@pytest.mark.parametrize("policy", ["strong", "mix", "family-strong", "car", "random", "oracle"])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_comparison_and_an_allocation_route_alike(known, policy, seed):
+    from datasets import Dataset
+
+    from persyn_hf import allocate
+
+    full = table()
+    rows = [
+        {
+            "prompt_id": identity,
+            "prompt": identity,
+            "teacher": name,
+            **{key: getattr(full, key)[row, column] for key in ("quality", "learnability")},
+            "reward": full.rewards[row, column],
+        }
+        for row, identity in enumerate(full.ids)
+        for column, name in enumerate(full.teachers)
+    ]
+    made = allocate(
+        Dataset.from_dict({"prompt_id": IDS}),
+        full.teachers,
+        policy=policy,
+        probe=Dataset.from_list(rows),
+        families=known.families,
+        student_family="Small",
+        seed=seed,
+    )
+    assert made.routes == teachers_of(policy, known, seed)
 
 
 def test_no_policy_earns_more_than_the_oracle(known):

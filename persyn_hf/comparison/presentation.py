@@ -1,4 +1,4 @@
-"""The comparison as tables: for a terminal and as Markdown, and what can be said of a policy that does not win."""
+"""A comparison as tables for a terminal and as Markdown, as a plot, and as sentences on what the numbers say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from persyn_hf.comparison.statistics import Cell, Difference, Summary
+from persyn_hf.comparison.statistics import Difference, PolicyMean, Summary
+from persyn_hf.config import policy_label
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,12 +51,12 @@ def comparison_markdown(summary: Summary, facts: Sequence[PolicyFacts]) -> str:
         parts.append(_markdown(*_means(summary, facts, student)))
         if any(one.student == student for one in summary.differences):
             parts.append(
-                f"{summary.reference} minus each other policy, paired by seed and prompt. `p seeds`: paired t-test "
-                "over the seeds' means. `p prompts`: sign-flip permutation test over the prompts' means; `p Holm`: "
-                "the same, corrected for the number of policies.\n"
+                f"{policy_label(summary.reference)} minus each other policy, paired by seed and prompt. `p seeds`: "
+                "paired t-test over the seeds' means. `p prompts`: sign-flip permutation test over the prompts' "
+                "means; `p Holm`: the same, corrected for the number of policies.\n"
             )
             parts.append(_markdown(*_differences(summary, student)))
-        parts += [f"- {line}" for line in explain(summary, facts, student)] + [""]
+        parts += [f"- {line}" for line in findings(summary, facts, student)] + [""]
     parts.append("Intervals are 95%, from a bootstrap over seeds and prompts.\n")
     return "\n".join(parts)
 
@@ -67,7 +68,7 @@ def print_comparison(summary: Summary, facts: Sequence[PolicyFacts], console: Co
     for student in _students(summary):
         for title, (header, rows) in (
             (student, _means(summary, facts, student)),
-            (f"{summary.reference} minus …", _differences(summary, student)),
+            (f"{policy_label(summary.reference)} minus …", _differences(summary, student)),
         ):
             if not rows:
                 continue
@@ -77,11 +78,11 @@ def print_comparison(summary: Summary, facts: Sequence[PolicyFacts], console: Co
             for row in rows:
                 table.add_row(*row)
             console.print(table)
-        for line in explain(summary, facts, student):
+        for line in findings(summary, facts, student):
             console.print(f"- {line}", highlight=False)
 
 
-def explain(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Iterator[str]:
+def findings(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Iterator[str]:
     """What the numbers say of one student: what was left out, who won, and which part failed where it did not.
 
     With the rewards of all policies known, three causes can be told apart: the *router* (its reward lies below the
@@ -97,7 +98,8 @@ def explain(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Ite
     main = [cell for cell in cells if cell.evaluation == cells[0].evaluation]
     best = max(cell.value.mean for cell in main)
     winners = [cell for cell in main if cell.value.mean == best]
-    yield f"Best in {main[0].evaluation}: {', '.join(cell.policy for cell in winners)} with {winners[0].value}."
+    names = ", ".join(policy_label(cell.policy) for cell in winners)
+    yield f"Best in {main[0].evaluation}: {names} with {winners[0].value}."
     rewards = {fact.policy: fact.reward for fact in own if fact.reward is not None}
     yield from _router_line(summary.reference, rewards)
     yield from _proxy_line(rewards, main)
@@ -112,12 +114,13 @@ def _router_line(reference: str, rewards: Mapping[str, float]) -> Iterator[str]:
     name = max(others, key=lambda policy: others[policy])
     share = (rewards[reference] - others[name]) / (rewards["oracle"] - others[name])
     yield (
-        f"Router: {reference} earns a mean reward of {rewards[reference]:.3f}, the best other policy ({name}) "
-        f"{others[name]:.3f}, the oracle {rewards['oracle']:.3f}: {share:.0%} of that gap is closed."
+        f"Router: {policy_label(reference)} earns a mean reward of {rewards[reference]:.3f}, the best other policy "
+        f"({policy_label(name)}) {others[name]:.3f}, the oracle {rewards['oracle']:.3f}: {share:.0%} of that gap is "
+        "closed."
     )
 
 
-def _proxy_line(rewards: Mapping[str, float], main: Sequence[Cell]) -> Iterator[str]:
+def _proxy_line(rewards: Mapping[str, float], main: Sequence[PolicyMean]) -> Iterator[str]:
     pairs = [(rewards[cell.policy], cell.value.mean) for cell in main if cell.policy in rewards]
     if len({reward for reward, _ in pairs}) < 3 or len({score for _, score in pairs}) < 2:
         return
@@ -144,7 +147,7 @@ def _means(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> tupl
         fact = fact_of.get(policy)
         rows.append(
             [
-                policy,
+                policy_label(policy),
                 *(values.get((policy, evaluation), "") for evaluation in evaluations),
                 "" if fact is None or fact.reward is None else f"{fact.reward:.3f}",
                 "" if fact is None or fact.tokens is None else f"{fact.tokens:.0f}",
@@ -156,7 +159,7 @@ def _means(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> tupl
 
 def _teachers(fact: PolicyFacts) -> str:
     if fact.same_as is not None:
-        return f"the set of {fact.same_as}"
+        return f"the set of {policy_label(fact.same_as)}"
     return ", ".join(f"{name} {share:.0%}" for name, share in [*fact.shares.items()][:3])
 
 
@@ -168,7 +171,7 @@ def _differences(summary: Summary, student: str) -> tuple[list[str], list[list[s
 def _difference_row(one: Difference) -> list[str]:
     value = f"{one.value.mean:+.3f} [{one.value.low:+.3f}, {one.value.high:+.3f}]"
     seeds = "" if one.p_seeds is None else f"{one.p_seeds:.3f}"
-    return [one.policy, one.evaluation, value, seeds, f"{one.p_prompts:.3f}", f"{one.p_holm:.3f}"]
+    return [policy_label(one.policy), one.evaluation, value, seeds, f"{one.p_prompts:.3f}", f"{one.p_holm:.3f}"]
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -203,7 +206,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
                 panel.plot([cell.value.low, cell.value.high], [place, place], color=color, linewidth=2)
                 panel.plot([cell.value.mean], [place], "o", color=color)
                 panel.plot(cell.by_seed, [place] * len(cell.by_seed), "|", color="0.4", markersize=8)
-            panel.set_yticks(range(len(cells)), [cell.policy for cell in reversed(cells)])
+            panel.set_yticks(range(len(cells)), [policy_label(cell.policy) for cell in reversed(cells)])
             panel.set_title(f"{student}: {evaluation}")
             panel.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,16 +1,16 @@
-"""What other ways to build the same training set would cost, and how large a probe PerSyn can afford."""
+"""The cost of a policy before it is run: other ways to answer the same prompts, and the probe PerSyn can afford."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from persyn_hf.config import Teacher
+from persyn_hf.config import MIX_STRONG_SHARE, Teacher
 from persyn_hf.planning.lengths import Lengths
 
 
 @dataclass(frozen=True)
-class Policy:
+class PolicyCost:
     """One way to answer all prompts.
 
     Args:
@@ -31,14 +31,14 @@ class Policy:
     break_even: float | None = None
 
 
-def price(teacher: Teacher, lengths: Lengths) -> float:
+def answer_price(teacher: Teacher, lengths: Lengths) -> float:
     """USD for one answer of a teacher."""
     return teacher.price(lengths.prompt[teacher.name], lengths.completion[teacher.name])
 
 
 def compare_policies(
     teachers: Sequence[Teacher], lengths: Lengths, shares: Mapping[str, float], prompts: int, probe: int
-) -> tuple[tuple[Policy, ...], list[str]]:
+) -> tuple[tuple[PolicyCost, ...], list[str]]:
     """PerSyn beside generate-then-select, Strong, Mix and CAR, for the same `N` prompts.
 
     With `c_i` the price of an answer of teacher `i` (one generation where no prices are given) and `p_i` its share,
@@ -52,7 +52,7 @@ def compare_policies(
         prompts (`int`), probe (`int`): `N` and `S`.
 
     Returns:
-        `tuple[tuple[Policy, ...], list[str]]`: The policies, and what was assumed.
+        `tuple[tuple[PolicyCost, ...], list[str]]`: The policies, and what was assumed.
     """
     count = len(teachers)
     mean = {teacher.name: 1 / count for teacher in teachers}
@@ -60,11 +60,11 @@ def compare_policies(
         strongest = max(teachers, key=lambda teacher: lengths.quality[teacher.name]).name
         note = f"Strong is {strongest}, the best mean quality in the sample."
     else:
-        strongest = max(teachers, key=lambda teacher: price(teacher, lengths)).name
+        strongest = max(teachers, key=lambda teacher: answer_price(teacher, lengths)).name
         note = f"Strong is taken to be {strongest}, the dearest teacher; a scored sample would tell."
     strong = {name: float(name == strongest) for name in mean}
     weak = {name: (name != strongest) / max(count - 1, 1) for name in mean}
-    mix = {name: 0.5 * strong[name] + 0.5 * weak[name] for name in mean}
+    mix = {name: MIX_STRONG_SHARE * strong[name] + (1 - MIX_STRONG_SHARE) * weak[name] for name in mean}
     rest = prompts - probe
     weights = {
         "persyn": {name: probe + rest * shares[name] for name in mean},
@@ -74,14 +74,14 @@ def compare_policies(
         "car": {name: probe + rest * mean[name] for name in mean},
     }
     scored = {"persyn": probe * count, "generate-then-select": prompts * count, "car": probe * count}
-    priced = any(price(teacher, lengths) for teacher in teachers)
-    unit = {teacher.name: price(teacher, lengths) if priced else 1.0 for teacher in teachers}
+    priced = any(answer_price(teacher, lengths) for teacher in teachers)
+    unit = {teacher.name: answer_price(teacher, lengths) if priced else 1.0 for teacher in teachers}
     policies = [
-        Policy(
+        PolicyCost(
             name=name,
             generations=sum(own.values()),
             tokens=sum(own[teacher] * lengths.completion[teacher] for teacher in own),
-            cost=sum(own[teacher.name] * price(teacher, lengths) for teacher in teachers),
+            cost=sum(own[teacher.name] * answer_price(teacher, lengths) for teacher in teachers),
             scored=float(scored.get(name, 0)),
             break_even=None if name in ("persyn", "car") else _break_even(own, unit, shares, prompts),
         )

@@ -1,4 +1,4 @@
-"""The policies of a comparison: which teacher answers which prompt of a training set."""
+"""The routes of a comparison: the teacher that answers each prompt of a policy's training set."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persyn_hf.config import Policy
-from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.routing import policies as baselines
+from persyn_hf.config import CAR_BETA, MIX_STRONG_SHARE, Policy
+from persyn_hf.errors import DataError
+from persyn_hf.routing.policies import Basis, policy_routes, prompt_rewards
 from persyn_hf.routing.rewards import RewardTable
-
-#: Policies that draw at random: another seed gives another training set.
-DRAWN: frozenset[str] = frozenset({"mix", "random"})
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,8 @@ class Known:
     families: Mapping[str, str | None]
     family: str | None = None
     parallel: RewardTable | None = None
-    mix_strong_share: float = baselines.MIX_STRONG_SHARE
-    car_beta: float = baselines.CAR_BETA
+    mix_strong_share: float = MIX_STRONG_SHARE
+    car_beta: float = CAR_BETA
 
 
 def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
@@ -54,28 +51,8 @@ def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
     """
     if policy == "persyn":
         return list(known.routes)
-    if policy == "oracle":
-        return _oracle(known)
-    probe, count = known.probe, len(known.ids)
-    if policy == "strong":
-        routes = baselines.strong(probe, count)
-    elif policy == "mix":
-        routes = baselines.mix(probe, count, seed, known.mix_strong_share)
-    elif policy == "car":
-        routes = baselines.car(probe, count, known.car_beta)
-    elif policy == "random":
-        routes = baselines.random(probe, count, seed)
-    else:
-        found = baselines.family_strong(probe, count, known.families, known.family)
-        if found is None:
-            there = ", ".join(sorted({name for name in known.families.values() if name}))
-            raise ConfigError(
-                f"`family-strong` needs a teacher of the student's family ({known.family or 'none is given'}); "
-                f"teachers have {there or 'no families'}. Set `family` of teachers and students, or leave the policy "
-                "out."
-            )
-        routes = found
-    return [probe.teachers[index] for index in routes]
+    basis = _parallel_basis(known) if policy == "oracle" else _probe_basis(known)
+    return [basis.teachers[index] for index in policy_routes(policy, basis, len(known.ids), seed)]
 
 
 def mean_reward(table: RewardTable, ids: Sequence[str], teachers: Sequence[str]) -> float:
@@ -90,10 +67,20 @@ def mean_reward(table: RewardTable, ids: Sequence[str], teachers: Sequence[str])
     return float(np.nanmean(earned))
 
 
-def _oracle(known: Known) -> list[str]:
+def _probe_basis(known: Known) -> Basis:
+    return Basis(
+        known.probe.teachers,
+        known.probe,
+        known.families,
+        known.family,
+        strong_share=known.mix_strong_share,
+        beta=known.car_beta,
+    )
+
+
+def _parallel_basis(known: Known) -> Basis:
     if known.parallel is None:
         raise DataError("The oracle needs every teacher's scored answer to every training prompt.")
-    table = known.parallel
-    best = dict(zip(table.ids, baselines.oracle(table), strict=True))
-    # A prompt that fewer than two teachers answered has no best one; the best on average stands in.
-    return [table.teachers[best.get(identity, 0)] for identity in known.ids]
+    # A prompt that fewer than two teachers answered has no reward here: all teachers are equal, and the first of the
+    # table, the best on average, answers it.
+    return Basis(known.parallel.teachers, rewards=prompt_rewards(known.parallel, known.ids))

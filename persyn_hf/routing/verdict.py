@@ -8,22 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from persyn_hf.config import POLICY_LABELS
 from persyn_hf.routing.crossval import (
-    HeldOut,
-    Interval,
-    bootstrap_means,
+    OutOfFold,
     choose_strength,
     chosen_rewards,
     cross_validate,
     earns_its_place,
-    gap_closed,
-    interval,
     nested_routes,
 )
 from persyn_hf.routing.heads import Array, pair_scale
+from persyn_hf.routing.intervals import Interval, bootstrap_means, gap_closed, interval
 from persyn_hf.routing.rewards import RewardTable
 
-POLICIES = ("router", "best_single", "random", "oracle", "knn")
+#: Columns of [`policy_rewards`].
+_COLUMNS = ("router", "best_single", "random", "oracle", "knn")
 
 
 @dataclass(frozen=True)
@@ -90,17 +89,19 @@ class RouterReport:
         }
 
     def __str__(self) -> str:
-        lines = [f"{'policy':12s} mean reward, 95% interval (held out, {self.prompts} prompts, {self.folds} folds)"]
+        width = max(len(POLICY_LABELS[name]) for name in self.held_out)
+        where = f"held out, {self.prompts} prompts, {self.folds} folds"
+        lines = [f"{'policy':{width}}  mean reward, 95% interval ({where})"]
         for name, value in self.held_out.items():
-            lines.append(f"{name:12s} {value.mean:.4f}  {value.low:.4f} to {value.high:.4f}")
+            lines.append(f"{POLICY_LABELS[name]:{width}}  {value.mean:.4f}  {value.low:.4f} to {value.high:.4f}")
         gap = self.gap_closed
-        lines.append(f"gap closed   {gap.mean:.3f}  {gap.low:.3f} to {gap.high:.3f}")
+        lines.append(f"{'gap closed':{width}}  {gap.mean:.3f}  {gap.low:.3f} to {gap.high:.3f}")
         return "\n".join([*lines, self.reason])
 
 
 def judge(
     table: RewardTable,
-    rounds: list[HeldOut],
+    rounds: list[OutOfFold],
     objective: str,
     fallback: str,
     seed: int,
@@ -110,13 +111,13 @@ def judge(
 
     Args:
         table (`RewardTable`): Best teacher first.
-        rounds (`list[HeldOut]`): Cross-validated scores.
+        rounds (`list[OutOfFold]`): Cross-validated scores.
         objective, fallback, seed: As for [`train_router`].
         curve (`Callable`): From the gain to the learning curve.
     """
     rewards = table.rewards
     values = policy_rewards(rewards, rounds)
-    policies, gain, closed = summarise(values, seed)
+    policies, gain, closed = policy_intervals(values, seed)
     step = choose_strength(rounds, rewards)
     falls_back = fallback == "best-single" and not earns_its_place(values[:, 0] - values[:, 1], seed)
     points = curve(gain.mean)
@@ -136,7 +137,7 @@ def judge(
         gain=gain,
         gap_closed=closed,
         fallback=table.teachers[0] if falls_back else None,
-        reason=explain(table.teachers, gain, falls_back, needed, table.teachers[0]),
+        reason=explain_gain(table.teachers, gain, falls_back, needed, table.teachers[0]),
         learning_curve=points,
         more_prompts=needed or None,
         scores=scores * scale,
@@ -145,8 +146,8 @@ def judge(
     )
 
 
-def policy_rewards(rewards: Array, rounds: list[HeldOut]) -> Array:
-    """Rewards per prompt of the five policies of `POLICIES`, averaged over rounds; NaN where unknown.
+def policy_rewards(rewards: Array, rounds: list[OutOfFold]) -> Array:
+    """Rewards per prompt of router, best single, random, oracle and kNN, averaged over rounds; NaN where unknown.
 
     The router's are earned by strengths that were chosen without the prompt's fold.
 
@@ -170,10 +171,10 @@ def policy_rewards(rewards: Array, rounds: list[HeldOut]) -> Array:
     return mean
 
 
-def summarise(values: Array, seed: int) -> tuple[dict[str, Interval], Interval, Interval]:
+def policy_intervals(values: Array, seed: int) -> tuple[dict[str, Interval], Interval, Interval]:
     """Intervals of the policies, of the gain over the best single teacher, and of the gap closed."""
     means, draws = np.nanmean(values, axis=0), bootstrap_means(values, seed)
-    policies = {name: interval(means[i], draws[:, i]) for i, name in enumerate(POLICIES)}
+    policies = {name: interval(means[i], draws[:, i]) for i, name in enumerate(_COLUMNS)}
     gain = interval(means[0] - means[1], draws[:, 0] - draws[:, 1])
     closed = float(gap_closed(means[0], means[1], means[3]))
     return policies, gain, interval(closed, gap_closed(draws[:, 0], draws[:, 1], draws[:, 3]))
@@ -221,7 +222,7 @@ def prompts_needed(curve: Sequence[tuple[int, float]], spread: float, have: int)
     return None
 
 
-def explain(teachers: Sequence[str], gain: Interval, fallback: bool, more: int | None, best: str) -> str:
+def explain_gain(teachers: Sequence[str], gain: Interval, fallback: bool, more: int | None, best: str) -> str:
     """One sentence on whether the router earns its place."""
     figures = f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
     if more:
