@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, Plan
-from persyn_hf.run.report import plain
+from persyn_hf.text import markup, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ def print_plan(plan: Plan, console: Console, actual: Actual | None = None) -> No
     if actual is not None and actual.errors:
         console.print(f"{actual.errors} answers failed and are not counted.", highlight=False)
     for note in plan.notes:
-        console.print(f"• {note}", highlight=False, markup=False)
+        console.print(f"• {shown(note)}", highlight=False, markup=False)
 
 
 def _table(title: str, left: str, right: Sequence[str]) -> Table:
@@ -54,7 +54,7 @@ def _teachers(plan: Plan, actual: Actual | None) -> Table:
         fact = facts.get((line.stage, line.teacher))
         table.add_row(
             line.stage,
-            plain(line.teacher),
+            markup(line.teacher),
             _pair(_count(line.generations), _count(fact.generations) if fact else None),
             _pair(_count(line.prompt_tokens), _count(fact.prompt_tokens) if fact else None),
             _pair(_count(line.completion_tokens), _count(fact.completion_tokens) if fact else None),
@@ -87,7 +87,7 @@ def _scorers(plan: Plan) -> Table:
     table = _table("Scoring the probe", "model", ("parameters", "tokens", "FLOPs", "weights", "with one pass"))
     for scorer in plan.scorers:
         table.add_row(
-            f"{plain(scorer.model)} ({scorer.role})",
+            f"{markup(scorer.model)} ({scorer.role})",
             f"{scorer.parameters / 1e6:,.0f} M",
             _count(scorer.tokens),
             f"{scorer.flops:.2g}",
@@ -103,7 +103,7 @@ def _policies(plan: Plan) -> Table:
     for policy in plan.policies:
         even = "–" if policy.break_even is None else f"{policy.break_even:,.0f}"
         table.add_row(
-            policy.name,
+            markup(policy.name),
             _count(policy.generations),
             _count(policy.tokens),
             f"{policy.cost:.2f}",
