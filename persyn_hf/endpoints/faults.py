@@ -111,15 +111,21 @@ def _status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[s
     return _by_status(status, kind, said, retry_after(headers))
 
 
-def body_error(endpoint: Endpoint, text: str) -> TeacherError:
-    """What is meant by 200 with a body that is no answer: an error in JSON or SSE, a page, half an answer."""
+def body_error(endpoint: Endpoint, text: str, wanted: str = "completion") -> TeacherError:
+    """What is meant by 200 with a body that is no answer: an error in JSON or SSE, a page, half an answer.
+
+    Args:
+        endpoint (`Endpoint`): Who sent it.
+        text (`str`): Its body.
+        wanted (`str`, defaults to `"completion"`): What it should have been.
+    """
     lines = text.splitlines() if "data:" in text[:4096] else [text]
     for line in lines:
         kind, words = _error_body(line.removeprefix("data:").strip())
         if line.lstrip()[:1] in ("{", "d") and (kind or words):
             said = f"error event in a stream ({endpoint.clean(kind)}): {endpoint.clean(words)}"
             return _by_status(_STATUS_OF.get(kind, 500), kind, said, None)
-    return RetryableError("the answer is no completion (malformed or cut JSON, or another format)")
+    return RetryableError(f"the answer is no {wanted} (malformed or cut JSON, or another format)")
 
 
 def _by_status(status: int, kind: str, said: str, wait: float | None) -> TeacherError:

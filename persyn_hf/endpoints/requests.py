@@ -166,7 +166,7 @@ async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: 
     try:
         answer = json.loads(reply.content)
     except (ValueError, RecursionError):
-        raise body_error(endpoint, reply.text) from None
+        raise body_error(endpoint, reply.text, "JSON") from None
     if isinstance(answer, dict) and answer.get("error"):
         raise body_error(endpoint, reply.text)
     return answer

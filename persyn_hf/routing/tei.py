@@ -79,7 +79,7 @@ class RouterEndpoint:
             body = {"inputs": [[text] for text in batch], "raw_scores": True, "truncate": True}
             answer = await send(f"{self.url}/predict", body)
             if not isinstance(answer, list) or len(answer) != len(batch):
-                raise RouterError(f"{self.url}/predict must answer with a list for each of {len(batch)} texts.")
+                raise RetryableError(f"/predict must answer with a list for each of {len(batch)} texts")
             return [self._row(endpoint, predictions) for predictions in answer]
 
         rows = [row for rows in run_to_end(_ask(endpoint, batches, predict)) for row in rows]
@@ -92,7 +92,7 @@ class RouterEndpoint:
         try:
             by_label = {str(one["label"]): float(one["score"]) for one in predictions}
         except (LookupError, TypeError, ValueError, OverflowError):
-            raise RouterError(f"{self.url}/predict must answer with a label and a score for every teacher.") from None
+            raise RetryableError("/predict must answer with a label and a score for every teacher") from None
         if set(by_label) != set(self.teachers):
             found = endpoint.clean(str(sorted(by_label)))
             raise RouterMismatchError(f"{self.url} answers for {found}, not for {list(self.teachers)}.")

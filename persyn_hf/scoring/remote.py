@@ -164,8 +164,13 @@ class _Generate(_Reader):
         body = {"inputs": self._text(answer), "parameters": parameters}
         output = await send(self.endpoint.url("/generate"), body)
         details = _mapping(output[0] if isinstance(output, list) and output else output).get("details")
-        prefill = _mapping(details).get("prefill")
-        tokens = [_Token(one.get("id"), one.get("logprob")) for one in map(_mapping, _list(prefill))]
+        if not isinstance(details, dict):
+            raise RetryableError("the answer has no `details`")
+        prefill = details.get("prefill")
+        tokens = [
+            _Token(one.get("id"), one.get("logprob"))
+            for one in map(_mapping, prefill if isinstance(prefill, list) else ())
+        ]
         if len(tokens) < len(answer.ids) and len(tokens) <= 1:
             raise ScoringError(
                 f"{self.endpoint.address} reports no prompt log-probabilities; start the server with "
@@ -259,10 +264,6 @@ def _id(digits: str) -> int:
 
 def _mapping(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _aligned(student: RemoteStudent, endpoint: Endpoint, answer: Rendered, tokens: list[_Token]) -> list[_Token]:

@@ -50,7 +50,7 @@ def test_a_line_break_that_a_file_left_behind_a_key_is_taken_off(monkeypatch, en
 @pytest.mark.parametrize("value", ["sk-a b", "sk-\na", "\nsk-a", " sk-a", "sk-a ", "sk-a\t", "sk-é", "sk-\x1ba"])
 def test_what_cannot_be_a_key_is_refused_without_repeating_it(monkeypatch, value):
     monkeypatch.setenv("MY_KEY", value)
-    with pytest.raises(ConfigError, match="^this: the environment variable MY_KEY holds white space") as caught:
+    with pytest.raises(ConfigError, match=r"^this: the environment variable MY_KEY holds white space") as caught:
         find_key("MY_KEY", False, "this")
     said = "".join(traceback.format_exception(caught.value))
     assert value not in said and "sk-" not in said
@@ -68,8 +68,11 @@ def test_the_hub_token_is_the_key_where_that_is_wanted(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     endpoint = Endpoint.of(Service(url="http://h/", use_hub_token=True), model="m", setting="url")
     assert (endpoint.address, endpoint.model, endpoint.key, endpoint.key_name) == (
-        "http://h", "m", "hf_x", "the Hugging Face token",
-    )  # fmt: skip
+        "http://h",
+        "m",
+        "hf_x",
+        "the Hugging Face token",
+    )
     assert "hf_x" not in repr(endpoint)
     monkeypatch.setattr("persyn_hf.endpoints.keys.get_token", lambda: None)
     with pytest.raises(ConfigError, match="there is no token; run `hf auth login`"):
@@ -106,5 +109,5 @@ def test_a_configuration_is_read_without_its_keys_and_a_run_stops_before_it_begi
     with pytest.raises(ConfigError, match=r"^f.yaml: `quality.judge.api_key_env`: .* NO_SUCH_KEY is not set"):
         run(config, source="f.yaml")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="prompts.source"):  # a probe alone asks no judge
+    with pytest.raises(ConfigError, match=r"prompts\.source"):  # a probe alone asks no judge
         run(config, until="probe")
