@@ -31,7 +31,17 @@ def check_configuration(config: RunConfig) -> list[Finding]:
     findings = [Finding("prompts", "ok", f"{len(prompts)} in {config.prompts.source}")]
     if config.router.pretrained is None and config.probe.size > len(prompts):
         findings.append(Finding("probe", "fail", f"size {config.probe.size} is above the {len(prompts)} prompts"))
-    return [*findings, *_models(config), _disk(config, len(prompts))]
+    return [*findings, *_keys(config), *_models(config), _disk(config, len(prompts))]
+
+
+def _keys(config: RunConfig) -> Iterator[Finding]:
+    """The keys of a judge and of a student behind a server; those of teachers are looked up with their endpoints."""
+    from persyn_hf.endpoints.keys import require_keys
+
+    try:
+        require_keys([("student", config.student), ("quality", config.quality)], "keys")
+    except PersynError as error:
+        yield Finding("keys", "fail", str(error))
 
 
 def _models(config: RunConfig) -> Iterator[Finding]:

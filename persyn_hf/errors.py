@@ -83,9 +83,11 @@ class TeacherError(PersynError):
 
     Attributes:
         maybe_charged (`bool`): Whether the server may have made an answer, and charges for it, all the same.
+        status (`int`, *optional*): The HTTP status that said so; `None` where no response did.
     """
 
     maybe_charged: bool = False
+    status: int | None = None
 
 
 class RetryableError(TeacherError):

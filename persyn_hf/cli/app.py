@@ -12,6 +12,7 @@ import typer
 
 from persyn_hf.config import STAGES, RunConfig
 from persyn_hf.run.report import name_missing
+from persyn_hf.text import markup
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run_and_report(
     for stage in result.stages:
         state = "found finished" if stage.reused else f"{stage.seconds:.0f} s"
         console.print(f"{stage.name:<10}{state}", highlight=False)
-    console.print(f"Everything is in {result.folder}", highlight=False, soft_wrap=True)
+    console.print(f"Everything is in {markup(result.folder)}", highlight=False, soft_wrap=True)
     if result.missing:
         table = result.folder / "stages" / f"{result.answers}.parquet"
         typer.echo(f"{result.missing} rows of {table} got no answer. Run again to ask for them.", err=True)

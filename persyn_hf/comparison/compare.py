@@ -16,6 +16,7 @@ from persyn_hf.comparison.presentation import PolicyFacts, comparison_markdown
 from persyn_hf.comparison.routes import Known, mean_reward, teachers_of
 from persyn_hf.comparison.statistics import Outcome, Summary, summarise
 from persyn_hf.config import DRAWN, Compare, ComparedStudent, Policy, RunConfig, Student
+from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.prompts.reading import load_prompts
@@ -78,6 +79,8 @@ def compare(
         >>> result = compare(RunConfig.from_yaml("examples/small_world/world.yaml"))  # doctest: +SKIP
     """
     settings = _settings(config, source)
+    asked = (("teachers", config.teachers), ("quality", config.quality), ("compare.students", settings.students))
+    require_keys(asked, source)
     shared = Path(config.output_dir if share is None else share)
     folder = RunFolder(config.output_dir, shared / "ledger.sqlite", config.rows_per_shard)
     with folder.locked():

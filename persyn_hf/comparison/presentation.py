@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf.comparison.statistics import Difference, PolicyMean, Summary
 from persyn_hf.config import policy_label
+from persyn_hf.text import markup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,14 +73,14 @@ def print_comparison(summary: Summary, facts: Sequence[PolicyFacts], console: Co
         ):
             if not rows:
                 continue
-            table = Table(title=title, title_justify="left")
+            table = Table(title=markup(title), title_justify="left")
             for position, name in enumerate(header):
-                table.add_column(name, justify="right" if position else "left")
+                table.add_column(markup(name), justify="right" if position else "left")
             for row in rows:
-                table.add_row(*row)
+                table.add_row(*map(markup, row))
             console.print(table)
         for line in findings(summary, facts, student):
-            console.print(f"- {line}", highlight=False)
+            console.print(f"- {markup(line)}", highlight=False)
 
 
 def findings(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What a run is made of: frozen pydantic models, read from one YAML file.
 
-Validation is complete before anything starts and does no I/O besides looking at the environment and the file itself:
-unknown keys, repeated teachers, missing variables and values out of range are reported by file and key, all at once.
+Validation is complete before anything starts and does no I/O besides reading the file itself: unknown keys, repeated
+teachers and values out of range are reported by file and key, all at once. Keys are looked up where they are needed.
 """
 
 from persyn_hf.config.allocation import Allocation
@@ -33,7 +33,7 @@ from persyn_hf.config.scoring import (
     Student,
     StudentEndpoint,
 )
-from persyn_hf.config.settings import Dtype, Settings, read_settings
+from persyn_hf.config.settings import Dtype, Settings, base_url, read_settings
 from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
 from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teachers
 
@@ -76,6 +76,7 @@ __all__ = [
     "Teacher",
     "Training",
     "policy_label",
+    "base_url",
     "read_settings",
     "require_distinct_teachers",
 ]

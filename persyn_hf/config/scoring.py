@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from persyn_hf.config.settings import Dtype, KeyVariable, Settings
+from persyn_hf.config.settings import Address, Dtype, KeyVariable, Settings
 
 Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalization = Literal["minmax", "zscore", "rank"]
@@ -26,18 +26,20 @@ class Service(Settings):
         max_concurrency (`int`, defaults to 32): Requests in flight at once.
         timeout (`float`, defaults to 120): Seconds for one request.
         attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
+        max_response_bytes (`int`, defaults to 64 MiB): An answer is not read further than this.
     """
 
     unkeyed: ClassVar[frozenset[str]] = frozenset(
-        {"url", "api_key_env", "use_hub_token", "max_concurrency", "timeout", "attempts"}
+        {"url", "api_key_env", "use_hub_token", "max_concurrency", "timeout", "attempts", "max_response_bytes"}
     )
 
-    url: str = Field(pattern=r"^https?://")
+    url: Address
     api_key_env: KeyVariable = None
     use_hub_token: bool = False
     max_concurrency: int = Field(32, ge=1)
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
+    max_response_bytes: int = Field(64 * 2**20, ge=1024)
 
     @model_validator(mode="after")
     def _one_key(self) -> Service:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from persyn_hf.config.settings import Dtype, KeyVariable, Settings
+from persyn_hf.config.settings import Dtype, KeyVariable, Settings, base_url
 
 
 class Sampling(Settings):
@@ -135,12 +134,7 @@ class Teacher(Settings):
     @classmethod
     def _addresses(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         for address in (value,) if isinstance(value, str) else value or ():
-            parts = urlsplit(address)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("an endpoint must be a base URL that starts with http:// or https://")
-            if "@" in parts.netloc or parts.query or parts.fragment:
-                # An address is shown in errors, progress and cards.
-                raise ValueError("an endpoint must hold no user, password, query or fragment; use `api_key_env`")
+            base_url(address)
         return value
 
     @model_validator(mode="after")

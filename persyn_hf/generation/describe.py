@@ -10,23 +10,18 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
-from huggingface_hub.errors import OfflineModeIsEnabled
-
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.faults import status_error, transport_error
-from persyn_hf.endpoints.wire import Wire
-from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, UnavailableError
+from persyn_hf.endpoints.faults import OF_THE_SERVER
+from persyn_hf.endpoints.wire import Wire, exchange
+from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
 from persyn_hf.generation.answer import count
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0
 _FIRST_DELAY, _LAST_DELAY = 0.1, 2.0
 _COMMIT_LENGTH = 40
-#: Statuses that say something of the endpoint, and not of the page that was asked for.
-_ANSWERS = frozenset({401, 402, 403, 408, 425, 429, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -88,14 +83,11 @@ async def _until_answered(wire: Wire, endpoint: Endpoint, path: str, patience: f
 
 async def _get(wire: Wire, endpoint: Endpoint, path: str) -> Any:
     try:
-        reply = await wire.ask("GET", endpoint.url(path))
-    except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
-        raise transport_error(endpoint, error) from None
-    status = reply.status
-    if status >= 400 and status not in _ANSWERS:
-        return None  # no such page; `transformers serve` has one that fails with 500 without a network
-    if not reply.is_success:
-        raise status_error(endpoint, status, reply.text, reply.headers)
+        reply = await exchange(wire, endpoint, "GET", endpoint.url(path), within=_TIMEOUT)
+    except TeacherError as error:
+        if error.status is not None and error.status >= 400 and error.status not in OF_THE_SERVER:
+            return None  # no such page; `transformers serve` has one that fails with 500 without a network
+        raise
     try:
         return json.loads(reply.content)
     except (ValueError, RecursionError):
@@ -113,7 +105,7 @@ def _from_models(endpoint: Endpoint, listed: Any) -> EndpointLimits:
         # vLLM: `root` is the model, `id` the name that it was given; routers: `model:provider`.
         aliases = model.get("aliases")
         names = [model.get("id"), model.get("root"), *(aliases if isinstance(aliases, list) else [])]
-        if any(_same(endpoint.model, name) for name in names):
+        if any(_same(endpoint.model or "", name) for name in names):
             return EndpointLimits(max_total_tokens=count(model.get("max_model_len")))
     served = ", ".join(f"`{endpoint.clean(str(model.get('id')))}`" for model in models[:5])
     more = f" and {len(models) - 5} more" if len(models) > 5 else ""
@@ -138,7 +130,7 @@ async def _from_info_if_any(wire: Wire, endpoint: Endpoint) -> EndpointLimits:
 
 def _require_model(endpoint: Endpoint, teacher: Teacher, info: dict[str, Any]) -> None:
     served, sha = info["model_id"], info.get("model_sha")
-    if not _same(endpoint.model, served):
+    if not _same(teacher.model, served):
         raise ConfigError(f"{endpoint.address} serves `{endpoint.clean(served)}`, but `model` is `{endpoint.model}`.")
     named = teacher.revision
     if named and len(named) == _COMMIT_LENGTH and isinstance(sha, str) and sha != named:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from persyn_hf import text
 from persyn_hf.generation.client import Completion
 
 #: Seconds between two looks at the counters.
@@ -76,7 +77,7 @@ def say(*lines: object) -> None:
     """Writes lines to standard error."""
     console = Console(stderr=True)
     for line in lines:
-        console.print(str(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(text.shown_lines(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[None]:
         auto_refresh=False,
     )
     with bars:
-        ids = [bars.add_task(tally.name, total=tally.total, state="") for tally in tallies]
+        ids = [bars.add_task(text.markup(tally.name), total=tally.total, state="") for tally in tallies]
         ticking = asyncio.get_running_loop().create_task(_tick(bars, ids, tallies))
         try:
             yield

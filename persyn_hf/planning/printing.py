@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from persyn_hf.config import POLICY_LABELS
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, RunPlan
-from persyn_hf.run.report import plain
+from persyn_hf.text import markup, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def print_plan(plan: RunPlan, console: Console, actual: Actual | None = None) ->
     if actual is not None and actual.errors:
         console.print(f"{actual.errors} answers failed and are not counted.", highlight=False)
     for note in plan.notes:
-        console.print(f"• {note}", highlight=False, markup=False)
+        console.print(f"• {shown(note)}", highlight=False, markup=False)
 
 
 def _table(title: str, left: str, right: Sequence[str]) -> Table:
@@ -55,7 +55,7 @@ def _teachers(plan: RunPlan, actual: Actual | None) -> Table:
         fact = facts.get((line.stage, line.teacher))
         table.add_row(
             line.stage,
-            plain(line.teacher),
+            markup(line.teacher),
             _pair(_count(line.generations), _count(fact.generations) if fact else None),
             _pair(_count(line.prompt_tokens), _count(fact.prompt_tokens) if fact else None),
             _pair(_count(line.completion_tokens), _count(fact.completion_tokens) if fact else None),
@@ -88,7 +88,7 @@ def _scorers(plan: RunPlan) -> Table:
     table = _table("Scoring the probe", "model", ("parameters", "tokens", "FLOPs", "weights", "with one pass"))
     for scorer in plan.scorers:
         table.add_row(
-            f"{plain(scorer.model)} ({scorer.role})",
+            f"{markup(scorer.model)} ({scorer.role})",
             f"{scorer.parameters / 1e6:,.0f} M",
             _count(scorer.tokens),
             f"{scorer.flops:.2g}",

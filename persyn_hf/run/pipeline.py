@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, RouterMismatchError
 from persyn_hf.prompts.reading import load_prompts
 from persyn_hf.run.folder import RunFolder, StageRecord
@@ -84,7 +85,8 @@ def run(
         `RunResult`: The folder, the stages' records and the report.
 
     Raises:
-        ConfigError: If the configuration does not fit its prompts, or the folder is in use.
+        ConfigError: If the configuration does not fit its prompts, a key that it names is not there, or the folder is
+            in use.
         DataError: If prompts are empty or repeated, or too few teachers answer.
         RouterMismatchError: If a pretrained router knows other teachers than the configuration.
 
@@ -93,6 +95,8 @@ def run(
     """
     if until not in STAGES:
         raise ConfigError(f"`until` must be one of {', '.join(STAGES)}, got {until!r}.")
+    wanted = STAGES[: STAGES.index(until) + 1]
+    require_keys(_asked(config, wanted), source)
     folder = RunFolder(config.output_dir, ledger, config.rows_per_shard)
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
@@ -101,7 +105,7 @@ def run(
         if config.router.pretrained is None:
             folder.table(probe_prompts_stage(config, where=f"{source}: probe"))
         write_atomically(folder.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        router = _stages(config, folder, tables, STAGES[: STAGES.index(until) + 1], progress)
+        router = _stages(config, folder, tables, wanted, progress)
         report = build_report(
             config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block
         )
@@ -110,6 +114,17 @@ def run(
             published = publish(config, folder.path, len(prompts), tables, router, report)
         write_atomically(folder.path / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
     return RunResult(folder.path, tuple(folder.records), report, published)
+
+
+def _asked(config: RunConfig, wanted: Sequence[str]) -> list[tuple[str, object]]:
+    """The sections whose servers these stages ask, by their paths."""
+    trains = config.router.pretrained is None
+    sections: list[tuple[str, object]] = []
+    if trains or "generate" in wanted:
+        sections.append(("teachers", config.teachers))
+    if (trains and "score" in wanted) or (config.allocation.top_k > 1 and "generate" in wanted):
+        sections += [("student", config.student), ("quality", config.quality)]
+    return sections
 
 
 def _stages(

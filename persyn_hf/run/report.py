@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
+from persyn_hf.text import markup, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,7 +147,7 @@ def print_report(report: RunReport, console: Console) -> None:
     for line in report.teachers:
         share = f"{line.allocated / total:.0%}" if total else "–"
         table.add_row(
-            plain(line.name),
+            markup(line.name),
             str(line.allocated),
             share,
             str(line.answered),
@@ -182,14 +183,7 @@ def _print_held_out(report: RunReport, console: Console) -> None:
     console.print(table)
     if report.verdict:
         style = "bold" if report.fallback is not None else ""
-        console.print(plain(report.verdict), highlight=False, style=style)
-
-
-def plain(text: str) -> str:
-    """A name or a sentence as a terminal may show it: no markup, no control characters."""
-    from rich.markup import escape
-
-    return escape("".join(character for character in text if character.isprintable()))
+        console.print(markup(report.verdict), highlight=False, style=style)
 
 
 def _number(value: float | None) -> str:
@@ -216,6 +210,6 @@ def name_missing(table: Path) -> list[str]:
         own = [row for row in rows if row[columns.TEACHER] == teacher]
         ids = ", ".join(row[columns.PROMPT_ID] for row in own[:_NAMED]) + (", …" if count > _NAMED else "")
         reasons = Counter(row[columns.ERROR] for row in own).most_common(_NAMED)
-        lines.append(f"  {teacher}: {count} without an answer (prompts {ids})")
-        lines += [f"    {number} x {reason}" for reason, number in reasons]
+        lines.append(f"  {shown(teacher)}: {count} without an answer (prompts {ids})")
+        lines += [f"    {number} x {shown(reason)}" for reason, number in reasons]
     return lines
