@@ -21,7 +21,7 @@ from persyn_hf.comparison.evaluation import Judged, answer_held_out, held_out_nl
 from persyn_hf.config import Compare, ComparedStudent, Quality, Student, Training
 from persyn_hf.errors import StudentError
 from persyn_hf.models.workers import share_cores
-from persyn_hf.run.keys import Keyed, fingerprint
+from persyn_hf.run.fingerprints import Keyed, fingerprint
 from persyn_hf.students.train import train_student
 from persyn_hf.tables import write_atomically
 
@@ -47,7 +47,7 @@ class HeldOut:
 
 
 def identify(parts: Any) -> str:
-    """Twelve hex digits that stand for what values stand for, and for the library's version; see [`run.keys`]."""
+    """Twelve hex digits that stand for what values stand for, and for the library's version; see [`run.fingerprints`]."""
     return fingerprint(parts)[:12]
 
 

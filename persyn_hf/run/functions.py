@@ -11,7 +11,7 @@ from persyn_hf import columns
 from persyn_hf.config import Allocation, Probe, Quality, Reward, Router, Student, Teacher
 from persyn_hf.errors import DataError
 from persyn_hf.models.identity import teacher_identity
-from persyn_hf.run.keys import Checkpoint
+from persyn_hf.run.fingerprints import Checkpoint
 from persyn_hf.tables import write_atomically
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.run.keys import fingerprint, plain_value
+from persyn_hf.run.fingerprints import fingerprint, plain_value
 from persyn_hf.tables import no_bars, remove, replaced, write_atomically
 from persyn_hf.version import __version__
 
@@ -40,7 +40,7 @@ class Stage:
         function (`Callable`): A top-level function that keeps the rows of a prompt together.
         source (`str`): The table that it reads, by the name of its stage.
         inputs (`Mapping[str, str]`): Further tables, whole, and checkpoints: argument → name of the stage.
-        keyed (`Mapping[str, Any]`): Arguments that decide what comes of it; see [`keys.key_of`].
+        keyed (`Mapping[str, Any]`): Arguments that decide what comes of it; see [`fingerprints.key_of`].
         unkeyed (`Mapping[str, Any]`): Arguments that do not.
         errors (`str`, *optional*): The column in which a row says that it failed. Such a shard is made again.
         whole (`bool`, defaults to `False`): A row may depend on all others.

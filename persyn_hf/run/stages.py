@@ -17,7 +17,7 @@ from pathlib import Path
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Student, Teacher
 from persyn_hf.run import functions
-from persyn_hf.run.keys import Checkpoint, Keyed
+from persyn_hf.run.fingerprints import Checkpoint, Keyed
 from persyn_hf.run.shards import Stage
 
 #: The tables that the stages start from.

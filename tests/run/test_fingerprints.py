@@ -8,7 +8,7 @@ from persyn_hf import RunConfig, config
 from persyn_hf.comparison.cells import Cell, HeldOut, identify
 from persyn_hf.config import Settings
 from persyn_hf.errors import ConfigError
-from persyn_hf.run.keys import Checkpoint, fingerprint, key_of
+from persyn_hf.run.fingerprints import Checkpoint, fingerprint, key_of
 from persyn_hf.run.stages import run_stages
 
 SCORES = {"score", "score-answers"}
@@ -114,6 +114,7 @@ TABLE = {
         "max_concurrency": (3, NOTHING),
         "timeout": (9.0, NOTHING),
         "attempts": (2, NOTHING),
+        "max_response_bytes": (4096, NOTHING),
         "api": ("echo", SCORES),
         "served_model": ("s", SCORES),
     },
@@ -267,6 +268,7 @@ OF_A_JUDGE = {
     "max_concurrency": (3, NOTHING),
     "timeout": (9.0, NOTHING),
     "attempts": (2, NOTHING),
+    "max_response_bytes": (4096, NOTHING),
     "model": ("other", QUALITY | {"router"}),
     "template": ("{{ prompt }}", QUALITY),
     "temperature": (0.5, QUALITY),
