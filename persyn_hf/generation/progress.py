@@ -72,13 +72,6 @@ class Tally:
         return f"{self.name}: {', '.join(parts)}"
 
 
-def say(*lines: object) -> None:
-    """Writes lines to standard error."""
-    console = Console(stderr=True)
-    for line in lines:
-        console.print(str(line), markup=False, highlight=False, soft_wrap=True)
-
-
 @contextmanager
 def shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[None]:
     """Shows one line per teacher while the block runs; nothing where there is no terminal.

@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 from persyn_hf.generation.generate import generate_parallel
 url, ledger, prompts, progress = sys.argv[1:]
-common = {"model": "m", "endpoint": url, "max_concurrency": 4, "price_per_million_completion_tokens": 2e5}
+common = {"model": "m", "endpoint": url, "max_concurrency": 8, "price_per_million_completion_tokens": 2e5}
 teachers = [{"name": name, "system_prompt": name, **common} for name in ("first", "second")]
 table = generate_parallel([f"prompt {n}" for n in range(int(prompts))], teachers, ledger, progress=progress == "1")
 print(len(table), "rows")
