@@ -129,8 +129,8 @@ def _signals_to(interrupt: Interrupt) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in taken.items():
-            signal.signal(number, handler)
+        for taken_number, handler in taken.items():
+            signal.signal(taken_number, handler)
 
 
 def _is_nobodys(number: int, handler: Any) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import httpx2
@@ -15,6 +14,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from tenacity.wait import wait_exponential_jitter
 
 from persyn_hf.config import Service
+from persyn_hf.endpoints.event_loop import say
+from persyn_hf.endpoints.server import Gate, gate
 from persyn_hf.errors import ConfigError, PassingError, RequestError, ScoringError
 
 Item = TypeVar("Item")
@@ -47,23 +48,15 @@ def service_key(service: Service) -> str:
     return key
 
 
-def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs a coroutine, in a thread of its own where a loop is running already (Jupyter)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
-
-
 async def ask_all(
     service: Service,
     items: Sequence[Item],
     ask: Callable[[Item], Awaitable[Result]],
     answered: Callable[[Item], Any] | None = None,
 ) -> list[Result | RequestError]:
-    """Asks for every item, at most `max_concurrency` at once.
+    """Asks for every item, at most `max_concurrency` at once, of all that ask that address.
+
+    Where it is cancelled, a line says how far it was.
 
     Args:
         service (`Service`): Whom, and how patiently.
@@ -78,27 +71,32 @@ async def ask_all(
     Raises:
         ScoringError: If nothing can succeed: a refused key, no such path, nobody listening.
     """
-    gate = asyncio.Semaphore(service.max_concurrency)
+    through = 0
 
-    async def one(item: Item) -> Result | RequestError:
-        async with gate:
-            try:
-                found: Result | RequestError = await _retried(service, item, ask)
-            except RequestError as error:
-                found = error
+    async def one(item: Item, places: Gate) -> Result | RequestError:
+        nonlocal through
+        try:
+            found: Result | RequestError = await _retried(service, item, ask, places)
+        except RequestError as error:
+            found = error
+        through += 1
         if answered is not None:
             answered(item)
         return found
 
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
-    except* ScoringError as errors:
+        with gate(service.url, service.max_concurrency) as places:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(item, places)) for item in items]
+    except asyncio.CancelledError:
+        say(f"{service.url}: {through:,} of {len(items):,} requests were answered; the next run sends all again.")
+        raise
+    except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-async def _retried(service: Service, item: Item, ask: Callable[[Item], Awaitable[Result]]) -> Result:
+async def _retried(service: Service, item: Item, ask: Callable[[Item], Awaitable[Result]], places: Gate) -> Result:
     try:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(PassingError),
@@ -107,10 +105,11 @@ async def _retried(service: Service, item: Item, ask: Callable[[Item], Awaitable
             reraise=True,
         ):
             with attempt:
-                try:
-                    return await ask(item)
-                except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
-                    raise _told_apart(service, error) from None
+                async with places:  # not during the pauses between two tries
+                    try:
+                        return await ask(item)
+                    except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
+                        raise _told_apart(service, error) from None
     except PassingError as error:
         if error.nobody:
             raise ScoringError(f"{error} ({service.attempts} attempts).") from None

@@ -87,13 +87,13 @@ async def ask_all(
         for asked, tally, own in zip(plan.asked, tallies, clients, strict=True):
             run.add(asked, tally, own, limits, stack)
         interrupt.attach(functools.partial(run.drain, interrupt))
-        with shown(tallies, options.progress):
+        with shown(tallies, options.progress) as tells:
             try:
                 await run.go(
                     [itertools.chain([job] if job else [], jobs) for job, jobs in zip(first, work, strict=True)], ahead
                 )
             finally:
-                run.report(interrupt.pressed > 0)
+                run.report(interrupt.pressed > 0, tells)
 
 
 class _Run:
@@ -182,10 +182,11 @@ class _Run:
         for pool in self._pools.values():
             pool.stop("the run was interrupted")
 
-    def report(self, interrupted: bool) -> None:
-        """Says what is missing, where anything is."""
+    def report(self, interrupted: bool, told: bool) -> None:
+        """Says what is missing, where anything is; what each teacher did, unless that is told anyway."""
         if interrupted:
-            say("Interrupted. What was answered is in the ledger; run again to go on.", *self._tallies.values())
+            did = [] if told else self._tallies.values()
+            say("Interrupted. What was answered is in the ledger; run again to go on.", *did)
         for name, tally in self._tallies.items():
             missing = tally.total - tally.found - tally.answered
             if missing and not interrupted:

@@ -16,7 +16,8 @@ import httpx2
 from huggingface_hub import AsyncInferenceClient
 
 from persyn_hf.config import StudentEndpoint
-from persyn_hf.endpoints.requests import ask_all, run_to_end, service_key
+from persyn_hf.endpoints.event_loop import run_to_end
+from persyn_hf.endpoints.requests import ask_all, service_key
 from persyn_hf.errors import ConfigError, PassingError, RequestError, ScoringError
 from persyn_hf.models.loading import context_of, identity, load_config, load_tokenizer
 from persyn_hf.models.rendering import Rendered
@@ -98,7 +99,7 @@ def score_remotely(
             f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or run '
             "the student in process."
         )
-    found = run_to_end(_ask(student, answers, names, progress))
+    found = run_to_end(lambda interrupt: _ask(student, answers, names, progress))
     return [_summed(answer, tokens, name, ranks) for answer, tokens, name in zip(answers, found, names, strict=True)]
 
 

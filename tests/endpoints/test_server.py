@@ -270,7 +270,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_stopped_process_is_named_and_keeps_nobody_waiting(cache, monkeypatch, caplog):
-    with subprocess.Popen([sys.executable, "-c", HOLD, "http://a:80", "2"], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, "http://a:80", "2"], stdout=subprocess.PIPE, text=True
+    ) as other:
         try:
             assert other.stdout.readline() == "2\n"
             monkeypatch.setattr(servers, "_PATIENCE", 0.05)
