@@ -8,6 +8,7 @@ import typer
 
 from persyn_hf.cli import allocate, doctor, hub, ledger, plan, route, run, students
 from persyn_hf.cli.app import app
+from persyn_hf.endpoints.event_loop import exit_on_sigterm
 from persyn_hf.errors import ConfigError, PersynError
 from persyn_hf.text import shown_lines
 
@@ -15,7 +16,8 @@ __all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route"
 
 
 def main() -> None:
-    """The entry point: errors are one clear line each on standard error."""
+    """The entry point: errors are one clear line each on standard error; SIGTERM ends it with 143."""
+    exit_on_sigterm()
     try:
         app()
     except ConfigError as error:

@@ -47,7 +47,7 @@ class HeldOut:
 
 
 def identify(parts: Any) -> str:
-    """Twelve hex digits that stand for what values stand for, and for the library's version; see [`run.fingerprints`]."""
+    """Twelve hex digits for what values stand for and the library's version; see `run.fingerprints`."""
     return fingerprint(parts)[:12]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,7 +15,9 @@ from tenacity.wait import wait_exponential_jitter
 from persyn_hf.config import Service
 from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.event_loop import say
 from persyn_hf.endpoints.faults import body_error
+from persyn_hf.endpoints.server import Gate, gate
 from persyn_hf.endpoints.wire import Wire, encoded, exchange
 from persyn_hf.errors import (
     PassingError,
@@ -63,21 +64,6 @@ class Patience:
         return cls(service.max_concurrency, service.timeout, service.attempts, service.max_response_bytes)
 
 
-def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs a coroutine, in a thread of its own where a loop is running already (Jupyter)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
-
-
-def gate(endpoint: Endpoint, max_concurrency: int) -> AbstractAsyncContextManager[Any]:
-    """What every request to an endpoint passes through: at most so many are in flight at once."""
-    return asyncio.Semaphore(max_concurrency)
-
-
 async def ask_all(
     endpoint: Endpoint,
     patience: Patience,
@@ -85,7 +71,9 @@ async def ask_all(
     ask: Callable[[Send, Item], Awaitable[Result]],
     answered: Callable[[Item], Any] | None = None,
 ) -> list[Result | RowError | RetryableError]:
-    """Asks a server for every item.
+    """Asks a server for every item, as many at once as it bears of all that ask its address.
+
+    Where it is cancelled, a line says how far it was.
 
     Args:
         endpoint (`Endpoint`): Whom.
@@ -102,27 +90,34 @@ async def ask_all(
         ConfigError: If a proxy of the environment would read the key.
         TeacherDownError: If nothing can succeed: a refused key, no such path, a redirect, nobody listening.
     """
-    passage = gate(endpoint, patience.max_concurrency)
     wire = open_wire(endpoint, patience.timeout, patience.max_response_bytes)
+    through = 0
 
     async def send(url: str, body: Mapping[str, Any] | None = None) -> Any:
         return await _json(wire, endpoint, patience.timeout, url, body)
 
-    async def one(item: Item) -> Result | RowError | RetryableError:
+    async def one(item: Item, places: Gate) -> Result | RowError | RetryableError:
+        nonlocal through
         found: Result | RowError | RetryableError
-        async with passage:
-            try:
-                found = await _retried(patience, lambda: ask(send, item))
-            except (RowError, RetryableError) as error:
-                found = error
+        try:
+            found = await _retried(patience, places, lambda: ask(send, item))
+        except (RowError, RetryableError) as error:
+            found = error
+        through += 1
         if answered is not None:
             answered(item)
         return found
 
     async with aclosing(wire):
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(item)) for item in items]
+            with gate(endpoint.address, patience.max_concurrency) as places:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(item, places)) for item in items]
+        except asyncio.CancelledError:
+            say(
+                f"{endpoint.address}: {through:,} of {len(items):,} requests were answered; the next run sends all again."
+            )
+            raise
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
@@ -172,7 +167,7 @@ async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: 
     return answer
 
 
-async def _retried(patience: Patience, ask: Callable[[], Awaitable[Result]]) -> Result:
+async def _retried(patience: Patience, places: Gate, ask: Callable[[], Awaitable[Result]]) -> Result:
     def pause(state: RetryCallState) -> float:
         """Growing, with chance in it; longer where the server says so."""
         grown = float(wait_exponential_jitter(_FIRST_PAUSE, patience.longest_pause, jitter=_FIRST_PAUSE)(state))
@@ -189,7 +184,8 @@ async def _retried(patience: Patience, ask: Callable[[], Awaitable[Result]]) -> 
     try:
         async for attempt in retrying:
             with attempt:
-                return await ask()
+                async with places:  # not during the pauses between two tries
+                    return await ask()
     except UnavailableError as error:
         if error.status is None:  # nobody listens, so that other requests fare no better
             raise TeacherDownError(f"{error} ({patience.attempts} attempts)") from None

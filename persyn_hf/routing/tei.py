@@ -14,7 +14,8 @@ from persyn_hf import columns
 from persyn_hf.config import Service, read_settings
 from persyn_hf.config.settings import base_url
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.requests import Patience, Send, ask_all, run_to_end
+from persyn_hf.endpoints.event_loop import run_to_end
+from persyn_hf.endpoints.requests import Patience, Send, ask_all
 from persyn_hf.errors import (
     ConfigError,
     DataError,
@@ -82,7 +83,7 @@ class RouterEndpoint:
                 raise RetryableError(f"/predict must answer with a list for each of {len(batch)} texts")
             return [self._row(endpoint, predictions) for predictions in answer]
 
-        rows = [row for rows in run_to_end(_ask(endpoint, batches, predict)) for row in rows]
+        rows = [row for rows in run_to_end(lambda interrupt: _ask(endpoint, batches, predict)) for row in rows]
         scores = np.array(rows, dtype=np.float32).reshape(len(texts), len(self.teachers))
         if not np.isfinite(scores).all():
             raise RouterError(f"{self.url} gives scores that are no numbers; serve the router with --dtype float32.")
@@ -124,7 +125,7 @@ def _describe_once(url: str, api_key_env: str | None) -> RouterEndpoint:
     async def describe(send: Send, page: str) -> Any:
         return await send(page)
 
-    (info,) = run_to_end(_ask(endpoint, [f"{url}/info"], describe))
+    (info,) = run_to_end(lambda interrupt: _ask(endpoint, [f"{url}/info"], describe))
     kind = info.get("model_type") if isinstance(info, Mapping) else None
     classifier = kind.get("classifier") if isinstance(kind, Mapping) else None
     labels = classifier.get("id2label") if isinstance(classifier, Mapping) else None

@@ -12,7 +12,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from persyn_hf.columns import Prompt, prompt_text
 from persyn_hf.config import Judge
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.requests import Send, ask_service, run_to_end
+from persyn_hf.endpoints.event_loop import run_to_end
+from persyn_hf.endpoints.requests import Send, ask_service
 from persyn_hf.errors import ConfigError, RequestError, RetryableError
 
 #: Longest excerpt of a reply that is no score.
@@ -61,7 +62,7 @@ def judge_answers(
         ScoringError: If the judge cannot be asked at all (wrong key, wrong address, nobody listening).
     """
     requests = _requests(judge, prompts, completions, references)
-    found = run_to_end(_ask(judge, requests))
+    found = run_to_end(lambda interrupt: _ask(judge, requests))
     return [str(one) if isinstance(one, RequestError) else one for one in found]
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from persyn_hf.config import StudentEndpoint
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.requests import Send, ask_service, run_to_end
+from persyn_hf.endpoints.event_loop import run_to_end
+from persyn_hf.endpoints.requests import Send, ask_service
 from persyn_hf.errors import ConfigError, RequestError, RetryableError, ScoringError
 from persyn_hf.models.loading import context_of, identity, load_config, load_tokenizer
 from persyn_hf.models.rendering import Rendered
@@ -96,7 +97,7 @@ def score_remotely(
             f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or run '
             "the student in process."
         )
-    found = run_to_end(_ask(student, answers, names, progress))
+    found = run_to_end(lambda interrupt: _ask(student, answers, names, progress))
     return [_summed(answer, tokens, name, ranks) for answer, tokens, name in zip(answers, found, names, strict=True)]
 
 
