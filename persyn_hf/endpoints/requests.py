@@ -17,7 +17,7 @@ from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.event_loop import say
 from persyn_hf.endpoints.faults import body_error
-from persyn_hf.endpoints.server import Gate, gate
+from persyn_hf.endpoints.gate import Gate, gate
 from persyn_hf.endpoints.wire import Wire, encoded, exchange
 from persyn_hf.errors import (
     PassingError,
@@ -114,9 +114,8 @@ async def ask_all(
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(one(item, places)) for item in items]
         except asyncio.CancelledError:
-            say(
-                f"{endpoint.address}: {through:,} of {len(items):,} requests were answered; the next run sends all again."
-            )
+            answers = f"{through:,} of {len(items):,} requests were answered"
+            say(f"{endpoint.address}: {answers}; the next run sends all again.")
             raise
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None

@@ -137,7 +137,7 @@ def test_a_log_has_a_line_every_so_often(capsys, monkeypatch):
     counts = [int(match[1]) for line in lines[1:-2] if (match := re.fullmatch(shape, line))]
     assert len(counts) >= 3
     assert counts == sorted(counts) and 0 <= counts[0] < counts[-1] <= 10
-    assert lines[-2] == "bad[2J: 10 of 10 rows, 30 + 50 tokens"
+    assert lines[-2] == "bad: 10 of 10 rows, 30 + 50 tokens"
     assert "\r" not in said and "\x1b" not in said
 
 
