@@ -110,7 +110,13 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'persyn_hf' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        module = importlib.import_module(_HOME[name])
+    except ModuleNotFoundError as error:
+        from persyn_hf.packages import explained
+
+        raise explained(error, f"use persyn_hf.{name}") from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -9,6 +9,7 @@ import typer
 from persyn_hf.cli import allocate, doctor, hub, ledger, plan, route, run, students
 from persyn_hf.cli.app import app
 from persyn_hf.errors import ConfigError, PersynError
+from persyn_hf.packages import explained
 
 __all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "students"]
 
@@ -22,4 +23,10 @@ def main() -> None:
         sys.exit(2)
     except PersynError as error:
         typer.echo(f"persyn-hf: {type(error).__name__}: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        missing = explained(error, "run this command")
+        if not isinstance(missing, PersynError):
+            raise
+        typer.echo(f"persyn-hf: {missing}", err=True)
         sys.exit(1)

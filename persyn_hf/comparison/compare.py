@@ -19,6 +19,7 @@ from persyn_hf.comparison.tables import PolicyFacts, comparison_markdown
 from persyn_hf.config import Compare, ComparedStudent, Policy, RunConfig, Student
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.packages import require
 from persyn_hf.prompts.reading import load_prompts
 from persyn_hf.run.folder import RunFolder
 from persyn_hf.tables import write_atomically
@@ -79,6 +80,7 @@ def compare(
         >>> result = compare(RunConfig.from_yaml("examples/small_world/world.yaml"))  # doctest: +SKIP
     """
     settings = _settings(config, source)
+    require("compare students", "trl", "torch", "transformers", "scipy", "matplotlib")
     shared = Path(config.output_dir if share is None else share)
     folder = RunFolder(config.output_dir, shared / "ledger.sqlite")
     with folder.locked():

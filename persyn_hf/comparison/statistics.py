@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf.errors import DataError
+from persyn_hf.packages import require
 
 Array = NDArray[np.float64]
 
@@ -159,6 +160,7 @@ def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, flo
         `tuple[Interval, float | None, float]`: `reference − other`; the paired t-test's p over seeds; the
         permutation test's p over prompts.
     """
+    require("test a difference", "scipy")
     from scipy import stats
 
     difference = reference - other

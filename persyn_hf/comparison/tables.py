@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persyn_hf.comparison.statistics import Cell, Difference, Summary
+from persyn_hf.packages import require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -186,6 +187,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
         summary (`Summary`): Of [`summarise`].
         path (`Path`): The file.
     """
+    require("plot a comparison", "matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

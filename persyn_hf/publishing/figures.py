@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from persyn_hf.packages import require
 from persyn_hf.publishing.markdown import fixed, plain
 from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
@@ -40,6 +41,7 @@ class Figures:
     """
 
     def __init__(self, provenance: Provenance) -> None:
+        require("draw the pictures of a card", "matplotlib")
         pool = ThreadPoolExecutor(1, thread_name_prefix="persyn-figures")
         self._drawing = pool.submit(_draw, provenance)
         pool.shutdown(wait=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from persyn_hf.packages import require
 from persyn_hf.routing.heads import STRENGTHS, Array, fit_path, teacher_means
 
 
@@ -141,6 +141,9 @@ def bootstrap_means(values: Array, seed: int = 0, draws: int = 2000) -> Array:
     Returns:
         `ndarray` of shape `(draws, policies)`.
     """
+    require("find bootstrap intervals", "scipy")
+    from scipy.stats import bootstrap
+
     known = ~np.isnan(values)
     filled, count = np.where(known, values, 0.0), len(values)
 

@@ -16,6 +16,7 @@ from persyn_hf.errors import ConfigError
 from persyn_hf.prompts.reading import load_prompts
 from persyn_hf.run.allocation import allocate_stage
 from persyn_hf.run.folder import RunFolder, StageRecord
+from persyn_hf.run.needs import require_packages
 from persyn_hf.run.report import RunReport, build_report
 from persyn_hf.run.stages import (
     Tables,
@@ -95,6 +96,7 @@ def run(
     """
     if until not in STAGES:
         raise ConfigError(f"`until` must be one of {', '.join(STAGES)}, got {until!r}.")
+    require_packages(config, until)
     folder = RunFolder(config.output_dir, ledger)
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
