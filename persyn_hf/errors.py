@@ -186,7 +186,8 @@ class MissingPackageError(PersynError, ImportError):
     """
 
     def __init__(self, packages: Sequence[str], requirements: Sequence[str], purpose: str) -> None:
-        names = " and ".join(f"`{package}`" for package in packages)
+        *others, last = (f"`{package}`" for package in packages)
+        names = f"{', '.join(others)} and {last}" if others else last
         verb, them = ("is", "it") if len(packages) == 1 else ("are", "them")
         wanted = " ".join(f"'{requirement}'" for requirement in requirements)
         super().__init__(

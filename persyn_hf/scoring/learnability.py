@@ -156,6 +156,18 @@ def parse_endpoint(endpoint: str | Mapping[str, Any] | StudentEndpoint) -> Stude
     return read_settings(StudentEndpoint, fields, "student_endpoint")
 
 
+def require_packages(student: Student) -> None:
+    """Refuses to score where a package is absent: behind a server, a student needs its tokenizer only.
+
+    Raises:
+        MissingPackageError: Names what is missing.
+    """
+    if student.endpoint is None:
+        require("score with a student in this process", "torch", "transformers")
+    else:
+        require("tokenize what a student behind a server scores", "transformers")
+
+
 def load_scorer(student: Student) -> Scorer:
     """Loads the student of a configuration, in this process or behind its server."""
     if student.endpoint is not None:
