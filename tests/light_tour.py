@@ -165,6 +165,9 @@ def functions(folder, url, settings):
         "mapped": by_map["completion"][:],
         "loaded": loaded.dataset["completion"][0],
         "personalised": table[0]["completion"],
+        "quality": persyn_hf.persyn_quality(
+            {"prompt": "x", "completion": "4", "answer": "4"}, verifier="exact", answer_column="answer"
+        ),
         "shared": persyn_hf.allocate(np.array([[1.0, 0.0], [0.0, 2.0]]), ["a", "b"]).routes,
     }
 
@@ -184,6 +187,7 @@ def refusals(folder, url, settings):
         return ["nothing", "", False]
 
     local = [{"name": "here", "model": str(folder), "backend": "local"}]
+    tgi = [{"name": "tgi", "model": "org/a", "endpoint": url, "api": "tgi", "preflight": False}]
     answers = Dataset.from_list(
         [{"prompt_id": "1", "prompt": "x", "teacher": name, "completion": "y", "error": None} for name in "ab"]
     )
@@ -196,6 +200,7 @@ def refusals(folder, url, settings):
         "train a router": said(lambda: persyn_hf.train_router),
         "allocate": said(lambda: persyn_hf.allocate(many, ["a", "b"], max_share=0.5)),
         "ask here": said(lambda: persyn_hf.generate_parallel(["x"], local, progress=False)),
+        "ask a TGI": said(lambda: persyn_hf.generate_parallel(["x"], tgi, progress=False)),
         "train a student": said(lambda: persyn_hf.train_student(answers, str(folder), folder / "student")),
         "verify": said(lambda: persyn_hf.persyn_quality(answers[0], verifier="math")),
         "asked": len(Server.asked) - asked,

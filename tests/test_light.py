@@ -81,7 +81,7 @@ def check_tour(found):
     assert values["mapped"] == [f"org/a: Say number {n}." for n in range(8)]
     assert values["loaded"] == [{"role": "assistant", "content": "One."}]
     assert values["personalised"] == [{"role": "assistant", "content": "org/a: Say number 0."}]
-    assert values["shared"] == ["a", "b"]
+    assert values["shared"] == ["a", "b"] and values["quality"]["quality"] == 1.0
 
 
 def check_refusals(found):
@@ -99,6 +99,7 @@ def check_refusals(found):
         "train a router": TORCH,
         "allocate": "pip install 'scipy>=1.15'",
         "ask here": BOTH,
+        "ask a TGI": "pip install 'transformers>=5.0'",
         "train a student": "pip install 'persyn-hf[students]'",
         "verify": "pip install 'persyn-hf[math]'",
     }

@@ -71,7 +71,7 @@ class TeacherTokenizer:
 def _load(model: str, revision: str | None, download: bool, home: str | None) -> Any | None:
     if not download and not is_installed("transformers"):
         return None
-    require("render prompts for `api: tgi`; `api: chat` needs none", "transformers")
+    require("render prompts for `api: tgi` (`api: chat` needs none)", "transformers")
     from transformers import AutoTokenizer
 
     try:
