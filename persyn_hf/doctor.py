@@ -138,6 +138,9 @@ def check_packages() -> list[Finding]:
 
     What a light installation leaves out is a note where it is absent: much runs without.
     """
+    if not dependencies():
+        mend = "is not installed, so what it requires is not known: pip install --no-deps --editable . in its checkout"
+        return [Finding("persyn-hf", "fail", mend)]
     findings = []
     for name, wanted in dependencies().items():
         try:

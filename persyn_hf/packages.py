@@ -80,9 +80,7 @@ def dependencies() -> Mapping[str, Requirement]:
 @lru_cache(maxsize=1)
 def extras() -> Mapping[str, Mapping[str, Requirement]]:
     """What each extra brings beyond that, by the extra's name."""
-    from importlib.metadata import metadata
-
-    names = [name for name in metadata("persyn-hf").get_all("Provides-Extra") or [] if name not in _DEVELOPMENT]
+    names = [name for name in _metadata("Provides-Extra") if name not in _DEVELOPMENT]
     return {name: {w.name: w for w in _requirements() if _needed(w, name) and not _needed(w, "")} for name in names}
 
 
@@ -92,11 +90,19 @@ def pip_command(*packages: str) -> str:
 
 
 def _requirements() -> list[Requirement]:
-    from importlib.metadata import requires
-
     from packaging.requirements import Requirement
 
-    return [Requirement(line) for line in requires("persyn-hf") or []]
+    return [Requirement(line) for line in _metadata("Requires-Dist")]
+
+
+def _metadata(field: str) -> list[str]:
+    """A field of the installed metadata; nothing in a checkout that is used without having been installed."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        return metadata("persyn-hf").get_all(field) or []
+    except PackageNotFoundError:
+        return []
 
 
 def _needed(wanted: Requirement, extra: str) -> bool:

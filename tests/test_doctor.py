@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from persyn_hf import doctor
+from persyn_hf import doctor, packages
 
 
 @pytest.fixture
@@ -33,6 +33,22 @@ def test_an_absent_package_is_a_note_where_a_light_installation_leaves_it_out_an
     assert found["aiohttp"] == ("fail", "is not installed: pip install 'aiohttp>=3.11'")
     assert found["datasets"] == ("fail", "is 4.9.1, must be >=5.0: pip install 'datasets>=5.0'")
     assert found["numpy"] == ("ok", "2.9.0rc1")
+
+
+def test_a_checkout_that_was_never_installed_is_a_failure(monkeypatch):
+    def absent(package: str) -> None:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.metadata", absent)
+    packages.dependencies.cache_clear()
+    packages.extras.cache_clear()
+    try:
+        assert said(doctor.check_packages())["persyn-hf"][0] == "fail"
+        assert doctor.check_extras() == []
+        assert packages.pip_command("torch") == "pip install 'torch'"
+    finally:
+        packages.dependencies.cache_clear()
+        packages.extras.cache_clear()
 
 
 def test_every_extra_of_the_metadata_is_looked_for_but_those_for_development(installed):
