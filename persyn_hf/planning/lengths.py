@@ -118,7 +118,7 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
     if config.student is None:
         return _by_characters, "Prompt tokens are characters divided by 4"
     if absent("transformers"):
-        why = f"for want of `transformers` ({pip_command('transformers')})"
+        why = f"as `transformers` is not installed ({pip_command('transformers')})"
         return _by_characters, f"Prompt tokens are characters divided by 4, {why}"
     from transformers import AutoTokenizer
 
