@@ -10,6 +10,7 @@ from persyn_hf.cli import allocate, doctor, hub, ledger, plan, route, run, stude
 from persyn_hf.cli.app import app
 from persyn_hf.endpoints.event_loop import exit_on_sigterm
 from persyn_hf.errors import ConfigError, PersynError
+from persyn_hf.packages import explained
 from persyn_hf.text import shown_lines
 
 __all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "students"]
@@ -25,4 +26,10 @@ def main() -> None:
         sys.exit(2)
     except PersynError as error:
         typer.echo(shown_lines(f"persyn-hf: {type(error).__name__}: {error}"), err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        missing = explained(error, "run this command")
+        if not isinstance(missing, PersynError):
+            raise
+        typer.echo(f"persyn-hf: {missing}", err=True)
         sys.exit(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.packages import is_installed
 from persyn_hf.run.report import name_missing
 from persyn_hf.text import markup
 from persyn_hf.version import __version__
@@ -91,9 +92,11 @@ def run_and_report(
 def quiet_libraries(quiet: bool) -> None:
     """The command shows its own progress; transformers' loading bars and reports say nothing that a user acts on."""
     from datasets import disable_progress_bars
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if is_installed("transformers"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     if quiet:
         disable_progress_bars()

@@ -19,6 +19,7 @@ from persyn_hf.config import DRAWN, Compare, ComparedStudent, Policy, RunConfig,
 from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.packages import require
 from persyn_hf.prompts.reading import load_prompts
 from persyn_hf.run.folder import RunFolder
 from persyn_hf.tables import write_atomically
@@ -81,6 +82,7 @@ def compare(
     settings = _settings(config, source)
     asked = (("teachers", config.teachers), ("quality", config.quality), ("compare.students", settings.students))
     require_keys(asked, source)
+    require("compare students", "trl", "torch", "transformers", "scipy", "matplotlib")
     shared = Path(config.output_dir if share is None else share)
     folder = RunFolder(config.output_dir, shared / "ledger.sqlite", config.rows_per_shard)
     with folder.locked():

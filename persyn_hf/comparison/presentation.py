@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf.comparison.statistics import Difference, PolicyMean, Summary
 from persyn_hf.config import policy_label
+from persyn_hf.packages import require
 from persyn_hf.text import markup
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
         summary (`Summary`): Of [`summarise`].
         path (`Path`): The file.
     """
+    require("plot a comparison", "matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

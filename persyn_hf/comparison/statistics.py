@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from persyn_hf.errors import DataError
+from persyn_hf.packages import require
 from persyn_hf.routing.intervals import DRAWS, Array, Interval, interval
 
 _PERMUTATIONS = 9999
@@ -143,6 +144,7 @@ def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, flo
         `tuple[Interval, float | None, float]`: `reference − other`; the paired t-test's p over seeds; the
         permutation test's p over prompts.
     """
+    require("test a difference", "scipy")
     from scipy import stats
 
     difference = reference - other

@@ -25,6 +25,7 @@ from persyn_hf.generation.pool import Job, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, shown
 from persyn_hf.generation.tgi import TgiClient
+from persyn_hf.packages import require
 
 _log = logging.getLogger(__name__)
 #: Batches of a local model that are gathered, so that rows of similar length meet.
@@ -283,6 +284,7 @@ class _LocalClient:
 
     async def complete(self, request: Request) -> Completion:
         if self._batcher is None:
+            require("ask a teacher with `backend: local`", "torch", "transformers")
             from persyn_hf.generation.local import LocalBatcher
 
             self._batcher = LocalBatcher(self._teachers, self._identity)

@@ -15,6 +15,7 @@ from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.client import Completion, Request
+from persyn_hf.packages import is_installed, require
 
 _LOADING = threading.Lock()
 
@@ -68,6 +69,9 @@ class TeacherTokenizer:
 
 @lru_cache(maxsize=32)
 def _load(model: str, revision: str | None, download: bool, home: str | None) -> Any | None:
+    if not download and not is_installed("transformers"):
+        return None
+    require("render prompts for `api: tgi` (`api: chat` needs none)", "transformers")
     from transformers import AutoTokenizer
 
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.packages import require
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
@@ -36,6 +38,8 @@ def _resolve_once(model: str, revision: str | None) -> str:
 
 def choose_device(device: str | None) -> torch.device:
     """The named device, or CUDA where there is one, or the CPU."""
+    import torch
+
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
@@ -56,6 +60,8 @@ def load_model(
         ConfigError: If the dtype is unknown.
         ScoringError: If weights are missing.
     """
+    import torch
+
     if dtype not in DTYPES:
         raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     model, info = auto_class.from_pretrained(
@@ -73,6 +79,7 @@ def load_model(
 
 def load_tokenizer(name: str, revision: str) -> Any:
     """Loads the tokenizer of a model that `identity` resolved."""
+    require("load a tokenizer", "transformers")
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name, **_pinned(revision))
@@ -80,6 +87,7 @@ def load_tokenizer(name: str, revision: str) -> Any:
 
 def load_config(name: str, revision: str) -> Any:
     """Loads the configuration of a model that `identity` resolved."""
+    require("read a model's configuration", "transformers")
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(name, **_pinned(revision))

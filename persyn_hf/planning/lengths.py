@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.packages import absent, pip_command
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,10 +115,13 @@ def read_sample(path: str | os.PathLike[str]) -> Dataset:
 
 def _counter(config: RunConfig) -> tuple[Any, str]:
     """A function from messages to tokens, and what it counts with."""
-    from transformers import AutoTokenizer
-
     if config.student is None:
         return _by_characters, "Prompt tokens are characters divided by 4"
+    if absent("transformers"):
+        why = f"as `transformers` is not installed ({pip_command('transformers')})"
+        return _by_characters, f"Prompt tokens are characters divided by 4, {why}"
+    from transformers import AutoTokenizer
+
     name = config.student.model
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=config.student.revision)

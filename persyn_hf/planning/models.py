@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from persyn_hf.errors import ConfigError
+from persyn_hf.packages import require
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -49,6 +50,7 @@ def describe_scorer(
     Raises:
         ConfigError: If the configuration cannot be read.
     """
+    require(f"describe the {role}", "torch", "transformers")
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.packages import absent, pip_command
 from persyn_hf.planning.costs import PolicyCost, answer_price, compare_policies
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
@@ -125,13 +126,16 @@ def plan(
     if shares is None:
         notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
     notes.append(f"A request writes {tokens_per_second:g} tokens per second.")
+    missing = absent("torch", "transformers")
+    if missing and probe:
+        notes.append(f"What scoring takes is left out: it needs {' and '.join(missing)} ({pip_command(*missing)}).")
     policies, said = compare_policies(config.teachers, lengths, routed, len(prompts), probe)
     return RunPlan(
         prompts=len(prompts),
         probe=probe,
         lines=tuple(lines),
         seconds=_stage_seconds(lines, config.teachers),
-        scorers=tuple(_scorers(config, lengths, probe)),
+        scorers=() if missing else tuple(_scorers(config, lengths, probe)),
         policies=policies,
         notes=(*notes, *said),
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
+from persyn_hf.packages import require
 from persyn_hf.publishing.markdown import fixed, one_line
 from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
@@ -38,6 +39,7 @@ class Figures:
     """
 
     def __init__(self, provenance: Provenance) -> None:
+        require("draw the pictures of a card", "matplotlib")
         pool = ThreadPoolExecutor(1, thread_name_prefix="persyn-figures")
         self._drawing = pool.submit(_draw, provenance)
         pool.shutdown(wait=False)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from persyn_hf.errors import RouterCheckpointError
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.packages import require
 
 #: The key of `config.json` that holds what a classifier does not say about a router.
 PERSYN_KEY = "persyn"
@@ -48,6 +52,7 @@ def load(path: str, revision: str | None = None, device: str | None = None, dtyp
         RouterCheckpointError: If the checkpoint is damaged, is no router, or does not have the digest.
         ConfigError: If nothing of that name can be found.
     """
+    require("load a router", "torch", "transformers", "safetensors")
     path, digest, local = _located(path, revision)
     return _load_once(path, digest, device, dtype, local)
 
@@ -92,7 +97,7 @@ def _located(path: str, revision: str | None) -> tuple[str, str, bool]:
 
 @lru_cache(maxsize=8)
 def _labels_once(path: str, digest: str, local: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    return _verify_config(_read_config(path, None if local else digest), path)
+    return _verify_config(_plain_config(path, None if local else digest), path)
 
 
 @lru_cache(maxsize=8)
@@ -115,6 +120,20 @@ def _read_config(path: str, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RouterCheckpointError(f"{path}: `config.json` cannot be read: {_line(error)}") from error
+
+
+def _plain_config(path: str, revision: str | None) -> SimpleNamespace:
+    """What [`_verify_config`] looks at, read without transformers: a router behind a server needs no more."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        folder = path if revision is None else os.path.dirname(hf_hub_download(path, "config.json", revision=revision))
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+        labels = {int(index): label for index, label in (config.get("id2label") or {}).items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise RouterCheckpointError(f"{path}: `config.json` cannot be read: {_line(error)}") from error
+    known = {"architectures": None, "model_type": None, "label2id": None}
+    return SimpleNamespace(**known | config | {"id2label": labels})
 
 
 def _verify_config(config: Any, path: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:

@@ -9,15 +9,14 @@ pulled towards it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_expit
-from torch import Tensor
-from torch.nn.functional import softplus
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 from persyn_hf.config import Objective
 
@@ -96,6 +95,8 @@ def fit_path(objective: str, features: Array, rewards: Array, strengths: tuple[f
 def _descent_path(
     objective: str, features: Array, rewards: Array, start: Head, strengths: tuple[float, ...]
 ) -> list[Head]:
+    import torch
+
     x, target = torch.from_numpy(features), torch.from_numpy(rewards)
     means, origin = torch.from_numpy(start.means), torch.from_numpy(start.weight)
     weight = origin.clone().requires_grad_()
@@ -129,6 +130,9 @@ def pair_scale(scores: Array, rewards: Array) -> float:
         `float`: Positive, so the ranking stays as it is. No pair comes to differ by more than 20: at that distance
             the probability is 1 for every purpose, and teachers that are added later must still have room.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_expit
+
     difference = scores[:, :, None] - scores[:, None, :]
     with np.errstate(invalid="ignore"):
         wins = (rewards[:, :, None] - rewards[:, None, :]) > 0
@@ -235,6 +239,9 @@ def bradley_terry_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = No
     Returns:
         `Tensor`: A scalar, 0 where there is no pair.
     """
+    import torch
+    from torch.nn.functional import softplus
+
     known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
     filled = torch.where(known, rewards, torch.zeros_like(rewards))
     difference = filled[:, :, None] - filled[:, None, :]
@@ -256,6 +263,8 @@ def expected_reward_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = 
     Returns:
         `Tensor`: A scalar.
     """
+    import torch
+
     known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
     filled = torch.where(known, rewards, torch.zeros_like(rewards))
     some = known.any(dim=1)
@@ -265,6 +274,8 @@ def expected_reward_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = 
 
 def regression_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error of the scores as estimates of the rewards; missing rewards are left out."""
+    import torch
+
     known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
     error = torch.where(known, scores - rewards.nan_to_num(), torch.zeros_like(scores))
     return error.square().sum() / known.sum().clamp_min(1)

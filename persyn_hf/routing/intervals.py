@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from persyn_hf.packages import require
+
 Array = NDArray[np.float64]
 
 #: Bootstrap draws behind an interval.
@@ -39,6 +41,7 @@ def bootstrap_means(values: Array, seed: int = 0, draws: int = DRAWS) -> Array:
     Returns:
         `ndarray` of shape `(draws, policies)`.
     """
+    require("find bootstrap intervals", "scipy")
     from scipy.stats import bootstrap
 
     known = ~np.isnan(values)

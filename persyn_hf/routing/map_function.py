@@ -9,6 +9,7 @@ from typing import Any
 from persyn_hf import columns
 from persyn_hf.errors import RouterCheckpointError, RouterError, RouterMismatchError
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.packages import require
 
 #: Names the router where no argument does.
 ROUTER_VARIABLE = "PERSYN_ROUTER"
@@ -136,6 +137,7 @@ def pin_router(
 def _device_of(rank: int | None) -> str | None:
     if rank is None:
         return None
+    require("find a worker's GPU", "torch")
     import torch
 
     count = torch.cuda.device_count()

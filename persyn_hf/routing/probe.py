@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import ConfigError
+from persyn_hf.packages import require
 from persyn_hf.prompts.reading import random_probe
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def embed(
     prompts: Dataset, backbone: str, revision: str | None, max_length: int, device: str | None, prompt_column: str
 ) -> NDArray[np.float32]:
     """What a router's head would read of each prompt, shape `(prompts, hidden)`."""
+    require("draw a probe that covers the prompts of a backbone", "torch", "transformers")
     import torch
 
     from persyn_hf.routing.backbone import build_classifier, head_inputs

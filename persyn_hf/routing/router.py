@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from persyn_hf import columns
 from persyn_hf.errors import RouterError
 from persyn_hf.models.workers import calm_worker
-from persyn_hf.routing import backbone, checkpoint
+from persyn_hf.routing import checkpoint
 
 #: Tokens of one forward pass, padding included: a small batch stays in a CPU's cache, a GPU wants a large one.
 CPU_TOKEN_BUDGET = 1024
@@ -135,6 +135,8 @@ class PersynRouter:
         Raises:
             DataError: If a prompt is empty or of another kind.
         """
+        from persyn_hf.routing import backbone
+
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         if not texts:
             return np.empty((0, len(self._loaded.teachers)), dtype=np.float32)
@@ -150,6 +152,8 @@ class PersynRouter:
 
     def embeddings(self, prompts: Sequence[columns.Prompt]) -> NDArray[np.float64]:
         """What the head reads of each prompt: the frozen backbone's embedding, shape `(prompts, hidden)`."""
+        from persyn_hf.routing import backbone
+
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         return backbone.head_inputs(self._loaded.model, self._loaded.tokenizer, texts, self.token_budget)
 

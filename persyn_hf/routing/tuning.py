@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persyn_hf.errors import MissingExtraError
+from persyn_hf.packages import require
 from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.crossval import OutOfFold, nearest_rewards
 from persyn_hf.routing.heads import Array, Head, objective_loss, pair_scale, teacher_means
@@ -153,10 +153,9 @@ def _start_at_means(model: Any, tokenizer: Any, texts: Sequence[str], means: Arr
 
 
 def _with_lora(model: Any, head: nn.Linear, rank: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("peft", "lora", "fine-tune a router with LoRA") from error
+    require("fine-tune a router with LoRA", "peft")
+    from peft import LoraConfig, get_peft_model
+
     name = next(name for name, module in model.named_modules() if module is head)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=[name])
     model = get_peft_model(model, config)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from persyn_hf.columns import (
     LEARNABILITY,
@@ -27,6 +26,7 @@ from persyn_hf.columns import (
     require_columns,
 )
 from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.packages import require
 from persyn_hf.tables import set_column
 
 Floats = NDArray[np.float64]
@@ -170,6 +170,9 @@ def _normalize_groups(values: Floats, starts: NDArray[np.intp], method: str) -> 
     """Normalises consecutive groups that begin at `starts`."""
     counts = np.diff(starts, append=len(values))
     if method == "rank":
+        require("normalise by rank", "scipy")
+        from scipy.stats import rankdata
+
         ranks = np.concatenate([rankdata(part) for part in np.split(values, starts[1:])])
         sizes = np.repeat(counts, counts)
         return np.where(sizes > 1, (ranks - 1) / np.maximum(sizes - 1, 1), 0.5)

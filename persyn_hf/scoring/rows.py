@@ -7,6 +7,7 @@ from typing import Any
 
 from persyn_hf.columns import COMPLETION, ERROR, PROMPT_ID, TEACHER
 from persyn_hf.errors import ConfigError
+from persyn_hf.packages import require
 
 Batch = dict[str, Sequence[Any]]
 
@@ -41,6 +42,7 @@ def worker_device(device: str | None, rank: int | None) -> str | None:
         raise ConfigError(f"`rank` must be a worker's number, got {rank!r}; pass everything else by name.")
     if device is not None or rank is None:
         return device
+    require("find a worker's GPU", "torch")
     import torch
 
     return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from persyn_hf.errors import ConfigError, MissingExtraError, ScoringError
+from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.packages import require
 
 Verifier = Callable[[Any, str, Any], float]
 
@@ -179,19 +180,17 @@ def require_answer(answer: Any) -> Any:
 
 
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise MissingExtraError("math-verify", "math", "check mathematical answers") from error
+    require("check mathematical answers", "math-verify")
+    from math_verify import parse, verify
+
     for name in ("math_verify.parser", "math_verify.grader"):  # warns for every process that timeouts are off
         logging.getLogger(name).setLevel(logging.ERROR)
     return parse, verify
 
 
 def _reasoning_gym() -> tuple[Callable[[str], Any], Callable[[str], str | None]]:
-    try:
-        from reasoning_gym import get_score_answer_fn
-        from reasoning_gym.utils import extract_answer
-    except ImportError as error:
-        raise MissingExtraError("reasoning-gym", "reasoning-gym", "check answers to its tasks") from error
+    require("check answers to the tasks of reasoning-gym", "reasoning-gym")
+    from reasoning_gym import get_score_answer_fn
+    from reasoning_gym.utils import extract_answer
+
     return get_score_answer_fn, extract_answer

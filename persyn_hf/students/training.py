@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import Training
-from persyn_hf.errors import ConfigError, MissingExtraError, StudentError
+from persyn_hf.errors import ConfigError, StudentError
+from persyn_hf.packages import require
 from persyn_hf.students.labels import RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
@@ -169,8 +170,9 @@ def _trainer(
     seed: int,
     progress: bool,
 ) -> Any:
-    trl = _import_trl()
+    require("train a student", "trl")
     import torch
+    import trl
     from transformers import AutoModelForCausalLM, set_seed
     from transformers.trainer_callback import PrinterCallback
 
@@ -194,14 +196,6 @@ def _trainer(
     if not progress:
         trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _import_trl() -> Any:
-    try:
-        import trl
-    except ImportError as error:
-        raise MissingExtraError("trl", "students", "train a student") from error
-    return trl
 
 
 def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress: bool) -> dict[str, Any]:
@@ -241,10 +235,9 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
 def _adapters(training: Training) -> Any:
     if training.lora is None:
         return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise MissingExtraError("peft", "lora", "train low-rank adapters") from error
+    require("train low-rank adapters", "peft")
+    from peft import LoraConfig
+
     lora = training.lora
     modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     return LoraConfig(
