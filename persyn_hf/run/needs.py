@@ -6,7 +6,7 @@ from persyn_hf.config import STAGES, RunConfig
 from persyn_hf.packages import require
 
 
-def require_packages(config: RunConfig, until: str) -> None:
+def require_run_packages(config: RunConfig, until: str) -> None:
     """Refuses a run whose later stages lack packages, as in a light installation.
 
     Args:

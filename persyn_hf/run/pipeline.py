@@ -16,7 +16,7 @@ from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, RouterMismatchError
 from persyn_hf.prompts.reading import load_prompts
 from persyn_hf.run.folder import RunFolder, StageRecord
-from persyn_hf.run.needs import require_packages
+from persyn_hf.run.needs import require_run_packages
 from persyn_hf.run.publish import Tables, publish
 from persyn_hf.run.report import RunReport, build_report
 from persyn_hf.run.stages import (
@@ -98,7 +98,7 @@ def run(
         raise ConfigError(f"`until` must be one of {', '.join(STAGES)}, got {until!r}.")
     wanted = STAGES[: STAGES.index(until) + 1]
     require_keys(_asked(config, wanted), source)
-    require_packages(config, until)
+    require_run_packages(config, until)
     folder = RunFolder(config.output_dir, ledger, config.rows_per_shard)
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
