@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import identity, load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,15 +116,10 @@ def read_sample(path: str | os.PathLike[str]) -> Dataset:
 
 def _counter(config: RunConfig) -> tuple[Any, str]:
     """A function from messages to tokens, and what it counts with."""
-    from transformers import AutoTokenizer
-
     if config.student is None:
         return _by_characters, "Prompt tokens are characters divided by 4"
     name = config.student.model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.student.revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"`student.model`: the tokenizer of {name} cannot be loaded: {error}") from error
+    tokenizer = load_tokenizer(ModelFiles(name, identity(name, config.student.revision), "`student.model`:"))
 
     def count(messages: list[dict[str, Any]]) -> int:
         text = "\n".join(_text(message) for message in messages)

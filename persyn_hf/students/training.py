@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import Training
 from persyn_hf.errors import ConfigError, MissingExtraError, StudentError
+from persyn_hf.models.files import ModelFiles
 from persyn_hf.students.rows import RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
@@ -170,16 +170,18 @@ def _trainer(
     progress: bool,
 ) -> Any:
     trl = _import_trl()
-    import torch
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    bf16 = training.bf16 if training.bf16 is not None else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    from persyn_hf.models.device import trains_in_bfloat16
+    from persyn_hf.models.loading import load_model
+
+    bf16 = training.bf16 if training.bf16 is not None else trains_in_bfloat16()
     set_seed(seed)
     # All weights are trained in float32, under autocast where `bf16`; frozen ones below adapters need no such care.
-    dtype = torch.bfloat16 if bf16 and training.lora is not None else torch.float32
-    revision = None if os.path.isdir(student) else student_revision
-    model = AutoModelForCausalLM.from_pretrained(student, revision=revision, dtype=dtype, use_safetensors=True)
+    dtype = "bfloat16" if bf16 and training.lora is not None else "float32"
+    # The trainer takes it to its own device.
+    model = load_model(_files(student, student_revision), "causal-lm", dtype, "cpu", trainable=True)
     arguments = _arguments(training, output_dir / CHECKPOINTS, seed, bf16, progress)
     try:
         config = trl.SFTConfig(**arguments)
@@ -205,7 +207,7 @@ def _import_trl() -> Any:
 
 
 def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress: bool) -> dict[str, Any]:
-    import torch
+    from persyn_hf.models.device import gpu_count
 
     taken = sorted(_OURS & set(training.extra))
     if taken:
@@ -234,7 +236,7 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": not progress,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": gpu_count() > 0,
     } | training.extra
 
 
@@ -260,11 +262,15 @@ def _stop_at(model: Any, ends: frozenset[int]) -> None:
     model.generation_config.eos_token_id = together[0] if len(together) == 1 else together or None
 
 
+def _files(student: str, revision: str) -> ModelFiles:
+    return ModelFiles(student, revision, "The student", StudentError)
+
+
 def _own_dtype(student: str, revision: str) -> Any:
     """The dtype of the student's published weights; `None` where its config does not say."""
-    from transformers import AutoConfig
+    from persyn_hf.models.loading import load_config
 
-    config = AutoConfig.from_pretrained(student, revision=None if os.path.isdir(student) else revision)
+    config = load_config(_files(student, revision))
     return getattr(config.get_text_config(), "dtype", None)
 
 
