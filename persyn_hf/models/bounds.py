@@ -18,6 +18,8 @@ from persyn_hf.models.files import ModelFiles, one_line
 #: deepest published models have some hundred layers, the widest some thousand experts.
 _LOOPS = re.compile(r"(layers?|depths?|blocks?|stages?|groups?|experts?|heads?|codebooks?|types)$")
 _MOST_LOOPS = 10_000
+#: What may name a repository of kernels, for the model or for each of its parts.
+_CODE = ("attn_implementation", "experts_implementation")
 _MOST_LABELS = 100_000
 #: Tensors of a model whose weights are not read; the largest published ones have some ten thousand.
 _MOST_TENSORS = 200_000
@@ -37,7 +39,7 @@ def check_bounds(files: ModelFiles, config: Mapping[str, Any]) -> None:
             if most is not None and value > most:
                 raise files.wrong(f": its `config.json` asks for `{key}` {value:,}; at most {most:,} are built.")
         # transformers would run it: compiled code out of a repository of kernels.
-        elif key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+        elif key.endswith(_CODE) and "/" in str(value):
             raise files.wrong(
                 f": its `config.json` asks for code from the Hub, `{key}: {one_line(value, 80)}`; none is loaded."
             )
@@ -52,7 +54,7 @@ def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, Mapping):
-            waiting.extend((str(inner), part) for inner, part in value.items())
+            waiting.extend((key if key.endswith(_CODE) else str(inner), part) for inner, part in value.items())
         elif isinstance(value, list):
             waiting.extend((key, part) for part in value)
         else:
@@ -147,7 +149,7 @@ def parameter_count(files: ModelFiles, auto_class: Any, config: Any, contents: C
     most_tensors = _MOST_TENSORS if contents is None else 8 * contents.tensors + 1_000
     most_elements = 10**14
     if contents is not None:
-        most_elements = 2**27 + (16 * contents.bytes if quantised else 2 * contents.elements)
+        most_elements = 2**22 + (16 * contents.bytes if quantised else 3 * contents.elements)
     built = [0, 0]
 
     def count(elements: int) -> None:
@@ -156,7 +158,7 @@ def parameter_count(files: ModelFiles, auto_class: Any, config: Any, contents: C
         if built[0] > most_tensors or built[1] > most_elements:
             held = "" if contents is None else f"; its weights hold {contents.tensors:,} with {contents.elements:,}"
             raise files.wrong(
-                f": its `config.json` asks for more than {built[0] - 1:,} tensors with {built[1]:,} numbers{held}."
+                f": its `config.json` asks for at least {built[0]:,} tensors with {built[1]:,} numbers{held}."
             )
 
     with _counting(count), torch.random.fork_rng(devices=[]), torch.device("meta"):

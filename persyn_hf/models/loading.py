@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from persyn_hf.errors import ScoringError
@@ -69,13 +68,16 @@ def load_config(files: ModelFiles, **settings: Any) -> Any:
 
 
 def load_tokenizer(files: ModelFiles) -> Any:
-    """Loads a tokenizer.
+    """Loads a tokenizer; transformers looks into the model's configuration for it, so that must be within bounds too.
 
     Raises:
         PersynError: Of the kind that `files.error` names.
     """
     from transformers import AutoTokenizer
 
+    with reading(files, f"its `{CONFIG_FILE}`"):
+        if files.find(CONFIG_FILE) is not None:
+            check_bounds(files, read_config(files))
     with LOADING, reading(files, "its tokenizer"):
         return AutoTokenizer.from_pretrained(files.name, **_pinned(files))
 
@@ -180,13 +182,15 @@ def context_of(config: Any) -> int | None:
     return int(limit) if limit and limit > 0 else None
 
 
-def is_whole(paths: list[Path]) -> bool:
-    """Whether safetensors files are there and complete, by their headers."""
+def is_whole(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder's safetensors files, a model's or an adapter's, are there and complete, by their headers."""
     from safetensors import SafetensorError
 
+    files = ModelFiles(os.fspath(folder))
+    adapter = files.find("adapter_model.safetensors")
     try:
-        return read_contents(paths).tensors > 0
-    except (OSError, SafetensorError):
+        return read_contents(weight_files(files) if adapter is None else [adapter]).tensors > 0
+    except (OSError, ValueError, SafetensorError):
         return False
 
 

@@ -11,6 +11,7 @@ from persyn_hf.models.files import ModelFiles, is_plain
 PERSYN_KEY = "persyn"
 
 _NUMBER = (int, float)
+_LINE = "a text of one line"
 #: What stands under the keys of the block, where they are there and not null.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(
@@ -20,21 +21,21 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
             "library_version",
             "objective",
             "prompt_column",
-            "prompt_format",
-            "prompt_template",
             "student",
             "student_revision",
             "tuning",
         ),
-        (str, "a text"),
+        (str, _LINE),
     ),
+    **dict.fromkeys(("prompt_format", "prompt_template"), (str, "a text")),
     **dict.fromkeys(("max_length", "seed"), (int, "a whole number")),
     **dict.fromkeys(("scale", "strength"), (_NUMBER, "a number")),
     **dict.fromkeys(("held_out", "probe_means", "reward"), (Mapping, "an object")),
     "roster": (list, "a list"),
 }
 _TEACHER_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    **dict.fromkeys(("family", "license", "model", "revision", "system_prompt"), (str, "a text")),
+    **dict.fromkeys(("family", "license", "model", "revision"), (str, _LINE)),
+    "system_prompt": (str, "a text"),
     "sampling": (Mapping, "an object"),
 }
 #: What transformers leaves out of a `config.json`: the labels of a classifier that nobody named.
@@ -117,8 +118,12 @@ def _verify_labels(files: ModelFiles, config: Mapping[str, Any], teachers: tuple
 def _verify_types(files: ModelFiles, values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
     for key, (kind, named) in types.items():
         value = values.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        if value is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise files.wrong(f": `{where}.{key}` in `config.json` must be {named}, got {_shown(value)}.")
+        if named == _LINE and not is_plain(value):  # it is shown on terminals and in cards
+            raise files.wrong(f": `{where}.{key}` in `config.json` has control characters: {_shown(value)}.")
 
 
 def _verify_numbers(files: ModelFiles, block: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from persyn_hf.errors import RouterCheckpointError
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles, read_config, reading
 from persyn_hf.models.identity import resolve_revision
-from persyn_hf.models.loading import LOADING, load_model, load_tokenizer
+from persyn_hf.models.loading import LOADING, context_of, load_model, load_tokenizer
 from persyn_hf.models.workers import calm_worker
 from persyn_hf.routing.block import verify_config
 
@@ -117,14 +117,12 @@ def _files(path: str, digest: str, local: bool) -> ModelFiles:
 def _read_tokenizer(files: ModelFiles, persyn: Mapping[str, Any], model: Any) -> Any:
     tokenizer = load_tokenizer(files)
     with reading(files, "its tokenizer"):
-        limit, around = persyn.get("max_length"), tokenizer.num_special_tokens_to_add()
-        if limit is not None and limit <= around:
-            raise files.wrong(
-                f": `persyn.max_length` in `config.json` is {limit}, and what the model reads around a prompt has "
-                f"{around} tokens."
-            )
-        if limit is not None:
-            tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+        limits = (persyn.get("max_length"), tokenizer.model_max_length, context_of(model.config))
+        length = min(int(limit) for limit in limits if limit is not None)
+        around = tokenizer.num_special_tokens_to_add()
+        if length <= around:
+            raise files.wrong(f" reads {length} tokens, and what it reads around a prompt has {around}.")
+        tokenizer.model_max_length = length
         largest, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
         if largest >= known:
             raise files.wrong(f": its tokenizer has a token {largest}, its model knows tokens below {known}.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf.config import Training
 from persyn_hf.errors import ConfigError, MissingExtraError, StudentError
 from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import is_whole
 from persyn_hf.students.rows import RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "training.json"
 CHECKPOINTS = "checkpoints"
@@ -308,8 +313,6 @@ def _finished(output_dir: Path, identity: dict[str, Any]) -> TrainingReport | No
 
 
 def _last_checkpoint(output_dir: Path, identity: dict[str, Any], resume: bool) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
     folder = output_dir / CHECKPOINTS
     if not folder.is_dir():
         return None
@@ -322,8 +325,27 @@ def _last_checkpoint(output_dir: Path, identity: dict[str, Any], resume: bool) -
             f"`output_dir`: {folder} holds checkpoints of another training (data, recipe, student or seed differ). "
             "Give another folder, or `resume=False` to begin anew there."
         )
-    found: str | None = get_last_checkpoint(str(folder))
-    return found
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if _is_complete(path):
+            return str(path)
+        logger.warning("%s is damaged, or was not written to its end; it is passed over.", path)
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint's files are there and whole, as far as their formats tell; those of a sharded training
+    (FSDP, DeepSpeed) have formats of their own and are taken as they are."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if any(checkpoint.glob("global_step*")) or any(checkpoint.glob("*_fsdp_*")):
+        return True
+    states = [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
+    there = {path.name for path in states}
+    whole = {"optimizer.pt", "scheduler.pt"} <= there and any(name.startswith("rng_state") for name in there)
+    return whole and is_whole(checkpoint) and all(map(zipfile.is_zipfile, states))
 
 
 def _versions() -> dict[str, str]:
