@@ -66,14 +66,15 @@ def _model(topic: str, model: str, revision: str | None, chats: bool) -> Finding
     missing = absent("torch", "transformers")
     if missing:
         return Finding(topic, "fail", f"{model}: needs {' and '.join(missing)}: {pip_command(*missing)}")
-    from transformers import AutoConfig, AutoTokenizer
+    from persyn_hf.models.files import ModelFiles
+    from persyn_hf.models.loading import identity, load_config, load_tokenizer
 
     try:
-        loaded = AutoConfig.from_pretrained(model, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Finding(topic, "fail", f"{model}: {reason}")
+        files = ModelFiles(model, identity(model, revision))
+        loaded = load_config(files)
+        tokenizer = load_tokenizer(files)
+    except PersynError as error:
+        return Finding(topic, "fail", str(error))
     if chats and not tokenizer.chat_template:
         return Finding(topic, "note", f"{model} ({loaded.model_type}) has no chat template: read as a base model")
     return Finding(topic, "ok", f"{model} ({loaded.model_type})")
@@ -184,18 +185,10 @@ def check_devices() -> list[Finding]:
     if absent("torch"):
         cores = Finding("CPU", "ok", f"{os.cpu_count()} cores")
         return [cores, Finding("GPU", "note", f"cannot be looked for without torch: {pip_command('torch')}")]
-    import torch
+    from persyn_hf.models.device import list_accelerators, thread_count
 
-    found = [Finding("CPU", "ok", f"{torch.get_num_threads()} threads")]
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(index)
-        half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16"
-        name = torch.cuda.get_device_name(index)
-        found.append(
-            Finding(f"cuda:{index}", "ok", f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, {half}")
-        )
-    if torch.backends.mps.is_available():
-        found.append(Finding("mps", "ok", "Apple GPU"))
+    found = [Finding("CPU", "ok", f"{thread_count()} threads")]
+    found += [Finding(one.device, "ok", one.description) for one in list_accelerators()]
     if len(found) == 1:
         found.append(Finding("GPU", "note", "none is seen: scoring and training run on the CPU"))
     return found

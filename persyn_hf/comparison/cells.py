@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf.comparison.evaluation import Judged, answer_held_out, held_out_nll, run_benchmarks
 from persyn_hf.config import Compare, ComparedStudent, Quality, Student, Training
 from persyn_hf.errors import StudentError
+from persyn_hf.models.device import gpu_count
 from persyn_hf.models.workers import share_cores
 from persyn_hf.run.fingerprints import Keyed, fingerprint
 from persyn_hf.students.train import train_student
@@ -124,14 +125,12 @@ def run_cells(cells: Sequence[Cell], processes: int) -> Iterator[Cell]:
     Raises:
         StudentError: If a process is killed. What was finished stays.
     """
-    import torch
-
     todo = {cell.results: cell for cell in cells if not cell.results.exists()}
     spawn = multiprocessing.get_context("spawn")  # what has used torch or a GPU must not be forked
     places = spawn.SimpleQueue()
     for place in range(processes):
         places.put(place)
-    with ProcessPoolExecutor(processes, spawn, _settle, (places, processes, torch.cuda.device_count())) as pool:
+    with ProcessPoolExecutor(processes, spawn, _settle, (places, processes, gpu_count())) as pool:
         running = {pool.submit(run_cell, cell): cell for cell in todo.values()}
         try:
             for done in as_completed(running):

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf import columns
 from persyn_hf.config import Decoding, LmEval, Quality, Sampling, Student, Teacher
 from persyn_hf.errors import ConfigError, StudentError
+from persyn_hf.models import loading
+from persyn_hf.models.device import choose_device
+from persyn_hf.models.files import ModelFiles
 from persyn_hf.packages import require
 
 if TYPE_CHECKING:
@@ -140,6 +143,7 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
     """
     require("run public benchmarks", "lm-eval")
     from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=settings.include_path)
@@ -148,17 +152,13 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
         raise ConfigError(
             f"`compare.lm_eval.tasks`: lm-eval knows no {', '.join(unknown)}; `lm-eval ls tasks` lists what it knows."
         )
-    arguments = {"pretrained": student.model, "dtype": student.dtype}
-    if student.revision is not None:
-        arguments["revision"] = student.revision
+    files = ModelFiles(student.model, loading.identity(student.model, student.revision), "The student", StudentError)
+    model = loading.load_model(files, "causal-lm", student.dtype, choose_device(student.device))
     results = simple_evaluate(
-        model="hf",
-        model_args=arguments,
+        model=HFLM(pretrained=model, tokenizer=loading.load_tokenizer(files), batch_size=settings.batch_size),
         tasks=list(settings.tasks),
         num_fewshot=settings.num_fewshot,
         limit=settings.limit,
-        batch_size=settings.batch_size,
-        device=student.device,
         apply_chat_template=settings.apply_chat_template,
         task_manager=manager,
         log_samples=True,

@@ -62,10 +62,9 @@ def demo_settings(models: str | os.PathLike[str], output_dir: str | os.PathLike[
 
 def _fastest_dtype() -> str:
     """bfloat16 has half the bytes; but a processor without AVX-512 takes many times as long to multiply it."""
-    import torch
+    from persyn_hf.models.device import multiplies_bfloat16
 
-    native = torch.cuda.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return "bfloat16" if native else "float32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def prepare_demo(models: str | os.PathLike[str]) -> None:

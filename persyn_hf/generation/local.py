@@ -10,19 +10,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import RowError, TeacherDownError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
+from persyn_hf.models import loading
+from persyn_hf.models.device import choose_device
+from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.workers import calm_worker
 
 #: Tokens between two looks at which rows have finished and leave the batch.
@@ -45,16 +41,10 @@ class LocalModel:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-#: One load at a time. transformers switches weight tying off for every model while it loads one, by replacing a method
-#: of `PreTrainedModel` (`transformers.initialization.no_tie_weights`); two loads that overlap leave it off for good,
-#: and models with tied weights answer with a random head. Can go when transformers loads without touching the class.
-_LOADING = threading.Lock()
-
-
 def load_model(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
-    """Loads a teacher once per process; see [`_load_once`], which it keeps to one thread at a time."""
+    """Loads a teacher once per process, however many ask for it at once; see [`_load_once`]."""
     calm_worker()
-    with _LOADING:
+    with loading.LOADING:
         return _load_once(model, revision, dtype, device, identity)
 
 
@@ -64,7 +54,7 @@ def _load_once(model: str, revision: str | None, dtype: str, device: str | None,
 
     Args:
         model (`str`): Hub repository id or local folder.
-        revision (`str`, *optional*): Of a repository.
+        revision (`str`, *optional*): Branch, tag or commit of a repository; what `identity` says is loaded.
         dtype (`str`): `auto` is the checkpoint's.
         device (`str`, *optional*): Defaults to CUDA where there is one.
         identity (`str`): `resolve_revision`'s answer, so that a replaced folder is loaded anew.
@@ -72,12 +62,9 @@ def _load_once(model: str, revision: str | None, dtype: str, device: str | None,
     Raises:
         TeacherDownError: If it cannot be loaded.
     """
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise TeacherDownError(f"cannot load `{model}`: {str(error).splitlines()[0]}") from error
+    files = ModelFiles(model, identity, "The teacher", TeacherDownError)
+    tokenizer = loading.load_tokenizer(files)
+    loaded: Any = loading.load_model(files, "causal-lm", dtype, choose_device(device))
     if not tokenizer.chat_template:
         raise TeacherDownError(f"`{model}` has no chat template; a teacher must be a chat model")
     named = loaded.generation_config.eos_token_id
@@ -85,7 +72,7 @@ def _load_once(model: str, revision: str | None, dtype: str, device: str | None,
     # Only the configured sampling counts, not what the checkpoint recommends: the ledger's key must say it all.
     loaded.generation_config = GenerationConfig()
     context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None) or 2**31
-    return LocalModel(loaded.to(where).eval(), tokenizer, context, frozenset(ends))
+    return LocalModel(loaded, tokenizer, context, frozenset(ends))
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,11 +12,11 @@ from typing import Any
 
 from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
-from persyn_hf.errors import RowError, TeacherDownError
+from persyn_hf.errors import ConfigError, RowError, TeacherDownError
 from persyn_hf.generation.client import Completion, Request
+from persyn_hf.models import loading
+from persyn_hf.models.files import ModelFiles
 from persyn_hf.packages import is_installed, require
-
-_LOADING = threading.Lock()
 
 
 class TeacherTokenizer:
@@ -39,7 +38,7 @@ class TeacherTokenizer:
         Raises:
             TeacherDownError: If it may be downloaded and there is none, or it has no chat template.
         """
-        with _LOADING:  # one teacher's forty requests load one tokenizer
+        with loading.LOADING:  # one teacher's forty requests load one tokenizer
             return _load(*self._of, os.environ.get("HF_HOME"))
 
     async def load(self) -> Any | None:
@@ -72,16 +71,15 @@ def _load(model: str, revision: str | None, download: bool, home: str | None) ->
     if not download and not is_installed("transformers"):
         return None
     require("render prompts for `api: tgi` (`api: chat` needs none)", "transformers")
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, local_files_only=not download)
-    except Exception as error:  # these are files of a checkpoint, whatever is wrong with them
+        pinned = loading.identity(model, revision) if download else revision
+        files = ModelFiles(model, pinned, "the teacher", TeacherDownError, local_only=not download)
+        tokenizer = loading.load_tokenizer(files)
+    except (TeacherDownError, ConfigError, ImportError) as error:
         if not download:
             return None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TeacherDownError(
-            f"`api: tgi` renders prompts with the tokenizer of `{model}`, which cannot be loaded ({reason}); "
+            f"`api: tgi` renders prompts with the teacher's own tokenizer, which cannot be loaded ({error}); "
             "use `api: chat`, where the server renders them"
         ) from error
     if tokenizer.chat_template:

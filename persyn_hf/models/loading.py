@@ -1,19 +1,32 @@
-"""Models from the Hub or a folder, as scoring needs them: whole, frozen, on a device, and those that were pinned."""
+"""Configurations, tokenizers and models from the Hub or a folder: whole, bounded, safetensors only, one at a time."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.errors import ScoringError
+from persyn_hf.models.bounds import check_bounds, parameter_count, read_contents, weight_files
+from persyn_hf.models.device import DTYPES, dtype_named
+from persyn_hf.models.files import CONFIG_FILE, ModelFiles, one_line, plain_object, read_config, reading
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
 
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+#: What a model is loaded as: to continue text, with a head of labels, or without any head.
+Kind = Literal["causal-lm", "classifier", "encoder"]
+
+#: One load at a time, of whatever stage. transformers switches weight tying off for every model while it loads one, by
+#: replacing a method of `PreTrainedModel` (`transformers.initialization.no_tie_weights`); two loads that overlap leave
+#: it off for good, and models with tied weights answer with a random head. Held too around the caches of loaded
+#: models, so that what many ask for at once is loaded once. Can go when transformers loads without touching the class.
+LOADING = threading.RLock()
 
 
 def identity(model: str, revision: str | None) -> str:
@@ -36,61 +49,134 @@ def _resolve_once(model: str, revision: str | None) -> str:
     return resolve_revision(model, revision)
 
 
-def choose_device(device: str | None) -> torch.device:
-    """The named device, or CUDA where there is one, or the CPU."""
-    import torch
+def load_config(files: ModelFiles, **settings: Any) -> Any:
+    """Loads a configuration, of a LoRA adapter that of its base model, and holds it to the bounds of `check_bounds`.
 
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    Args:
+        files (`ModelFiles`): Whose.
+        settings: Fields that are set to other values: `num_labels`, `id2label`.
+
+    Raises:
+        PersynError: Of the kind that `files.error` names.
+    """
+    require("read a model's configuration", "transformers")
+    from transformers import AutoConfig
+
+    with reading(files, f"its `{CONFIG_FILE}`"):
+        files = files if files.find(CONFIG_FILE) is not None else _base(files)
+    check_bounds(files, read_config(files))
+    with LOADING, reading(files, f"its `{CONFIG_FILE}`"):
+        return AutoConfig.from_pretrained(files.name, **_pinned(files), **settings)
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """Loads a tokenizer; transformers looks into the model's configuration for it, so that must be within bounds too.
+
+    Raises:
+        PersynError: Of the kind that `files.error` names.
+    """
+    require("load a tokenizer", "transformers")
+    from transformers import AutoTokenizer
+
+    with reading(files, f"its `{CONFIG_FILE}`"):
+        if files.find(CONFIG_FILE) is not None:
+            check_bounds(files, read_config(files))
+    with LOADING, reading(files, "its tokenizer"):
+        return AutoTokenizer.from_pretrained(files.name, **_pinned(files))
 
 
 def load_model(
-    auto_class: Any, name: str, revision: str, dtype: str, device: torch.device, role: str, **settings: Any
+    files: ModelFiles,
+    kind: Kind,
+    dtype: str,
+    device: str | torch.device,
+    *,
+    config: Any = None,
+    trainable: bool = False,
+    new_head: bool = False,
+    **settings: Any,
 ) -> Any:
-    """Loads a whole model for inference, from safetensors.
+    """Loads a whole model in evaluation mode, from safetensors.
+
+    Before anything is built, the configuration is held against the weights' files: one that asks for much more than
+    they hold is refused.
 
     Args:
-        auto_class (`type`): One of transformers' `AutoModelFor…`.
-        name (`str`), revision (`str`): From `identity`.
+        files (`ModelFiles`): Where it is.
+        kind (`"causal-lm"`, `"classifier"` or `"encoder"`): What it is loaded as.
         dtype (`str`): `"auto"` is the checkpoint's own.
-        device (`torch.device`): Where it goes.
-        role (`str`): Begins the message of an error ("The student").
+        device (`str` or `torch.device`): Where it goes.
+        config (`PreTrainedConfig`, *optional*): Default: what `load_config` gives.
+        trainable (`bool`, defaults to `False`): Leave the weights trainable.
+        new_head (`bool`, defaults to `False`): The head is made anew; only the weights below it must be there.
         settings: Further arguments of `from_pretrained`.
 
     Raises:
         ConfigError: If the dtype is unknown.
-        ScoringError: If weights are missing.
+        PersynError: Of the kind that `files.error` names, if a file is damaged, or weights are missing or have another
+            shape.
     """
+    auto_class = _auto_class(kind)
+    number = dtype if dtype == "auto" else dtype_named(dtype)
+    with LOADING:
+        base = _base(files)
+        config = load_config(base) if config is None else config
+        with reading(files, "its weights"):
+            contents = read_contents(weight_files(base, getattr(config, "transformers_weights", None)))
+            parameter_count(base, auto_class, config, contents)
+            model, report = auto_class.from_pretrained(
+                files.name,
+                config=config,
+                dtype=number,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are in the report, which is read below
+                output_loading_info=True,
+                **_pinned(files),
+                **settings,
+            )
+            _refuse_incomplete(files, model, report, new_head)
+        with reading(files, f"it on {device}"):
+            model = model.eval() if trainable else model.eval().requires_grad_(False)
+            return model.to(device)
+
+
+def load_gguf(folder: str | os.PathLike[str], file: str) -> tuple[Any, Any]:
+    """Loads a causal language model and its tokenizer from a GGUF file, in float32: `(model, tokenizer)`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with LOADING:
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(folder, gguf_file=file)
+
+
+def build_model(kind: Kind, config: Any) -> Any:
+    """Builds a model with new weights in float32, as no load is under way."""
     import torch
 
-    if dtype not in DTYPES:
-        raise ConfigError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    model, info = auto_class.from_pretrained(
-        name,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        output_loading_info=True,
-        use_safetensors=True,
-        **_pinned(revision),
-        **settings,
-    )
-    if info["missing_keys"]:
-        raise ScoringError(f"{role} `{name}` lacks weights: {', '.join(sorted(info['missing_keys'])[:5])}.")
-    return model.eval().requires_grad_(False).to(device)
+    with LOADING:
+        return _auto_class(kind).from_config(config, dtype=torch.float32)
 
 
-def load_tokenizer(name: str, revision: str) -> Any:
-    """Loads the tokenizer of a model that `identity` resolved."""
-    require("load a tokenizer", "transformers")
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name, **_pinned(revision))
+def count_parameters(files: ModelFiles, kind: Kind, config: Any) -> int:
+    """How many parameters a configuration asks for; no weight is read or allocated."""
+    with LOADING, reading(files, "its configuration"):
+        return parameter_count(files, _auto_class(kind), config)
 
 
-def load_config(name: str, revision: str) -> Any:
-    """Loads the configuration of a model that `identity` resolved."""
-    require("read a model's configuration", "transformers")
-    from transformers import AutoConfig
+def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
+    """Saves a tokenizer as it was loaded, not as it was last used: `tokenizers` keeps a call's truncation and padding.
 
-    return AutoConfig.from_pretrained(name, **_pinned(revision))
+    The tokenizer itself stays as it is; another thread may be using it.
+    """
+    import copy
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
 
 
 def context_of(config: Any) -> int | None:
@@ -99,5 +185,74 @@ def context_of(config: Any) -> int | None:
     return int(limit) if limit and limit > 0 else None
 
 
-def _pinned(revision: str) -> dict[str, Any]:
-    return {"trust_remote_code": False} | ({} if revision.startswith("folder-") else {"revision": revision})
+def is_whole(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder's safetensors files, a model's or an adapter's, are there and complete, by their headers."""
+    from safetensors import SafetensorError
+
+    files = ModelFiles(os.fspath(folder))
+    adapter = files.find("adapter_model.safetensors")
+    try:
+        return read_contents(weight_files(files) if adapter is None else [adapter]).tensors > 0
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def _auto_class(kind: Kind) -> Any:
+    require("load a model", "torch", "transformers", "safetensors")
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    classes = {
+        "causal-lm": AutoModelForCausalLM,
+        "classifier": AutoModelForSequenceClassification,
+        "encoder": AutoModel,
+    }
+    return classes[kind]
+
+
+def _base(files: ModelFiles) -> ModelFiles:
+    """The model that an adapter belongs to; a whole model is its own."""
+    with reading(files, "its `adapter_config.json`"):
+        path = files.find("adapter_config.json")
+        if path is None:
+            return files
+        if files.find(CONFIG_FILE) is not None:
+            raise files.wrong(" is a whole model and an adapter in one; merge the adapter, or take it out.")
+        adapter = plain_object(path)
+        check_bounds(files, adapter)
+        name, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+        if not isinstance(name, str) or not isinstance(revision, str | None):
+            raise ValueError("`base_model_name_or_path` must name the model that it was trained on")
+        return replace(files, name=name, revision=revision)
+
+
+def _refuse_incomplete(files: ModelFiles, model: Any, report: Mapping[str, Any], new_head: bool) -> None:
+    """The one report of what the files do not hold as the configuration asks for it.
+
+    Raises:
+        PersynError: Of the kind that `files.error` names.
+    """
+
+    def counts(key: str) -> bool:
+        # Poolers stand inside the base model, and checkpoints of other heads come without one.
+        return not new_head or (key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key)
+
+    missing = sorted(key for key in map(str, report["missing_keys"]) if counts(key))
+    if missing:
+        raise files.wrong(f" lacks weights: {_listed(missing)}. All must be there, the head's too.")
+    reshaped = sorted(
+        f"{key} {tuple(has)} for {tuple(needs)}" for key, has, needs in report["mismatched_keys"] if counts(key)
+    )
+    if reshaped:
+        raise files.wrong(f" has weights of another shape than its configuration asks for: {_listed(reshaped)}.")
+    if str(model.dtype).removeprefix("torch.") not in DTYPES:
+        raise files.wrong(f" has weights of the type {model.dtype}; it must be one of {', '.join(DTYPES[1:])}.")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return one_line(", ".join(names[:5])) + more
+
+
+def _pinned(files: ModelFiles) -> dict[str, Any]:
+    commit = {} if files.commit is None else {"revision": files.commit}
+    return {"trust_remote_code": False, "local_files_only": files.local_only} | commit

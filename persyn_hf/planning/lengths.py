@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import identity, load_tokenizer
 from persyn_hf.packages import absent, pip_command
 
 if TYPE_CHECKING:
@@ -120,13 +122,9 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
     if absent("transformers"):
         why = f"as `transformers` is not installed ({pip_command('transformers')})"
         return _by_characters, f"Prompt tokens are characters divided by 4, {why}"
-    from transformers import AutoTokenizer
 
     name = config.student.model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.student.revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"`student.model`: the tokenizer of {name} cannot be loaded: {error}") from error
+    tokenizer = load_tokenizer(ModelFiles(name, identity(name, config.student.revision), "`student.model`:"))
 
     def count(messages: list[dict[str, Any]]) -> int:
         text = "\n".join(_text(message) for message in messages)

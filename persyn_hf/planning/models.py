@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from persyn_hf.errors import ConfigError
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import count_parameters, identity, load_config
 from persyn_hf.packages import require
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -51,17 +52,9 @@ def describe_scorer(
         ConfigError: If the configuration cannot be read.
     """
     require(f"describe the {role}", "torch", "transformers")
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The configuration of the {role} {model} cannot be read: {error}") from error
-    kind = AutoModelForCausalLM if role == "student" else AutoModelForSequenceClassification
-    with torch.device("meta"):
-        skeleton = kind.from_config(config)
-    parameters = sum(weight.numel() for weight in skeleton.parameters())
+    files = ModelFiles(model, identity(model, revision), f"The {role}")
+    config = load_config(files)
+    parameters = count_parameters(files, "causal-lm" if role == "student" else "classifier", config)
     text = config.get_text_config()
     size = BYTES[_resolved(dtype, text)]
     hidden = int(text.hidden_size)

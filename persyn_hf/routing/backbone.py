@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from persyn_hf.errors import ConfigError, RouterError
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import build_model, load_config, load_model, load_tokenizer
 from persyn_hf.routing.heads import Array, Head
 
 #: Weight of the mean over tokens against the token's own state in the pooling layer; float16 must hold their product.
@@ -56,39 +58,28 @@ def build_classifier(
         RouterError: If the backbone cannot be loaded.
         ConfigError: If `max_length` leaves no room for a prompt.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(teachers)),
         "label2id": {t: i for i, t in enumerate(teachers)},
     }
-    common: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(backbone, num_labels=len(teachers), **labels, **common)
-        tokenizer = AutoTokenizer.from_pretrained(backbone, **common)
-        if config.model_type == "bert":
-            model = _bert_with_mean_pooling(backbone, config, common, depth)
-        else:
-            if config.model_type == "modernbert":
-                config.classifier_pooling = "mean"
-            model = AutoModelForSequenceClassification.from_pretrained(
-                backbone, config=config, dtype=torch.float32, use_safetensors=True, **common
-            )
-    except (OSError, ValueError) as error:
-        raise RouterError(f"Cannot load the backbone `{backbone}`: {error}") from error
+    files = ModelFiles(backbone, revision, "The backbone", RouterError)
+    config = load_config(files, num_labels=len(teachers), **labels)
+    tokenizer = load_tokenizer(files)
+    if config.model_type == "bert":
+        model = _bert_with_mean_pooling(files, config, depth)
+    else:
+        if config.model_type == "modernbert":
+            config.classifier_pooling = "mean"
+        model = load_model(files, "classifier", "float32", "cpu", config=config, trainable=True, new_head=True)
     tokenizer = _prepared(model, tokenizer, max_length)
     return model.to(device=device, dtype=dtype).eval(), tokenizer
 
 
-def _bert_with_mean_pooling(backbone: str, config: Any, common: dict[str, Any], depth: float) -> Any:
-    from transformers import AutoModel, AutoModelForSequenceClassification
-
+def _bert_with_mean_pooling(files: ModelFiles, config: Any, depth: float) -> Any:
     # The pooler is left out on purpose; transformers would report it as unexpected.
-    encoder = AutoModel.from_pretrained(
-        backbone, add_pooling_layer=False, dtype=torch.float32, use_safetensors=True, **common
-    )
+    encoder = load_model(files, "encoder", "float32", "cpu", trainable=True, add_pooling_layer=False)
     config.num_hidden_layers = math.ceil(config.num_hidden_layers * depth) + 1
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    model = build_model("classifier", config)
     wanted = model.base_model.state_dict()
     model.base_model.load_state_dict({k: v for k, v in encoder.state_dict().items() if k in wanted}, strict=False)
     layer, pooler = model.base_model.encoder.layer[-1], model.base_model.pooler.dense

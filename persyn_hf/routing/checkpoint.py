@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from persyn_hf.errors import RouterCheckpointError
+from persyn_hf.models.device import choose_device
+from persyn_hf.models.files import ModelFiles, read_config, reading
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.models.loading import LOADING, context_of, load_model, load_tokenizer
+from persyn_hf.models.workers import calm_worker
 from persyn_hf.packages import require
-
-#: The key of `config.json` that holds what a classifier does not say about a router.
-PERSYN_KEY = "persyn"
+from persyn_hf.routing.block import verify_config
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,13 @@ def load(path: str, revision: str | None = None, device: str | None = None, dtyp
 
     Raises:
         RouterCheckpointError: If the checkpoint is damaged, is no router, or does not have the digest.
-        ConfigError: If nothing of that name can be found.
+        ConfigError: If nothing of that name can be found, or the device or dtype is unknown.
     """
     require("load a router", "torch", "transformers", "safetensors")
     path, digest, local = _located(path, revision)
-    return _load_once(path, digest, device, dtype, local)
+    calm_worker()
+    with LOADING:
+        return _load_once(path, digest, device, dtype, local)
 
 
 def read_labels(path: str, revision: str | None = None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
@@ -97,113 +98,44 @@ def _located(path: str, revision: str | None) -> tuple[str, str, bool]:
 
 @lru_cache(maxsize=8)
 def _labels_once(path: str, digest: str, local: bool) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    return _verify_config(_plain_config(path, None if local else digest), path)
+    files = _files(path, digest, local)
+    return verify_config(files, read_config(files))
 
 
 @lru_cache(maxsize=8)
 def _load_once(path: str, digest: str, device: str | None, dtype: str | None, local: bool) -> Checkpoint:
-    import torch
-
-    revision = None if local else digest
-    config = _read_config(path, revision)
-    persyn, teachers = _verify_config(config, path)
-    model = _read_model(path, revision, config, dtype)
-    tokenizer = _read_tokenizer(path, revision, persyn)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Checkpoint(path, digest, model.to(place).eval(), tokenizer, teachers, persyn)
+    files = _files(path, digest, local)
+    persyn, teachers = verify_config(files, read_config(files))
+    model = load_model(files, "classifier", dtype or "auto", choose_device(device))
+    tokenizer = _read_tokenizer(files, persyn, model)
+    _route_once(files, model, tokenizer, len(teachers))
+    return Checkpoint(path, digest, model, tokenizer, teachers, persyn)
 
 
-def _read_config(path: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RouterCheckpointError(f"{path}: `config.json` cannot be read: {_line(error)}") from error
+def _files(path: str, digest: str, local: bool) -> ModelFiles:
+    return ModelFiles(path, None if local else digest, "The router", RouterCheckpointError)
 
 
-def _plain_config(path: str, revision: str | None) -> SimpleNamespace:
-    """What [`_verify_config`] looks at, read without transformers: a router behind a server needs no more."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        folder = path if revision is None else os.path.dirname(hf_hub_download(path, "config.json", revision=revision))
-        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-        labels = {int(index): label for index, label in (config.get("id2label") or {}).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise RouterCheckpointError(f"{path}: `config.json` cannot be read: {_line(error)}") from error
-    known = {"architectures": None, "model_type": None, "label2id": None}
-    return SimpleNamespace(**known | config | {"id2label": labels})
-
-
-def _verify_config(config: Any, path: str) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    persyn = getattr(config, PERSYN_KEY, None)
-    if not isinstance(persyn, Mapping):
-        raise RouterCheckpointError(
-            f"{path}: `config.json` has no `{PERSYN_KEY}` block, so this is no persyn router "
-            f"(architectures: {config.architectures}, model type: {config.model_type})."
-        )
-    architectures = config.architectures or []
-    if not any(name.endswith("ForSequenceClassification") for name in architectures):
-        raise RouterCheckpointError(
-            f"{path}: `config.json` names the architectures {architectures}; a router is a sequence classifier "
-            "(`…ForSequenceClassification`)."
-        )
-    described = persyn.get("teachers")
-    if not isinstance(described, list) or not all(isinstance(t, Mapping) and "name" in t for t in described):
-        raise RouterCheckpointError(f"{path}: `{PERSYN_KEY}.teachers` in `config.json` must list teachers with names.")
-    names = tuple(str(teacher["name"]) for teacher in described)
-    labels = tuple(str(config.id2label.get(index)) for index in range(len(config.id2label)))
-    if labels != names or {name: index for index, name in enumerate(names)} != config.label2id:
-        raise RouterCheckpointError(
-            f"{path}: the labels in `config.json` do not match its `{PERSYN_KEY}` block: "
-            f"`id2label` has {list(labels)}, `{PERSYN_KEY}.teachers` has {list(names)}."
-        )
-    if persyn.get("fallback") is not None and persyn["fallback"] not in names:
-        raise RouterCheckpointError(
-            f"{path}: `{PERSYN_KEY}.fallback` is {persyn['fallback']!r}, which is none of its teachers {list(names)}."
-        )
-    return persyn, names
-
-
-def _read_model(path: str, revision: str | None, config: Any, dtype: str | None) -> Any:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification
-
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            revision=revision,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except SafetensorError as error:
-        raise RouterCheckpointError(f"{path}: the safetensors file is damaged or truncated: {_line(error)}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise RouterCheckpointError(f"{path}: the weights cannot be loaded: {_line(error)}") from error
-    for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have in another shape")):
-        if info.get(kind):
-            raise RouterCheckpointError(
-                f"{path}: the weights {what} {sorted(map(str, info[kind]))[:5]}; the head of a router must be there. "
-                "Save the trained classifier, not its backbone."
-            )
-    return model
-
-
-def _read_tokenizer(path: str, revision: str | None, persyn: Mapping[str, Any]) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise RouterCheckpointError(f"{path}: the tokenizer cannot be loaded: {_line(error)}") from error
-    if persyn.get("max_length"):
-        tokenizer.model_max_length = min(tokenizer.model_max_length, int(persyn["max_length"]))
+def _read_tokenizer(files: ModelFiles, persyn: Mapping[str, Any], model: Any) -> Any:
+    tokenizer = load_tokenizer(files)
+    with reading(files, "its tokenizer"):
+        limits = (persyn.get("max_length"), tokenizer.model_max_length, context_of(model.config))
+        length = min(int(limit) for limit in limits if limit is not None)
+        around = tokenizer.num_special_tokens_to_add()
+        if length <= around:
+            raise files.wrong(f" reads {length} tokens, and what it reads around a prompt has {around}.")
+        tokenizer.model_max_length = length
+        largest, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+        if largest >= known:
+            raise files.wrong(f": its tokenizer has a token {largest}, its model knows tokens below {known}.")
     return tokenizer
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+def _route_once(files: ModelFiles, model: Any, tokenizer: Any, teachers: int) -> None:
+    """Scores two short prompts, so that files that fit no model are found here and not at the first prompt."""
+    from persyn_hf.routing.backbone import logits
+
+    with reading(files, "it: it scores no prompt"):
+        shape = logits(model, tokenizer, ["a", "a b"], token_budget=1024).shape
+        if shape != (2, teachers):
+            raise files.wrong(f" gives two prompts scores of shape {shape}, expected (2, {teachers}).")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 from persyn_hf.config import Objective
+from persyn_hf.models.workers import one_thread
 
 #: Strengths tried, strongest first; features have a mean square length of 1, so they mean the same for every backbone.
 STRENGTHS: dict[str, tuple[float, ...]] = {
@@ -101,21 +102,19 @@ def _descent_path(
     means, origin = torch.from_numpy(start.means), torch.from_numpy(start.weight)
     weight = origin.clone().requires_grad_()
     heads = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of tiny steps: handing them to threads costs more than it saves
-    for strength in strengths:
-        optimizer = torch.optim.LBFGS([weight], max_iter=40, history_size=10, line_search_fn="strong_wolfe")
+    with one_thread():
+        for strength in strengths:
+            optimizer = torch.optim.LBFGS([weight], max_iter=40, history_size=10, line_search_fn="strong_wolfe")
 
-        def closure(strength: float = strength, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
-            optimizer.zero_grad()
-            loss = objective_loss(objective, means + x @ weight, target)
-            loss = loss + strength * (weight - origin).square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
+            def closure(strength: float = strength, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = objective_loss(objective, means + x @ weight, target)
+                loss = loss + strength * (weight - origin).square().sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                return loss
 
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-        heads.append(Head(start.means, weight.detach().numpy().copy()))
-    torch.set_num_threads(threads)
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+            heads.append(Head(start.means, weight.detach().numpy().copy()))
     return heads
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from persyn_hf import columns
 from persyn_hf.errors import RouterCheckpointError, RouterError, RouterMismatchError
+from persyn_hf.models.device import worker_device
 from persyn_hf.models.identity import resolve_revision
-from persyn_hf.packages import require
 
 #: Names the router where no argument does.
 ROUTER_VARIABLE = "PERSYN_ROUTER"
@@ -69,7 +69,7 @@ def persyn_route(
             "persyn_route does not know which router to use: pass fn_kwargs=pin_router('org/router') (or "
             f"fn_kwargs={{'router': 'org/router'}}) to map, or set the environment variable {ROUTER_VARIABLE}."
         )
-    loaded = PersynRouter.from_pretrained(name, revision, device or _device_of(rank), dtype)
+    loaded = PersynRouter.from_pretrained(name, revision, worker_device(device, rank), dtype)
     return route_examples(loaded, examples, prompt_column or loaded.prompt_column)
 
 
@@ -132,13 +132,3 @@ def pin_router(
     pinned = {"router": name, "revision": resolve_revision(name, revision), "library_version": __version__}
     more = {"prompt_column": prompt_column, "endpoint": endpoint, "api_key_env": api_key_env}
     return pinned | {key: value for key, value in more.items() if value is not None}
-
-
-def _device_of(rank: int | None) -> str | None:
-    if rank is None:
-        return None
-    require("find a worker's GPU", "torch")
-    import torch
-
-    count = torch.cuda.device_count()
-    return f"cuda:{rank % count}" if count else None

@@ -80,13 +80,12 @@ def embed(
 ) -> NDArray[np.float32]:
     """What a router's head would read of each prompt, shape `(prompts, hidden)`."""
     require("draw a probe that covers the prompts of a backbone", "torch", "transformers")
-    import torch
-
+    from persyn_hf.models.device import choose_device
     from persyn_hf.routing.backbone import build_classifier, head_inputs
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = choose_device(device)
     model, tokenizer = build_classifier(
-        backbone, ["first", "second"], revision=revision, max_length=max_length, dtype=None, device=place
+        backbone, ["first", "second"], revision=revision, max_length=max_length, dtype=None, device=where
     )
     parts = []
     for start in range(0, len(prompts), _CHUNK):

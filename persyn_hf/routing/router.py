@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import RouterError
+from persyn_hf.models.loading import save_tokenizer
 from persyn_hf.models.workers import calm_worker
 from persyn_hf.routing import checkpoint
 
@@ -90,7 +91,7 @@ class PersynRouter:
         """Writes the checkpoint (safetensors, `config.json` with the `persyn` block, tokenizer) into a folder."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self._loaded.model.save_pretrained(folder, safe_serialization=True)
-        self._loaded.tokenizer.save_pretrained(folder)
+        save_tokenizer(self._loaded.tokenizer, folder)
 
     @property
     def teachers(self) -> list[str]:

@@ -12,11 +12,14 @@ from typing import Any, Literal
 import torch
 
 from persyn_hf import columns
-from persyn_hf.errors import ConfigError, RouterMismatchError
+from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
+from persyn_hf.models.device import choose_device, dtype_named
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.models.loading import save_tokenizer
 from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.backbone import shown
-from persyn_hf.routing.checkpoint import PERSYN_KEY, library_version
+from persyn_hf.routing.block import PERSYN_KEY, names_problem
+from persyn_hf.routing.checkpoint import library_version
 from persyn_hf.routing.crossval import cross_validate
 from persyn_hf.routing.heads import OBJECTIVES, POWER, STRENGTHS, Array, Head, fit_path
 from persyn_hf.routing.rewards import RewardTable, read_rewards
@@ -107,6 +110,7 @@ def train_router(
     """
     _check_settings(objective, tuning, fallback, folds, dtype, output_dir)
     table = read_rewards(scored)
+    require_names(table.teachers)
     described = describe_teachers(table.teachers, teachers)
     backbone_revision = resolve_revision(backbone, revision)
     build = partial(
@@ -117,7 +121,7 @@ def train_router(
         revision=None if os.path.isdir(backbone) else backbone_revision,
     )
     if tuning == "frozen":
-        build = partial(build, dtype=getattr(torch, dtype), device=device or _default_device())
+        build = partial(build, dtype=dtype_named(dtype), device=choose_device(device))
         model, tokenizer, report = _frozen(build, table, objective, fallback, folds, seed, progress)
     else:
         settings = FineTuning(
@@ -133,7 +137,7 @@ def train_router(
         )
         build = partial(build, dtype=torch.float32, device=_training_device(device))
         model, tokenizer, report = _tuned(build, table, objective, fallback, folds, settings)
-        model = model.to(getattr(torch, dtype))
+        model = model.to(dtype_named(dtype))
     if report.fallback is not None or report.gain.low <= 0:
         warnings.warn(report.reason, stacklevel=2)
     block = {
@@ -264,7 +268,7 @@ def save_router(
     if _processes() == 1 or int(os.environ["RANK"]) == 0:
         os.makedirs(output_dir, exist_ok=True)
         model.save_pretrained(output_dir, safe_serialization=True)
-        tokenizer.save_pretrained(output_dir)
+        save_tokenizer(tokenizer, output_dir)
     if _processes() > 1:
         from accelerate import PartialState
 
@@ -292,6 +296,17 @@ def describe_teachers(names: Sequence[str], teachers: Sequence[Any] | None) -> l
     return [described[name] for name in names]
 
 
+def require_names(teachers: Sequence[str]) -> None:
+    """Holds teachers to what a router's labels may be, before anything is trained.
+
+    Raises:
+        DataError: If a name is empty or has control characters, or two are equal.
+    """
+    problem = names_problem(teachers)
+    if problem is not None:
+        raise DataError(f"The teachers' names in the table {problem}.")
+
+
 def _check_settings(objective: str, tuning: str, fallback: str, folds: int, dtype: str, output_dir: Any) -> None:
     for name, value, allowed in (
         ("objective", objective, OBJECTIVES),
@@ -313,10 +328,6 @@ def _texts(table: RewardTable) -> list[str]:
 
 def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _training_device(device: str | None) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.models.device import free_cache
 from persyn_hf.models.rendering import Rendered
 from persyn_hf.scoring.packing import build_pack, plan_packs, run_packed
 from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
@@ -89,8 +90,7 @@ def _smaller(
     if all(len(batch) == 1 for batch in _plan(student, answers, rows, budget)):
         raise ScoringError(f"One answer does not fit in the memory of {student.device}: {error}") from error
     gc.collect()
-    if student.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_cache(student.device)
     return max(budget // 2, 1)
 
 

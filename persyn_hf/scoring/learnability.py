@@ -24,12 +24,13 @@ from persyn_hf.columns import (
 )
 from persyn_hf.config import Student, StudentEndpoint, read_settings
 from persyn_hf.errors import DataError
+from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
 from persyn_hf.packages import require
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
-from persyn_hf.scoring.rows import answered, as_batch, row_names, worker_device
+from persyn_hf.scoring.rows import answered, as_batch, row_names
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persyn_hf.models.device import has_prepacked_linear
+
 #: Largest relative difference that another order of summation explains.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -48,7 +50,7 @@ def prepack(body: Any) -> int:
     Returns:
         `int`: How many layers were prepacked.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not has_prepacked_linear():
         return 0
     packed = 0
     for module in list(body.modules()):

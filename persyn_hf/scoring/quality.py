@@ -11,10 +11,11 @@ from typing import Any
 from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, require_columns
 from persyn_hf.config import Judge, Quality, QualitySource, read_settings
 from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.models.device import worker_device
 from persyn_hf.packages import require
 from persyn_hf.scoring import judge as judges
 from persyn_hf.scoring.judge import judge_answers
-from persyn_hf.scoring.rows import answered, as_batch, row_names, worker_device
+from persyn_hf.scoring.rows import answered, as_batch, row_names
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
 from persyn_hf.version import __version__
 

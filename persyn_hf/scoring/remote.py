@@ -17,7 +17,8 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.endpoints.requests import Send, ask_service
 from persyn_hf.errors import ConfigError, RequestError, RetryableError, ScoringError
-from persyn_hf.models.loading import context_of, identity, load_config, load_tokenizer
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import LOADING, context_of, identity, load_config, load_tokenizer
 from persyn_hf.models.rendering import Rendered
 from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
 
@@ -60,13 +61,15 @@ def load_remote_student(model: str, revision: str | None, endpoint: StudentEndpo
         endpoint (`StudentEndpoint`): The server.
     """
     resolved = identity(model, revision)
-    tokenizer, context = _load(model, resolved)
+    with LOADING:
+        tokenizer, context = _load(model, resolved)
     return RemoteStudent(model, resolved, tokenizer, context, endpoint)
 
 
 @lru_cache(maxsize=2)
 def _load(name: str, revision: str) -> tuple[Any, int | None]:
-    return load_tokenizer(name, revision), context_of(load_config(name, revision))
+    files = ModelFiles(name, revision, "The student", ScoringError)
+    return load_tokenizer(files), context_of(load_config(files))
 
 
 def score_remotely(

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
 from persyn_hf.errors import PromptTooLongError, ScoringError
-from persyn_hf.models.loading import choose_device, context_of, identity, load_model, load_tokenizer
+from persyn_hf.models.device import choose_device
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import LOADING, context_of, identity, load_model, load_tokenizer
 from persyn_hf.models.workers import calm_worker
 
 
@@ -45,17 +47,18 @@ def load_reward_model(
         ScoringError: If it has more than one label or its head is missing.
     """
     calm_worker()
-    return _load(model, identity(model, revision), dtype, choose_device(device))
+    resolved, where = identity(model, revision), choose_device(device)
+    with LOADING:
+        return _load(model, resolved, dtype, where)
 
 
 @lru_cache(maxsize=2)
 def _load(name: str, revision: str, dtype: str, device: torch.device) -> RewardModel:
-    from transformers import AutoModelForSequenceClassification
-
-    model = load_model(AutoModelForSequenceClassification, name, revision, dtype, device, "The reward model")
+    files = ModelFiles(name, revision, "The reward model", ScoringError)
+    model = load_model(files, "classifier", dtype, device)
     if model.config.num_labels != 1:
         raise ScoringError(f"A reward model must have one label, `{name}` has {model.config.num_labels}.")
-    return RewardModel(name, revision, model, load_tokenizer(name, revision), device, context_of(model.config))
+    return RewardModel(name, revision, model, load_tokenizer(files), device, context_of(model.config))
 
 
 def reward_scores(

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from persyn_hf.columns import COMPLETION, ERROR, PROMPT_ID, TEACHER
-from persyn_hf.errors import ConfigError
-from persyn_hf.packages import require
 
 Batch = dict[str, Sequence[Any]]
 
@@ -30,19 +28,3 @@ def row_names(batch: Mapping[str, Sequence[Any]], rows: Iterable[int]) -> list[s
     return [
         ", ".join(f"{label} {batch[key][row]}" for label, key in known) or f"row {row} of the batch" for row in rows
     ]
-
-
-def worker_device(device: str | None, rank: int | None) -> str | None:
-    """The GPU of a map worker, by its number; `device` where one is named.
-
-    Raises:
-        ConfigError: If `rank` is no number: something else was passed by position.
-    """
-    if rank is not None and not isinstance(rank, int):
-        raise ConfigError(f"`rank` must be a worker's number, got {rank!r}; pass everything else by name.")
-    if device is not None or rank is None:
-        return device
-    require("find a worker's GPU", "torch")
-    import torch
-
-    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else None

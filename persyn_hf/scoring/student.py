@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persyn_hf.models.loading import choose_device, context_of, identity, load_model, load_tokenizer
+from persyn_hf.errors import ScoringError
+from persyn_hf.models.device import choose_device
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import LOADING, context_of, identity, load_model, load_tokenizer
 from persyn_hf.models.rendering import Rendered
 from persyn_hf.models.workers import calm_worker
 from persyn_hf.scoring.attention import PACKED, register_packed_attention
@@ -123,17 +126,16 @@ def load_student(
     """
     calm_worker()
     where = choose_device(device)
-    return _load(model, identity(model, revision), dtype, where, attn_implementation)
+    resolved = identity(model, revision)
+    with LOADING:
+        return _load(model, resolved, dtype, where, attn_implementation)
 
 
 @lru_cache(maxsize=2)
 def _load(name: str, revision: str, dtype: str, device: torch.device, attn_implementation: str | None) -> StudentModel:
-    from transformers import AutoModelForCausalLM
-
-    model = load_model(
-        AutoModelForCausalLM, name, revision, dtype, device, "The student", attn_implementation=attn_implementation
-    )
-    tokenizer = load_tokenizer(name, revision)
+    files = ModelFiles(name, revision, "The student", ScoringError)
+    model = load_model(files, "causal-lm", dtype, device, attn_implementation=attn_implementation)
+    tokenizer = load_tokenizer(files)
     head, packed = _fast_ways(model, device, share=attn_implementation is None)
     return StudentModel(name, revision, model, tokenizer, device, context_of(model.config), packed, head)
 

@@ -206,12 +206,10 @@ def _recipe(training: Training | Mapping[str, Any] | None) -> Training:
 
 
 def _tokenizer(student: str, revision: str, recipe: Training) -> Any:
-    from transformers import AutoTokenizer
+    from persyn_hf.models.files import ModelFiles
+    from persyn_hf.models.loading import load_tokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(student, revision=None if os.path.isdir(student) else revision)
-    except (OSError, ValueError) as error:
-        raise StudentError(f"The tokenizer of `{student}` cannot be loaded: {str(error).splitlines()[0]}") from error
+    tokenizer = load_tokenizer(ModelFiles(student, revision, "The student", StudentError))
     if recipe.chat_template is not None:
         try:
             tokenizer.chat_template = Path(recipe.chat_template).read_text(encoding="utf-8")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import shutil
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import Training
 from persyn_hf.errors import ConfigError, StudentError
+from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.loading import is_whole
 from persyn_hf.packages import require
 from persyn_hf.students.labels import RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "training.json"
 CHECKPOINTS = "checkpoints"
@@ -171,17 +176,19 @@ def _trainer(
     progress: bool,
 ) -> Any:
     require("train a student", "trl")
-    import torch
     import trl
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
     from transformers.trainer_callback import PrinterCallback
 
-    bf16 = training.bf16 if training.bf16 is not None else torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    from persyn_hf.models.device import trains_in_bfloat16
+    from persyn_hf.models.loading import load_model
+
+    bf16 = training.bf16 if training.bf16 is not None else trains_in_bfloat16()
     set_seed(seed)
     # All weights are trained in float32, under autocast where `bf16`; frozen ones below adapters need no such care.
-    dtype = torch.bfloat16 if bf16 and training.lora is not None else torch.float32
-    revision = None if os.path.isdir(student) else student_revision
-    model = AutoModelForCausalLM.from_pretrained(student, revision=revision, dtype=dtype, use_safetensors=True)
+    dtype = "bfloat16" if bf16 and training.lora is not None else "float32"
+    # The trainer takes it to its own device.
+    model = load_model(_files(student, student_revision), "causal-lm", dtype, "cpu", trainable=True)
     arguments = _arguments(training, output_dir / CHECKPOINTS, seed, bf16, progress)
     try:
         config = trl.SFTConfig(**arguments)
@@ -199,7 +206,7 @@ def _trainer(
 
 
 def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress: bool) -> dict[str, Any]:
-    import torch
+    from persyn_hf.models.device import gpu_count
 
     taken = sorted(_OURS & set(training.extra))
     if taken:
@@ -228,7 +235,7 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": not progress,
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_pin_memory": gpu_count() > 0,
     } | training.extra
 
 
@@ -253,11 +260,15 @@ def _stop_at(model: Any, ends: frozenset[int]) -> None:
     model.generation_config.eos_token_id = together[0] if len(together) == 1 else together or None
 
 
+def _files(student: str, revision: str) -> ModelFiles:
+    return ModelFiles(student, revision, "The student", StudentError)
+
+
 def _own_dtype(student: str, revision: str) -> Any:
     """The dtype of the student's published weights; `None` where its config does not say."""
-    from transformers import AutoConfig
+    from persyn_hf.models.loading import load_config
 
-    config = AutoConfig.from_pretrained(student, revision=None if os.path.isdir(student) else revision)
+    config = load_config(_files(student, revision))
     return getattr(config.get_text_config(), "dtype", None)
 
 
@@ -295,8 +306,6 @@ def _finished(output_dir: Path, identity: dict[str, Any]) -> TrainingReport | No
 
 
 def _last_checkpoint(output_dir: Path, identity: dict[str, Any], resume: bool) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
     folder = output_dir / CHECKPOINTS
     if not folder.is_dir():
         return None
@@ -309,8 +318,27 @@ def _last_checkpoint(output_dir: Path, identity: dict[str, Any], resume: bool) -
             f"`output_dir`: {folder} holds checkpoints of another training (data, recipe, student or seed differ). "
             "Give another folder, or `resume=False` to begin anew there."
         )
-    found: str | None = get_last_checkpoint(str(folder))
-    return found
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if _is_complete(path):
+            return str(path)
+        logger.warning("%s is damaged, or was not written to its end; it is passed over.", path)
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint's files are there and whole, as far as their formats tell; those of a sharded training
+    (FSDP, DeepSpeed) have formats of their own and are taken as they are."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if any(checkpoint.glob("global_step*")) or any(checkpoint.glob("*_fsdp_*")):
+        return True
+    states = [*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
+    there = {path.name for path in states}
+    whole = {"optimizer.pt", "scheduler.pt"} <= there and any(name.startswith("rng_state") for name in there)
+    return whole and is_whole(checkpoint) and all(map(zipfile.is_zipfile, states))
 
 
 def _versions() -> dict[str, str]:

@@ -107,13 +107,9 @@ def test_draws_follow_the_nucleus_distribution():
 
 
 def test_several_teachers_share_one_model(tiny_lm, monkeypatch):
-    from persyn_hf.generation import local
-
     loads = []
-    real = local.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(
-        local.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or real(*a, **k)
-    )
+    real = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loads.append(a) or real(*a, **k))
     _load_once.cache_clear()
     common = {"model": str(tiny_lm), "backend": "local", "sampling": {"max_tokens": 12}}
     teachers = [{"name": "a", **common}, {"name": "b", **common, "system_prompt": "Shout."}]

@@ -15,7 +15,7 @@ import torch
 from datasets import load_dataset
 
 from persyn_hf import PersynRouter, persyn_route, pin_router, train_router
-from persyn_hf.routing import map_function
+from persyn_hf.models.device import worker_device
 from tests.hub_server import TOKEN, Hub
 from tests.routing.conftest import make_scored
 
@@ -143,7 +143,7 @@ def test_a_process_uses_the_gpu_of_its_rank(router_folder: str, monkeypatch: pyt
     persyn_route({"prompt": ["code"]}, 1, router=router_folder, device="cpu")
     assert asked == ["cuda:0", "cuda:1", "cuda:0", None, "cpu"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert map_function._device_of(1) is None
+    assert worker_device(None, 1) is None
 
 
 def test_the_batch_does_not_decide(router_folder: str) -> None:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from persyn_hf.errors import ConfigError, DataError, MissingColumnError, PromptTooLongError, ScoringError
+from persyn_hf.models.device import worker_device
 from persyn_hf.models.rendering import render_answers
 from persyn_hf.scoring import engine
 from persyn_hf.scoring.learnability import persyn_learnability, pin_student
-from persyn_hf.scoring.rows import worker_device
 from persyn_hf.scoring.student import load_student, token_scores
 from tests.scoring import models
 

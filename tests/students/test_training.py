@@ -131,6 +131,74 @@ def test_resuming_equals_an_uninterrupted_training(kinds, answers, tmp_path, mon
     assert not (tmp_path / "cut/checkpoints").exists()
 
 
+DAMAGED_CHECKPOINTS = {
+    "truncated weights": lambda folder: cut(folder / "model.safetensors"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "truncated optimizer": lambda folder: cut(folder / "optimizer.pt"),
+    "no scheduler": lambda folder: (folder / "scheduler.pt").unlink(),
+    "no random state": lambda folder: (folder / "rng_state.pth").unlink(),
+    "truncated random state": lambda folder: cut(folder / "rng_state.pth"),
+    "truncated state": lambda folder: cut(folder / "trainer_state.json"),
+}
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture(scope="module")
+def interrupted(kinds, answers, tmp_path_factory):
+    """A training of six steps that was stopped in the sixth, with checkpoints after two and four."""
+    from transformers import Trainer
+
+    folder, step = tmp_path_factory.mktemp("interrupted"), Trainer.training_step
+    recipe = QUICK | {"max_steps": 6, "save_steps": 2}
+    train_student(answers, kinds["qwen"], folder / "whole", recipe, progress=False)
+
+    def stop_in_the_sixth(self, *arguments, **keywords):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "training_step", stop_in_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            train_student(answers, kinds["qwen"], folder / "cut", recipe, progress=False)
+    assert sorted(path.name for path in (folder / "cut/checkpoints").glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGED_CHECKPOINTS)
+def test_a_damaged_checkpoint_is_passed_over_for_a_whole_one(
+    kinds, answers, interrupted, tmp_path, damage, monkeypatch, caplog
+):
+    from transformers import Trainer
+
+    shutil.copytree(interrupted / "cut", tmp_path / "cut")
+    DAMAGED_CHECKPOINTS[damage](tmp_path / "cut/checkpoints/checkpoint-4")
+    step, done = Trainer.training_step, []
+    monkeypatch.setattr(
+        Trainer, "training_step", lambda self, *a, **k: done.append(self.state.global_step) or step(self, *a, **k)
+    )
+    recipe = QUICK | {"max_steps": 6, "save_steps": 2}
+    train_student(answers, kinds["qwen"], tmp_path / "cut", recipe, progress=False)
+    assert done == [2, 3, 4, 5]
+    assert "checkpoint-4 is damaged, or was not written to its end" in caplog.text
+    assert_equal(interrupted / "whole", tmp_path / "cut")
+
+
+def test_with_no_whole_checkpoint_training_begins_anew(kinds, answers, interrupted, tmp_path):
+    shutil.copytree(interrupted / "cut", tmp_path / "cut")
+    for folder in (tmp_path / "cut/checkpoints").glob("checkpoint-*"):
+        cut(folder / "model.safetensors")
+    recipe = QUICK | {"max_steps": 6, "save_steps": 2}
+    assert train_student(answers, kinds["qwen"], tmp_path / "cut", recipe, progress=False).report.steps == 6
+    assert_equal(interrupted / "whole", tmp_path / "cut")
+
+
 def test_a_finished_training_is_not_repeated_and_not_mistaken(kinds, answers, tmp_path):
     first = train_student(answers, kinds["qwen"], tmp_path, QUICK, progress=False)
     changed = (tmp_path / "model.safetensors").stat().st_mtime_ns

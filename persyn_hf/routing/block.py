@@ -1,0 +1,144 @@
+"""What a router's `config.json` says of it, verified as plain values before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from persyn_hf.models.files import ModelFiles, is_plain
+
+#: The key of `config.json` that holds what a classifier does not say about a router.
+PERSYN_KEY = "persyn"
+
+_NUMBER = (int, float)
+_LINE = "a text of one line"
+#: What stands under the keys of the block, where they are there and not null.
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(
+        (
+            "backbone",
+            "backbone_revision",
+            "library_version",
+            "objective",
+            "prompt_column",
+            "student",
+            "student_revision",
+            "tuning",
+        ),
+        (str, _LINE),
+    ),
+    **dict.fromkeys(("prompt_format", "prompt_template"), (str, "a text")),
+    **dict.fromkeys(("max_length", "seed"), (int, "a whole number")),
+    **dict.fromkeys(("scale", "strength"), (_NUMBER, "a number")),
+    **dict.fromkeys(("held_out", "probe_means", "reward"), (Mapping, "an object")),
+    "roster": (list, "a list"),
+}
+_TEACHER_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("family", "license", "model", "revision"), (str, _LINE)),
+    "system_prompt": (str, "a text"),
+    "sampling": (Mapping, "an object"),
+}
+#: What transformers leaves out of a `config.json`: the labels of a classifier that nobody named.
+_UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}
+
+
+def verify_config(files: ModelFiles, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The `persyn` block and the teachers of a router.
+
+    Args:
+        files (`ModelFiles`): Whose.
+        config (`Mapping`): Its `config.json`, from `read_config`.
+
+    Raises:
+        RouterCheckpointError: If it is no router's, says what cannot be, or its labels are not its teachers.
+    """
+    block = config.get(PERSYN_KEY)
+    architectures = config.get("architectures") or []
+    if not isinstance(block, Mapping):
+        raise files.wrong(
+            f": `config.json` has no `{PERSYN_KEY}` block, so this is no persyn router "
+            f"(architectures: {_shown(architectures)}, model type: {_shown(config.get('model_type'))})."
+        )
+    names = architectures if isinstance(architectures, list) else [architectures]
+    if not any(isinstance(name, str) and name.endswith("ForSequenceClassification") for name in names):
+        raise files.wrong(
+            f": `config.json` names the architectures {_shown(architectures)}; a router is a sequence classifier "
+            "(`…ForSequenceClassification`)."
+        )
+    _verify_types(files, block, _TYPES, PERSYN_KEY)
+    teachers = _verify_teachers(files, block)
+    _verify_labels(files, config, teachers)
+    if block.get("fallback") is not None and block["fallback"] not in teachers:
+        raise files.wrong(
+            f": `{PERSYN_KEY}.fallback` is {_shown(block['fallback'])}, which is none of its teachers "
+            f"{_shown(list(teachers))}."
+        )
+    _verify_numbers(files, block)
+    return block, teachers
+
+
+def names_problem(names: Sequence[str]) -> str | None:
+    """What keeps names from being a router's teachers, as the end of "the teachers' names …"; `None` if nothing does.
+
+    They become labels, and stand on terminals and in cards.
+    """
+    unclear = [name for name in names if not name.strip() or not is_plain(name)]
+    if unclear:
+        return f"must be texts without control characters, got {_shown(unclear)}"
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return f"must differ, {_shown(twice)} stands more than once" if twice else None
+
+
+def _verify_teachers(files: ModelFiles, block: Mapping[str, Any]) -> tuple[str, ...]:
+    described = block.get("teachers")
+    if not isinstance(described, list) or not all(
+        isinstance(teacher, Mapping) and isinstance(teacher.get("name"), str) for teacher in described
+    ):
+        raise files.wrong(f": `{PERSYN_KEY}.teachers` in `config.json` must list teachers with names.")
+    for place, teacher in enumerate(described):
+        _verify_types(files, teacher, _TEACHER_TYPES, f"{PERSYN_KEY}.teachers[{place}]")
+    teachers = tuple(teacher["name"] for teacher in described)
+    problem = names_problem(teachers)
+    if problem is not None:
+        raise files.wrong(f": the teachers' names in `{PERSYN_KEY}.teachers` {problem}.")
+    return teachers
+
+
+def _verify_labels(files: ModelFiles, config: Mapping[str, Any], teachers: tuple[str, ...]) -> None:
+    labels, numbers = config.get("id2label", _UNNAMED), config.get("label2id", {"LABEL_0": 0, "LABEL_1": 1})
+    if labels != {str(place): name for place, name in enumerate(teachers)} or numbers != {
+        name: place for place, name in enumerate(teachers)
+    }:
+        raise files.wrong(
+            f": the labels in `config.json` do not match its `{PERSYN_KEY}` block: `id2label` has {_shown(labels)}, "
+            f"`label2id` has {_shown(numbers)}, `{PERSYN_KEY}.teachers` has {_shown(list(teachers))}."
+        )
+
+
+def _verify_types(files: ModelFiles, values: Mapping[str, Any], types: Mapping[str, Any], where: str) -> None:
+    for key, (kind, named) in types.items():
+        value = values.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise files.wrong(f": `{where}.{key}` in `config.json` must be {named}, got {_shown(value)}.")
+        if named == _LINE and not is_plain(value):  # it is shown on terminals and in cards
+            raise files.wrong(f": `{where}.{key}` in `config.json` has control characters: {_shown(value)}.")
+
+
+def _verify_numbers(files: ModelFiles, block: Mapping[str, Any]) -> None:
+    length = block.get("max_length")
+    if length is not None and length < 1:
+        raise files.wrong(f": `{PERSYN_KEY}.max_length` in `config.json` must be at least 1, got {length}.")
+    for kind, means in (block.get("probe_means") or {}).items():
+        if not isinstance(means, Mapping) or not all(isinstance(one, int | float | None) for one in means.values()):
+            raise files.wrong(
+                f": `{PERSYN_KEY}.probe_means` in `config.json` must hold a number for each teacher, got "
+                f"{_shown(means)} for {_shown(kind)}."
+            )
+
+
+def _shown(value: Any) -> str:
+    """A value as a short text in which nothing moves a terminal."""
+    text = ascii(value) if not is_plain(repr(value)) else repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}…"
