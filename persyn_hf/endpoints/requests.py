@@ -15,7 +15,7 @@ from tenacity.wait import wait_exponential_jitter
 
 from persyn_hf.config import Service
 from persyn_hf.endpoints.event_loop import say
-from persyn_hf.endpoints.server import Gate, gate
+from persyn_hf.endpoints.gate import Gate, gate
 from persyn_hf.errors import ConfigError, PassingError, RequestError, ScoringError
 
 Item = TypeVar("Item")

@@ -13,7 +13,8 @@ import pytest
 
 from persyn_hf.endpoints import server as servers
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
-from persyn_hf.endpoints.server import Server, gate, server, server_name
+from persyn_hf.endpoints.gate import gate
+from persyn_hf.endpoints.server import Server, server, server_name
 from persyn_hf.endpoints.slots import Slots
 from persyn_hf.errors import RetryableError
 
