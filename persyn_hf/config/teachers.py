@@ -52,6 +52,8 @@ class Teacher(Settings):
         hedge_after (`float`, *optional*): Seconds after which a request without an answer is sent a second time, and
             the first answer counts. It may be paid for twice, so it is off unless set.
         max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this.
+        down_after (`float`, *optional*): Seconds without any answer, after the first one, that show that an endpoint
+            is down: more than it takes to start again. `None`: 180.
         on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
             teacher that stops answering: they carry an error, they wait until it is back, or they go to the next
             best teacher of `route_scores`.
@@ -102,6 +104,7 @@ class Teacher(Settings):
     timeout: float = Field(120.0, gt=0)
     hedge_after: float | None = Field(None, gt=0)
     max_response_bytes: int = Field(16 * 2**20, ge=1024)
+    down_after: float | None = Field(None, gt=0)
     on_teacher_down: Literal["error", "wait", "reroute"] = "error"
     preflight: bool = True
     batch_size: int = Field(32, ge=1)

@@ -1,4 +1,4 @@
-"""A gate to a server: what its other callers pass through one request at a time, as teachers do by their pools."""
+"""A gate for requests to a server: no more of them at once than all that ask it may have in flight together."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
@@ -248,6 +248,8 @@ def _lane(
     stack: AsyncExitStack,
 ) -> Lane:
     patient = teacher.on_teacher_down == "wait"
+    if teacher.down_after is not None:
+        policy = replace(policy, down_after=teacher.down_after)
     if address is None:
         return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
     known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from persyn_hf.errors import ScoringError
 from persyn_hf.models.bounds import check_bounds, parameter_count, read_contents, weight_files
 from persyn_hf.models.device import DTYPES, dtype_named
-from persyn_hf.models.files import CONFIG_FILE, ModelFiles, one_line, plain_object, read_config, reading
+from persyn_hf.models.files import CONFIG_FILE, ModelFiles, plain_object, read_config, reading
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
+from persyn_hf.text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -250,7 +251,7 @@ def _refuse_incomplete(files: ModelFiles, model: Any, report: Mapping[str, Any],
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return one_line(", ".join(names[:5])) + more
+    return shown(", ".join(names[:5]), 500) + more
 
 
 def _pinned(files: ModelFiles) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def train_router(
     """
     _check_settings(objective, tuning, fallback, folds, dtype, output_dir)
     table = read_rewards(scored)
-    require_names(table.teachers)
+    require_plain_names(table.teachers)
     described = describe_teachers(table.teachers, teachers)
     backbone_revision = resolve_revision(backbone, revision)
     build = partial(
@@ -296,7 +296,7 @@ def describe_teachers(names: Sequence[str], teachers: Sequence[Any] | None) -> l
     return [described[name] for name in names]
 
 
-def require_names(teachers: Sequence[str]) -> None:
+def require_plain_names(teachers: Sequence[str]) -> None:
     """Holds teachers to what a router's labels may be, before anything is trained.
 
     Raises:
