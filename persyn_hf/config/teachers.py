@@ -79,6 +79,7 @@ class Teacher(Settings):
             "hedge_after",
             "max_response_bytes",
             "preflight",
+            "down_after",
             "batch_size",
             "dtype",
             "device",

@@ -85,6 +85,7 @@ TABLE = {
         "max_response_bytes": (4096, NOTHING),
         "on_teacher_down": ("wait", {"probe", "router", "allocate", "generate"}),
         "preflight": (False, NOTHING),
+        "down_after": (9.0, NOTHING),
         "batch_size": (3, NOTHING),
         "dtype": ("float32", NOTHING),
         "device": ("cpu", NOTHING),
