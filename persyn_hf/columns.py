@@ -75,8 +75,9 @@ USAGE_SOURCES = ("server", "tokenizer")
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]
-#: `turn`, `sample` and `attempt` of a row; the numbers of a row that has none.
+#: The values of `ROW_NUMBERS` and of `ROW_KEY` in one row, and the numbers of a row that has none.
 RowNumbers = tuple[int, int, int]
+RowKey = tuple[str, str, int, int, int]
 UNNUMBERED: RowNumbers = (0, 0, 0)
 
 
@@ -216,7 +217,7 @@ def _row_number(name: str, value: Any, row: int) -> int:
     )
 
 
-def row_keys(table: Any) -> list[tuple[str, str, int, int, int]]:
+def row_keys(table: Any) -> list[RowKey]:
     """Gives the key of every row of answers, in the order of `ROW_KEY`: two rows of one key are one answer.
 
     Args:

@@ -14,12 +14,13 @@ from datasets import Dataset, load_dataset
 from starlette.responses import JSONResponse
 from typer.testing import CliRunner
 
-from persyn_hf import RunConfig, generate_parallel, load_personalized, persyn_generate, run
+from persyn_hf import RunConfig, generate_parallel, load_personalized, persyn_generate
 from persyn_hf.cli import app
 from persyn_hf.generation.ledger import Ledger
 from persyn_hf.models.identity import folder_digest
 from persyn_hf.publishing.load import read_provenance
 from persyn_hf.routing.router import PersynRouter
+from persyn_hf.run.pipeline import run
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import serve
 

@@ -74,14 +74,14 @@ def save_personalized(
     warnings = license_warnings(license, provenance.teachers)
     figures, shards = Figures(provenance), plan_shards(splits, config_name)
     with replaced(target / "dataset") as staged:
-        staged.mkdir()
+        staged.mkdir(parents=True)
         content = DatasetContent(
             dataset_at, config_name, shards, provenance, figures, license, language, warnings, staged, whole=True
         )
         write_content(content.build(Snapshot()), staged)
     if router is not None and router_at is not None:
         with replaced(target / "router") as staged:
-            staged.mkdir()
+            staged.mkdir(parents=True)
             weights = RouterContent(router_at, router, provenance, figures, dataset_at, license, language, staged)
             write_content(weights.build(Snapshot()), staged)
     return target
