@@ -61,7 +61,7 @@ def generate_parallel(
         policy (`RetryPolicy`, *optional*): When to ask again.
 
     Returns:
-        `Dataset`: One row per row of prompts and teacher, prompt by prompt, with the columns `teacher`, `completion`,
+        `Dataset`: One row per prompt row and teacher, prompt by prompt, with the columns `teacher`, `completion`,
         `reasoning`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `usage_source`, how it was asked
         (`temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `system_prompt`), `rerouted_from` and `error` added (and
         `prompt_id` where absent).

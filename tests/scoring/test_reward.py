@@ -125,3 +125,4 @@ def test_a_row_is_named_with_its_numbers():
         "prompt b, teacher u",
     ]
     assert row_names({"completion": ["x", "y"]}, [1]) == ["row 1 of the batch"]
+    assert row_names({"completion": ["x"], "turn": ["first"]}, [0]) == ["row 0 of the batch, turn first"]
