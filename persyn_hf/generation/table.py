@@ -33,7 +33,7 @@ _NEVER_ASKED = "the run ended before this row was asked"
 
 
 class FinishedTable:
-    """The prompts' own columns and the generated ones, one row per prompt row and teacher, in the order of the prompts.
+    """The prompts' own columns and the generated ones, one row per prompt row and teacher, in their order.
 
     A table that grows beyond `IN_MEMORY_BYTES` goes on in a temporary file and is mapped from there, so that memory
     does not grow with it; the file lives as long as the process.
