@@ -225,9 +225,9 @@ class _Run:
             if job.key not in self._plan.errors and not self._ledger.get_many([job.key]):
                 unanswered.append(row)
         taken = []
-        for row, prompt_id, name in self._plan.next_best(unanswered, self._exchange.gone):
+        for row, name in self._plan.next_best(unanswered, self._exchange.gone):
             if name is not None:
-                self._plan.rerouted[prompt_id] = name
+                self._plan.rerouted[row] = name
                 taken.append((row, name))
         self._tallies[asked.name].total -= len(taken)
         _log.warning(

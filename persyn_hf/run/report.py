@@ -88,7 +88,7 @@ def build_report(
     means = _means(scored) if scored is not None else {}
     lines = []
     for teacher in config.teachers:
-        own = [answer for (_, name), answer in answers.items() if name == teacher.name]
+        own = [answer for (_, name, *_), answer in answers.items() if name == teacher.name]
         failed = sum(error is not None for error, _ in own)
         lines.append(
             TeacherLine(
@@ -111,14 +111,13 @@ def build_report(
     )
 
 
-def _distinct_answers(*tables: Dataset | None) -> dict[tuple[str, str], tuple[str | None, str | None]]:
-    """(prompt, teacher) → (error, finish reason): a probe answer that is used again counts once."""
-    answers = {}
+def _distinct_answers(*tables: Dataset | None) -> dict[columns.RowKey, tuple[str | None, str | None]]:
+    """Key of a row → (error, finish reason): a probe answer that is used again counts once."""
+    answers: dict[columns.RowKey, tuple[str | None, str | None]] = {}
     for table in tables:
         if table is not None:
-            names = (columns.PROMPT_ID, columns.TEACHER, columns.ERROR, columns.FINISH_REASON)
-            for identity, teacher, error, reason in zip(*(table[name] for name in names), strict=True):
-                answers[identity, teacher] = (error, reason)
+            outcomes = zip(table[columns.ERROR], table[columns.FINISH_REASON], strict=True)
+            answers.update(zip(columns.row_keys(table), outcomes, strict=True))
     return answers
 
 

@@ -89,6 +89,10 @@ def add_rewards(
 ) -> Dataset:
     """Adds the column `reward` to scored answers.
 
+    Scores are normalised over all answers to a prompt: every teacher's, and all of its turns, samples and attempts
+    where it has several. So rewards of samples can be compared with each other and with other teachers', and the mean
+    reward of a teacher's samples is what their mean score would get (`minmax` and `zscore` are linear; `rank` is not).
+
     Args:
         dataset (`Dataset`): With `prompt_id`, `teacher`, `quality` and the learnability column. Rows of a prompt need
             not be neighbours.
