@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from persyn_hf import train_router
 from persyn_hf.errors import ConfigError
-from persyn_hf.routing.backbone import OPENING, as_chat, build_classifier, head_inputs, shown
+from persyn_hf.routing.backbone import OPENING, as_chat, build_classifier, head_inputs, readable_template
 from tests.routing.conftest import make_scored
 
 
@@ -39,7 +39,7 @@ def test_a_long_prompt_loses_its_beginning_and_not_the_template(models: Path, tm
 def test_a_router_reads_it_so_and_says_so(chat_llama: str, tmp_path: Path) -> None:
     router = train_router(make_scored(60), chat_llama, "s", tmp_path / "r", fallback="none")
     template = router.metadata["prompt_template"]
-    assert template == shown(router.tokenizer)
+    assert template == readable_template(router.tokenizer)
     assert template.startswith("[CLS] tax [PAD] ") and " [SEP] law " in template
     assert router.routes(router.scores(["code code law 1 2", "poem poem law 1 2"])) == ["alpha", "beta"]
 
