@@ -51,7 +51,7 @@ class ModelFiles:
 
     def wrong(self, problem: str) -> PersynError:
         """The error that says what is wrong with it: "The student `org/student`" and the problem."""
-        return self.error(f"{self.role} `{self.name}`{problem}")
+        return self.error(_plain(f"{self.role} `{self.name}`{problem}"))
 
     def find(self, file: str) -> Path | None:
         """A file of the model, downloaded where need be; `None` where the model has none of that name."""
@@ -141,8 +141,11 @@ def _reason(error: BaseException) -> str:
 
 def one_line(text: object, longest: int = 500) -> str:
     """Text that may be a stranger's, on one line and without control characters."""
-    words = " ".join(str(text)[: 4 * longest].split())
-    return "".join(letter if is_plain(letter) else "\N{REPLACEMENT CHARACTER}" for letter in words)[:longest]
+    return _plain(" ".join(str(text)[: 4 * longest].split()))[:longest]
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if is_plain(letter) else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def is_plain(text: str) -> bool:
