@@ -249,6 +249,8 @@ def _lane(
     patient = teacher.on_teacher_down == "wait"
     if address is None:
         return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
+    if limits is not None and limits.served_model is not None and isinstance(client, ChatClient):
+        client.call(limits.served_model)
     known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)
     if known is None:
         return Lane(client, AdaptiveLimit(_HIGHEST, _FIRST_GUESS), policy, patient=patient, spaced=True)
