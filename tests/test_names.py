@@ -8,13 +8,6 @@ import persyn_hf
 
 PACKAGE = Path(persyn_hf.__file__).parent
 
-#: Functions and classes that are still defined in more than one module. Take names out of here; add none.
-REPEATED_NAMES = frozenset(
-    ("Checkpoint", "Head", "ask_all", "identify", "load_model", "plain", "run_to_end", "score_answers", "shown")
-)
-#: File names that still stand in more than one folder.
-REPEATED_FILES = frozenset(("training.py",))
-
 
 def _modules():
     """Every module of the package with its path under it."""
@@ -34,7 +27,7 @@ def test_no_public_name_is_defined_in_two_modules():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
                 places[node.name].add(str(place))
-    assert {name: found for name, found in _repeated(places).items() if name not in REPEATED_NAMES} == {}
+    assert _repeated(places) == {}
 
 
 def test_no_file_name_stands_twice():
@@ -42,4 +35,4 @@ def test_no_file_name_stands_twice():
     for _, place in _modules():
         if place.parts[0] not in ("cli", "config") and place.name != "__init__.py":
             places[place.name].add(str(place))
-    assert {name: found for name, found in _repeated(places).items() if name not in REPEATED_FILES} == {}
+    assert _repeated(places) == {}

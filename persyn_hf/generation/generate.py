@@ -15,10 +15,10 @@ from persyn_hf import columns
 from persyn_hf.config import Teacher, require_distinct_teachers
 from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
-from persyn_hf.generation.jobs import Plan, identify
+from persyn_hf.generation.jobs import Plan, resolved
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.run import Options, ask_all
+from persyn_hf.generation.run import Options, ask_teachers
 from persyn_hf.generation.table import (
     GENERATED_FEATURES,
     FinishedColumns,
@@ -78,7 +78,7 @@ def generate_parallel(
         ... )  # doctest: +SKIP
     """
     chosen = _teachers(teachers)
-    plan = Plan(prompt_table(prompts, "generate_parallel"), [identify(one) for one in chosen], _seed(seed), False)
+    plan = Plan(prompt_table(prompts, "generate_parallel"), [resolved(one) for one in chosen], _seed(seed), False)
     return _generate(plan, ledger, _options(chosen, progress, policy, max_cost), drop_truncated)
 
 
@@ -261,7 +261,7 @@ def _routed_plan(
     table = prompt_table(routed, "generate_routed")
     require_known_routes(table, teachers)
     ranking = require_ranking(table, teachers, score_names)
-    return Plan(table, [identify(one) for one in teachers], _seed(seed), True, ranking)
+    return Plan(table, [resolved(one) for one in teachers], _seed(seed), True, ranking)
 
 
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
@@ -272,7 +272,7 @@ def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: 
 
 
 def _ask(plan: Plan, ledger: Ledger, options: Options, table: FinishedTable) -> None:
-    run_to_end(lambda interrupt: ask_all(plan, ledger, options, interrupt, table.advance))
+    run_to_end(lambda interrupt: ask_teachers(plan, ledger, options, interrupt, table.advance))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class Asked:
         return Origin(request.prompt_id, self.teacher.model, self.revision, request.seed, self._sampling, cost)
 
 
-def identify(teacher: Teacher) -> Asked:
+def resolved(teacher: Teacher) -> Asked:
     """A teacher with the identity of its model.
 
     Raises:

@@ -77,7 +77,7 @@ class Tally:
 
 
 @contextmanager
-def shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[bool]:
+def progress_shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[bool]:
     """Shows a bar per teacher while the block runs; where there is no terminal, a line now and then.
 
     Gives whether it ends with lines that tell what each teacher did.

@@ -23,7 +23,7 @@ from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.ledger import Ledger, Origin
 from persyn_hf.generation.pool import Job, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
-from persyn_hf.generation.progress import Tally, shown
+from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
 from persyn_hf.packages import require
 
@@ -51,7 +51,7 @@ class Options:
     max_cost: float | None = None
 
 
-async def ask_all(
+async def ask_teachers(
     plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt, ahead: Callable[[], object] = lambda: None
 ) -> None:
     """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
@@ -88,7 +88,7 @@ async def ask_all(
         for asked, tally, own in zip(plan.asked, tallies, clients, strict=True):
             run.add(asked, tally, own, limits, stack)
         interrupt.attach(functools.partial(run.drain, interrupt))
-        with shown(tallies, options.progress) as tells:
+        with progress_shown(tallies, options.progress) as tells:
             try:
                 await run.go(
                     [itertools.chain([job] if job else [], jobs) for job, jobs in zip(first, work, strict=True)], ahead

@@ -20,7 +20,7 @@ from persyn_hf.routing.block import verify_config
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LoadedRouter:
     """A verified router.
 
     Args:
@@ -39,7 +39,7 @@ class Checkpoint:
     persyn: Mapping[str, Any]
 
 
-def load(path: str, revision: str | None = None, device: str | None = None, dtype: str | None = None) -> Checkpoint:
+def load(path: str, revision: str | None = None, device: str | None = None, dtype: str | None = None) -> LoadedRouter:
     """Loads and verifies a router; the same one is loaded once per process.
 
     Args:
@@ -103,13 +103,13 @@ def _labels_once(path: str, digest: str, local: bool) -> tuple[Mapping[str, Any]
 
 
 @lru_cache(maxsize=8)
-def _load_once(path: str, digest: str, device: str | None, dtype: str | None, local: bool) -> Checkpoint:
+def _load_once(path: str, digest: str, device: str | None, dtype: str | None, local: bool) -> LoadedRouter:
     files = _files(path, digest, local)
     persyn, teachers = verify_config(files, read_config(files))
     model = load_model(files, "classifier", dtype or "auto", choose_device(device))
     tokenizer = _read_tokenizer(files, persyn, model)
     _route_once(files, model, tokenizer, len(teachers))
-    return Checkpoint(path, digest, model, tokenizer, teachers, persyn)
+    return LoadedRouter(path, digest, model, tokenizer, teachers, persyn)
 
 
 def _files(path: str, digest: str, local: bool) -> ModelFiles:

@@ -29,7 +29,7 @@ class PersynRouter:
     results again from any process, and not after the checkpoint has changed.
 
     Args:
-        loaded (`Checkpoint`): A verified checkpoint.
+        loaded (`LoadedRouter`): A verified checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): As given to [`from_pretrained`].
         prompt_column (`str`, *optional*): The column that holds prompts; default: what the checkpoint says.
         token_budget (`int`, *optional*): Tokens of one forward pass, padding included; default: 1,024 on a CPU,
@@ -45,7 +45,7 @@ class PersynRouter:
 
     def __init__(
         self,
-        loaded: checkpoint.Checkpoint,
+        loaded: checkpoint.LoadedRouter,
         *,
         device: str | None = None,
         dtype: str | None = None,

@@ -17,7 +17,7 @@ from persyn_hf.models.device import choose_device, dtype_named
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.models.loading import save_tokenizer
 from persyn_hf.routing import backbone as backbones
-from persyn_hf.routing.backbone import shown
+from persyn_hf.routing.backbone import readable_template
 from persyn_hf.routing.block import PERSYN_KEY, names_problem
 from persyn_hf.routing.checkpoint import library_version
 from persyn_hf.routing.crossval import cross_validate
@@ -164,7 +164,7 @@ def _reading(tokenizer: Any) -> dict[str, Any]:
     """How the router reads a prompt, for its `persyn` block."""
     return {
         "prompt_format": "text of a single user message; else `role: content` paragraphs",
-        "prompt_template": shown(tokenizer),
+        "prompt_template": readable_template(tokenizer),
         "max_length": tokenizer.model_max_length,
     }
 

@@ -210,9 +210,9 @@ def score_batch(
     if isinstance(model, RemoteStudent):
         found = score_remotely(model, rendered, names, "rsr" in metrics, progress)
     else:
-        from persyn_hf.scoring.engine import score_answers
+        from persyn_hf.scoring.engine import score_rendered
 
-        found = score_answers(model, rendered, "rsr" in metrics, token_budget, progress)
+        found = score_rendered(model, rendered, "rsr" in metrics, token_budget, progress)
     scores: list[AnswerScore | None] = [None] * len(batch[COMPLETION])
     for row, score, truncated in zip(rows, found, cut, strict=True):
         scores[row] = replace(score, truncated=truncated)

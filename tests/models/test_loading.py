@@ -95,7 +95,7 @@ def test_loads_of_different_stages_never_overlap(tiny_lm, tmp_path, monkeypatch)
     reward = save_reward_model(tmp_path / "reward", "llama")
     calls = [
         lambda: load_student(folders[0], dtype="float32", device="cpu").model,
-        lambda: local.load_model(folders[1], None, "float32", "cpu", "folder-1").model,
+        lambda: local.load_local_model(folders[1], None, "float32", "cpu", "folder-1").model,
         lambda: load_student(folders[2], dtype="float32", device="cpu").model,
         lambda: load(folders[3]),
         lambda: load_reward_model(reward, device="cpu"),
