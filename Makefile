@@ -1,6 +1,14 @@
-# Two commands do everything: `make demo` and `make test`. Both set up `.venv` first, once.
+# Two commands do everything: `make demo` and `make test`. Both set up `.venv` first, once. With another Python, as in
+# `make test PYTHON=python3.13`, they set up and use `.venv-3.13`, beside it.
 PYTHON ?= python3
+ifeq ($(PYTHON),python3)
 VENV := .venv
+else
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ifeq ($(VENV),.venv-)
+$(error PYTHON=$(PYTHON) does not run)
+endif
+endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODELS := .models
@@ -50,4 +58,4 @@ $(MODELS)/.ready: | $(VENV)/.demo-ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(MODELS) runs
+	rm -rf .venv .venv-* $(MODELS) runs

@@ -6,6 +6,8 @@ Public names are imported on first use, so that `import persyn_hf` loads neither
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf.version import __version__
@@ -110,9 +112,26 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'persyn_hf' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    try:
+        module = importlib.import_module(_HOME[name])
+    except ModuleNotFoundError as error:
+        from persyn_hf.packages import explained
+
+        raise explained(error, f"use persyn_hf.{name}") from error
+    value = getattr(module, name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    """Keeps public names above submodules of the same name: importing `persyn_hf.run.…` must not hide `run`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The table that all stages share: one row per (prompt, teacher).
+"""The table that all stages share: one row per (prompt, teacher, turn, sample, attempt).
 
 Column names live here and nowhere else. A stage adds columns and removes none.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from persyn_hf.errors import DataError, DuplicatePromptError, MissingColumnError
@@ -17,6 +18,11 @@ PROMPT = "prompt"
 ANSWER = "answer"
 
 TEACHER = "teacher"
+#: Which turn of a conversation a row asks for, which draw of the same answer it is, and which try of that draw.
+#: Each is 0 where its column is absent or null.
+TURN = "turn"
+SAMPLE = "sample"
+ATTEMPT = "attempt"
 COMPLETION = "completion"
 REASONING = "reasoning"
 FINISH_REASON = "finish_reason"
@@ -53,6 +59,10 @@ ROUTE_SCORES = "route_scores"
 #: There where a prompt has several teachers: all of them, best first; `ROUTE` is the first.
 ROUTES = "routes"
 
+#: What tells the rows of one prompt and teacher apart, and the key of every row of answers: see [`row_keys`].
+ROW_NUMBERS = (TURN, SAMPLE, ATTEMPT)
+ROW_KEY = (PROMPT_ID, TEACHER, *ROW_NUMBERS)
+
 PROMPTS_STAGE = (PROMPT_ID, PROMPT)
 GENERATED_STAGE = (TEACHER, COMPLETION, FINISH_REASON, PROMPT_TOKENS, COMPLETION_TOKENS, ERROR)
 SCORED_STAGE = (QUALITY, LEARNABILITY, REWARD, STUDENT, STUDENT_REVISION, LEARNABILITY_METRIC)
@@ -65,6 +75,10 @@ USAGE_SOURCES = ("server", "tokenizer")
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]
+#: The values of `ROW_NUMBERS` and of `ROW_KEY` in one row, and the numbers of a row that has none.
+RowNumbers = tuple[int, int, int]
+RowKey = tuple[str, str, int, int, int]
+UNNUMBERED: RowNumbers = (0, 0, 0)
 
 
 def require_columns(present: Iterable[str], needed: Iterable[str], stage: str) -> None:
@@ -167,20 +181,80 @@ def _content_text(content: Any) -> str:
     return "".join(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
-def require_unique(ids: Iterable[str], stage: str) -> None:
+def row_numbers(table: Any) -> list[RowNumbers]:
+    """Gives `turn`, `sample` and `attempt` of every row; an absent column and a null count as 0.
+
+    Args:
+        table (`Dataset` or `Mapping[str, Sequence]`): A table, or a batch of its rows.
+
+    Raises:
+        DataError: If a number is not a whole number of at least 0.
+
+    Example:
+        >>> row_numbers({"prompt": ["Hi", "Hi"], "sample": [None, 1]})
+        [(0, 0, 0), (0, 1, 0)]
+    """
+    names = list(getattr(table, "column_names", table))
+    count = len(table) if hasattr(table, "column_names") else max((len(table[name]) for name in names), default=0)
+    if not any(name in names for name in ROW_NUMBERS):
+        return [UNNUMBERED] * count
+    turns, samples, attempts = (
+        [_row_number(name, value, row) for row, value in enumerate(table[name][:])] if name in names else [0] * count
+        for name in ROW_NUMBERS
+    )
+    return list(zip(turns, samples, attempts, strict=True))
+
+
+def _row_number(name: str, value: Any, row: int) -> int:
+    if value is None:
+        return 0
+    is_number = isinstance(value, Integral | float) and not isinstance(value, bool)
+    if is_number and 0 <= value < 2**63 and value == int(value):
+        return int(value)
+    raise DataError(
+        f"Row {row}: `{name}` must be a whole number of at least 0, got {value!r:.80}. It is part of a row's key; "
+        "rename the column if it means something else."
+    )
+
+
+def row_keys(table: Any) -> list[RowKey]:
+    """Gives the key of every row of answers, in the order of `ROW_KEY`: two rows of one key are one answer.
+
+    Args:
+        table (`Dataset` or `Mapping[str, Sequence]`): With `prompt_id` and `teacher`; see [`row_numbers`].
+
+    Example:
+        >>> row_keys({"prompt_id": ["p", "p"], "teacher": ["a", "a"], "sample": [0, 1]})
+        [('p', 'a', 0, 0, 0), ('p', 'a', 0, 1, 0)]
+    """
+    pairs = zip(table[PROMPT_ID][:], table[TEACHER][:], strict=True)
+    return [(*pair, *numbers) for pair, numbers in zip(pairs, row_numbers(table), strict=True)]
+
+
+def numbered(numbers: RowNumbers) -> str:
+    """How a message names a row beside its prompt and teacher: `", sample 2"`; nothing for a row without numbers."""
+    return "".join(f", {name} {value}" for name, value in zip(ROW_NUMBERS, numbers, strict=True) if value)
+
+
+def require_unique(keys: Iterable[Hashable], stage: str, *, also: str = "") -> None:
     """Checks that no prompt stands twice.
+
+    Args:
+        keys (`Iterable[Hashable]`): What must differ between prompts; the first repeated one is named.
+        stage (`str`): What needs them, for the message.
+        also (`str`, *optional*): Another way out, for the message.
 
     Raises:
         DuplicatePromptError: With the number of repeated prompts and the first of them.
     """
-    seen: set[str] = set()
+    seen: set[Hashable] = set()
     repeated = []
-    for identity in ids:
-        if identity in seen:
-            repeated.append(identity)
-        seen.add(identity)
+    for key in keys:
+        if key in seen:
+            repeated.append(key)
+        seen.add(key)
     if repeated:
         raise DuplicatePromptError(
             f"{stage} needs every prompt once; {len(repeated)} rows repeat an earlier prompt, first {repeated[0]}. "
-            "Drop the duplicates before this stage."
+            f"Drop the duplicates before this stage{also}."
         )

@@ -8,12 +8,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import PersynError
+from persyn_hf.packages import HEAVY, absent, dependencies, extras, pip_command
 from persyn_hf.version import __version__
 
 #: Bytes that a run keeps for every token of an answer: ledger and tables, text and numbers, generously.
@@ -31,7 +32,17 @@ def check_configuration(config: RunConfig) -> list[Finding]:
     findings = [Finding("prompts", "ok", f"{len(prompts)} in {config.prompts.source}")]
     if config.router.pretrained is None and config.probe.size > len(prompts):
         findings.append(Finding("probe", "fail", f"size {config.probe.size} is above the {len(prompts)} prompts"))
-    return [*findings, *_models(config), _disk(config, len(prompts))]
+    return [*findings, *_keys(config), *_models(config), _disk(config, len(prompts))]
+
+
+def _keys(config: RunConfig) -> Iterator[Finding]:
+    """The keys of a judge and of a student behind a server; those of teachers are looked up with their endpoints."""
+    from persyn_hf.endpoints.keys import require_keys
+
+    try:
+        require_keys([("student", config.student), ("quality", config.quality)], "keys")
+    except PersynError as error:
+        yield Finding("keys", "fail", str(error))
 
 
 def _models(config: RunConfig) -> Iterator[Finding]:
@@ -52,6 +63,9 @@ def _models(config: RunConfig) -> Iterator[Finding]:
 
 
 def _model(topic: str, model: str, revision: str | None, chats: bool) -> Finding:
+    missing = absent("torch", "transformers")
+    if missing:
+        return Finding(topic, "fail", f"{model}: needs {' and '.join(missing)}: {pip_command(*missing)}")
     from persyn_hf.models.files import ModelFiles
     from persyn_hf.models.loading import identity, load_config, load_tokenizer
 
@@ -123,10 +137,6 @@ class Finding:
     message: str
 
 
-#: What each extra brings, by the package that stands for it.
-EXTRAS = {"math": "math-verify", "lora": "peft", "students": "trl"}
-
-
 def check_installation() -> list[Finding]:
     """Looks at this process's Python, packages, devices and token. Sends nothing."""
     python = ".".join(map(str, sys.version_info[:3]))
@@ -135,35 +145,36 @@ def check_installation() -> list[Finding]:
 
 
 def check_packages() -> list[Finding]:
-    """Holds every required package against the range in the installed metadata."""
-    from packaging.requirements import Requirement
+    """Holds every required package against the range in the installed metadata.
 
+    What a light installation leaves out is a note where it is absent: much runs without.
+    """
+    if not dependencies():
+        mend = "is not installed, so what it requires is not known: pip install --no-deps --editable . in its checkout"
+        return [Finding("persyn-hf", "fail", mend)]
     findings = []
-    for line in requires("persyn-hf") or []:
-        wanted = Requirement(line)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
+    for name, wanted in dependencies().items():
         try:
-            found = version(wanted.name)
+            found = version(name)
         except PackageNotFoundError:
-            findings.append(
-                Finding(wanted.name, "fail", f'is not installed: pip install "{wanted.name}{wanted.specifier}"')
-            )
+            light = name in HEAVY
+            what = "is not installed, as in a light installation" if light else "is not installed"
+            findings.append(Finding(name, "note" if light else "fail", f"{what}: {pip_command(name)}"))
             continue
         if wanted.specifier.contains(found, prereleases=True):
-            findings.append(Finding(wanted.name, "ok", found))
+            findings.append(Finding(name, "ok", found))
         else:
-            mend = f'is {found}, must be {wanted.specifier}: pip install "{wanted.name}{wanted.specifier}"'
-            findings.append(Finding(wanted.name, "fail", mend))
+            findings.append(Finding(name, "fail", f"is {found}, must be {wanted.specifier}: {pip_command(name)}"))
     return findings
 
 
 def check_extras() -> list[Finding]:
     """Says which extras are there; an absent one is a note."""
     findings = []
-    for extra, package in EXTRAS.items():
+    for extra, packages in extras().items():
         try:
-            findings.append(Finding(f"extra {extra}", "ok", f"{package} {version(package)}"))
+            found = ", ".join(f"{package} {version(package)}" for package in packages)
+            findings.append(Finding(f"extra {extra}", "ok", found))
         except PackageNotFoundError:
             findings.append(Finding(f"extra {extra}", "note", f"not installed: pip install 'persyn-hf[{extra}]'"))
     return findings
@@ -171,6 +182,9 @@ def check_extras() -> list[Finding]:
 
 def check_devices() -> list[Finding]:
     """Names every accelerator with its memory and whether it computes in bfloat16."""
+    if absent("torch"):
+        cores = Finding("CPU", "ok", f"{os.cpu_count()} cores")
+        return [cores, Finding("GPU", "note", f"cannot be looked for without torch: {pip_command('torch')}")]
     from persyn_hf.models.device import list_accelerators, thread_count
 
     found = [Finding("CPU", "ok", f"{thread_count()} threads")]

@@ -22,11 +22,14 @@ PersynError
 │   └── RouterMismatchError           the router was trained for other teachers
 ├── StudentError                      a student cannot be trained or judged
 ├── PublishError                      a dataset, a router or a card could not be published
-└── MissingExtraError (ImportError)   an optional dependency is absent; carries the pip command
+└── MissingPackageError (ImportError) a package is absent, as in a light installation; carries the pip command
+    └── MissingExtraError             an optional dependency is absent
 ```
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = [
     "AllocationError",
@@ -36,6 +39,7 @@ __all__ = [
     "LedgerError",
     "MissingColumnError",
     "MissingExtraError",
+    "MissingPackageError",
     "PersynError",
     "UnavailableError",
     "RequestError",
@@ -83,9 +87,11 @@ class TeacherError(PersynError):
 
     Attributes:
         maybe_charged (`bool`): Whether the server may have made an answer, and charges for it, all the same.
+        status (`int`, *optional*): The HTTP status that said so; `None` where no response did.
     """
 
     maybe_charged: bool = False
+    status: int | None = None
 
 
 class RetryableError(TeacherError):
@@ -139,13 +145,11 @@ class PassingError(RequestError):
     Args:
         message (`str`): What happened.
         retry_after (`float`, *optional*): Seconds that the server asked to wait.
-        nobody (`bool`, defaults to `False`): Whether nobody listens there, so that other requests fare no better.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None, nobody: bool = False) -> None:
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        self.nobody = nobody
 
 
 class RouterError(PersynError):
@@ -172,7 +176,27 @@ class PublishError(PersynError):
     """A dataset, a router or a card could not be published; nothing is half done."""
 
 
-class MissingExtraError(PersynError, ImportError):
+class MissingPackageError(PersynError, ImportError):
+    """A package is absent that `pip install persyn-hf` brings; a light installation leaves it out.
+
+    Args:
+        packages (`Sequence[str]`): The packages that cannot be imported.
+        requirements (`Sequence[str]`): What to give pip for them, as `torch>=2.6`.
+        purpose (`str`): What they are needed for, as the end of "is needed to …".
+    """
+
+    def __init__(self, packages: Sequence[str], requirements: Sequence[str], purpose: str) -> None:
+        *others, last = (f"`{package}`" for package in packages)
+        names = f"{', '.join(others)} and {last}" if others else last
+        verb, them = ("is", "it") if len(packages) == 1 else ("are", "them")
+        wanted = " ".join(f"'{requirement}'" for requirement in requirements)
+        super().__init__(
+            f"{names} {verb} needed to {purpose}. Install {them} with: pip install {wanted}. "
+            "(All that persyn_hf can use: pip install persyn-hf)"
+        )
+
+
+class MissingExtraError(MissingPackageError):
     """An optional dependency is absent.
 
     Args:
@@ -182,4 +206,5 @@ class MissingExtraError(PersynError, ImportError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"`{package}` is needed to {purpose}. Install it with: pip install 'persyn-hf[{extra}]'")
+        message = f"`{package}` is needed to {purpose}. Install it with: pip install 'persyn-hf[{extra}]'"
+        super(MissingPackageError, self).__init__(message)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CARRIED = (
     columns.PROMPT_ID,
     columns.TEACHER,
+    *columns.ROW_NUMBERS,
     columns.ROUTE_SCORES,
     columns.FINISH_REASON,
     columns.PROMPT_TOKENS,
@@ -61,8 +62,9 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
             the student to end its turn there.
 
     Returns:
-        `Dataset`: `prompt` and `completion` as message lists, with `prompt_id`, `teacher`, `route_scores`,
-        `finish_reason` and the token counts where the answers had them. Failed and empty answers are left out.
+        `Dataset`: `prompt` and `completion` as message lists, with `prompt_id`, `teacher`, `turn`, `sample`,
+        `attempt`, `route_scores`, `finish_reason` and the token counts where the answers had them. Failed and empty
+        answers are left out.
 
     Raises:
         MissingColumnError: If the table is not one of answers.

@@ -17,6 +17,14 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _no_server_is_known():
+    """A port comes back within minutes: the next server at an address bears what it bears."""
+    from persyn_hf.endpoints import server
+
+    server._servers.clear()
+
+
 @pytest.fixture(scope="session")
 def models():
     """The folder with both real checkpoints and the demo's prompts; laid out once and kept."""

@@ -11,8 +11,8 @@ PACKAGE = Path(persyn_hf.__file__).parent
 
 # From the ground up. A module imports from the floors below its own; siblings on one floor never import each other.
 FLOORS = (
-    {"errors", "version"},
-    {"columns", "config", "tables"},
+    {"errors", "text", "version"},
+    {"columns", "config", "packages", "tables"},
     {"endpoints", "models", "prompts", "personalize"},
     {"generation", "scoring", "routing"},
     {"publishing", "doctor"},
@@ -84,6 +84,17 @@ def test_every_public_name_resolves_and_is_documented():
     for name in persyn_hf.__all__:
         value = getattr(persyn_hf, name)
         assert name == "__version__" or value.__doc__, name
+
+
+def test_a_public_name_is_no_submodule_whatever_was_imported_before():
+    code = (
+        "import persyn_hf, persyn_hf.personalize, persyn_hf.run.pipeline\n"
+        "print([name for name in persyn_hf.__all__ if type(getattr(persyn_hf, name)).__name__ == 'module'])\n"
+        "from persyn_hf import personalize, run\n"
+        "print(run.__module__, personalize.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "persyn_hf.run.pipeline persyn_hf.personalize"]
 
 
 def test_import_loads_neither_torch_nor_transformers():

@@ -39,7 +39,7 @@ def main(output_dir: Path, quick: bool) -> None:
 
     from persyn_hf.cli.app import quiet_libraries
     from persyn_hf.comparison.compare import compare
-    from persyn_hf.comparison.tables import print_comparison
+    from persyn_hf.comparison.presentation import print_comparison
     from persyn_hf.config import RunConfig
 
     quiet_libraries(quiet=True)

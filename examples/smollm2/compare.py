@@ -54,7 +54,7 @@ def main(models: Path, folder: Path) -> None:
 
     from persyn_hf.cli.app import quiet_libraries
     from persyn_hf.comparison.compare import compare
-    from persyn_hf.comparison.tables import print_comparison
+    from persyn_hf.comparison.presentation import print_comparison
 
     quiet_libraries(quiet=True)
     prepare_demo(models)

@@ -12,16 +12,16 @@
 import os
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from rich.console import Console
 from transformers import pipeline
 
 import persyn_hf
 from persyn_hf.comparison.compare import compare
-from persyn_hf.comparison.tables import print_comparison
+from persyn_hf.comparison.presentation import print_comparison
 from persyn_hf.demo.settings import demo_settings, prepare_demo
 from persyn_hf.planning.plan import plan
-from persyn_hf.planning.tables import print_plan
+from persyn_hf.planning.printing import print_plan
 from persyn_hf.run.report import print_report
 
 models = Path(os.environ.get("TOUR_MODELS", ".models"))
@@ -73,7 +73,7 @@ print_report(result.report, console)
 # Every table is a `datasets` table.
 
 # %%
-routed = Dataset.from_parquet(str(folder / "run/stages/route.parquet"))
+routed = load_dataset(str(folder / "run/stages/route.parquet"), split="train")
 for row in routed.select(range(3)):
     print(row["route"], [round(score, 2) for score in row["route_scores"]], "←", row["prompt"][:70])
 

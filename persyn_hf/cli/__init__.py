@@ -8,18 +8,28 @@ import typer
 
 from persyn_hf.cli import allocate, doctor, hub, ledger, plan, route, run, students
 from persyn_hf.cli.app import app
+from persyn_hf.endpoints.event_loop import exit_on_sigterm
 from persyn_hf.errors import ConfigError, PersynError
+from persyn_hf.packages import explained
+from persyn_hf.text import shown_lines
 
 __all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "students"]
 
 
 def main() -> None:
-    """The entry point: errors are one clear line each on standard error."""
+    """The entry point: errors are one clear line each on standard error; SIGTERM ends it with 143."""
+    exit_on_sigterm()
     try:
         app()
     except ConfigError as error:
-        typer.echo(f"persyn-hf: {error}", err=True)
+        typer.echo(shown_lines(f"persyn-hf: {error}"), err=True)
         sys.exit(2)
     except PersynError as error:
-        typer.echo(f"persyn-hf: {type(error).__name__}: {error}", err=True)
+        typer.echo(shown_lines(f"persyn-hf: {type(error).__name__}: {error}"), err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        missing = explained(error, "run this command")
+        if not isinstance(missing, PersynError):
+            raise
+        typer.echo(f"persyn-hf: {missing}", err=True)
         sys.exit(1)

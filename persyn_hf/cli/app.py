@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.packages import is_installed
 from persyn_hf.run.report import name_missing
+from persyn_hf.text import markup
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def run_and_report(
     for stage in result.stages:
         state = "found finished" if stage.reused else f"{stage.seconds:.0f} s"
         console.print(f"{stage.name:<10}{state}", highlight=False)
-    console.print(f"Everything is in {result.folder}", highlight=False, soft_wrap=True)
+    console.print(f"Everything is in {markup(result.folder)}", highlight=False, soft_wrap=True)
     if result.missing:
         table = result.folder / "stages" / f"{result.answers}.parquet"
         typer.echo(f"{result.missing} rows of {table} got no answer. Run again to ask for them.", err=True)
@@ -90,9 +92,11 @@ def run_and_report(
 def quiet_libraries(quiet: bool) -> None:
     """The command shows its own progress; transformers' loading bars and reports say nothing that a user acts on."""
     from datasets import disable_progress_bars
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if is_installed("transformers"):
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     if quiet:
         disable_progress_bars()

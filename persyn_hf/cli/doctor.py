@@ -10,6 +10,7 @@ import typer
 
 from persyn_hf.cli.app import app, quiet_libraries
 from persyn_hf.config import RunConfig
+from persyn_hf.text import markup
 
 
 @app.command()
@@ -23,7 +24,6 @@ def doctor(
     Weights are not loaded and no answer is asked for. Exit code 1 where something would stop a run.
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from persyn_hf.doctor import check_configuration, check_endpoints, check_installation
@@ -36,7 +36,7 @@ def doctor(
     table = Table(show_header=False, box=None)
     styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
     for finding in findings:
-        table.add_row(f"[{styles[finding.state]}]{finding.state}[/]", escape(finding.topic), escape(finding.message))
+        table.add_row(f"[{styles[finding.state]}]{finding.state}[/]", markup(finding.topic), markup(finding.message))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     failed = sum(finding.state == "fail" for finding in findings)
     if failed:

@@ -16,6 +16,7 @@ import typer
 from persyn_hf.cli.app import app
 from persyn_hf.errors import ConfigError, LedgerError
 from persyn_hf.tables import replaced
+from persyn_hf.text import markup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,6 @@ class Format(StrEnum):
 def show(ledger: LedgerArgument) -> None:
     """Answers, tokens and money by model."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     with _existing(ledger) as opened:
@@ -53,7 +53,7 @@ def show(ledger: LedgerArgument) -> None:
     for line in totals:
         counts = [f"{line[name]:,}" for name in ("answers", "truncated", "prompt_tokens", "completion_tokens")]
         last = datetime.fromtimestamp(line["last"]).strftime("%Y-%m-%d %H:%M")
-        names = [escape(line["model"] or "(unknown)"), escape(line["revision"][:20])]
+        names = [markup(line["model"] or "(unknown)"), markup(line["revision"][:20])]
         table.add_row(*names, *counts, f"{line['cost']:.4f}", last)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     answers, cost = sum(line["answers"] for line in totals), sum(line["cost"] for line in totals)

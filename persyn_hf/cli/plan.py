@@ -37,7 +37,7 @@ def plan_command(
     from persyn_hf.planning.actual import read_actual
     from persyn_hf.planning.lengths import read_sample
     from persyn_hf.planning.plan import plan
-    from persyn_hf.planning.tables import print_plan
+    from persyn_hf.planning.printing import print_plan
 
     quiet_libraries(quiet=True)
     settings = RunConfig.from_yaml(config)

@@ -63,9 +63,7 @@ def demo(
 
 
 def _print_strengths(folder: Path, console: Console) -> None:
-    from datasets import Dataset
-
     from persyn_hf.demo.strengths import constraint_shares, print_strengths
+    from persyn_hf.run.folder import RunFolder
 
-    probe = Dataset.from_parquet(str(folder / "stages/probe.parquet"), cache_dir=str(folder / ".cache"))
-    print_strengths(constraint_shares(probe), console)
+    print_strengths(constraint_shares(RunFolder(folder).read("probe")), console)

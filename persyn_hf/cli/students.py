@@ -10,6 +10,7 @@ import typer
 
 from persyn_hf.cli.app import QuietOption, app, quiet_libraries
 from persyn_hf.config import RunConfig, Training, read_settings
+from persyn_hf.text import markup
 
 
 @app.command("train-student")
@@ -92,11 +93,11 @@ def compare_command(
     from rich.console import Console
 
     from persyn_hf.comparison.compare import compare
-    from persyn_hf.comparison.tables import print_comparison
+    from persyn_hf.comparison.presentation import print_comparison
 
     quiet_libraries(quiet)
     overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}
     result = compare(RunConfig.from_yaml(config, overrides), progress=not quiet, source=str(config))
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_comparison(result.summary, result.facts, console)
-    console.print(f"Everything is in {result.folder}", highlight=False, soft_wrap=True)
+    console.print(f"Everything is in {markup(result.folder)}", highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ not changed since an earlier call is not done again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -23,9 +22,9 @@ from persyn_hf.config import Compare, ComparedStudent, Quality, Student, Trainin
 from persyn_hf.errors import StudentError
 from persyn_hf.models.device import gpu_count
 from persyn_hf.models.workers import share_cores
+from persyn_hf.run.fingerprints import Keyed, fingerprint
 from persyn_hf.students.train import train_student
 from persyn_hf.tables import write_atomically
-from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,9 +48,8 @@ class HeldOut:
 
 
 def identify(parts: Any) -> str:
-    """Twelve hex digits that stand for plain values and the library's version."""
-    text = json.dumps([__version__, parts], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    """Twelve hex digits for what values stand for and the library's version; see `run.fingerprints`."""
+    return fingerprint(parts)[:12]
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,8 @@ class Cell:
     @property
     def evaluation(self) -> str:
         """Stands for what the student is judged on and by."""
-        benchmarks = self.settings.lm_eval.model_dump(mode="json") if self.settings.lm_eval is not None else None
-        decodings = [decoding.model_dump(mode="json") for decoding in self.settings.decodings]
-        return identify([self.held_out.digest, decodings, benchmarks])
+        scorer = Keyed(self.student, self.student.unkeyed | {"model", "revision", "endpoint", "name", "family"})
+        return identify([self.held_out.digest, self.settings.decodings, self.settings.lm_eval, scorer])
 
     @property
     def results(self) -> Path:

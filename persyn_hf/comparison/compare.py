@@ -7,18 +7,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.comparison.cells import Cell, HeldOut, identify, run_cell, run_cells
-from persyn_hf.comparison.policies import DRAWN, Known, mean_reward, teachers_of
+from persyn_hf.comparison.presentation import PolicyFacts, comparison_markdown
+from persyn_hf.comparison.routes import Known, mean_reward, teachers_of
 from persyn_hf.comparison.statistics import Outcome, Summary, summarise
-from persyn_hf.comparison.tables import PolicyFacts, comparison_markdown
-from persyn_hf.config import Compare, ComparedStudent, Policy, RunConfig, Student
+from persyn_hf.config import DRAWN, Compare, ComparedStudent, Policy, RunConfig, Student
+from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.packages import require
 from persyn_hf.prompts.reading import load_prompts
 from persyn_hf.run.folder import RunFolder
 from persyn_hf.tables import write_atomically
@@ -79,8 +80,11 @@ def compare(
         >>> result = compare(RunConfig.from_yaml("examples/small_world/world.yaml"))  # doctest: +SKIP
     """
     settings = _settings(config, source)
+    asked = (("teachers", config.teachers), ("quality", config.quality), ("compare.students", settings.students))
+    require_keys(asked, source)
+    require("compare students", "trl", "torch", "transformers", "scipy", "matplotlib")
     shared = Path(config.output_dir if share is None else share)
-    folder = RunFolder(config.output_dir, shared / "ledger.sqlite")
+    folder = RunFolder(config.output_dir, shared / "ledger.sqlite", config.rows_per_shard)
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
         held_out = _held_out(config, settings, folder, prompts, source, progress)
@@ -135,7 +139,9 @@ def _held_out(
     answers = None
     if judges:
         judging = config.model_copy(update={"teachers": tuple(judges)})
-        answers = probe_stage(judging, folder, held_out, progress, name="held-out")
+        folder.keep("held-out-prompts", held_out)
+        stage = probe_stage(judging, folder.ledger, progress, name="held-out", source="held-out-prompts")
+        answers = folder.table(stage)
     quality = settings.quality or config.quality
     assert quality is not None, "checked with the settings"
     digest = identify(
@@ -143,7 +149,7 @@ def _held_out(
             held_out[columns.PROMPT_ID][:],
             held_out[columns.ANSWER][:] if columns.ANSWER in held_out.column_names else None,
             folder.digest("held-out") if judges else None,
-            quality.model_dump(mode="json"),
+            quality,
         ]
     )
     return HeldOut(held_out, answers, quality, digest)
@@ -159,15 +165,15 @@ def _world(
     path = whole.path / "students" / student.name
     own = config.model_copy(update={"student": scorer, "output_dir": str(path), "compare": None})
     run(own, until="route", progress=progress, ledger=whole.ledger)
-    folder = RunFolder(path, whole.ledger)
-    routed = _table(folder, "route")
+    folder = RunFolder(path, whole.ledger, config.rows_per_shard)
+    routed = folder.read("route")
     known = Known(
-        probe=read_rewards(_table(folder, "score"), "compare"),
+        probe=read_rewards(folder.read("score"), "compare"),
         routes=routed[columns.ROUTE][:],
         ids=routed[columns.PROMPT_ID][:],
         families={teacher.name: teacher.family for teacher in config.teachers},
         family=student.family,
-        parallel=_parallel(own, folder, prompts, progress) if "oracle" in settings.policies else None,
+        parallel=_parallel(own, folder, progress) if "oracle" in settings.policies else None,
         mix_strong_share=settings.mix_strong_share,
         car_beta=settings.car_beta,
     )
@@ -179,13 +185,13 @@ def _world(
     return _build_sets(own, settings, student, prompts, folder, known, chosen, progress)
 
 
-def _parallel(config: RunConfig, folder: RunFolder, prompts: Dataset, progress: bool) -> RewardTable:
+def _parallel(config: RunConfig, folder: RunFolder, progress: bool) -> RewardTable:
     """Every teacher's answer to every training prompt, scored."""
     from persyn_hf.routing.rewards import read_rewards
-    from persyn_hf.run.stages import probe_stage, score_stage
+    from persyn_hf.run.stages import PROMPTS, probe_stage, score_stage
 
-    answers = probe_stage(config, folder, prompts, progress, name="parallel")
-    scored = score_stage(config, folder, answers, progress, name="parallel-score", answers_name="parallel")
+    folder.table(probe_stage(config, folder.ledger, progress, name="parallel", source=PROMPTS))
+    scored = folder.table(score_stage(config, progress, name="parallel-score", source="parallel"))
     return read_rewards(scored, "compare")
 
 
@@ -209,8 +215,9 @@ def _build_sets(
         name = names[key]
         if name in made:
             continue
-        routed = folder.table(f"route-{name}", {"teachers": teachers}, partial(_with_routes, prompts, teachers))
-        answers = generate_stage(config, folder, routed, progress, name=f"answers-{name}", routed_name=f"route-{name}")
+        folder.keep(f"route-{name}", _with_routes(prompts, teachers))
+        stage = generate_stage(config, folder.ledger, progress, name=f"answers-{name}", source=f"route-{name}")
+        answers = folder.table(stage)
         made[name] = personalize(answers, config.publish.keep_truncated)
     usable = set.intersection(*(set(data[columns.PROMPT_ID]) for data in made.values()))
     kept = [identity for identity in known.ids if identity in usable]
@@ -284,10 +291,9 @@ def _outcomes(
     for seed in settings.seeds:
         for world in worlds:
             student = world.student
-            recipe = config.training.model_dump(mode="json")
             revision = resolve_revision(student.model, student.revision)
             for policy in settings.policies:
-                name = identify([world.digests[policy, seed], revision, recipe])
+                name = identify([world.digests[policy, seed], revision, config.training])
                 path = folder / student.name / f"{name}-{seed}"
                 data = world.sets[policy, seed]
                 cells.append((policy, Cell(path, data, student, config.training, seed, held_out, settings)))
@@ -314,14 +320,8 @@ def _outcomes(
             bar.update(new)
 
 
-def _table(folder: RunFolder, name: str) -> Dataset:
-    from datasets import Dataset
-
-    return Dataset.from_parquet(str(folder.stages / f"{name}.parquet"), cache_dir=str(folder.path / ".cache"))
-
-
 def _write(result: ComparisonResult) -> None:
-    from persyn_hf.comparison.tables import plot_comparison
+    from persyn_hf.comparison.presentation import plot_comparison
 
     lines = [
         json.dumps(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import Decoding, LmEval, Quality, Sampling, Student, Teacher
-from persyn_hf.errors import ConfigError, MissingExtraError, StudentError
+from persyn_hf.errors import ConfigError, StudentError
 from persyn_hf.models import loading
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles
+from persyn_hf.packages import require
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -140,12 +141,11 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
         ConfigError: If a task is not known.
         MissingExtraError: If `lm-eval` is not installed.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise MissingExtraError("lm-eval", "lm-eval", "run public benchmarks") from error
+    require("run public benchmarks", "lm-eval")
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     manager = TaskManager(include_path=settings.include_path)
     unknown = [name for name in settings.tasks if not manager.match_tasks([name])]
     if unknown:

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from persyn_hf.errors import DataError
+from persyn_hf.packages import require
+from persyn_hf.routing.intervals import DRAWS, Array, Interval, interval
 
-Array = NDArray[np.float64]
-
-DRAWS = 2000
 _PERMUTATIONS = 9999
 
 
@@ -48,19 +46,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its bootstrap 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
-class Cell:
+class PolicyMean:
     """One policy in one evaluation of one student.
 
     Args:
@@ -102,7 +88,7 @@ class Summary:
     """All outcomes in numbers: `cells` in the order of the outcomes, `differences` to the `reference`."""
 
     reference: str
-    cells: tuple[Cell, ...]
+    cells: tuple[PolicyMean, ...]
     differences: tuple[Difference, ...]
 
 
@@ -126,7 +112,7 @@ def summarise(outcomes: Sequence[Outcome], reference: str = "persyn", seed: int 
         matrices = _matrices(policies, f"{student}, {evaluation}")
         for policy, scores in matrices.items():
             by_seed = tuple(float(mean) for mean in scores.mean(axis=1))
-            cells.append(Cell(student, evaluation, policy, mean_interval(scores, seed), by_seed))
+            cells.append(PolicyMean(student, evaluation, policy, mean_interval(scores, seed), by_seed))
         if reference not in matrices:
             continue
         others = [policy for policy in matrices if policy != reference]
@@ -144,8 +130,7 @@ def mean_interval(scores: Array, seed: int = 0) -> Interval:
         random.multinomial(count, np.full(count, 1 / count), size=DRAWS) / count for count in scores.shape
     )
     draws = np.einsum("dp,dp->d", seeds @ scores, prompts)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Interval(float(scores.mean()), float(low), float(high))
+    return interval(scores.mean(), draws)
 
 
 def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, float | None, float]:
@@ -159,6 +144,7 @@ def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, flo
         `tuple[Interval, float | None, float]`: `reference − other`; the paired t-test's p over seeds; the
         permutation test's p over prompts.
     """
+    require("test a difference", "scipy")
     from scipy import stats
 
     difference = reference - other

@@ -1,10 +1,21 @@
 """What a run is made of: frozen pydantic models, read from one YAML file.
 
-Validation is complete before anything starts and does no I/O besides looking at the environment and the file itself:
-unknown keys, repeated teachers, missing variables and values out of range are reported by file and key, all at once.
+Validation is complete before anything starts and does no I/O besides reading the file itself: unknown keys, repeated
+teachers and values out of range are reported by file and key, all at once. Keys are looked up where they are needed.
 """
 
 from persyn_hf.config.allocation import Allocation
+from persyn_hf.config.policies import (
+    CAR_BETA,
+    DRAWN,
+    HELD_OUT_POLICIES,
+    MIX_STRONG_SHARE,
+    POLICIES,
+    POLICY_LABELS,
+    AllocationPolicy,
+    Policy,
+    policy_label,
+)
 from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Objective, Router
@@ -22,14 +33,20 @@ from persyn_hf.config.scoring import (
     Student,
     StudentEndpoint,
 )
-from persyn_hf.config.settings import Dtype, Settings, read_settings
-from persyn_hf.config.students import POLICIES, Compare, ComparedStudent, Decoding, LmEval, Lora, Policy, Training
+from persyn_hf.config.settings import Dtype, Settings, base_url, read_settings
+from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
 from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teachers
 
 __all__ = [
+    "CAR_BETA",
+    "DRAWN",
+    "HELD_OUT_POLICIES",
+    "POLICY_LABELS",
+    "MIX_STRONG_SHARE",
     "POLICIES",
     "STAGES",
     "Allocation",
+    "AllocationPolicy",
     "Alpha",
     "Compare",
     "ComparedStudent",
@@ -58,6 +75,8 @@ __all__ = [
     "StudentEndpoint",
     "Teacher",
     "Training",
+    "policy_label",
+    "base_url",
     "read_settings",
     "require_distinct_teachers",
 ]

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from persyn_hf.config.policies import CAR_BETA, MIX_STRONG_SHARE, AllocationPolicy
 from persyn_hf.config.settings import Settings
-
-Policy = Literal["persyn", "strong", "mix", "family-strong", "car", "random"]
 
 
 class Allocation(Settings):
@@ -32,7 +31,7 @@ class Allocation(Settings):
         student_family (`str`, *optional*): For `family-strong`.
     """
 
-    policy: Policy = "persyn"
+    policy: AllocationPolicy = "persyn"
     max_share: float | dict[str, float] | None = None
     min_share: float | dict[str, float] | None = None
     budget: float | None = Field(None, ge=0)
@@ -43,8 +42,8 @@ class Allocation(Settings):
     top_k: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
     scale: Literal["bradley-terry", "win-rate"] = "bradley-terry"
-    strong_share: float = Field(0.5, ge=0, le=1)
-    beta: float = Field(3.0, ge=0)
+    strong_share: float = Field(MIX_STRONG_SHARE, ge=0, le=1)
+    beta: float = Field(CAR_BETA, ge=0)
     student_family: str | None = None
 
     @property

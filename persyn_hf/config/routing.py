@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +29,9 @@ class Router(Settings):
         max_length (`int`, defaults to 512): Tokens of a prompt that the router reads.
         dtype (defaults to `"float32"`): Of the saved weights.
     """
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"pretrained"})  # a stage is given it as a checkpoint
+    checkpoints: ClassVar[Mapping[str, str]] = {"backbone": "revision"}
 
     backbone: str | None = Field(None, min_length=1)
     pretrained: str | None = Field(None, min_length=1)

@@ -32,6 +32,8 @@ class RunConfig(Settings):
         seed (`int`, defaults to 0): Seeds the probe, the sampling of every row and the router.
         max_cost (`float`, *optional*): USD that the answers of all teachers may cost, probe included and over all
             reruns: the run stops before it would be passed, and goes on once it is raised.
+        rows_per_shard (`int`, defaults to 20,000): Prompts in one shard of a stage's table: what is made, kept and
+            made again as a whole. Scores of answers in another cut agree within rounding; all else is the same.
         prompts, probe, teachers, student, quality, reward, router, publish, training, compare: See the classes of
             these names. `training` is read by `train-student` and `compare`, `compare` by the command of that name.
 
@@ -42,6 +44,7 @@ class RunConfig(Settings):
     output_dir: str = Field(min_length=1)
     seed: int = Field(0, ge=0, lt=2**31)
     max_cost: float | None = Field(None, gt=0)
+    rows_per_shard: int = Field(20_000, ge=1)
     prompts: Prompts
     probe: Probe = Probe()
     teachers: tuple[Teacher, ...]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from persyn_hf.config.settings import Dtype, KeyVariable, Settings
+from persyn_hf.config.settings import Address, Dtype, KeyVariable, Settings
 
 Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalization = Literal["minmax", "zscore", "rank"]
@@ -25,14 +26,20 @@ class Service(Settings):
         max_concurrency (`int`, defaults to 32): Requests in flight at once.
         timeout (`float`, defaults to 120): Seconds for one request.
         attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
+        max_response_bytes (`int`, defaults to 64 MiB): An answer is not read further than this.
     """
 
-    url: str = Field(pattern=r"^https?://")
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {"url", "api_key_env", "use_hub_token", "max_concurrency", "timeout", "attempts", "max_response_bytes"}
+    )
+
+    url: Address
     api_key_env: KeyVariable = None
     use_hub_token: bool = False
     max_concurrency: int = Field(32, ge=1)
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
+    max_response_bytes: int = Field(64 * 2**20, ge=1024)
 
     @model_validator(mode="after")
     def _one_key(self) -> Service:
@@ -68,6 +75,9 @@ class Student(Settings):
         teacher_system_prompts (`bool`, defaults to `False`): Score every answer under its teacher's system prompt.
         endpoint (`StudentEndpoint`, *optional*): Score through a server; `model` then gives tokenizer and template.
     """
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"device", "attn_implementation", "token_budget"})
+    checkpoints: ClassVar[Mapping[str, str]] = {"model": "revision"}
 
     model: str = Field(min_length=1)
     revision: str | None = None
@@ -109,6 +119,9 @@ class QualitySource(Settings):
             `math`, `exact` and `reasoning-gym` (0 to 1) and for a judge (1 to 10).
     """
 
+    checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
+    code: ClassVar[frozenset[str]] = frozenset({"verifier"})
+
     verifier: str | None = None
     reward_model: str | None = None
     revision: str | None = None
@@ -144,6 +157,9 @@ class Quality(Settings):
         normalize (`str`, *optional*): How unlike scales of several sources meet: `range` maps each source's range to
             0 to 1; `minmax`, `zscore` and `rank` normalise each within the prompt.
     """
+
+    checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
+    code: ClassVar[frozenset[str]] = frozenset({"verifier"})
 
     verifier: str | None = None
     reward_model: str | None = None

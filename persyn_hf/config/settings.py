@@ -2,31 +2,92 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from persyn_hf.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def _variable_is_set(name: str | None) -> str | None:
-    if name is not None and not os.environ.get(name):
-        raise ValueError(f"the environment variable {name} is not set; export it before the run")
-    return name
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+#: Words of random characters: names of variables have none of these lengths, with digits or in mixed case.
+_RANDOM, _LONG_RANDOM = 16, 24
 
 
-#: The name of an environment variable that holds a key. A name that is not set is an error before anything starts.
-KeyVariable = Annotated[str | None, AfterValidator(_variable_is_set)]
+def names_a_variable(value: str) -> bool:
+    """Whether a text can be the name of an environment variable, and is no key that was pasted in its place.
+
+    Example:
+        >>> [names_a_variable(value) for value in ("OPENAI_API_KEY", "sk-proj-1234", "hf_aB3dEf6hIj9lMn2p")]
+        [True, False, False]
+    """
+    return _VARIABLE.fullmatch(value) is not None and not any(map(_is_random, value.split("_")))
+
+
+def _is_random(word: str) -> bool:
+    if any(map(str.isdigit, word)):
+        return len(word) >= _RANDOM
+    return len(word) >= _LONG_RANDOM and not (word.isupper() or word.islower())
+
+
+def _variable(value: str | None) -> str | None:
+    if value is not None and not names_a_variable(value):
+        raise ValueError("must be the name of an environment variable that holds the key, not the key itself")
+    return value
+
+
+def base_url(value: str) -> str:
+    """Checks a server's base URL, which is shown in errors, progress and cards, and gives it back.
+
+    Raises:
+        ValueError: If it is none, or holds what may be a secret; no part of it is repeated.
+    """
+    if not value.lower().startswith(("http://", "https://")):
+        raise ValueError("an endpoint must be a base URL that starts with http:// or https://")
+    if "@" in value.partition("://")[2].partition("/")[0] or "?" in value or "#" in value:
+        raise ValueError("an endpoint must hold no user, password, query or fragment; use `api_key_env`")
+    try:
+        parts = urlsplit(value)
+        whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its words repeat a part of the address
+        whole = False
+    if not whole or not value.isprintable() or any(mark in value for mark in " \\"):
+        raise ValueError("an endpoint must be a base URL that starts with http:// or https:// and names a host")
+    return value
+
+
+#: The name of an environment variable that holds a key. It is read when something is to be asked, and not before.
+KeyVariable = Annotated[str | None, AfterValidator(_variable)]
+#: A server's base URL: http(s) and a host, without user, password, query and fragment.
+Address = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(base_url)]
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, and an unknown key is an error."""
+    """Base of every section: frozen, and an unknown key is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    Four class variables say how a section counts in the fingerprint of a stage that is given it; a field that none of
+    them names counts with its value.
+
+    Args:
+        unkeyed (`frozenset[str]`): Fields that decide how something is done, not what comes of it. They do not count.
+        checkpoints (`Mapping[str, str]`): Fields that name a model, each with the field of its revision. They count
+            with the identity of the weights.
+        files (`frozenset[str]`): Fields that name a file or a folder. They count with its content.
+        code (`frozenset[str]`): Fields that name a function. They count with its source.
+    """
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    checkpoints: ClassVar[Mapping[str, str]] = {}
+    files: ClassVar[frozenset[str]] = frozenset()
+    code: ClassVar[frozenset[str]] = frozenset()
+
+    # A text in a wrong place may be a key: errors do not repeat it.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
 
 Section = TypeVar("Section", bound=Settings)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from persyn_hf.config.policies import CAR_BETA, MIX_STRONG_SHARE, Policy
 from persyn_hf.config.prompts import Prompts
 from persyn_hf.config.scoring import Quality, Student
 from persyn_hf.config.settings import Settings
 from persyn_hf.config.teachers import Sampling
-
-Policy = Literal["strong", "mix", "family-strong", "car", "random", "persyn", "oracle"]
-
-#: Every policy, in the order of tables and plots.
-POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 
 class Lora(Settings):
@@ -56,6 +52,9 @@ class Training(Settings):
         report_to (`tuple[str, ...]`, defaults to `()`): `trackio`, `wandb` or `tensorboard`.
         extra (`dict`): Any other argument of `SFTConfig`.
     """
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"save_steps", "logging_steps", "report_to"})
+    files: ClassVar[frozenset[str]] = frozenset({"chat_template"})
 
     num_train_epochs: float = Field(2.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
@@ -107,6 +106,9 @@ class LmEval(Settings):
         include_path (`str`, *optional*): A folder with further task definitions.
     """
 
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    files: ClassVar[frozenset[str]] = frozenset({"include_path"})
+
     tasks: tuple[str, ...] = Field(min_length=1)
     limit: int | None = Field(None, ge=1)
     num_fewshot: int | None = Field(None, ge=0)
@@ -145,8 +147,8 @@ class Compare(Settings):
     decodings: tuple[Decoding, ...] = Field((Decoding(name="greedy", temperature=0.0),), min_length=1)
     nll_teachers: tuple[str, ...] | None = None
     lm_eval: LmEval | None = None
-    mix_strong_share: float = Field(0.5, ge=0.0, le=1.0)
-    car_beta: float = Field(3.0, ge=0.0)
+    mix_strong_share: float = Field(MIX_STRONG_SHARE, ge=0.0, le=1.0)
+    car_beta: float = Field(CAR_BETA, ge=0.0)
     keep_students: bool = False
     processes: int = Field(1, ge=1)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from persyn_hf.config.settings import Dtype, KeyVariable, Settings
+from persyn_hf.config.settings import Dtype, KeyVariable, Settings, base_url
 
 
 class Sampling(Settings):
@@ -53,6 +52,8 @@ class Teacher(Settings):
         hedge_after (`float`, *optional*): Seconds after which a request without an answer is sent a second time, and
             the first answer counts. It may be paid for twice, so it is off unless set.
         max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this.
+        down_after (`float`, *optional*): Seconds without any answer, after the first one, that show that an endpoint
+            is down: more than it takes to start again. `None`: 180.
         on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
             teacher that stops answering: they carry an error, they wait until it is back, or they go to the next
             best teacher of `route_scores`.
@@ -64,6 +65,30 @@ class Teacher(Settings):
         family (`str`, *optional*): Model family ("Qwen2.5"), for the Family-Strong baseline.
         license (`str`, *optional*): SPDX or Hub licence identifier, for the cards.
     """
+
+    #: How it is reached and run. The ledger's keys leave these out likewise.
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "backend",
+            "endpoint",
+            "api",
+            "api_key_env",
+            "use_hub_token",
+            "max_concurrency",
+            "timeout",
+            "hedge_after",
+            "max_response_bytes",
+            "preflight",
+            "down_after",
+            "batch_size",
+            "dtype",
+            "device",
+        }
+    )
+    #: What is known of it and decides no answer.
+    facts: ClassVar[frozenset[str]] = frozenset(
+        {"price_per_million_prompt_tokens", "price_per_million_completion_tokens", "family", "license"}
+    )
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1)
@@ -80,6 +105,7 @@ class Teacher(Settings):
     timeout: float = Field(120.0, gt=0)
     hedge_after: float | None = Field(None, gt=0)
     max_response_bytes: int = Field(16 * 2**20, ge=1024)
+    down_after: float | None = Field(None, gt=0)
     on_teacher_down: Literal["error", "wait", "reroute"] = "error"
     preflight: bool = True
     batch_size: int = Field(32, ge=1)
@@ -112,12 +138,7 @@ class Teacher(Settings):
     @classmethod
     def _addresses(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         for address in (value,) if isinstance(value, str) else value or ():
-            parts = urlsplit(address)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("an endpoint must be a base URL that starts with http:// or https://")
-            if "@" in parts.netloc or parts.query or parts.fragment:
-                # An address is shown in errors, progress and cards.
-                raise ValueError("an endpoint must hold no user, password, query or fragment; use `api_key_env`")
+            base_url(address)
         return value
 
     @model_validator(mode="after")

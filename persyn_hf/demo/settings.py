@@ -11,6 +11,7 @@ from typing import Any
 from persyn_hf.config import RunConfig
 from persyn_hf.demo.prompts import demo_prompts
 from persyn_hf.demo.weights import MINILM, SMOLLM2, prepare_models
+from persyn_hf.packages import require
 
 PROBE_PROMPTS = 160
 OTHER_PROMPTS = 320
@@ -68,6 +69,7 @@ def _fastest_dtype() -> str:
 
 def prepare_demo(models: str | os.PathLike[str]) -> None:
     """Lays out the two checkpoints and the prompts in a folder, unless they are there."""
+    require("run the demo", "torch", "transformers")
     prepare_models(models)
     rows = demo_prompts(PROBE_PROMPTS + OTHER_PROMPTS)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

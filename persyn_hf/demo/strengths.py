@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.demo.prompts import meets
+from persyn_hf.text import markup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,7 @@ def print_strengths(shares: Mapping[str, Mapping[str, float]], console: Console)
     table = Table(title="Constraints met on the probe, by teacher", title_justify="left")
     table.add_column("constraint")
     for teacher in teachers:
-        table.add_column(teacher, justify="right")
+        table.add_column(markup(teacher), justify="right")
     for kind, own in shares.items():
         best = max(own.values())
         cells = [f"{own[name]:.0%}" if name in own else "–" for name in teachers]
@@ -54,5 +55,5 @@ def print_strengths(shares: Mapping[str, Mapping[str, float]], console: Console)
             f"[bold]{cell}[/bold]" if own.get(name) == best > 0 else cell
             for name, cell in zip(teachers, cells, strict=True)
         ]
-        table.add_row(kind.replace("_", " "), *marked)
+        table.add_row(markup(kind.replace("_", " ")), *marked)
     console.print(table)

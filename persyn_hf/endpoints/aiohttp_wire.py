@@ -12,7 +12,6 @@ import os
 import ssl
 from collections import deque
 from functools import lru_cache
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import httpx2
@@ -21,6 +20,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.proxies import keep_key_from_proxies, proxy_of
 from persyn_hf.endpoints.wire import Reply, Rules, SessionWire, Wire
 
 
@@ -32,9 +32,14 @@ def open_wire(endpoint: Endpoint, timeout: float, max_bytes: int) -> Wire:
 
     Args:
         endpoint, timeout, max_bytes: As in [`Rules`].
+
+    Raises:
+        ConfigError: If a proxy of the environment would read the key.
     """
+    own_sessions = _user_has_a_factory()
+    keep_key_from_proxies(endpoint, own_sessions)
     rules = Rules(endpoint, timeout, max_bytes)
-    return SessionWire(rules) if _user_has_a_factory() else AiohttpWire(rules)
+    return SessionWire(rules) if own_sessions else AiohttpWire(rules)
 
 
 def _user_has_a_factory() -> bool:
@@ -58,6 +63,7 @@ class AiohttpWire:
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=rules.timeout, sock_read=rules.timeout)
+        self._proxy = proxy_of(rules.endpoint.address)
         self._session: aiohttp.ClientSession | None = None
         self._turns = _Turns()
 
@@ -66,6 +72,7 @@ class AiohttpWire:
 
         Raises:
             httpx2.TransportError: If there is no whole response.
+            httpx2.InvalidURL: If nobody can be asked there.
             OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set.
             RowError, TeacherDownError: As `Rules` has them.
         """
@@ -76,12 +83,7 @@ class AiohttpWire:
             self._session = self._open(target.scheme)
         try:
             response = await self._session.request(
-                method,
-                target,
-                data=content,
-                timeout=self._timeout,
-                allow_redirects=False,
-                proxy=_proxy(target.scheme, target.host or ""),
+                method, target, data=content, timeout=self._timeout, allow_redirects=False, proxy=self._proxy
             )
             try:
                 await self._turns.mine()
@@ -111,14 +113,15 @@ class AiohttpWire:
         if response.content_length is not None and response.content_length <= bound:
             return Reply(response.status, response.headers, await response.read())
         parts: list[bytes] = []
+        left = bound
         async for chunk in response.content.iter_any():
             parts.append(chunk)
-            bound -= len(chunk)
-            if bound < 0:
+            left -= len(chunk)
+            if left < 0:
                 self._rules.too_long(response.status)
                 response.close()
                 break
-        return Reply(response.status, response.headers, b"".join(parts))
+        return Reply(response.status, response.headers, b"".join(parts)[:bound])
 
 
 class _Turns:
@@ -166,12 +169,10 @@ def _context(file: str | None, folder: str | None) -> ssl.SSLContext:
 
 @lru_cache(maxsize=256)
 def _url(url: str) -> yarl.URL:
-    return yarl.URL(str(httpx2.URL(url)), encoded=True)
-
-
-@lru_cache(maxsize=256)
-def _proxy(scheme: str, host: str) -> str | None:
-    return None if proxy_bypass(host) else getproxies().get(scheme)
+    try:
+        return yarl.URL(str(httpx2.URL(url)), encoded=True)
+    except ValueError as error:
+        raise httpx2.InvalidURL(str(error)) from None
 
 
 def _translated(error: Exception) -> httpx2.TransportError:

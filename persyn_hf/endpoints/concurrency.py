@@ -47,6 +47,21 @@ class AdaptiveLimit:
         """Requests that may start now."""
         return self.current - self.in_flight
 
+    @property
+    def learnt(self) -> bool:
+        """Whether the server has shown that it bears no more than [`current`]."""
+        return self.refused > 0 or self._pace.held
+
+    def bound(self, maximum: int, known: bool) -> None:
+        """Sets another maximum, where other callers share the limit.
+
+        Args:
+            maximum (`int`): Never more than this from now on.
+            known (`bool`): Whether the server bears so many; then all of them at once, unless it has shown otherwise.
+        """
+        self.maximum = maximum
+        self.current = maximum if known and not self.learnt else min(self.current, maximum)
+
     def answered(self, seconds: float | None = None, beside: int = 1, tokens: int | None = None) -> None:
         """A request that is still counted in flight succeeded.
 
@@ -59,7 +74,8 @@ class AdaptiveLimit:
         self._settle = max(0, self._settle - 1)
         self._calm += 1
         if seconds is not None and self._watch_latency:
-            fewer = self._pace.note(beside, seconds, tokens or 1)
+            # The larger of the two: while the first requests are sent one by one, most of them run beside all others.
+            fewer = self._pace.note(max(beside, self.in_flight), seconds, tokens or 1)
             if fewer is not None:
                 self.current = max(1, min(self.current, fewer))
                 return

@@ -1,13 +1,16 @@
 """What goes wrong at an endpoint, and what it means: for the row, for the number in flight, for the teacher.
 
+It holds for every server: teachers, judges, students and routers. The scheduler of teachers acts on it as the last
+column says; for the others, `requests` asks again what may pass, up to a number of attempts.
+
 | seen | error | again? |
 |---|---|---|
-| connection refused, 502, 503, 504 | `UnavailableError` | while the scheduler's patience lasts; opens the circuit |
+| connection refused, 502, 503, 504, 520 to 527, 530 | `UnavailableError` | while patience lasts; opens the circuit |
 | connection broken, 408, 409, 425, other 5xx | `RetryableError` | yes |
-| 429 | `RetryableError(overloaded)` | yes, with fewer in flight; `Retry-After` is obeyed |
+| 429, 498, 529, `overloaded_error`, `capacity_exceeded` | `RetryableError(overloaded)` | yes, with fewer in flight |
 | 424, `incomplete_generation`, an empty completion | `RetryableError` | once |
 | 400, 413, 422 and other 4xx | `RowError` | never |
-| 401, 402, 403, 404, 405, 410, a redirect | `TeacherDownError` | never, by no row |
+| 401, 402, 403, 404, 405, 410, a redirect, a compressed answer | `TeacherDownError` | never, by no row |
 | an error event under 200 | as its `error_type` | |
 """
 
@@ -15,12 +18,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
-from huggingface_hub.errors import InferenceTimeoutError, OfflineModeIsEnabled
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
@@ -36,16 +40,26 @@ _STATUS_OF = {
     "incomplete_generation": 500,
     "healthcheck": 503,
 }
+#: Refusals for load: Groq's 498, Anthropic's 529, and their names under other statuses.
+_OVERLOADED = frozenset({429, 498, 529})
+_OVERLOADED_TYPES = frozenset({"overloaded_error", "capacity_exceeded"})
+#: Nobody serves there now; from 520 on Cloudflare's names for that.
+_UNAVAILABLE = frozenset({502, 503, 504, *range(520, 528), 530})
+_PASSING = frozenset({408, 409, 425})
+#: Statuses that say something of the server, and not of the page that was asked for.
+OF_THE_SERVER = frozenset({401, 402, 403, 408, 425}) | _OVERLOADED | _UNAVAILABLE
 #: A quota that waiting does not refill, as OpenAI names it under 429.
 _SPENT = "insufficient_quota"
 
 
 def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
     """What is meant by a request that brought no whole response."""
-    if isinstance(error, InferenceTimeoutError | httpx2.TimeoutException):
+    if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return perhaps_charged(RetryableError(f"no answer from {endpoint.address} in time", attempts=3))
     if isinstance(error, OfflineModeIsEnabled):
-        return TeacherDownError("HF_HUB_OFFLINE blocks every endpoint; unset it to ask teachers over HTTP")
+        return TeacherDownError("HF_HUB_OFFLINE blocks every endpoint; unset it to ask over HTTP")
+    if isinstance(error, httpx2.InvalidURL):
+        return TeacherDownError(f"nobody can be asked at {endpoint.address}: it is no valid address")
     if isinstance(error, httpx2.ConnectError):
         words = endpoint.clean(str(error))
         if "CERTIFICATE_VERIFY_FAILED" in words:
@@ -71,6 +85,12 @@ def status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[st
         text (`str`): Its body, or the beginning of it.
         headers (`Mapping[str, str]`): Its headers.
     """
+    error = _status_error(endpoint, status, text, headers)
+    error.status = status
+    return error
+
+
+def _status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[str, str]) -> TeacherError:
     kind, words = _error_body(text)
     detail = endpoint.clean(words)
     said = f"HTTP {status}" + (f" ({endpoint.clean(kind)})" if kind else "") + (f": {detail}" if detail else "")
@@ -78,43 +98,50 @@ def status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[st
         target = endpoint.clean(headers.get("location", "nowhere"))
         return TeacherDownError(
             f"{endpoint.address} redirects to {target}, and a key or a prompt is never sent on to another address; "
-            "configure the final one as `endpoint`"
+            f"configure the final one as `{endpoint.setting}`"
         )
     if status in (401, 403):
-        named = f"check {endpoint.key_name}" if endpoint.key_name else "set `api_key_env`, the variable with its key"
-        return TeacherDownError(f"{endpoint.address} refused the key (HTTP {status}): {named}")
+        mend = f"check {endpoint.key_name}" if endpoint.key_name else "name its variable (set `api_key_env`)"
+        return TeacherDownError(f"{endpoint.address} refused the key (HTTP {status}): {mend}")
     if status in (404, 405, 410):
-        return TeacherDownError(f"{endpoint.address} does not serve `{endpoint.model}` there ({said})")
+        what = "this" if endpoint.model is None else f"`{endpoint.model}`"
+        return TeacherDownError(f"{endpoint.address} does not serve {what} there ({said})")
     if status == 402 or kind == _SPENT:
         return TeacherDownError(f"{endpoint.address} wants payment ({said})")
     return _by_status(status, kind, said, retry_after(headers))
 
 
-def body_error(endpoint: Endpoint, text: str) -> TeacherError:
-    """What is meant by 200 with a body that is no answer: an error in JSON or SSE, a page, half an answer."""
+def body_error(endpoint: Endpoint, text: str, wanted: str = "completion") -> TeacherError:
+    """What is meant by 200 with a body that is no answer: an error in JSON or SSE, a page, half an answer.
+
+    Args:
+        endpoint (`Endpoint`): Who sent it.
+        text (`str`): Its body.
+        wanted (`str`, defaults to `"completion"`): What it should have been.
+    """
     lines = text.splitlines() if "data:" in text[:4096] else [text]
     for line in lines:
         kind, words = _error_body(line.removeprefix("data:").strip())
         if line.lstrip()[:1] in ("{", "d") and (kind or words):
             said = f"error event in a stream ({endpoint.clean(kind)}): {endpoint.clean(words)}"
             return _by_status(_STATUS_OF.get(kind, 500), kind, said, None)
-    return RetryableError("the answer is no completion (malformed or cut JSON, or another format)")
+    return RetryableError(f"the answer is no {wanted} (malformed or cut JSON, or another format)")
 
 
 def _by_status(status: int, kind: str, said: str, wait: float | None) -> TeacherError:
-    if status == 429:
+    if status in _OVERLOADED or kind in _OVERLOADED_TYPES:
         return RetryableError(said, retry_after=wait, overloaded=True)
-    if status in (502, 503, 504):
+    if status in _UNAVAILABLE:
         return UnavailableError(said, retry_after=wait, overloaded=True)
     if status == 424 or kind == "incomplete_generation":
         return RetryableError(said, retry_after=wait, attempts=2)
-    if status >= 500 or status in (408, 409, 425):
+    if status >= 500 or status in _PASSING:
         return RetryableError(said, retry_after=wait, attempts=4)
     return RowError(said)
 
 
 def _error_body(text: str) -> tuple[str, str]:
-    """The `error_type` and the words of an error, from TGI's form, OpenAI's form or FastAPI's."""
+    """The type and the words of an error, from TGI's form, OpenAI's form (and Anthropic's) or FastAPI's."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -122,27 +149,47 @@ def _error_body(text: str) -> tuple[str, str]:
     if not isinstance(body, dict):
         return "", ""
     inner: Any = body.get("error", body.get("detail", body.get("message")))
-    kind = body.get("error_type")
+    kinds = [body.get("error_type")]
     if isinstance(inner, dict):
-        kind = kind or inner.get("type")
+        kinds += [inner.get("type"), inner.get("code")]
         inner = inner.get("message")
-    return (kind if isinstance(kind, str) else ""), (str(inner) if inner is not None else "")
+    named = [kind for kind in kinds if kind and isinstance(kind, str)]
+    telling = (kind for kind in named if kind in _OVERLOADED_TYPES or kind == _SPENT)
+    return next(telling, named[0] if named else ""), (str(inner) if inner is not None else "")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a `Retry-After` header.
+    """Seconds that a server asks to wait: `retry-after-ms`, else `retry-after`, else what a rate limit says.
 
-    Its date form is measured against the response's own `Date`, so that neither a wrong clock here nor one that is
-    set meanwhile counts; without a `Date` it is left to the backoff.
+    A date is measured against the response's own `Date`, so that neither a wrong clock here nor one that is set
+    meanwhile counts; without a `Date` it is left to the backoff.
     """
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _seconds_between(headers.get("date"), value)
-    return seconds if 0 <= seconds < math.inf else None
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            seconds = _seconds_between(headers.get("date"), value)
+        if 0 <= seconds < math.inf:
+            return seconds
+    return _reset(headers)
+
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?", re.ASCII)
+
+
+def _reset(headers: Mapping[str, str]) -> float | None:
+    """Seconds until a limit that is used up is filled again, as OpenAI writes them: `1s`, `6m0s`, `20ms`."""
+    waits = []
+    for what in ("requests", "tokens"):
+        found = _DURATION.fullmatch(headers.get(f"x-ratelimit-reset-{what}", ""))
+        if found and found[0] and headers.get(f"x-ratelimit-remaining-{what}") == "0":
+            parts = (float(part or 0) for part in found.groups())
+            waits.append(sum(part * unit for part, unit in zip(parts, (3600, 60, 1, 1e-3), strict=True)))
+    longest = max(waits, default=math.inf)
+    return longest if longest < math.inf else None
 
 
 def _seconds_between(start: str | None, end: str) -> float:

@@ -1,171 +1,192 @@
-"""Requests to a server that scores: many at once, retried with growing pauses, and never with a token unasked."""
+"""Many requests at once to a server that is no teacher (a judge, a student, a router), each again where that helps."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx2
-from huggingface_hub import get_token
-from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_exponential_jitter
 
 from persyn_hf.config import Service
-from persyn_hf.errors import ConfigError, PassingError, RequestError, ScoringError
+from persyn_hf.endpoints.aiohttp_wire import open_wire
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.event_loop import say
+from persyn_hf.endpoints.faults import body_error
+from persyn_hf.endpoints.gate import Gate, gate
+from persyn_hf.endpoints.wire import Wire, encoded, exchange
+from persyn_hf.errors import (
+    PassingError,
+    RequestError,
+    RetryableError,
+    RowError,
+    ScoringError,
+    TeacherDownError,
+    UnavailableError,
+)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Longest pause between two tries, seconds.
-_LONGEST_PAUSE = 30.0
-#: Longest excerpt of a server's own words in an error.
-_EXCERPT = 300
-#: Statuses under which the same request may succeed later.
-_PASSING = {408, 409, 424, 425, 429}
+#: Sends one request and gives the JSON of its answer: `await send(url)` gets a page, `await send(url, body)` posts.
+Send = Callable[..., Awaitable[Any]]
+
+#: First pause between two tries, and the most by which chance lengthens one, seconds.
+_FIRST_PAUSE = 0.3
 
 
-def service_key(service: Service) -> str:
-    """The key that is sent: `-` where none is named, for without one hub clients send the user's own token anywhere.
+@dataclass(frozen=True)
+class Patience:
+    """How much is asked of a server at once, and how long it is waited for.
 
-    Raises:
-        ConfigError: If a key or the Hub token is wanted and there is none.
+    Args:
+        max_concurrency (`int`): Requests in flight at once.
+        timeout (`float`): Seconds for one request.
+        attempts (`int`): Tries of one request.
+        max_response_bytes (`int`): An answer is not read further than this.
+        longest_pause (`float`, defaults to 30): Seconds between two tries; ten times as many where the server asks for
+            them.
     """
-    if service.use_hub_token:
-        token = get_token()
-        if not token:
-            raise ConfigError(f"{service.url}: `use_hub_token` is set but there is no token; run `hf auth login`.")
-        return token
-    if service.api_key_env is None:
-        return "-"
-    key = os.environ.get(service.api_key_env)
-    if not key:
-        raise ConfigError(f"{service.url}: the environment variable {service.api_key_env} is not set.")
-    return key
 
+    max_concurrency: int
+    timeout: float
+    attempts: int
+    max_response_bytes: int
+    longest_pause: float = 30.0
 
-def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs a coroutine, in a thread of its own where a loop is running already (Jupyter)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
+    @classmethod
+    def of(cls, service: Service) -> Patience:
+        """As a service is configured."""
+        return cls(service.max_concurrency, service.timeout, service.attempts, service.max_response_bytes)
 
 
 async def ask_all(
-    service: Service,
+    endpoint: Endpoint,
+    patience: Patience,
     items: Sequence[Item],
-    ask: Callable[[Item], Awaitable[Result]],
+    ask: Callable[[Send, Item], Awaitable[Result]],
     answered: Callable[[Item], Any] | None = None,
-) -> list[Result | RequestError]:
-    """Asks for every item, at most `max_concurrency` at once.
+) -> list[Result | RowError | RetryableError]:
+    """Asks a server for every item, as many at once as it bears of all that ask its address.
+
+    Where it is cancelled, a line says how far it was.
 
     Args:
-        service (`Service`): Whom, and how patiently.
+        endpoint (`Endpoint`): Whom.
+        patience (`Patience`): How much at once, and how patiently.
         items (`Sequence`): What is asked.
-        ask (`Callable`): Sends one request. Errors of the HTTP clients are told apart here; a `RequestError` that it
-            raises itself stands.
+        ask (`Callable`): Sends what is to be asked of one item and reads the answer. A `RetryableError`, of `send` or
+            its own, has it called again; any other error that is no `RowError` ends everything.
         answered (`Callable`, *optional*): Called with every item that is through, answered or not.
 
     Returns:
-        `list`: In order, the answer, or the `RequestError` of an item that has none.
+        `list`: In order, what `ask` gave, or the last error of an item that has no answer.
 
     Raises:
-        ScoringError: If nothing can succeed: a refused key, no such path, nobody listening.
+        ConfigError: If a proxy of the environment would read the key.
+        TeacherDownError: If nothing can succeed: a refused key, no such path, a redirect, nobody listening.
     """
-    gate = asyncio.Semaphore(service.max_concurrency)
+    wire = open_wire(endpoint, patience.timeout, patience.max_response_bytes)
+    through = 0
 
-    async def one(item: Item) -> Result | RequestError:
-        async with gate:
-            try:
-                found: Result | RequestError = await _retried(service, item, ask)
-            except RequestError as error:
-                found = error
+    async def send(url: str, body: Mapping[str, Any] | None = None) -> Any:
+        return await _json(wire, endpoint, patience.timeout, url, body)
+
+    async def one(item: Item, places: Gate) -> Result | RowError | RetryableError:
+        nonlocal through
+        found: Result | RowError | RetryableError
+        try:
+            found = await _retried(patience, places, lambda: ask(send, item))
+        except (RowError, RetryableError) as error:
+            found = error
+        through += 1
         if answered is not None:
             answered(item)
         return found
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
-    except* ScoringError as errors:
-        raise errors.exceptions[0] from None
+    async with aclosing(wire):
+        try:
+            with gate(endpoint.address, patience.max_concurrency) as places:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(item, places)) for item in items]
+        except asyncio.CancelledError:
+            answers = f"{through:,} of {len(items):,} requests were answered"
+            say(f"{endpoint.address}: {answers}; the next run sends all again.")
+            raise
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-async def _retried(service: Service, item: Item, ask: Callable[[Item], Awaitable[Result]]) -> Result:
+async def ask_service(
+    endpoint: Endpoint,
+    service: Service,
+    items: Sequence[Item],
+    ask: Callable[[Send, Item], Awaitable[Result]],
+    answered: Callable[[Item], Any] | None = None,
+) -> list[Result | RequestError]:
+    """The same of a server that scores, whose errors are `ScoringError`s.
+
+    Args:
+        endpoint, items, ask, answered: As for [`ask_all`].
+        service (`Service`): How it is configured.
+
+    Returns:
+        `list`: In order, what `ask` gave, or the `RequestError` of an item that has no answer.
+
+    Raises:
+        ConfigError: If a proxy of the environment would read the key.
+        ScoringError: If nothing can succeed.
+    """
     try:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(PassingError),
-            wait=_pause,
-            stop=stop_after_attempt(service.attempts),
-            reraise=True,
-        ):
+        found = await ask_all(endpoint, Patience.of(service), items, ask, answered)
+    except TeacherDownError as error:
+        raise ScoringError(f"{error}.") from None
+    return [_of_scoring(endpoint, one) if isinstance(one, RowError | RetryableError) else one for one in found]
+
+
+def _of_scoring(endpoint: Endpoint, error: RowError | RetryableError) -> RequestError:
+    words = str(error) if endpoint.address in str(error) else f"{endpoint.address}: {error}"
+    return PassingError(words, error.retry_after) if isinstance(error, RetryableError) else RequestError(words)
+
+
+async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: Mapping[str, Any] | None) -> Any:
+    content = None if body is None else encoded(body)
+    reply = await exchange(wire, endpoint, "GET" if body is None else "POST", url, content, timeout)
+    try:
+        answer = json.loads(reply.content)
+    except (ValueError, RecursionError):
+        raise body_error(endpoint, reply.text, "JSON") from None
+    if isinstance(answer, dict) and answer.get("error"):
+        raise body_error(endpoint, reply.text)
+    return answer
+
+
+async def _retried(patience: Patience, places: Gate, ask: Callable[[], Awaitable[Result]]) -> Result:
+    def pause(state: RetryCallState) -> float:
+        """Growing, with chance in it; longer where the server says so."""
+        grown = float(wait_exponential_jitter(_FIRST_PAUSE, patience.longest_pause, jitter=_FIRST_PAUSE)(state))
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after if isinstance(error, RetryableError) else None
+        return max(grown, min(asked or 0.0, 10 * patience.longest_pause))
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(RetryableError),
+        wait=pause,
+        stop=stop_after_attempt(patience.attempts),
+        reraise=True,
+    )
+    try:
+        async for attempt in retrying:
             with attempt:
-                try:
-                    return await ask(item)
-                except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
-                    raise _told_apart(service, error) from None
-    except PassingError as error:
-        if error.nobody:
-            raise ScoringError(f"{error} ({service.attempts} attempts).") from None
+                async with places:  # not during the pauses between two tries
+                    return await ask()
+    except UnavailableError as error:
+        if error.status is None:  # nobody listens, so that other requests fare no better
+            raise TeacherDownError(f"{error} ({patience.attempts} attempts)") from None
         raise
     raise AssertionError("tenacity raises or returns")
-
-
-def _pause(state: RetryCallState) -> float:
-    """Growing, with chance in it; longer where the server says so."""
-    grown = float(wait_exponential_jitter(initial=0.3, max=_LONGEST_PAUSE)(state))
-    error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.retry_after if isinstance(error, PassingError) else None
-    return max(grown, min(asked or 0.0, 10 * _LONGEST_PAUSE))
-
-
-def _told_apart(service: Service, error: Exception) -> ScoringError:
-    if isinstance(error, OfflineModeIsEnabled):
-        return ScoringError("HF_HUB_OFFLINE blocks every endpoint; unset it to score over HTTP.")
-    if isinstance(error, InferenceTimeoutError | httpx2.TimeoutException):
-        return PassingError(f"no answer from {service.url} in {service.timeout:g} s")
-    response = getattr(error, "response", None) if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError) else None
-    if response is None and isinstance(error.__cause__, HfHubHTTPError):  # the client's own errors of `/generate`
-        response = error.__cause__.response
-    if response is not None:
-        return _by_status(service, response)
-    if isinstance(error, httpx2.ConnectError):
-        return PassingError(f"cannot connect to {service.url}", nobody=True)
-    return PassingError(f"the connection to {service.url} broke: {type(error).__name__}")
-
-
-def _by_status(service: Service, response: httpx2.Response) -> ScoringError:
-    status = response.status_code
-    if status in (401, 403):
-        named = service.api_key_env or ("the Hugging Face token" if service.use_hub_token else None)
-        mend = f"check {named}" if named else "name its variable in `api_key_env`"
-        return ScoringError(f"{service.url} refused the key (HTTP {status}): {mend}.")
-    words = excerpt(response.text, service_key(service))
-    said = f"{service.url} answered HTTP {status}" + (f": {words}" if words else "")
-    if status == 404:
-        return ScoringError(said)
-    if status in _PASSING or status >= 500:
-        return PassingError(said, _seconds(response.headers.get("retry-after")))
-    return RequestError(said)
-
-
-def excerpt(text: str, key: str = "-") -> str:
-    """A short piece of foreign text on one line that surely holds no key."""
-    shown = " ".join(text.split())
-    if len(key) > 1:
-        shown = shown.replace(key, "***")
-    return shown if len(shown) <= _EXCERPT else shown[:_EXCERPT] + "…"
-
-
-def _seconds(value: str | None) -> float | None:
-    try:
-        return max(float(value), 0.0) if value is not None else None
-    except ValueError:
-        return None  # a date: the growing pause decides

@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
-import fcntl
+import functools
 import hashlib
 import os
+import stat
 import struct
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+if sys.platform != "win32":
+    import fcntl
 
 #: `struct flock`: type, whence, start, length, process (0, as locks of an open file want it).
 _FLOCK = struct.Struct("hhqqi4x")
+#: What stands at a slot: the process that took it last, and the namespace in which that is its number.
+_HOLDER = struct.Struct("<QQ")
+#: Slots that an address may have. The stand-in of a slot lies this many slots behind it.
+_MOST = 4096
+#: Seconds between two looks for holders that are stopped.
+_LOOK = 1.0
 
 
 class Slots:
-    """As many slots as requests may be in flight to an endpoint, over all processes of this user on this machine.
+    """As many slots as requests may be in flight to a server, over all processes of this user on this machine.
 
-    A slot is one byte of a file in the folder for temporary files, locked while its request is in flight. The kernel
-    frees what a process held when it dies, whatever killed it.
+    A slot is one byte of a file in a folder of the user's own, locked while its request is in flight. The kernel frees
+    what a process held when it dies, whatever killed it. The slots of a process that is stopped (`SIGSTOP`, Ctrl-Z)
+    do not count: each has a stand-in that others may take.
 
     Args:
         name (`str`): What is limited; equal names share their slots.
         count (`int`): How many.
+        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
 
     Raises:
-        OSError: If the file cannot be made.
+        OSError: If no file can be made and locked.
     """
 
-    def __init__(self, name: str, count: int) -> None:
-        folder = os.path.join(tempfile.gettempdir(), f"persyn-hf-{os.getuid()}")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        path = os.path.join(folder, hashlib.sha256(name.encode()).hexdigest()[:24] + ".slots")
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._count = count
-        self._free = list(range(count - 1, -1, -1))
+    def __init__(self, name: str, count: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = _open(hashlib.sha256(name.encode()).hexdigest()[:24] + ".slots")
+        self._count = min(count, _MOST)
+        self._free = list(range(self._count - 1, -1, -1))
         self._held: list[int] = []
         self._spare: list[int] = []  # locked, of no request
+        self._clock = clock
+        self._looked = -_LOOK
+        self._stopped: list[int] = []
 
     @staticmethod
     def supported() -> bool:
         """Whether this system has locks that belong to an open file (Linux)."""
-        return hasattr(fcntl, "F_OFD_SETLK")
+        return sys.platform != "win32" and hasattr(fcntl, "F_OFD_SETLK")
+
+    @property
+    def held(self) -> int:
+        """Slots that requests of this process hold."""
+        return len(self._held)
+
+    def resize(self, count: int) -> None:
+        """Changes how many there are; those that are held beyond are given back when their requests end."""
+        count = min(count, _MOST)
+        if count != self._count:
+            self.settle()
+            self._count = count
+            self._free = [slot for slot in range(count - 1, -1, -1) if slot not in self._held]
 
     def acquire(self) -> bool:
         """Takes a slot if one is free; never waits."""
@@ -48,11 +76,10 @@ class Slots:
             return True
         for place in range(len(self._free) - 1, -1, -1):
             slot = self._free[place]
-            if self._lock(slot, fcntl.F_WRLCK):
+            if self._take(slot):
                 del self._free[place]
-                self._held.append(slot)
                 return True
-        return False
+        return any(self._take(_MOST + slot) for slot in self._of_stopped() if _MOST + slot not in self._held)
 
     def release(self) -> None:
         """Gives one slot back, at the next [`settle`] for good: mostly it is taken again at once."""
@@ -63,15 +90,101 @@ class Slots:
         while self._spare:
             slot = self._spare.pop()
             self._lock(slot, fcntl.F_UNLCK)
-            self._free.append(slot)
+            if slot < self._count:
+                self._free.append(slot)
+
+    def holders(self) -> dict[int, str]:
+        """The processes that hold what is not free: by number, whether each is `running`, `stopped` or `elsewhere`.
+
+        A process is `elsewhere` where its number means nothing here: in another container, or on another machine.
+        """
+        return {number: state for _, number, state in self._others()}
 
     def close(self) -> None:
         """Gives all slots back."""
         os.close(self._file)
 
-    def _lock(self, slot: int, kind: int) -> bool:
-        try:
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, slot, 1, 0))
-        except (BlockingIOError, PermissionError):
+    def _of_stopped(self) -> list[int]:
+        now = self._clock()
+        if now - self._looked >= _LOOK:
+            self._looked = now
+            self._stopped = [slot for slot, _, state in self._others() if state == "stopped"]
+        return self._stopped
+
+    def _others(self) -> Iterator[tuple[int, int, str]]:
+        """Slot, process and state of what other processes took last."""
+        for slot in self._free:
+            record = os.pread(self._file, _HOLDER.size, slot * _HOLDER.size)
+            number, namespace = _HOLDER.unpack(record) if len(record) == _HOLDER.size else (0, 0)
+            if number and number != os.getpid():
+                yield slot, number, _state(number) if namespace == _namespace() else "elsewhere"
+
+    def _take(self, slot: int) -> bool:
+        if not self._lock(slot, fcntl.F_WRLCK):
             return False
+        os.pwrite(self._file, _HOLDER.pack(os.getpid(), _namespace()), slot * _HOLDER.size)
+        self._held.append(slot)
         return True
+
+    def _lock(self, slot: int, kind: int) -> bool:
+        return _set_lock(self._file, slot * _HOLDER.size, kind)
+
+
+def _set_lock(file: int, place: int, kind: int) -> bool:
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _open(name: str) -> int:
+    """Opens a file that only this user can reach, in his cache or else in the folder for temporary files.
+
+    Raises:
+        OSError: If neither folder can be used: another user owns it, or its file system knows no locks.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folders = [os.path.join(cache, "persyn-hf", "slots")] if os.path.isabs(cache) else []
+    folders.append(os.path.join(tempfile.gettempdir(), f"persyn-hf-{os.getuid()}"))
+    for folder in folders:
+        try:
+            return _open_in(folder, name)
+        except OSError:
+            if folder == folders[-1]:
+                raise
+    raise AssertionError("there is always a folder for temporary files")
+
+
+def _open_in(folder: str, name: str) -> int:
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError(f"{folder} must be a folder of your own; remove it")
+    if found.st_mode & 0o077:
+        os.chmod(folder, 0o700)
+    file = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _set_lock(file, 2 * _MOST * _HOLDER.size, fcntl.F_UNLCK)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def _state(number: int) -> str:
+    try:
+        with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "elsewhere"
+    return "stopped" if state in "Tt" else "running"
+
+
+@functools.cache
+def _namespace() -> int:
+    """Which processes a number speaks of: those of this container on this machine."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0

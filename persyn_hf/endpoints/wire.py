@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import httpx2
 from huggingface_hub import get_async_session
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.faults import perhaps_charged, status_error
+from persyn_hf.endpoints.faults import perhaps_charged, status_error, transport_error
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.version import __version__
 
@@ -22,6 +25,7 @@ POOL = 32
 _ERROR_BYTES = 64 * 2**10
 
 Held = TypeVar("Held")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _is_success(status: int) -> bool:
@@ -61,6 +65,7 @@ class Wire(Protocol):
 
         Raises:
             httpx2.TransportError: If there is no whole response.
+            httpx2.InvalidURL: If nobody can be asked there.
             OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set.
             RowError: If the response is longer than allowed.
             TeacherDownError: If it is compressed.
@@ -70,6 +75,45 @@ class Wire(Protocol):
     async def aclose(self) -> None:
         """Closes all connections."""
         ...
+
+
+async def exchange(
+    wire: Wire, endpoint: Endpoint, method: str, url: str, content: bytes | None = None, within: float | None = None
+) -> Reply:
+    """Sends one request; whatever goes wrong has the meaning that the table of `faults` gives it.
+
+    Args:
+        wire (`Wire`): To the endpoint.
+        endpoint (`Endpoint`): Whom.
+        method, url (`str`), content (`bytes`, *optional*): The request.
+        within (`float`, *optional*): Seconds for all of it. Without it, only a pause of the wire's timeout ends it.
+
+    Returns:
+        `Reply`: With a status of 2xx.
+
+    Raises:
+        TeacherError: If there is none.
+    """
+    try:
+        async with asyncio.timeout(within):
+            reply = await wire.ask(method, url, content)
+    except (httpx2.HTTPError, httpx2.InvalidURL, OfflineModeIsEnabled, TimeoutError) as error:
+        raise transport_error(endpoint, error) from None
+    if not reply.is_success:
+        raise status_error(endpoint, reply.status, reply.text, reply.headers)
+    return reply
+
+
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """A request's body as JSON.
+
+    Raises:
+        RowError: If a text in it is no Unicode.
+    """
+    try:
+        return _encode(body).encode()
+    except UnicodeEncodeError:
+        raise RowError("the prompt is no valid Unicode (it holds half of a surrogate pair)") from None
 
 
 @dataclass(frozen=True)
@@ -100,9 +144,10 @@ class Rules:
         Raises:
             RowError, TeacherDownError: As for [`Wire.ask`].
         """
+        compressed = headers.get("content-encoding", "identity") != "identity"
         if not _is_success(status):
-            return _ERROR_BYTES
-        if headers.get("content-encoding", "identity") != "identity":
+            return 0 if compressed else _ERROR_BYTES
+        if compressed:
             raise TeacherDownError(
                 f"{self.endpoint.address} compresses its answers, though `identity` was asked for; reach it without "
                 "a proxy"
@@ -151,15 +196,12 @@ class SessionWire:
             await session.aclose()
 
 
-def harden(session: httpx2.AsyncClient, rules: Rules, raising: bool = False) -> None:
+def harden(session: httpx2.AsyncClient, rules: Rules) -> None:
     """Lets a session follow no redirect and read no body beyond a number of bytes.
 
     Args:
         session (`httpx2.AsyncClient`): Fresh.
         rules (`Rules`): What is accepted.
-        raising (`bool`, defaults to `False`): Raise what a status other than 2xx means, before a library draws
-            conclusions of its own: `AsyncInferenceClient.text_generation` answers some 400s by asking again with
-            fewer parameters, without a word.
     """
     session.follow_redirects = False
     session.headers["accept-encoding"] = rules.headers["accept-encoding"]
@@ -167,9 +209,6 @@ def harden(session: httpx2.AsyncClient, rules: Rules, raising: bool = False) -> 
     async def check(response: httpx2.Response) -> None:
         bound = rules.bound(response.status_code, response.headers)
         response.stream = _Bounded(response.stream, bound, lambda: rules.too_long(response.status_code))
-        if raising and not response.is_success:
-            await response.aread()
-            raise status_error(rules.endpoint, response.status_code, response.text, response.headers)
 
     hooks = session.event_hooks
     session.event_hooks = {**hooks, "response": [check, *hooks["response"]]}
@@ -185,12 +224,12 @@ class _Bounded(httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         left = self._max
         async for chunk in self._stream:
-            left -= len(chunk)
-            if left < 0:
+            if len(chunk) > left:
                 self._too_long()
-            yield chunk
-            if left < 0:
+                yield chunk[:left]
                 return
+            left -= len(chunk)
+            yield chunk
 
     async def aclose(self) -> None:
         await self._stream.aclose()

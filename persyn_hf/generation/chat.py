@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-
-import httpx2
-from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.faults import body_error, perhaps_charged, status_error, transport_error
-from persyn_hf.errors import RetryableError, RowError, TeacherError
+from persyn_hf.endpoints.faults import body_error, perhaps_charged
+from persyn_hf.endpoints.wire import encoded, exchange
+from persyn_hf.errors import RetryableError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.tokens import TeacherTokenizer
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class ChatClient:
@@ -45,15 +43,13 @@ class ChatClient:
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
 
+    def call(self, model: str) -> None:
+        """Lets requests name the model as the endpoint lists it."""
+        self._endpoint = replace(self._endpoint, model=model)
+
     async def complete(self, request: Request) -> Completion:
         """Answers one request; see [`TeacherClient`]."""
-        body = self._body(request)
-        try:
-            reply = await self._wire.ask("POST", self._url, body)
-        except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
-            raise transport_error(self._endpoint, error) from None
-        if not reply.is_success:
-            raise status_error(self._endpoint, reply.status, reply.text, reply.headers)
+        reply = await exchange(self._wire, self._endpoint, "POST", self._url, self._body(request))
         try:
             completion = self._read(reply.content, request)
         except TeacherError as error:
@@ -66,7 +62,7 @@ class ChatClient:
 
     def _body(self, request: Request) -> bytes:
         sampling = request.sampling
-        body = {
+        body: dict[str, Any] = {
             # First, so that a router in between finds it without reading the messages.
             "model": self._endpoint.model,
             "messages": request.messages,
@@ -79,10 +75,7 @@ class ChatClient:
             body["top_p"] = sampling.top_p
         if sampling.stop:
             body["stop"] = sampling.stop
-        try:
-            return _encode(body).encode()
-        except UnicodeEncodeError:
-            raise RowError("the prompt is no valid Unicode (it holds half of a surrogate pair)") from None
+        return encoded(body)
 
     def _read(self, content: bytes, request: Request) -> Completion:
         """Reads the first choice."""
@@ -100,7 +93,7 @@ class ChatClient:
         usage: Any = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return read_answer(
-            _text(message.get("content")),
+            text_of(message),
             choice.get("finish_reason"),
             request.sampling,
             usage.get("prompt_tokens"),
@@ -111,8 +104,9 @@ class ChatClient:
         )
 
 
-def _text(content: object) -> object:
+def text_of(message: Mapping[str, Any]) -> object:
     """The text of a message; some servers give it in parts, `[{"type": "text", "text": …}]`."""
+    content = message.get("content")
     if not isinstance(content, list):
         return content
     texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from persyn_hf.columns import Message
+from persyn_hf.columns import UNNUMBERED, Message, RowNumbers
 from persyn_hf.config import Sampling
 
 
@@ -18,12 +18,14 @@ class Request:
         messages (`tuple[Message, ...]`): What is sent, the teacher's system prompt included.
         sampling (`Sampling`): How the teacher samples.
         seed (`int`): The row's seed, in `[0, 2**31)`.
+        numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt` of the row; not sent.
     """
 
     prompt_id: str
     messages: tuple[Message, ...]
     sampling: Sampling
     seed: int
+    numbers: RowNumbers = UNNUMBERED
 
 
 @dataclass(frozen=True)

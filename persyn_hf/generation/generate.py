@@ -15,10 +15,10 @@ from persyn_hf import columns
 from persyn_hf.config import Teacher, require_distinct_teachers
 from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
-from persyn_hf.generation.jobs import Plan, identify
+from persyn_hf.generation.jobs import Plan, resolved
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.run import Options, ask_all
+from persyn_hf.generation.run import Options, ask_teachers
 from persyn_hf.generation.table import (
     GENERATED_FEATURES,
     FinishedColumns,
@@ -49,6 +49,8 @@ def generate_parallel(
 
     Args:
         prompts (`Dataset` or iterable): With `prompt` (strings, or lists of chat messages); other columns are kept.
+            A prompt may stand several times where whole numbers in `turn`, `sample` and `attempt` (0 where absent or
+            null) tell its rows apart: each is asked by itself, with a seed and a place in the ledger of its own.
         teachers (`Sequence[Teacher]`): Or mappings with the same keys.
         ledger (`Ledger`, path or `None`): Where answers are kept as they arrive; what it has is not asked again.
         seed (`int`, defaults to 0): Seeds each row together with its prompt.
@@ -59,14 +61,14 @@ def generate_parallel(
         policy (`RetryPolicy`, *optional*): When to ask again.
 
     Returns:
-        `Dataset`: One row per (prompt, teacher), prompt by prompt, with the columns `teacher`, `completion`,
+        `Dataset`: One row per prompt row and teacher, prompt by prompt, with the columns `teacher`, `completion`,
         `reasoning`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `usage_source`, how it was asked
         (`temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `system_prompt`), `rerouted_from` and `error` added (and
         `prompt_id` where absent).
 
     Raises:
         ConfigError: If a teacher is wrong or named twice, or a local model is not there.
-        DataError: If a prompt is empty or stands twice. Nothing has been asked then.
+        DataError: If a prompt is empty or stands twice under the same numbers. Nothing has been asked then.
         LedgerError: If the ledger cannot be used, or there is no room for a large table.
         KeyboardInterrupt: After Ctrl-C, once what was in flight has been kept; at once after a second one.
 
@@ -76,7 +78,7 @@ def generate_parallel(
         ... )  # doctest: +SKIP
     """
     chosen = _teachers(teachers)
-    plan = Plan(prompt_table(prompts, "generate_parallel"), [identify(one) for one in chosen], _seed(seed), False)
+    plan = Plan(prompt_table(prompts, "generate_parallel"), [resolved(one) for one in chosen], _seed(seed), False)
     return _generate(plan, ledger, _options(chosen, progress, policy, max_cost), drop_truncated)
 
 
@@ -95,13 +97,14 @@ def generate_routed(
     """Lets each prompt be answered by the teacher that its `route` names.
 
     Args:
-        routed (`Dataset` or iterable): With `prompt` and `route`; other columns are kept.
+        routed (`Dataset` or iterable): With `prompt` and `route`; other columns are kept. `turn`, `sample` and
+            `attempt` as in [`generate_parallel`].
         teachers, ledger, seed, progress, max_cost, drop_truncated, policy: As in [`generate_parallel`].
         score_names (`Sequence[str]`, *optional*): The router's `teachers`, in the order of `route_scores`; by default
             the teachers in theirs. Read where a teacher has `on_teacher_down: reroute`.
 
     Returns:
-        `Dataset`: One row per prompt, in the same order, with the same columns added. Where a teacher was down and
+        `Dataset`: The same rows, in the same order, with the same columns added. Where a teacher was down and
         another one took its row, `teacher` is that one and `rerouted_from` the one that was down.
 
     Raises:
@@ -127,7 +130,8 @@ def persyn_generate(
     """Map function: answers one row or a batch, by one teacher or by each row's `route`.
 
     Args:
-        example (`Mapping[str, Any]`): A row, or a batch of rows, with `prompt` (and `route` with `teachers`).
+        example (`Mapping[str, Any]`): A row, or a batch of rows, with `prompt` (and `route` with `teachers`). `turn`,
+            `sample` and `attempt` as in [`generate_parallel`].
         teacher (`Mapping` or `Teacher`, *optional*): Answers every row. Plain values hash the same everywhere.
         teachers (`Sequence`, *optional*): Those that `route` names. Exactly one of the two is given.
         ledger (`str`, *optional*): Path; strongly advised, since one exception makes `map` drop finished rows.
@@ -165,6 +169,7 @@ def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[
         columns.require_columns(example, [columns.ROUTE], "persyn_generate")
     names = [columns.PROMPT, *([columns.ROUTE] if teacher is None else [])]
     names += [columns.ROUTE_SCORES] if teacher is None and columns.ROUTE_SCORES in example else []
+    names += [name for name in columns.ROW_NUMBERS if name in example]
     values = {name: list(example[name]) if batched else [example[name]] for name in names}
     if teacher is not None:
         values[columns.ROUTE] = [teacher] * len(values[columns.PROMPT])
@@ -256,7 +261,7 @@ def _routed_plan(
     table = prompt_table(routed, "generate_routed")
     require_known_routes(table, teachers)
     ranking = require_ranking(table, teachers, score_names)
-    return Plan(table, [identify(one) for one in teachers], _seed(seed), True, ranking)
+    return Plan(table, [resolved(one) for one in teachers], _seed(seed), True, ranking)
 
 
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
@@ -267,7 +272,7 @@ def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: 
 
 
 def _ask(plan: Plan, ledger: Ledger, options: Options, table: FinishedTable) -> None:
-    run_to_end(lambda interrupt: ask_all(plan, ledger, options, interrupt, table.advance))
+    run_to_end(lambda interrupt: ask_teachers(plan, ledger, options, interrupt, table.advance))
 
 
 @contextmanager

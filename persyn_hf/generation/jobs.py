@@ -19,7 +19,7 @@ from persyn_hf.generation.budget import cost_of
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.ledger import Origin
 from persyn_hf.generation.pool import Job
-from persyn_hf.models.identity import resolve_revision
+from persyn_hf.models.identity import teacher_identity
 
 #: Rows of the finished table that are read, keyed and looked up at once.
 CHUNK = 256
@@ -51,9 +51,12 @@ class Asked:
             messages = [{"role": "system", "content": self.teacher.system_prompt}, *messages]
         return tuple(messages)
 
-    def job(self, prompt: columns.Prompt, prompt_id: str, seed: int) -> Job:
-        """The request for one prompt, under its key."""
-        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, row_seed(seed, prompt_id))
+    def job(
+        self, prompt: columns.Prompt, prompt_id: str, seed: int, numbers: columns.RowNumbers = columns.UNNUMBERED
+    ) -> Job:
+        """The request for one row, under its key."""
+        own = row_seed(seed, prompt_id, numbers)
+        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, own, numbers)
         return Job(completion_key(self.model, self.revision, request), request)
 
     def origin(self, request: Request, completion: Completion) -> Origin:
@@ -62,23 +65,28 @@ class Asked:
         return Origin(request.prompt_id, self.teacher.model, self.revision, request.seed, self._sampling, cost)
 
 
-def identify(teacher: Teacher) -> Asked:
-    """Resolves what a teacher's model is: the digest of a folder, the commit of a repository, an endpoint's own words.
+def resolved(teacher: Teacher) -> Asked:
+    """A teacher with the identity of its model.
 
     Raises:
         ConfigError: If a local model cannot be found.
     """
-    if teacher.backend == "endpoint":
-        return Asked(teacher, teacher.model, teacher.revision or "")
-    revision = resolve_revision(teacher.model, teacher.revision)
-    return Asked(teacher, "" if revision.startswith("folder-") else teacher.model, revision)
+    identity = teacher_identity(teacher)
+    return Asked(teacher, identity.model, identity.revision)
 
 
-def row_seed(seed: int, prompt_id: str) -> int:
-    """The seed of one row: the first 31 bits of a SHA-256 of the run's seed and the prompt's identity; never 0,
-    which TGI refuses.
+def row_seed(seed: int, prompt_id: str, numbers: columns.RowNumbers = columns.UNNUMBERED) -> int:
+    """The seed of one row: the first 31 bits of a SHA-256 of the run's seed, the prompt's identity and, where any of
+    them is set, the row's numbers; never 0, which TGI refuses.
+
+    Args:
+        seed (`int`): The run's.
+        prompt_id (`str`): The prompt's identity.
+        numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt`. All 0 leaves the seed as it is
+            without them.
     """
-    digest = hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest()
+    parts = (seed, prompt_id) if numbers == columns.UNNUMBERED else (seed, prompt_id, *numbers)
+    digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1 or 1
 
 
@@ -94,7 +102,7 @@ class Plan:
         ranking (`Sequence[str]`, *optional*): Names of the teachers in the order of `route_scores`.
         errors (`dict[str, str]`): Why a row has no answer, by key.
         left (`dict[str, str]`): Why the rows of a teacher that were never asked have none, by teacher.
-        rerouted (`dict[str, str]`): The teacher that answers in the place of the routed one, by prompt.
+        rerouted (`dict[int, str]`): The teacher that answers in the place of the routed one, by row of `table`.
     """
 
     table: Dataset
@@ -104,7 +112,7 @@ class Plan:
     ranking: Sequence[str] | None = None
     errors: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
-    rerouted: dict[str, str] = field(default_factory=dict)
+    rerouted: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Asked]:
@@ -128,8 +136,8 @@ class Plan:
     def jobs(self, asked: Asked, rows: Sequence[int] | None = None) -> Iterator[Job]:
         """The jobs of one teacher in the order of the table, or of some rows, made as they are drawn."""
         for batch in self._batches(self.rows(asked) if rows is None else rows):
-            for prompt, prompt_id in zip(batch[columns.PROMPT], batch[columns.PROMPT_ID], strict=True):
-                yield asked.job(prompt, prompt_id, self.seed)
+            for prompt, prompt_id, numbers in _identified(batch):
+                yield asked.job(prompt, prompt_id, self.seed, numbers)
 
     def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
         """What one teacher is sent for each of its prompts."""
@@ -139,45 +147,53 @@ class Plan:
 
     @cached_property
     def _paired(self) -> Dataset:
-        names = [columns.PROMPT_ID, columns.PROMPT, *([columns.ROUTE] if self.routed else [])]
-        return self.table.select_columns(names)
+        return self.table.select_columns([*self._identity, *([columns.ROUTE] if self.routed else [])])
 
     def pairs(self, start: int, stop: int) -> list[tuple[int, Asked, Job, str | None]]:
         """Some of the finished table's rows: row of `table`, who answers it, its job, who should have."""
         batch = self._paired[start:stop]
         made = []
-        for offset, (prompt_id, prompt) in enumerate(
-            zip(batch[columns.PROMPT_ID], batch[columns.PROMPT], strict=True)
-        ):
-            for asked, instead_of in self._answering(prompt_id, batch, offset):
-                made.append((start + offset, asked, asked.job(prompt, prompt_id, self.seed), instead_of))
+        for offset, (prompt, prompt_id, numbers) in enumerate(_identified(batch)):
+            row = start + offset
+            route = batch[columns.ROUTE][offset] if self.routed else None
+            for asked, instead_of in self._answering(row, route):
+                made.append((row, asked, asked.job(prompt, prompt_id, self.seed, numbers), instead_of))
         return made
 
-    def _answering(self, prompt_id: str, batch: dict[str, list[Any]], offset: int) -> list[tuple[Asked, str | None]]:
-        if not self.routed:
+    def _answering(self, row: int, route: str | None) -> list[tuple[Asked, str | None]]:
+        if route is None:
             return [(asked, None) for asked in self.asked]
-        route = batch[columns.ROUTE][offset]
-        taken = self.rerouted.get(prompt_id)
+        taken = self.rerouted.get(row)
         return [(self.by_name[taken or route], route if taken else None)]
 
-    def next_best(self, rows: Sequence[int], gone: Collection[str]) -> Iterator[tuple[int, str, str | None]]:
-        """For rows: the row, its prompt, and the best-scored teacher that is not gone, if there is one."""
+    def next_best(self, rows: Sequence[int], gone: Collection[str]) -> Iterator[tuple[int, str | None]]:
+        """For rows: the row, and the best-scored teacher that is not gone, if there is one."""
         known = [(place, name) for place, name in enumerate(self.ranking or ()) if name in self.by_name]
-        names = [columns.PROMPT_ID, columns.ROUTE_SCORES]
-        only = self.table.select_columns([name for name in names if name in self.table.column_names])
+        scored = columns.ROUTE_SCORES in self.table.column_names
+        only = self.table.select_columns([columns.ROUTE_SCORES]) if scored else None
         for start in range(0, len(rows), CHUNK):
             part = list(rows[start : start + CHUNK])
-            batch = only[part]
-            scores = batch.get(columns.ROUTE_SCORES) or [None] * len(part)
-            for row, prompt_id, values in zip(part, batch[columns.PROMPT_ID], scores, strict=True):
+            scores = [None] * len(part) if only is None else only[part][columns.ROUTE_SCORES]
+            for row, values in zip(part, scores, strict=True):
                 alive = [(values[place], -place, name) for place, name in known if name not in gone] if values else []
-                yield row, prompt_id, max(alive)[2] if alive else None
+                yield row, max(alive)[2] if alive else None
+
+    @cached_property
+    def _identity(self) -> list[str]:
+        """The columns that a row's request is made of."""
+        present = [name for name in columns.ROW_NUMBERS if name in self.table.column_names]
+        return [columns.PROMPT_ID, columns.PROMPT, *present]
 
     def _batches(self, rows: Sequence[int]) -> Iterator[dict[str, list[Any]]]:
-        only = self.table.select_columns([columns.PROMPT_ID, columns.PROMPT])
+        only = self.table.select_columns(self._identity)
         for start in range(0, len(rows), AHEAD):
             part = rows[start : start + AHEAD]
             yield only[part.start : part.stop] if isinstance(part, range) else only[list(part)]
+
+
+def _identified(batch: dict[str, list[Any]]) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers]]:
+    """Prompt, identity and numbers of every row of a batch."""
+    return zip(batch[columns.PROMPT], batch[columns.PROMPT_ID], columns.row_numbers(batch), strict=True)
 
 
 #: Version of [`completion_key`]: raised when the same question gets another key.
@@ -199,13 +215,14 @@ def completion_key(model: str, revision: str, request: Request) -> str:
     Args:
         model (`str`): The model's name; empty for a local folder, whose revision is a digest.
         revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
-        request (`Request`): Messages, sampling parameters and row seed.
+        request (`Request`): Messages, sampling parameters, row seed, and the row's numbers where any is set.
 
     Returns:
         `str`: 64 hex digits.
     """
     head, sampling = _key_head(model, revision), _key_sampling(request.sampling)
-    text = f"[{head},{_canonical(request.messages)},{sampling},{request.seed}]"
+    numbers = "" if request.numbers == columns.UNNUMBERED else f",{_canonical(request.numbers)}"
+    text = f"[{head},{_canonical(request.messages)},{sampling},{request.seed}{numbers}]"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
-from persyn_hf.endpoints.slots import Slots
+from persyn_hf.endpoints.server import SLOT_POLL, Server, Share
 from persyn_hf.errors import RetryableError, UnavailableError
 from persyn_hf.generation.client import TeacherClient
 
@@ -20,8 +20,6 @@ _RATE_LIMIT_PATIENCE = 5
 _SPACING, _LONGEST_SPACING, _FIRST_ANSWER, _EARLY = 1 / 6, 0.002, 0.1, 0.001
 #: Weight of the latest answer in the time that one takes.
 _MEMORY = 0.1
-#: Seconds between two looks at slots that other processes hold.
-_SLOT_POLL = 0.02
 
 
 class Lane:
@@ -29,9 +27,8 @@ class Lane:
 
     Args:
         client (`TeacherClient`): How it is asked.
-        limit (`AdaptiveLimit`): Requests in flight.
+        limit (`Share` or `AdaptiveLimit`): Its part in a server that others ask too, or a limit of its own.
         policy (`RetryPolicy`): When the circuit opens, and when the endpoint is down.
-        slots (`Slots`, *optional*): The limit that is shared with other processes.
         patient (`bool`, defaults to `False`): Never give an endpoint up for not answering.
         spaced (`bool`, defaults to `False`): Let a moment pass between two requests.
         clock (`Callable[[], float]`, *optional*): Monotonic seconds.
@@ -41,21 +38,19 @@ class Lane:
     def __init__(
         self,
         client: TeacherClient,
-        limit: AdaptiveLimit,
+        limit: Share | AdaptiveLimit,
         policy: RetryPolicy,
         *,
-        slots: Slots | None = None,
         patient: bool = False,
         spaced: bool = False,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self.client = client
-        self.limit = limit
+        self.share = limit if isinstance(limit, Share) else Server(limit).join()
         self.down: str | None = None
         self.resume_at = 0.0
         self._policy = policy
-        self._slots = slots
         self._patient = patient
         self._spaced = spaced
         self._next = 0.0
@@ -81,29 +76,38 @@ class Lane:
         """Requests that may start now."""
         if self.down is not None or self._clock() < self.opens_at:
             return 0
-        return min(self.limit.free, 1 - self.limit.in_flight) if self.is_open else self.limit.free
+        free = self.share.free
+        return min(free, 1 - self.in_flight) if self.is_open else free
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of this teacher that the endpoint is answering now."""
+        return self.share.in_flight
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another request may start as soon as one of those in flight, of whatever teacher, has ended."""
+        if self.down is not None or self._clock() < self.resume_at:
+            return False
+        return self.places <= 0 and not (self.is_open and self.in_flight > 0)
 
     def enter(self) -> bool:
         """Counts a request in flight; false, and a short pause, where other processes hold all slots."""
-        if self._slots is not None and not self._slots.acquire():
-            self.resume_at = self._clock() + _SLOT_POLL
+        if not self.share.enter():
+            self.resume_at = self._clock() + SLOT_POLL
             return False
-        self.limit.in_flight += 1
         if self._spaced:
             takes = _FIRST_ANSWER if self._answer_takes is None else self._answer_takes * _SPACING
-            self._next = max(self._next, self._clock()) + min(_LONGEST_SPACING, takes / self.limit.current)
+            self._next = max(self._next, self._clock()) + min(_LONGEST_SPACING, takes / self.share.current)
         return True
 
     def leave(self) -> None:
         """The request is no more in flight."""
-        self.limit.in_flight -= 1
-        if self._slots is not None:
-            self._slots.release()
+        self.share.exit()
 
     def settle(self) -> None:
         """Leaves places that were left, and not entered again, to other processes."""
-        if self._slots is not None:
-            self._slots.settle()
+        self.share.settle()
 
     def succeeded(self, seconds: float | None = None) -> None:
         """The server answered, in so many seconds; or it refused the row, which says nothing against it either."""
@@ -119,10 +123,10 @@ class Lane:
         if error.retry_after is not None:
             self.resume_at = max(self.resume_at, now + min(error.retry_after, self._policy.longest_pause))
         if gone:
-            self.limit.unavailable()
+            self.share.unavailable()
         elif error.overloaded:
-            self.limit.overloaded()
-            if self.limit.in_flight > 1:
+            self.share.overloaded()
+            if self.share.beside > 1:
                 return  # refused beside others that were accepted: the server is well
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
@@ -150,7 +154,8 @@ class RetryPolicy:
         longest_pause (`float`, defaults to 300): Seconds; a longer `Retry-After` is cut to this.
         breaker_after (`int`, defaults to 16): Failures in a row, with no answer between, that open the circuit of an
             endpoint: then one request at a time tries whether the server is back.
-        down_after (`float`, defaults to 60): Seconds without any answer after which an endpoint is down.
+        down_after (`float`, defaults to 180): Seconds without any answer after which an endpoint is down: more than
+            most servers take to start again.
         down_after_unseen (`float`, defaults to 10): The same before the first answer of all.
     """
 
@@ -160,7 +165,7 @@ class RetryPolicy:
     max_delay: float = 30.0
     longest_pause: float = 300.0
     breaker_after: int = 16
-    down_after: float = 60.0
+    down_after: float = 180.0
     down_after_unseen: float = 10.0
 
     def bound(self, step: int) -> float:

@@ -41,7 +41,7 @@ class LocalModel:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def load_model(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
+def load_local_model(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
     """Loads a teacher once per process, however many ask for it at once; see [`_load_once`]."""
     calm_worker()
     with loading.LOADING:
@@ -300,7 +300,7 @@ class LocalBatcher:
             await asyncio.sleep(0)
 
     def _run(self, requests: list[Request]) -> Sequence[Completion | RowError | TeacherDownError]:
-        return complete_batch(load_model(*self._load), requests, self._stop)
+        return complete_batch(load_local_model(*self._load), requests, self._stop)
 
 
 def _length(request: Request) -> int:

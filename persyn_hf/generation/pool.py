@@ -105,7 +105,7 @@ class TeacherPool:
     @property
     def in_flight(self) -> int:
         """Requests that are being answered now."""
-        return sum(lane.limit.in_flight for lane in self.lanes)
+        return sum(lane.in_flight for lane in self.lanes)
 
     @property
     def drawn(self) -> bool:
@@ -142,6 +142,8 @@ class TeacherPool:
                     break
                 await self._wait()
         finally:
+            for lane in self.lanes:
+                lane.share.waits_no_more()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -221,19 +223,26 @@ class TeacherPool:
             self._ready.append(job)
 
     async def _wait(self) -> None:
-        """Waits for an answer, the next attempt's time or the end of a pause."""
+        """Waits for an answer, a place, the next attempt's time or the end of a pause."""
         times = []
+        now = self._clock()
+        # What there is no money for waits for some, and all else behind it.
+        ready = not self._ended and self._stalled is None and not self.drawn
+        due = self._waiting[0].due if self._waiting and not self._ended and self._stalled is None else None
+        for lane in self.lanes:
+            if lane.is_full and (ready or (due is not None and due <= now)):
+                lane.share.wait(self._changed.set)
+            else:
+                lane.share.waits_no_more()
         if not self._ended:
-            now = self._clock()
             times = [
                 lane.opens_at
                 for lane in self.lanes
-                if lane.down is None and lane.opens_at > now and (lane.limit.free > 0 or lane.resume_at > now)
+                if lane.down is None and lane.opens_at > now and (lane.share.free > 0 or lane.resume_at > now)
             ]
-            # What there is no money for waits for some, and all else behind it.
-            if self._stalled is None and any(lane.places > 0 for lane in self.lanes):
-                times += [self._waiting[0].due] if self._waiting else []
-                times += [] if self.drawn else [now]  # a pause has ended since the places were given out
+            free = any(lane.places > 0 for lane in self.lanes)
+            times += [due] if due is not None and (free or due > now) else []
+            times += [now] if ready and free else []  # a pause has ended since the places were given out
         if not times:
             await self._changed.wait()
             return
@@ -253,13 +262,13 @@ class TeacherPool:
         """Makes one attempt and settles what it was: for the endpoint, for the money, for the row."""
         attempt.tried += 1
         request = attempt.job.request
-        beside, began = lane.limit.in_flight, self._clock()
+        beside, began = lane.share.beside, self._clock()
         charged = True  # unless the server says otherwise: one that was cancelled may have answered
         try:
             async with asyncio.timeout(self._timeout):
                 completion = await self._complete(lane, request)
         except TimeoutError:
-            lane.limit.unavailable()
+            lane.share.unavailable()
             error = RetryableError(f"no complete answer in {self._timeout:g} seconds", attempts=3)
             lane.failed(error)
             self._retry(lane, attempt, error)
@@ -277,7 +286,7 @@ class TeacherPool:
             self._hand_on(attempt)
         else:
             seconds = self._clock() - began
-            lane.limit.answered(seconds, beside, completion.completion_tokens)
+            lane.share.answered(seconds, beside, completion.completion_tokens)
             lane.succeeded(seconds)
             if self._purse is not None:
                 self._purse.paid(held, request, completion)
@@ -325,14 +334,13 @@ class TeacherPool:
             self._give_back(held, False)
             return set()
 
-        async def ask() -> Completion:
-            try:
-                return await chosen.client.complete(request)
-            finally:
-                chosen.leave()
-                self._give_back(held, True)  # one of the two is paid for nothing
+        def ended(task: asyncio.Task[Completion]) -> None:
+            chosen.leave()
+            self._give_back(held, True)  # one of the two is paid for nothing
 
-        return {asyncio.create_task(ask())}
+        task = asyncio.create_task(chosen.client.complete(request))
+        task.add_done_callback(ended)
+        return {task}
 
     def _retry(self, lane: Lane, attempt: _Attempt, error: RetryableError) -> None:
         """Puts a failed attempt back, or ends it."""
@@ -360,7 +368,7 @@ class TeacherPool:
 def _room(lane: Lane) -> float:
     """The share of an endpoint that is free; no room at all comes last."""
     places = lane.places
-    return places / lane.limit.current if places > 0 else -1.0
+    return places / lane.share.current if places > 0 else -1.0
 
 
 def _last_words(attempt: _Attempt, error: TeacherError) -> str:

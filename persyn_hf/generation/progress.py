@@ -1,4 +1,4 @@
-"""What is seen of a run: one line per teacher while it goes, and what it came to."""
+"""What is seen of a run: a bar per teacher on a terminal, plain lines elsewhere, and what it came to."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from persyn_hf import text
+from persyn_hf.endpoints.event_loop import say
 from persyn_hf.generation.client import Completion
 
 #: Seconds between two looks at the counters.
 _TICK = 0.5
+#: Seconds between two lines where there is no terminal: a batch job's log says that it goes on, and how far it is.
+_LINE = 30.0
 #: Share of the last tick in the shown tokens per second.
 _MEMORY = 0.2
 
@@ -72,34 +76,86 @@ class Tally:
         return f"{self.name}: {', '.join(parts)}"
 
 
-def say(*lines: object) -> None:
-    """Writes lines to standard error."""
+@contextmanager
+def progress_shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[bool]:
+    """Shows a bar per teacher while the block runs; where there is no terminal, a line now and then.
+
+    Gives whether it ends with lines that tell what each teacher did.
+
+    Belongs to the running event loop, whose turns it uses.
+
+    Args:
+        tallies (`Sequence[Tally]`): The teachers.
+        wanted (`bool`): Whether anything is shown.
+    """
     console = Console(stderr=True)
-    for line in lines:
-        console.print(str(line), markup=False, highlight=False, soft_wrap=True)
+    if not wanted:
+        yield False
+    elif console.is_terminal or console.is_jupyter:
+        with _bars(tallies, console):
+            yield False
+    else:
+        with _lines(tallies):
+            yield True
 
 
 @contextmanager
-def shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[None]:
-    """Shows one line per teacher while the block runs; nothing where there is no terminal.
-
-    Belongs to the running event loop, whose turns it uses twice a second.
-    """
-    console = Console(stderr=True)
-    if not wanted or not (console.is_terminal or console.is_jupyter):
+def _lines(tallies: Sequence[Tally]) -> Iterator[None]:
+    """Writes a plain line at the start and every so often, and one per teacher at the end."""
+    began = time.monotonic()
+    teachers = "1 teacher" if len(tallies) == 1 else f"{len(tallies)} teachers"
+    say(f"{teachers}, {sum(tally.total for tally in tallies):,} rows: asking")
+    ticking = asyncio.get_running_loop().create_task(_say_often(tallies, began))
+    try:
         yield
-        return
+    finally:
+        ticking.cancel()
+        say(*tallies, f"{teachers}: {_clock(time.monotonic() - began)} in all")
+
+
+async def _say_often(tallies: Sequence[Tally], began: float) -> None:
+    before, then = 0, began
+    while True:
+        await asyncio.sleep(_LINE)
+        now, tokens = time.monotonic(), sum(tally.completion_tokens for tally in tallies)
+        say(_line(tallies, now - began, (tokens - before) / (now - then)))
+        before, then = tokens, now
+
+
+def _line(tallies: Sequence[Tally], seconds: float, speed: float) -> str:
+    done, total = sum(tally.done for tally in tallies), sum(tally.total for tally in tallies)
+    asked, cost = sum(tally.answered + tally.failed for tally in tallies), sum(tally.cost for tally in tallies)
+    parts = [
+        f"{done:,} of {total:,} rows ({done / max(1, total):.0%})",
+        f"{sum(tally.in_flight() for tally in tallies):,} in flight",
+        f"{speed:,.0f} tokens/s",
+        f"{sum(tally.failed for tally in tallies):,} errors",
+    ]
+    parts += [f"{cost:.4f} USD"] if cost else []
+    parts += [f"about {_clock(seconds / asked * (total - done))} left"] if asked else []
+    return f"{_clock(seconds)}: {', '.join(parts)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+@contextmanager
+def _bars(tallies: Sequence[Tally], console: Console) -> Iterator[None]:
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}", markup=False),
         TimeRemainingColumn(),
         console=console,
         auto_refresh=False,
     )
     with bars:
-        ids = [bars.add_task(tally.name, total=tally.total, state="") for tally in tallies]
+        names = [text.shown(tally.name) for tally in tallies]
+        ids = [bars.add_task(name, total=tally.total, state="") for name, tally in zip(names, tallies, strict=True)]
         ticking = asyncio.get_running_loop().create_task(_tick(bars, ids, tallies))
         try:
             yield

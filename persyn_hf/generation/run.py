@@ -8,12 +8,12 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
-from persyn_hf.endpoints.event_loop import Interrupt
-from persyn_hf.endpoints.slots import Slots
+from persyn_hf.endpoints.event_loop import Interrupt, say
+from persyn_hf.endpoints.server import server
 from persyn_hf.generation.budget import Budget, Purse
 from persyn_hf.generation.chat import ChatClient
 from persyn_hf.generation.client import Completion, Request, TeacherClient
@@ -23,14 +23,13 @@ from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.ledger import Ledger, Origin
 from persyn_hf.generation.pool import Job, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
-from persyn_hf.generation.progress import Tally, say, shown
+from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
+from persyn_hf.packages import require
 
 _log = logging.getLogger(__name__)
 #: Batches of a local model that are gathered, so that rows of similar length meet.
 _BATCHES_AHEAD = 4
-#: Where an endpoint's limit is known to nobody: the first guess, and what is never exceeded.
-_FIRST_GUESS, _HIGHEST = 16, 1024
 #: Answers that are held back for a common commit, at most: what a killed process asks for again.
 _COMMIT = 3
 #: Seconds between two pieces of work ahead; none is done while the loop is late by half as much, with answers to read.
@@ -52,7 +51,7 @@ class Options:
     max_cost: float | None = None
 
 
-async def ask_all(
+async def ask_teachers(
     plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt, ahead: Callable[[], object] = lambda: None
 ) -> None:
     """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
@@ -88,14 +87,14 @@ async def ask_all(
         run = _Run(plan, ledger, options, Budget(options.max_cost, spent))
         for asked, tally, own in zip(plan.asked, tallies, clients, strict=True):
             run.add(asked, tally, own, limits, stack)
-        interrupt.attach(run.drain)
-        with shown(tallies, options.progress):
+        interrupt.attach(functools.partial(run.drain, interrupt))
+        with progress_shown(tallies, options.progress) as tells:
             try:
                 await run.go(
                     [itertools.chain([job] if job else [], jobs) for job, jobs in zip(first, work, strict=True)], ahead
                 )
             finally:
-                run.report(interrupt.pressed > 0)
+                run.report(interrupt.pressed > 0, tells)
 
 
 class _Run:
@@ -176,17 +175,19 @@ class _Run:
             if loop.time() - due < _AHEAD_EVERY / 2:
                 ahead()
 
-    def drain(self) -> None:
+    def drain(self, interrupt: Interrupt) -> None:
         """Starts nothing more."""
         count = sum(pool.in_flight for pool in self._pools.values())
-        say(f"Ctrl-C: {count} requests in flight are waited for. Press it again to stop at once.")
+        again = "A second one stops at once." if interrupt.terminated else "Press it again to stop at once."
+        say(f"{interrupt.name}: {count} requests in flight are waited for. {again}")
         for pool in self._pools.values():
             pool.stop("the run was interrupted")
 
-    def report(self, interrupted: bool) -> None:
-        """Says what is missing, where anything is."""
+    def report(self, interrupted: bool, told: bool) -> None:
+        """Says what is missing, where anything is; what each teacher did, unless that is told anyway."""
         if interrupted:
-            say("Interrupted. What was answered is in the ledger; run again to go on.", *self._tallies.values())
+            did = [] if told else self._tallies.values()
+            say("Interrupted. What was answered is in the ledger; run again to go on.", *did)
         for name, tally in self._tallies.items():
             missing = tally.total - tally.found - tally.answered
             if missing and not interrupted:
@@ -224,9 +225,9 @@ class _Run:
             if job.key not in self._plan.errors and not self._ledger.get_many([job.key]):
                 unanswered.append(row)
         taken = []
-        for row, prompt_id, name in self._plan.next_best(unanswered, self._exchange.gone):
+        for row, name in self._plan.next_best(unanswered, self._exchange.gone):
             if name is not None:
-                self._plan.rerouted[prompt_id] = name
+                self._plan.rerouted[row] = name
                 taken.append((row, name))
         self._tallies[asked.name].total -= len(taken)
         _log.warning(
@@ -247,16 +248,16 @@ def _lane(
     stack: AsyncExitStack,
 ) -> Lane:
     patient = teacher.on_teacher_down == "wait"
+    if teacher.down_after is not None:
+        policy = replace(policy, down_after=teacher.down_after)
     if address is None:
         return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
+    if limits is not None and limits.served_model is not None and isinstance(client, ChatClient):
+        client.call(limits.served_model)
     known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)
-    if known is None:
-        return Lane(client, AdaptiveLimit(_HIGHEST, _FIRST_GUESS), policy, patient=patient, spaced=True)
-    slots = None
-    if Slots.supported():
-        slots = Slots(f"{address} {teacher.model} {teacher.name}", known)
-        stack.callback(slots.close)
-    return Lane(client, AdaptiveLimit(known), policy, slots=slots, patient=patient, spaced=True)
+    share = server(address).join(known)
+    stack.callback(share.close)
+    return Lane(client, share, policy, patient=patient, spaced=True)
 
 
 def _clients(plan: Plan) -> list[list[TeacherClient]]:
@@ -287,6 +288,7 @@ class _LocalClient:
 
     async def complete(self, request: Request) -> Completion:
         if self._batcher is None:
+            require("ask a teacher with `backend: local`", "torch", "transformers")
             from persyn_hf.generation.local import LocalBatcher
 
             self._batcher = LocalBatcher(self._teachers, self._identity)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ _NEVER_ASKED = "the run ended before this row was asked"
 
 
 class FinishedTable:
-    """The prompts' own columns and the generated ones, one row per (prompt, teacher), in the order of the prompts.
+    """The prompts' own columns and the generated ones, one row per prompt row and teacher, in their order.
 
     A table that grows beyond `IN_MEMORY_BYTES` goes on in a temporary file and is mapped from there, so that memory
     does not grow with it; the file lives as long as the process.
@@ -266,14 +267,14 @@ GENERATED_FEATURES = {
 def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
     """Checks prompts and gives them as a table with `prompt_id`.
 
+    A prompt may stand several times where `turn`, `sample` and `attempt` tell its rows apart.
+
     Raises:
-        DataError: If there is no `prompt`, one is empty or not a prompt (the row is named), one stands twice, or the
-            table already has columns that generation would add.
+        DataError: If there is no `prompt`, one is empty or not a prompt (the row is named), one stands twice, one of
+            `turn`, `sample` and `attempt` is no whole number, or the table already has columns that generation would
+            add.
     """
-    if not isinstance(prompts, Dataset):
-        rows = [{columns.PROMPT: row} if isinstance(row, str) else dict(row) for row in prompts]
-        prompts = Dataset.from_list(rows) if rows else Dataset.from_dict({columns.PROMPT: []})
-    table = prompts.with_format(None)
+    table = _as_table(prompts).with_format(None)
     columns.require_columns(table.column_names, [columns.PROMPT], stage)
     taken = [name for name in GENERATED_FEATURES if name in table.column_names]
     if taken:
@@ -289,7 +290,12 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
                 ids.append(columns.prompt_id(prompt))
             except DataError as error:
                 raise DataError(f"Row {start + offset}: {error}") from error
-    columns.require_unique(ids, stage)
+    table, numbers = _numbered(table)
+    columns.require_unique(
+        (identity + columns.numbered(own) for identity, own in zip(ids, numbers, strict=True)),
+        stage,
+        also=", or number them in the column `sample` to have each answered by itself",
+    )
     if columns.PROMPT_ID not in table.column_names:
         # As an array, which is fingerprinted at once; of a list, every string is pickled.
         table = table.add_column(columns.PROMPT_ID, np.array(ids, dtype=np.str_), feature=Value("string"))
@@ -299,6 +305,27 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
         first = next(i for i, (a, b) in enumerate(zip(table[columns.PROMPT_ID], ids, strict=True)) if a != b)
         raise DataError(f"Row {first}: `prompt_id` is not that of its prompt ({ids[first]}); drop the column.")
     return table
+
+
+def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
+    if isinstance(prompts, Dataset):
+        return prompts
+    rows = [{columns.PROMPT: row} if isinstance(row, str) else dict(row) for row in prompts]
+    if not rows:
+        return Dataset.from_dict({columns.PROMPT: []})
+    names = list(dict.fromkeys(chain(*rows)))  # `from_list` reads the keys of the first row alone
+    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+
+
+def _numbered(table: Dataset) -> tuple[Dataset, list[columns.RowNumbers]]:
+    """The table with those of `turn`, `sample` and `attempt` that it has as int64, and the numbers of its rows."""
+    numbers = columns.row_numbers(table)
+    names = table.column_names
+    for name in columns.ROW_NUMBERS:
+        if name in names and table.features[name] != Value("int64"):
+            values = [None if value is None else int(value) for value in table[name]]
+            table = table.remove_columns(name).add_column(name, values, feature=Value("int64")).select_columns(names)
+    return table, numbers
 
 
 def require_known_routes(table: Dataset, teachers: Sequence[Teacher]) -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import httpx2
-from huggingface_hub import AsyncInferenceClient, TextGenerationOutput
-from huggingface_hub.errors import InferenceTimeoutError, OfflineModeIsEnabled
-
 from persyn_hf.config import Teacher
+from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.faults import body_error, perhaps_charged, transport_error
-from persyn_hf.endpoints.wire import Rules, Sessions, harden
-from persyn_hf.errors import RetryableError, RowError, TeacherError
+from persyn_hf.endpoints.faults import body_error, perhaps_charged
+from persyn_hf.endpoints.wire import encoded, exchange
+from persyn_hf.errors import RetryableError, TeacherError
 from persyn_hf.generation.answer import read_answer
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
 
 
 class TgiClient:
-    """A teacher behind Text Generation Inference, asked through `AsyncInferenceClient.text_generation`.
+    """A teacher behind Text Generation Inference.
 
-    A key is always sent, `-` where the teacher names none: without one, `AsyncInferenceClient` sends the user's Hub
-    token to any address.
+    Requests go through a `wire`, and not through `AsyncInferenceClient.text_generation`: that one follows redirects,
+    reads answers of any length, and asks again without the parameters that a 400 names.
 
     Args:
         teacher (`Teacher`): With `api: tgi`; its `model` must have a tokenizer with a chat template.
@@ -36,10 +34,8 @@ class TgiClient:
         endpoint = Endpoint.of(teacher, address)
         self._endpoint = endpoint
         self._url = endpoint.url("/generate")
-        self._rules = Rules(endpoint, teacher.timeout, teacher.max_response_bytes)
         self._tokenizer = TeacherTokenizer(teacher, download=True)
-        self._sessions = Sessions(lambda: AsyncInferenceClient(api_key=endpoint.key or "-", timeout=teacher.timeout))
-        self._hardened: set[AsyncInferenceClient] = set()
+        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes)
 
     def __repr__(self) -> str:
         return f"TgiClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
@@ -48,77 +44,57 @@ class TgiClient:
         """Answers one request; see [`TeacherClient`]."""
         tokenizer = await self._tokenizer.load()
         prompt = without_begin(tokenizer, render(tokenizer, request.messages))
-        with self._sessions.one() as client:
-            await self._harden(client)
-            try:
-                # The address goes with the call: what a server does not support is remembered by that name.
-                answer = await client.text_generation(prompt, model=self._url, **_parameters(request))
-            except TeacherError as error:
-                # Without the library's frames, whose variables hold the headers.
-                raise error.with_traceback(None) from None
-            except (
-                httpx2.HTTPError,
-                OSError,
-                ValueError,
-                TypeError,
-                LookupError,
-                AttributeError,
-                RecursionError,
-            ) as error:
-                raise self._explain(error) from None
+        body = encoded({"inputs": prompt, "parameters": _parameters(request)})
+        reply = await exchange(self._wire, self._endpoint, "POST", self._url, body)
         try:
-            completion = self._read(answer, request)
+            completion = self._read(reply.content, request)
         except TeacherError as error:
             raise perhaps_charged(error) from None
         return await self._tokenizer.counted(request, completion)
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        for client in self._sessions.opened:
-            await client.close()  # type: ignore[no-untyped-call] # huggingface_hub leaves it untyped
+        await self._wire.aclose()
 
-    def _read(self, answer: object, request: Request) -> Completion:
-        if not isinstance(answer, TextGenerationOutput) or not isinstance(answer.details, dict):
+    def _read(self, content: bytes, request: Request) -> Completion:
+        try:
+            answer = json.loads(content)
+        except (ValueError, RecursionError):
+            raise body_error(self._endpoint, content.decode("utf-8", "replace")) from None
+        if isinstance(answer, list) and answer:  # of a server that takes several inputs
+            answer = answer[0]
+        details: Any = answer.get("details") if isinstance(answer, dict) else None
+        if not isinstance(details, dict):
+            if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
+                raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError(
                 "the answer has no `generated_text` with `details`; a server that is no TGI wants `api: chat`",
                 attempts=3,
             )
-        details: Any = answer.details
+        prefill = details.get("prefill")
         return read_answer(
-            answer.generated_text,
-            details.finish_reason,
+            answer.get("generated_text"),
+            details.get("finish_reason"),
             request.sampling,
-            len(details.prefill or ()),
-            details.generated_tokens,
+            len(prefill) if isinstance(prefill, list) else None,
+            details.get("generated_tokens"),
             clean=self._endpoint.clean,
         )
-
-    def _explain(self, error: Exception) -> TeacherError:
-        if isinstance(error, httpx2.HTTPError | InferenceTimeoutError | OfflineModeIsEnabled):
-            return transport_error(self._endpoint, error)
-        if isinstance(error, UnicodeEncodeError):
-            return RowError("the prompt is no valid Unicode (it holds half of a surrogate pair)")
-        return perhaps_charged(body_error(self._endpoint, getattr(error, "doc", "")))
-
-    async def _harden(self, client: AsyncInferenceClient) -> None:
-        # A client's session has no public name, and `set_async_client_factory` would change the whole process. Asking
-        # for it by its private name fails loudly should that change.
-        if client not in self._hardened:
-            session = await client._get_async_client()  # type: ignore[no-untyped-call]
-            harden(session, self._rules, raising=True)
-            self._hardened.add(client)
 
 
 def _parameters(request: Request) -> dict[str, Any]:
     sampling = request.sampling
-    sampled = sampling.temperature > 0
-    return {
+    parameters: dict[str, Any] = {
         "details": True,  # the finish reason and the number of tokens are there
-        "do_sample": sampled,
+        "do_sample": sampling.temperature > 0,
         "max_new_tokens": sampling.max_tokens,
         "return_full_text": False,
         "seed": request.seed,
-        "stop": list(sampling.stop) or None,
-        "temperature": sampling.temperature if sampled else None,  # TGI refuses 0 and a `top_p` of 1
-        "top_p": sampling.top_p if sampled and sampling.top_p < 1 else None,
     }
+    if sampling.stop:
+        parameters["stop"] = list(sampling.stop)
+    if sampling.temperature > 0:  # TGI refuses 0 and a `top_p` of 1
+        parameters["temperature"] = sampling.temperature
+        if sampling.top_p < 1:
+            parameters["top_p"] = sampling.top_p
+    return parameters

@@ -16,6 +16,7 @@ from persyn_hf.errors import ConfigError, RowError, TeacherDownError
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.models import loading
 from persyn_hf.models.files import ModelFiles
+from persyn_hf.packages import is_installed, require
 
 
 class TeacherTokenizer:
@@ -67,6 +68,9 @@ class TeacherTokenizer:
 
 @lru_cache(maxsize=32)
 def _load(model: str, revision: str | None, download: bool, home: str | None) -> Any | None:
+    if not download and not is_installed("transformers"):
+        return None
+    require("render prompts for `api: tgi` (`api: chat` needs none)", "transformers")
     try:
         pinned = loading.identity(model, revision) if download else revision
         files = ModelFiles(model, pinned, "the teacher", TeacherDownError, local_only=not download)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from persyn_hf.errors import ConfigError
+from persyn_hf.packages import require
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +16,7 @@ DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 def gpu_count() -> int:
     """How many CUDA GPUs this process sees."""
+    require("look for GPUs", "torch")
     import torch
 
     return torch.cuda.device_count()
@@ -22,6 +24,7 @@ def gpu_count() -> int:
 
 def default_device() -> str:
     """CUDA where there is one, else the CPU."""
+    require("choose a device", "torch")
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

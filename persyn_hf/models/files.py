@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn_hf.errors import ConfigError, PersynError
+from persyn_hf.text import shown, shown_lines
 
 CONFIG_FILE = "config.json"
 
@@ -19,6 +20,8 @@ CONFIG_FILE = "config.json"
 _LARGEST = 16 * 2**20
 #: Levels of lists and objects in a `config.json`; published ones have about five.
 _DEEPEST = 64
+#: Longest excerpt of an error.
+_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class ModelFiles:
 
     def wrong(self, problem: str) -> PersynError:
         """The error that says what is wrong with it: "The student `org/student`" and the problem."""
-        return self.error(_plain(f"{self.role} `{self.name}`{problem}"))
+        return self.error(shown_lines(f"{self.role} `{self.name}`{problem}"))
 
     def find(self, file: str) -> Path | None:
         """A file of the model, downloaded where need be; `None` where the model has none of that name."""
@@ -133,19 +136,10 @@ def _reason(error: BaseException) -> str:
     """An error of a library as one printable line: it may quote the files."""
     kind = type(error).__name__
     if kind == "SafetensorError":
-        return f"a safetensors file is damaged or truncated: {one_line(error)}"
-    text = one_line(error)
+        return f"a safetensors file is damaged or truncated: {shown(error, _LONGEST)}"
+    text = shown(error, _LONGEST)
     # A KeyError's text is the key alone; the kind says what it means.
     return text if text and isinstance(error, OSError | ValueError) else f"{kind}: {text}".removesuffix(": ")
-
-
-def one_line(text: object, longest: int = 500) -> str:
-    """Text that may be a stranger's, on one line and without control characters."""
-    return _plain(" ".join(str(text)[: 4 * longest].split()))[:longest]
-
-
-def _plain(text: str) -> str:
-    return "".join(letter if is_plain(letter) else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def is_plain(text: str) -> bool:

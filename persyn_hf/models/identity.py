@@ -9,12 +9,39 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError
 
 _COMMIT_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """Which model answers, as the ledger, the stages of a run and the cards know it.
+
+    Args:
+        model (`str`): The model's name; empty for a local folder, whose revision says it all.
+        revision (`str`): A commit, a folder's digest, or what the configuration says of an endpoint's model.
+    """
+
+    model: str
+    revision: str
+
+
+def teacher_identity(teacher: Teacher) -> TeacherIdentity:
+    """Resolves a teacher's model: the digest of a folder, the commit of a repository, an endpoint's own words.
+
+    Raises:
+        ConfigError: If a local model cannot be found.
+    """
+    if teacher.backend == "endpoint":
+        return TeacherIdentity(teacher.model, teacher.revision or "")
+    revision = resolve_revision(teacher.model, teacher.revision)
+    return TeacherIdentity("" if revision.startswith("folder-") else teacher.model, revision)
 
 
 def resolve_revision(model: str, revision: str | None = None) -> str:

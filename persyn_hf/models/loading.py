@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from persyn_hf.errors import ScoringError
 from persyn_hf.models.bounds import check_bounds, parameter_count, read_contents, weight_files
 from persyn_hf.models.device import DTYPES, dtype_named
-from persyn_hf.models.files import CONFIG_FILE, ModelFiles, one_line, plain_object, read_config, reading
+from persyn_hf.models.files import CONFIG_FILE, ModelFiles, plain_object, read_config, reading
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.packages import require
+from persyn_hf.text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +60,7 @@ def load_config(files: ModelFiles, **settings: Any) -> Any:
     Raises:
         PersynError: Of the kind that `files.error` names.
     """
+    require("read a model's configuration", "transformers")
     from transformers import AutoConfig
 
     with reading(files, f"its `{CONFIG_FILE}`"):
@@ -73,6 +76,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
     Raises:
         PersynError: Of the kind that `files.error` names.
     """
+    require("load a tokenizer", "transformers")
     from transformers import AutoTokenizer
 
     with reading(files, f"its `{CONFIG_FILE}`"):
@@ -113,8 +117,8 @@ def load_model(
         PersynError: Of the kind that `files.error` names, if a file is damaged, or weights are missing or have another
             shape.
     """
-    number = dtype if dtype == "auto" else dtype_named(dtype)
     auto_class = _auto_class(kind)
+    number = dtype if dtype == "auto" else dtype_named(dtype)
     with LOADING:
         base = _base(files)
         config = load_config(base) if config is None else config
@@ -195,6 +199,7 @@ def is_whole(folder: str | os.PathLike[str]) -> bool:
 
 
 def _auto_class(kind: Kind) -> Any:
+    require("load a model", "torch", "transformers", "safetensors")
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     classes = {
@@ -246,7 +251,7 @@ def _refuse_incomplete(files: ModelFiles, model: Any, report: Mapping[str, Any],
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return one_line(", ".join(names[:5])) + more
+    return shown(", ".join(names[:5]), 500) + more
 
 
 def _pinned(files: ModelFiles) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def read_actual(config: RunConfig) -> Actual:
     names = [columns.PROMPT_ID, columns.TEACHER, columns.PROMPT_TOKENS, columns.COMPLETION_TOKENS, columns.ERROR]
     for stage in ("probe", "generate"):
         file = stages / f"{stage}.parquet"
-        if not file.is_file():
+        if not file.exists():
             continue
         seconds = float(json.loads((stages / f"{stage}.json").read_text(encoding="utf-8"))["seconds"])
         sums = {teacher.name: [0.0, 0.0, 0.0] for teacher in config.teachers}

@@ -12,6 +12,7 @@ from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import identity, load_tokenizer
+from persyn_hf.packages import absent, pip_command
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -118,6 +119,10 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
     """A function from messages to tokens, and what it counts with."""
     if config.student is None:
         return _by_characters, "Prompt tokens are characters divided by 4"
+    if absent("transformers"):
+        why = f"as `transformers` is not installed ({pip_command('transformers')})"
+        return _by_characters, f"Prompt tokens are characters divided by 4, {why}"
+
     name = config.student.model
     tokenizer = load_tokenizer(ModelFiles(name, identity(name, config.student.revision), "`student.model`:"))
 

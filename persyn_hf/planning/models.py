@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import count_parameters, identity, load_config
+from persyn_hf.packages import require
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -50,6 +51,7 @@ def describe_scorer(
     Raises:
         ConfigError: If the configuration cannot be read.
     """
+    require(f"describe the {role}", "torch", "transformers")
     files = ModelFiles(model, identity(model, revision), f"The {role}")
     config = load_config(files)
     parameters = count_parameters(files, "causal-lm" if role == "student" else "classifier", config)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.packages import absent, pip_command
+from persyn_hf.planning.costs import PolicyCost, answer_price, compare_policies
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
-from persyn_hf.planning.policies import Policy, compare_policies, price
 from persyn_hf.prompts.reading import load_prompts
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A run before it begins.
 
     Args:
@@ -54,7 +55,7 @@ class Plan:
         lines (`Sequence[Line]`): By stage and teacher.
         seconds (`Mapping[str, float]`): By stage: endpoints answer side by side, local teachers one after the other.
         scorers (`Sequence[Scorer]`): Student and reward model.
-        policies (`Sequence[Policy]`): PerSyn and the others, for the same prompts.
+        policies (`Sequence[PolicyCost]`): PerSyn and the others, for the same prompts.
         notes (`Sequence[str]`): What was assumed.
     """
 
@@ -63,7 +64,7 @@ class Plan:
     lines: Sequence[Line]
     seconds: Mapping[str, float]
     scorers: Sequence[Scorer]
-    policies: Sequence[Policy]
+    policies: Sequence[PolicyCost]
     notes: Sequence[str]
 
     @property
@@ -87,7 +88,7 @@ def plan(
     sample: Dataset | None = None,
     shares: Mapping[str, float] | None = None,
     tokens_per_second: float = TOKENS_PER_SECOND,
-) -> Plan:
+) -> RunPlan:
     """Predicts a run before a single request is sent.
 
     Args:
@@ -101,7 +102,7 @@ def plan(
         tokens_per_second (`float`, defaults to 50): Of one request.
 
     Returns:
-        `Plan`: Print it with `print_plan`.
+        `RunPlan`: Print it with `print_plan`.
 
     Raises:
         ConfigError: If prompts or models cannot be read, or a number is out of range.
@@ -125,13 +126,16 @@ def plan(
     if shares is None:
         notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
     notes.append(f"A request writes {tokens_per_second:g} tokens per second.")
+    missing = absent("torch", "transformers")
+    if missing and probe:
+        notes.append(f"What scoring takes is left out: it needs {' and '.join(missing)} ({pip_command(*missing)}).")
     policies, said = compare_policies(config.teachers, lengths, routed, len(prompts), probe)
-    return Plan(
+    return RunPlan(
         prompts=len(prompts),
         probe=probe,
         lines=tuple(lines),
         seconds=_stage_seconds(lines, config.teachers),
-        scorers=tuple(_scorers(config, lengths, probe)),
+        scorers=() if missing else tuple(_scorers(config, lengths, probe)),
         policies=policies,
         notes=(*notes, *said),
     )
@@ -155,7 +159,7 @@ def _line(stage: str, teacher: Teacher, count: float, lengths: Lengths, tokens_p
         generations=count,
         prompt_tokens=count * lengths.prompt[teacher.name],
         completion_tokens=count * completion,
-        cost=count * price(teacher, lengths),
+        cost=count * answer_price(teacher, lengths),
         seconds=count * completion / (tokens_per_second * min(at_once, max(count, 1))),
     )
 

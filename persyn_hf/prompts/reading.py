@@ -43,10 +43,10 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     named = {columns.PROMPT: data[prompts.column][:]}
     if prompts.answer_column is not None:
         named[columns.ANSWER] = data[prompts.answer_column][:]
-    return identify(named, features=data.features, prompts=prompts)
+    return with_ids(named, features=data.features, prompts=prompts)
 
 
-def identify(named: dict[str, list[Any]], features: Any, prompts: Prompts) -> Dataset:
+def with_ids(named: dict[str, list[Any]], features: Any, prompts: Prompts) -> Dataset:
     """Adds `prompt_id` to columns of prompts, and refuses empty and repeated prompts."""
     from datasets import Dataset, Features, Value
 
@@ -63,7 +63,7 @@ def identify(named: dict[str, list[Any]], features: Any, prompts: Prompts) -> Da
     return Dataset.from_dict({columns.PROMPT_ID: ids, **named}, features=Features(kept))
 
 
-def sample_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:
+def random_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:
     """Draws the probe: a seeded random subset of the prompts, in their order.
 
     Raises:

@@ -13,18 +13,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import markdown, metadata
 from persyn_hf.publishing.metadata import join_card
 from persyn_hf.publishing.provenance import Provenance
 
-POLICIES = (
-    ("random", "random teacher"),
-    ("best_single", "best single teacher"),
-    ("knn", "kNN on the embeddings"),
-    ("router", "this router"),
-    ("oracle", "oracle: the best teacher of each prompt"),
-)
 #: What the templates read of a router's `persyn` block, for routers that do not record it.
 _BLOCK: dict[str, Any] = dict.fromkeys(
     (
@@ -238,7 +232,7 @@ def _environment() -> Any:
         repository=markdown.repository_link,
         revision=lambda value: markdown.escape(markdown.short_revision(value)),
     )
-    environment.globals.update(policies=POLICIES, priced=_priced)
+    environment.globals.update(policies=[(key, POLICY_LABELS[key]) for key in HELD_OUT_POLICIES], priced=_priced)
     return environment
 
 

@@ -33,7 +33,7 @@ FORMAT = 1
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
-class Router(Protocol):
+class RouterLike(Protocol):
     """What publishing needs of a router: its `persyn` block and a way to save it."""
 
     @property
@@ -158,7 +158,7 @@ class RouterContent:
 
     Args:
         location (`str`): Repository id or folder, as `pipeline` takes it.
-        router (`Router`): The router.
+        router (`RouterLike`): The router.
         provenance (`Provenance`), figures (`Figures`): Of the dataset that it built.
         dataset_location (`str`, *optional*): That dataset; named without a commit, which is not known yet.
         license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
@@ -166,7 +166,7 @@ class RouterContent:
     """
 
     location: str
-    router: Router
+    router: RouterLike
     provenance: Provenance
     figures: Figures
     dataset_location: str | None

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persyn_hf.publishing.markdown import fixed, plain
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
+from persyn_hf.packages import require
+from persyn_hf.publishing.markdown import fixed, one_line
 from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
 INK, FAINT, BAR, ACCENT = "#727a84", "#727a8455", "#727a8480", "#2f81f7"
 WIDTH, DPI = 8.0, 144
 _SQUARE = 5.6
 _Box = tuple[float, float, float, float]
-#: Baselines in the order they are drawn: the key of the held-out table, and its label.
-POLICIES = (("random", "random"), ("best_single", "best single"), ("router", "router"), ("oracle", "oracle"))
-
 
 #: What can be drawn.
 FIGURES = ("allocation", "teachers", "reward")
@@ -40,6 +39,7 @@ class Figures:
     """
 
     def __init__(self, provenance: Provenance) -> None:
+        require("draw the pictures of a card", "matplotlib")
         pool = ThreadPoolExecutor(1, thread_name_prefix="persyn-figures")
         self._drawing = pool.submit(_draw, provenance)
         pool.shutdown(wait=False)
@@ -175,28 +175,29 @@ def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
     return 100 * outside + sum(overlaps)
 
 
-def _policies(provenance: Provenance) -> list[tuple[str, Any]]:
+def _policies(provenance: Provenance) -> dict[str, Any]:
+    """The held-out entry of every policy that has one, in the order of the card's table."""
     held_out = provenance.router["held_out"]
-    return [(label, held_out[key]) for key, label in POLICIES if key in held_out]
+    return {key: held_out[key] for key in HELD_OUT_POLICIES if key in held_out}
 
 
 def _rewards(provenance: Provenance) -> bytes:
     rewards = _policies(provenance)
     figure, axis = _canvas(0.9 + 0.42 * len(rewards))
     positions = range(len(rewards))
-    means = [entry["mean"] for _, entry in rewards]
+    means = [entry["mean"] for entry in rewards.values()]
     spread = [
-        [entry["mean"] - entry["low"] for _, entry in rewards],
-        [entry["high"] - entry["mean"] for _, entry in rewards],
+        [entry["mean"] - entry["low"] for entry in rewards.values()],
+        [entry["high"] - entry["mean"] for entry in rewards.values()],
     ]
-    colors = [f"{ACCENT}b0" if label == "router" else BAR for label, _ in rewards]
+    colors = [f"{ACCENT}b0" if key == "router" else BAR for key in rewards]
     axis.barh(positions, means, xerr=spread, color=colors, ecolor=INK, capsize=3, height=0.66)
-    for position, (_, entry) in zip(positions, rewards, strict=True):
+    for position, entry in zip(positions, rewards.values(), strict=True):
         end = max(entry["high"], 0.0)
         axis.annotate(
             f"{entry['mean']:.3f}", (end, position), (6, 0), textcoords="offset points", va="center", color=INK
         )
-    axis.set_yticks(positions, [label for label, _ in rewards])
+    axis.set_yticks(positions, [POLICY_LABELS[key] for key in rewards])
     axis.margins(x=0.18)
     axis.set_xticks([])
     axis.invert_yaxis()
@@ -205,14 +206,14 @@ def _rewards(provenance: Provenance) -> bytes:
 
 
 def _allocation_alt(provenance: Provenance) -> str:
-    parts = [f"{plain(teacher.name, 40)} {_percent(teacher.share)}" for teacher in _largest(provenance.teachers)]
+    parts = [f"{one_line(teacher.name, 40)} {_percent(teacher.share)}" for teacher in _largest(provenance.teachers)]
     return f"Training rows per teacher: {', '.join(parts)}"
 
 
 def _teachers_alt(provenance: Provenance) -> str:
     known = [teacher for teacher in _largest(provenance.teachers) if teacher.strength is not None]
     parts = [
-        f"{plain(t.name, 40)} {fixed(t.strength.normalized_quality, 2)} and "
+        f"{one_line(t.name, 40)} {fixed(t.strength.normalized_quality, 2)} and "
         f"{fixed(t.strength.normalized_learnability, 2)}"
         for t in known
         if t.strength is not None
@@ -221,7 +222,7 @@ def _teachers_alt(provenance: Provenance) -> str:
 
 
 def _rewards_alt(provenance: Provenance) -> str:
-    parts = [f"{label} {fixed(entry['mean'])}" for label, entry in _policies(provenance)]
+    parts = [f"{POLICY_LABELS[key]} {fixed(entry['mean'])}" for key, entry in _policies(provenance).items()]
     return f"Mean held-out reward: {', '.join(parts)}"
 
 

@@ -18,11 +18,11 @@ _RIGHT_TO_LEFT = frozenset(("R", "AL", "AN"))
 _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
 
 
-def plain(value: Any, limit: int = 200) -> str:
+def one_line(value: Any, limit: int = 200) -> str:
     """Text on one line without control characters, cut at `limit` characters.
 
     Example:
-        >>> plain("a\\x00b\\n c", limit=4)
+        >>> one_line("a\\x00b\\n c", limit=4)
         'ab c'
     """
     text = " ".join(str(value).split())
@@ -45,7 +45,7 @@ def escape(value: Any, limit: int = 200) -> Markup:
         return value
     if isinstance(value, int | float):
         return Markup(str(value))
-    text = plain(value, limit)
+    text = one_line(value, limit)
     right_to_left = any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in text)
     text = _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False)).replace("://", "&#58;//")
     return Markup(f"{_ISOLATE}{text}{_END_ISOLATE}" if right_to_left else text)

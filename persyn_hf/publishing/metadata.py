@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from persyn_hf.config import POLICY_LABELS
 from persyn_hf.errors import PublishError
-from persyn_hf.publishing.markdown import is_repo_id, plain
+from persyn_hf.publishing.markdown import is_repo_id, one_line
 from persyn_hf.publishing.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ _SIZES = (
 _UNITED = frozenset(("tags", "language", "task_categories", "datasets"))
 #: What a person may have chosen otherwise; ours is written only where nothing stands, or where it was asked for.
 _CHOSEN = frozenset(("license",))
-_POLICY_NAMES = {"router": "this router", "best_single": "best single teacher", "random": "random", "oracle": "oracle"}
+#: Policies whose held-out reward the metadata states, the router first.
+_EVALUATED = ("router", "best_single", "random", "oracle")
 
 
 def size_category(rows: int) -> str:
@@ -159,8 +161,12 @@ def _model_index(provenance: Provenance, location: str) -> Metadata:
     prompts = provenance.router.get("prompts") or {}
     source = provenance.prompts_source or prompts.get("source")
     metrics = [
-        {"type": "mean_reward", "name": f"Mean held-out reward, {label}", "value": round(held_out[key]["mean"], 6)}
-        for key, label in _POLICY_NAMES.items()
+        {
+            "type": "mean_reward",
+            "name": f"Mean held-out reward, {POLICY_LABELS[key]}",
+            "value": round(held_out[key]["mean"], 6),
+        }
+        for key in _EVALUATED
         if key in held_out
     ]
     if "router" not in held_out:
@@ -170,11 +176,11 @@ def _model_index(provenance: Provenance, location: str) -> Metadata:
         metrics.append({"type": "gap_closed", "name": "Share of the gap to the oracle closed", "value": gap})
     dataset = {
         "type": source if is_repo_id(source) else "prompts",
-        "name": plain(source) if is_repo_id(source) else "probe prompts",
+        "name": one_line(source) if is_repo_id(source) else "probe prompts",
     }
     task = {"type": "text-classification", "name": "Routing prompts to teachers"}
     result = {"task": task, "dataset": dataset, "metrics": metrics}
-    return {"model-index": [{"name": plain(location.rsplit("/", 1)[-1]), "results": [result]}]}
+    return {"model-index": [{"name": one_line(location.rsplit("/", 1)[-1]), "results": [result]}]}
 
 
 def _without_nothing(**values: Any) -> Metadata:

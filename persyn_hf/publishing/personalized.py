@@ -15,7 +15,7 @@ from persyn_hf.errors import PublishError
 from persyn_hf.personalize import count_kept, personalize
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.checks import license_warnings
-from persyn_hf.publishing.contents import DatasetContent, Router, RouterContent
+from persyn_hf.publishing.contents import DatasetContent, RouterContent, RouterLike
 from persyn_hf.publishing.figures import Figures
 from persyn_hf.publishing.parquet import DEFAULT_CONFIG, plan_shards
 from persyn_hf.publishing.provenance import gather
@@ -32,7 +32,7 @@ def save_personalized(
     data: Dataset | DatasetDict,
     folder: str | os.PathLike[str],
     *,
-    router: Router | None = None,
+    router: RouterLike | None = None,
     location: str | None = None,
     router_location: str | None = None,
     config_name: str = DEFAULT_CONFIG,
@@ -74,14 +74,14 @@ def save_personalized(
     warnings = license_warnings(license, provenance.teachers)
     figures, shards = Figures(provenance), plan_shards(splits, config_name)
     with replaced(target / "dataset") as staged:
-        staged.mkdir()
+        staged.mkdir(parents=True)
         content = DatasetContent(
             dataset_at, config_name, shards, provenance, figures, license, language, warnings, staged, whole=True
         )
         write_content(content.build(Snapshot()), staged)
     if router is not None and router_at is not None:
         with replaced(target / "router") as staged:
-            staged.mkdir()
+            staged.mkdir(parents=True)
             weights = RouterContent(router_at, router, provenance, figures, dataset_at, license, language, staged)
             write_content(weights.build(Snapshot()), staged)
     return target
@@ -91,7 +91,7 @@ def push_personalized(
     data: Dataset | DatasetDict,
     repo_id: str,
     *,
-    router: Router | None = None,
+    router: RouterLike | None = None,
     router_repo_id: str | None = None,
     config_name: str = DEFAULT_CONFIG,
     private: bool = True,

@@ -303,7 +303,7 @@ def _around(tokenizer: Any) -> tuple[str, str] | None:
     return (before, after + OPENING) if found and _MARK not in after else None
 
 
-def shown(tokenizer: Any) -> str:
+def readable_template(tokenizer: Any) -> str:
     """What a router reads of a prompt, for people: `"<|im_start|>user\\n{prompt}<|im_end|>…"`."""
     whole: str = tokenizer.decode(tokenizer("{prompt}")["input_ids"])
     return whole

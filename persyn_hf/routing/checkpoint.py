@@ -15,11 +15,12 @@ from persyn_hf.models.files import ModelFiles, read_config, reading
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.models.loading import LOADING, context_of, load_model, load_tokenizer
 from persyn_hf.models.workers import calm_worker
+from persyn_hf.packages import require
 from persyn_hf.routing.block import verify_config
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class LoadedRouter:
     """A verified router.
 
     Args:
@@ -38,7 +39,7 @@ class Checkpoint:
     persyn: Mapping[str, Any]
 
 
-def load(path: str, revision: str | None = None, device: str | None = None, dtype: str | None = None) -> Checkpoint:
+def load(path: str, revision: str | None = None, device: str | None = None, dtype: str | None = None) -> LoadedRouter:
     """Loads and verifies a router; the same one is loaded once per process.
 
     Args:
@@ -50,6 +51,7 @@ def load(path: str, revision: str | None = None, device: str | None = None, dtyp
         RouterCheckpointError: If the checkpoint is damaged, is no router, or does not have the digest.
         ConfigError: If nothing of that name can be found, or the device or dtype is unknown.
     """
+    require("load a router", "torch", "transformers", "safetensors")
     path, digest, local = _located(path, revision)
     calm_worker()
     with LOADING:
@@ -101,13 +103,13 @@ def _labels_once(path: str, digest: str, local: bool) -> tuple[Mapping[str, Any]
 
 
 @lru_cache(maxsize=8)
-def _load_once(path: str, digest: str, device: str | None, dtype: str | None, local: bool) -> Checkpoint:
+def _load_once(path: str, digest: str, device: str | None, dtype: str | None, local: bool) -> LoadedRouter:
     files = _files(path, digest, local)
     persyn, teachers = verify_config(files, read_config(files))
     model = load_model(files, "classifier", dtype or "auto", choose_device(device))
     tokenizer = _read_tokenizer(files, persyn, model)
     _route_once(files, model, tokenizer, len(teachers))
-    return Checkpoint(path, digest, model, tokenizer, teachers, persyn)
+    return LoadedRouter(path, digest, model, tokenizer, teachers, persyn)
 
 
 def _files(path: str, digest: str, local: bool) -> ModelFiles:

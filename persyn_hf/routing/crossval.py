@@ -5,23 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from persyn_hf.routing.heads import STRENGTHS, Array, fit_path, teacher_means
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its bootstrap 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Plain values, rounded for a config file."""
-        return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
-
+from persyn_hf.routing.intervals import bootstrap_means
 
 #: How sure held-out data must be that a router gains anything, before it takes the best single teacher's place: the
 #: share of bootstrap draws that is asked of a probe of so many prompts, and in proportion between them. On few prompts
@@ -34,7 +20,7 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class OutOfFold:
     """Scores of prompts by heads that did not see them.
 
     Args:
@@ -53,7 +39,7 @@ class HeldOut:
     knn: Array
 
 
-def cross_validate(objective: str, features: Array, rewards: Array, folds: int, seed: int) -> list[HeldOut]:
+def cross_validate(objective: str, features: Array, rewards: Array, folds: int, seed: int) -> list[OutOfFold]:
     """Fits every strength on all folds but one, and scores the one that was left out; `REPEATS` times.
 
     Args:
@@ -68,7 +54,7 @@ def cross_validate(objective: str, features: Array, rewards: Array, folds: int, 
     return [_one_round(objective, features, rewards, random.permutation(len(rewards)) % folds) for _ in range(REPEATS)]
 
 
-def _one_round(objective: str, features: Array, rewards: Array, fold: np.ndarray) -> HeldOut:
+def _one_round(objective: str, features: Array, rewards: Array, fold: np.ndarray) -> OutOfFold:
     count = len(rewards)
     strengths = STRENGTHS[objective]
     scores = np.empty((len(strengths), *rewards.shape))
@@ -81,7 +67,7 @@ def _one_round(objective: str, features: Array, rewards: Array, fold: np.ndarray
             scores[step, outside] = head(features[outside] - center)
         best_single[outside] = teacher_means(rewards[inside]).argmax()
         knn[outside] = nearest_rewards(features[inside], rewards[inside], features[outside])
-    return HeldOut(strengths, scores, best_single, fold, knn)
+    return OutOfFold(strengths, scores, best_single, fold, knn)
 
 
 def nearest_rewards(known: Array, rewards: Array, asked: Array, neighbours: int = 20) -> Array:
@@ -100,11 +86,11 @@ def chosen_rewards(rewards: Array, routes: np.ndarray) -> Array:
     return chosen
 
 
-def choose_strength(rounds: list[HeldOut], rewards: Array, allowed: list[np.ndarray] | None = None) -> int:
+def choose_strength(rounds: list[OutOfFold], rewards: Array, allowed: list[np.ndarray] | None = None) -> int:
     """The strength whose routes earn most out of fold, its neighbours counted half; the strongest of equals.
 
     Args:
-        rounds (`list[HeldOut]`): From [`cross_validate`].
+        rounds (`list[OutOfFold]`): From [`cross_validate`].
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
         allowed (`list[ndarray]`, *optional*): For each round, the prompts to choose by; all by default.
     """
@@ -118,7 +104,7 @@ def choose_strength(rounds: list[HeldOut], rewards: Array, allowed: list[np.ndar
     return int(np.argmax(np.round(smooth, 12)))
 
 
-def nested_routes(rounds: list[HeldOut], rewards: Array) -> list[np.ndarray]:
+def nested_routes(rounds: list[OutOfFold], rewards: Array) -> list[np.ndarray]:
     """For each round, the routes of every prompt by a strength that was chosen without that prompt's fold."""
     nested = []
     for held_out in rounds:
@@ -129,37 +115,6 @@ def nested_routes(rounds: list[HeldOut], rewards: Array) -> list[np.ndarray]:
             routes[outside] = held_out.scores[step, outside].argmax(axis=1)
         nested.append(routes)
     return nested
-
-
-def bootstrap_means(values: Array, seed: int = 0, draws: int = 2000) -> Array:
-    """Means of resampled prompts, the same prompts for every column.
-
-    Args:
-        values (`ndarray` of shape `(prompts, policies)`): NaN where unknown.
-        seed (`int`, defaults to 0), draws (`int`, defaults to 2000)
-
-    Returns:
-        `ndarray` of shape `(draws, policies)`.
-    """
-    known = ~np.isnan(values)
-    filled, count = np.where(known, values, 0.0), len(values)
-
-    def means(rows: np.ndarray, axis: int = -1) -> Array:
-        times = np.stack([np.bincount(row, minlength=count) for row in np.atleast_2d(rows)]).astype(float)
-        mean: Array = (times @ filled) / np.maximum(times @ known, 1e-12)
-        return mean.T if rows.ndim > 1 else mean[0]
-
-    found = bootstrap(
-        (np.arange(count),),
-        means,
-        n_resamples=draws,
-        batch=100,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    distribution: Array = found.bootstrap_distribution.T
-    return distribution
 
 
 def earns_its_place(gains: Array, seed: int = 0) -> bool:
@@ -178,18 +133,3 @@ def earns_its_place(gains: Array, seed: int = 0) -> bool:
         return False
     needed = float(np.interp(known.size, list(CONFIDENCE), list(CONFIDENCE.values())))
     return bool((bootstrap_means(known[:, None], seed) > 0).mean() >= needed)
-
-
-def interval(mean: float, draws: Array) -> Interval:
-    """The 2.5% and 97.5% points of bootstrap draws around a mean."""
-    known = draws[np.isfinite(draws)]
-    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
-    return Interval(float(mean), float(low), float(high))
-
-
-def gap_closed(router: Array, best_single: Array, oracle: Array) -> Array:
-    """`(router − best single) / (oracle − best single)`; NaN where there is no gap to close."""
-    gap = oracle - best_single
-    with np.errstate(divide="ignore", invalid="ignore"):
-        closed: Array = np.where(gap > 1e-12, (router - best_single) / gap, np.nan)
-    return closed

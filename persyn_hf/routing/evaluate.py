@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from persyn_hf.config import POLICY_LABELS, Policy
 from persyn_hf.errors import RouterMismatchError
-from persyn_hf.routing import policies as baselines
-from persyn_hf.routing.crossval import Interval, bootstrap_means, gap_closed, interval, nearest_rewards
+from persyn_hf.routing.crossval import nearest_rewards
 from persyn_hf.routing.heads import Array
+from persyn_hf.routing.intervals import Interval, bootstrap_means, gap_closed, interval
+from persyn_hf.routing.policies import Basis, policy_routes
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-
-_LABELS = {
-    "router": "router",
-    "random": "random teacher",
-    "best_single": "best single teacher",
-    "strong": "Strong",
-    "mix": "Mix",
-    "family_strong": "Family-Strong",
-    "car": "CAR",
-    "knn": "kNN on the embeddings",
-    "oracle": "oracle",
-}
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class Evaluation:
         prompts (`int`): Evaluated prompts.
         teachers (`int`)
         policies (`dict[str, PolicyResult]`): `router`, `random`, `best_single`, those of `strong`, `mix`,
-            `family_strong`, `car` and `knn` that the tables allow, and `oracle`.
+            `family-strong`, `car` and `knn` that the tables allow, and `oracle`.
         rankings (`dict[str, RankingResult]`): How well `router`, `best_single` (the teachers in the order of their
             mean rewards, for every prompt) and `knn` order the teachers of a prompt.
         in_sample (`bool`): Whether the baselines were chosen on the evaluated prompts, for want of a probe.
@@ -86,14 +75,14 @@ class Evaluation:
             routes.add_column(name, justify="right")
         for name, result in self.policies.items():
             cells = (result.reward, result.regret, result.gap_closed, result.hit1)
-            routes.add_row(_LABELS[name], *map(_cell, cells), style="bold" if name == "router" else "")
+            routes.add_row(POLICY_LABELS[name], *map(_cell, cells), style="bold" if name == "router" else "")
         order = Table(title="Order of the teachers", title_justify="left")
         order.add_column("scores")
         for name in ("pair accuracy", "hit@3", "ECE of pairs"):
             order.add_column(name, justify="right")
         for name, ranking in self.rankings.items():
             error = _cell(ranking.calibration_error) if name == "router" else "–"
-            order.add_row(_LABELS[name], _cell(ranking.pair_accuracy), _cell(ranking.hit3), error)
+            order.add_row(POLICY_LABELS[name], _cell(ranking.pair_accuracy), _cell(ranking.hit3), error)
         note = "In brackets: bootstrap 95% intervals over prompts."
         if self.in_sample:
             note += " The baselines were chosen on these very prompts: the router does not say how its probe went."
@@ -148,19 +137,24 @@ def evaluate_router(
     known = neighbours or _stored_probe(router)
     scores = router.scores(table.prompts)
     index = {name: position for position, name in enumerate(router.teachers)}
-    routes = {"router": np.array([index[name] for name in router.routes(scores)])}
     ranked = {
         "router": scores.astype(np.float64),
         "best_single": np.broadcast_to((known or table).means, scores.shape),
     }
-    routes |= _baseline_routes(router, table, known, student_family, seed)
+    basis = _basis(router, table, known, student_family)
+    routes: dict[str, np.ndarray] = {
+        "router": np.array([index[name] for name in router.routes(scores)]),
+        "random": policy_routes("random", basis, len(scores), seed),
+        "best_single": ranked["best_single"].argmax(axis=1),
+    }
+    routes |= {name: policy_routes(name, basis, len(scores), seed) for name in _possible(basis)}
     if neighbours is not None:
         near = router.embeddings(neighbours.prompts)
         center = near.mean(axis=0)
         asked = router.embeddings(table.prompts) - center
         ranked["knn"] = nearest_rewards(near - center, neighbours.rewards, asked)
         routes["knn"] = ranked["knn"].argmax(axis=1)
-    routes["oracle"] = baselines.oracle(table)
+    routes["oracle"] = policy_routes("oracle", basis, len(scores))
     evaluation = Evaluation(
         len(table.prompts),
         len(table.teachers),
@@ -175,23 +169,22 @@ def evaluate_router(
     return evaluation
 
 
-def _baseline_routes(
-    router: PersynRouter, table: RewardTable, known: RewardTable | None, family: str | None, seed: int
-) -> dict[str, np.ndarray]:
-    """Routes of every baseline that needs no embeddings and that the known means allow."""
-    count, chosen_on = len(table.prompts), known or table
-    routes: dict[str, Any] = {
-        "random": baselines.random(chosen_on, count, seed),
-        "best_single": baselines.best_single(chosen_on, count),
-    }
-    if chosen_on.quality is not None:
-        routes["strong"] = baselines.strong(chosen_on, count)
-        routes["mix"] = baselines.mix(chosen_on, count, seed)
-        families = {teacher["name"]: teacher.get("family") for teacher in router.metadata["teachers"]}
-        routes["family_strong"] = baselines.family_strong(chosen_on, count, families, family)
-        if chosen_on.learnability is not None:
-            routes["car"] = baselines.car(chosen_on, count)
-    return {name: route for name, route in routes.items() if route is not None}
+def _basis(router: PersynRouter, table: RewardTable, known: RewardTable | None, family: str | None) -> Basis:
+    """What the baselines choose by: the known means, or the evaluated prompts themselves."""
+    families = {teacher["name"]: teacher.get("family") for teacher in router.metadata["teachers"]}
+    return Basis(router.teachers, known or table, families, family, rewards=table.rewards)
+
+
+def _possible(basis: Basis) -> Iterator[Policy]:
+    """The baselines by quality and learnability that the known means allow."""
+    if basis.probe is None or basis.probe.quality is None:
+        return
+    yield "strong"
+    yield "mix"
+    if basis.relatives.any():
+        yield "family-strong"
+    if basis.probe.learnability is not None:
+        yield "car"
 
 
 def _stored_probe(router: PersynRouter) -> RewardTable | None:

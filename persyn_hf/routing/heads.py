@@ -9,16 +9,16 @@ pulled towards it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_expit
-from torch import Tensor
-from torch.nn.functional import softplus
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+from persyn_hf.config import Objective
 from persyn_hf.models.workers import one_thread
 
 #: Strengths tried, strongest first; features have a mean square length of 1, so they mean the same for every backbone.
@@ -96,6 +96,8 @@ def fit_path(objective: str, features: Array, rewards: Array, strengths: tuple[f
 def _descent_path(
     objective: str, features: Array, rewards: Array, start: Head, strengths: tuple[float, ...]
 ) -> list[Head]:
+    import torch
+
     x, target = torch.from_numpy(features), torch.from_numpy(rewards)
     means, origin = torch.from_numpy(start.means), torch.from_numpy(start.weight)
     weight = origin.clone().requires_grad_()
@@ -127,6 +129,9 @@ def pair_scale(scores: Array, rewards: Array) -> float:
         `float`: Positive, so the ranking stays as it is. No pair comes to differ by more than 20: at that distance
             the probability is 1 for every purpose, and teachers that are added later must still have room.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_expit
+
     difference = scores[:, :, None] - scores[:, None, :]
     with np.errstate(invalid="ignore"):
         wins = (rewards[:, :, None] - rewards[:, None, :]) > 0
@@ -215,8 +220,7 @@ def _fill(deviations: Array, missing: NDArray[np.bool_], fitted: Array, noise: A
     return filled
 
 
-Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
-OBJECTIVES: tuple[Objective, ...] = ("bradley-terry", "bradley-terry-margin", "expected-reward", "regression")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 def bradley_terry_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None, margin: bool = False) -> Tensor:
@@ -234,6 +238,9 @@ def bradley_terry_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = No
     Returns:
         `Tensor`: A scalar, 0 where there is no pair.
     """
+    import torch
+    from torch.nn.functional import softplus
+
     known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
     filled = torch.where(known, rewards, torch.zeros_like(rewards))
     difference = filled[:, :, None] - filled[:, None, :]
@@ -255,6 +262,8 @@ def expected_reward_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = 
     Returns:
         `Tensor`: A scalar.
     """
+    import torch
+
     known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
     filled = torch.where(known, rewards, torch.zeros_like(rewards))
     some = known.any(dim=1)
@@ -264,6 +273,8 @@ def expected_reward_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = 
 
 def regression_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error of the scores as estimates of the rewards; missing rewards are left out."""
+    import torch
+
     known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
     error = torch.where(known, scores - rewards.nan_to_num(), torch.zeros_like(scores))
     return error.square().sum() / known.sum().clamp_min(1)

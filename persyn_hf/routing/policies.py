@@ -1,58 +1,144 @@
-"""What a router must beat: routes that need no router. All answer with teacher indices, one per prompt.
+"""The policies that need no router: scores of every teacher for every prompt, of which routes are the argmax.
 
-The arguments named `probe` are the prompts that choices are made on; routes are given for other prompts.
+`strong`, `family-strong` and `car` score all prompts alike, so without limits one teacher gets everything. The policy
+`persyn` is the router's: its scores are the router's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from persyn_hf.errors import DataError
-from persyn_hf.routing.crossval import nearest_rewards
+from persyn_hf.config import CAR_BETA, MIX_STRONG_SHARE, Policy
+from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.routing.heads import Array, teacher_means
 from persyn_hf.routing.rewards import RewardTable
 
+Scores = NDArray[np.floating]
 Routes = NDArray[np.int64]
 
-#: CAR's weight of the student's loss (arXiv 2411.07133).
-CAR_BETA = 3.0
-#: Mix's share of answers from the strong teacher: 1:1.
-MIX_STRONG_SHARE = 0.5
 
-
-def best_single(probe: RewardTable, prompts: int) -> Routes:
-    """Every prompt to the teacher with the highest mean reward on the probe."""
-    return np.full(prompts, int(probe.means.argmax()))
-
-
-def strong(probe: RewardTable, prompts: int) -> Routes:
-    """Every prompt to the strongest teacher: the highest mean quality on the probe.
-
-    Raises:
-        DataError: If the table has no `quality`.
-    """
-    return np.full(prompts, int(mean_quality(probe).argmax()))
-
-
-def mix(probe: RewardTable, prompts: int, seed: int = 0, strong_share: float = MIX_STRONG_SHARE) -> Routes:
-    """A random mixture of a strong and a weak teacher (arXiv 2502.12143).
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """What policies choose by.
 
     Args:
-        probe (`RewardTable`), prompts (`int`), seed (`int`, defaults to 0)
-        strong_share (`float`, defaults to 0.5): Share of prompts for the strong teacher.
+        teachers (`Sequence[str]`): In the order of the scores.
+        probe (`RewardTable`, *optional*): Scored answers with the teachers in this order; `random` and `oracle` need
+            none.
+        families (`Mapping[str, str | None]`): Family of each teacher, for `family-strong`.
+        student_family (`str`, *optional*): The student's, for `family-strong`.
+        rewards (`ndarray` of shape `(prompts, teachers)`, *optional*): The prompts' own rewards, NaN where there is
+            none, for `oracle`.
+        strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher, 0 to 1.
+        beta (`float`, defaults to 3): Weight of the student's loss in `car`.
+    """
+
+    teachers: Sequence[str]
+    probe: RewardTable | None = None
+    families: Mapping[str, str | None] = field(default_factory=dict)
+    student_family: str | None = None
+    rewards: Array | None = None
+    strong_share: float = MIX_STRONG_SHARE
+    beta: float = CAR_BETA
+
+    @property
+    def relatives(self) -> NDArray[np.bool_]:
+        """Which teachers are of the student's family, shape `(teachers,)`; none where that family is unknown."""
+        family = self.student_family
+        return np.array([bool(family) and self.families.get(name) == family for name in self.teachers])
+
+
+def policy_scores(policy: str, basis: Basis, prompts: int, seed: int = 0) -> Scores:
+    """Scores of a policy that needs no router.
+
+    Args:
+        policy (`str`): `strong`: the highest mean quality on the probe. `mix`: the strong teacher or a weak one, drawn
+            for each prompt (arXiv 2502.12143). `family-strong`: the strongest of the student's family. `car`: mean
+            quality divided by `1 + beta · mean student loss` (arXiv 2411.07133). `random`: drawn for each prompt.
+            `oracle`: the prompts' own rewards.
+        basis (`Basis`): What the policy chooses by.
+        prompts (`int`): How many prompts are scored.
+        seed (`int`, defaults to 0): Of `mix` and `random`.
+
+    Returns:
+        `ndarray` of shape `(prompts, teachers)`.
+
+    Raises:
+        ConfigError: If the policy is unknown or lacks what it chooses by.
+        DataError: If the probe lacks a column.
+
+    Example:
+        >>> policy_scores("random", Basis(["large", "small"]), prompts=6).argmax(axis=1).tolist()
+        [1, 1, 1, 0, 0, 0]
+    """
+    require_policy(policy)
+    if policy == "random":
+        return _random_scores(prompts, len(basis.teachers), seed)
+    if policy == "oracle":
+        return _oracle_scores(basis)
+    if policy == "persyn" or basis.probe is None:
+        needed = "the scores of a router" if policy == "persyn" else "scored answers; pass them as `probe`"
+        raise ConfigError(f"The policy {policy!r} chooses by {needed}.")
+    if policy == "mix":
+        drawn = np.random.default_rng(seed).random(prompts) < basis.strong_share
+        chosen = np.where(drawn, int(mean_quality(basis.probe).argmax()), weak_teacher(basis.probe))
+        one_hot: Scores = (chosen[:, None] == np.arange(len(basis.teachers))).astype(np.float32)
+        return one_hot
+    if policy == "strong":
+        values = mean_quality(basis.probe)
+    elif policy == "car":
+        values = car_values(basis.probe, basis.beta)
+    else:
+        values = _family_values(basis, mean_quality(basis.probe))
+    return np.broadcast_to(values, (prompts, len(values)))
+
+
+def policy_routes(policy: str, basis: Basis, prompts: int, seed: int = 0) -> Routes:
+    """The teacher of every prompt under a policy, as an index into `basis.teachers`; see [`policy_scores`].
+
+    The first of equals is taken.
+    """
+    routes: Routes = policy_scores(policy, basis, prompts, seed).argmax(axis=1)
+    return routes
+
+
+def require_policy(policy: str) -> None:
+    """Checks the name of a policy.
+
+    Raises:
+        ConfigError: If there is no such policy.
+    """
+    known = get_args(Policy)
+    if policy not in known:
+        raise ConfigError(f"`policy` must be one of {', '.join(known)}, got {policy!r}.")
+
+
+def prompt_rewards(table: RewardTable, ids: Sequence[str]) -> Array:
+    """The rewards of prompts in the given order, shape `(prompts, teachers)`; NaN for prompts that the table lacks."""
+    row_of = {identity: row for row, identity in enumerate(table.ids)}
+    padded = np.concatenate([table.rewards, np.full((1, len(table.teachers)), np.nan)])
+    rewards: Array = padded[[row_of.get(identity, -1) for identity in ids]]
+    return rewards
+
+
+def mean_quality(probe: RewardTable) -> Array:
+    """Mean quality of each teacher, by which the strongest is chosen.
 
     Raises:
         DataError: If the table has no `quality`.
     """
-    chosen = np.random.default_rng(seed).random(prompts) < strong_share
-    return np.where(chosen, int(mean_quality(probe).argmax()), weak_teacher(probe))
+    if probe.quality is None:
+        raise DataError("The strongest teacher is chosen by the column `quality`, which the table does not have.")
+    return teacher_means(probe.quality)
 
 
 def weak_teacher(probe: RewardTable) -> int:
-    """The weak teacher of [`mix`]: of all but the strongest, the one whose answers the student finds most likely.
+    """The weak teacher of `mix`: of all but the strongest, the one whose answers the student finds most likely.
 
     The highest mean learnability decides, or the lowest mean quality where no learnability is known.
     """
@@ -60,28 +146,6 @@ def weak_teacher(probe: RewardTable) -> int:
     weakness = -quality if probe.learnability is None else teacher_means(probe.learnability).copy()
     weakness[int(quality.argmax())] = -np.inf
     return int(weakness.argmax())
-
-
-def family_strong(
-    probe: RewardTable, prompts: int, families: Mapping[str, str | None], family: str | None
-) -> Routes | None:
-    """Every prompt to the strongest teacher of the student's family; `None` where no teacher is of it.
-
-    Args:
-        probe (`RewardTable`), prompts (`int`)
-        families (`Mapping[str, str | None]`): Family of each teacher.
-        family (`str`, *optional*): The student's.
-    """
-    members = [index for index, name in enumerate(probe.teachers) if family and families.get(name) == family]
-    if not members:
-        return None
-    quality = mean_quality(probe)
-    return np.full(prompts, max(members, key=lambda index: quality[index]))
-
-
-def car(probe: RewardTable, prompts: int, beta: float = CAR_BETA) -> Routes:
-    """One teacher for all by Compatibility-Adjusted Reward; see [`car_values`]."""
-    return np.full(prompts, int(car_values(probe, beta).argmax()))
 
 
 def car_values(probe: RewardTable, beta: float = CAR_BETA) -> Array:
@@ -98,37 +162,35 @@ def car_values(probe: RewardTable, beta: float = CAR_BETA) -> Array:
     return values
 
 
-def random(probe: RewardTable, prompts: int, seed: int = 0) -> Routes:
-    """Every prompt to a teacher drawn at random."""
-    return np.random.default_rng(seed).integers(len(probe.teachers), size=prompts)
+def _family_values(basis: Basis, quality: Array) -> Array:
+    relatives = basis.relatives
+    if not relatives.any():
+        there = ", ".join(sorted({name for name in basis.families.values() if name}))
+        family = repr(basis.student_family) if basis.student_family else "none is given"
+        raise ConfigError(
+            f"The policy 'family-strong' needs a teacher of the student's family ({family}); teachers have "
+            f"{there or 'no families'}. Set `family` of the teachers and the family of the student, or leave the "
+            "policy out."
+        )
+    # A stranger is worse than every relative, by the whole range: limits may still send prompts there.
+    values: Array = np.where(relatives, quality, quality - 2 * (np.ptp(quality) + 1))
+    return values
 
 
-def oracle(table: RewardTable) -> Routes:
-    """Every prompt to the teacher whose answer earned most: what no router can exceed."""
-    routes: Routes = np.where(np.isnan(table.rewards), -np.inf, table.rewards).argmax(axis=1)
-    return routes
+def _random_scores(prompts: int, teachers: int, seed: int) -> NDArray[np.float32]:
+    """One teacher drawn for each prompt scores above 1, and the others below it: limits move prompts at random too."""
+    random = np.random.default_rng(seed)
+    drawn = random.integers(teachers, size=prompts)
+    scores = random.random((prompts, teachers), dtype=np.float32)
+    scores[np.arange(prompts), drawn] += 1
+    return scores
 
 
-def knn(probe: RewardTable, known: Array, asked: Array, neighbours: int = 20) -> Routes:
-    """The teacher that earned most on the nearest probe prompts.
-
-    Args:
-        probe (`RewardTable`)
-        known (`ndarray` of shape `(probe prompts, hidden)`): Embeddings of the probe.
-        asked (`ndarray` of shape `(prompts, hidden)`): Embeddings of the prompts to route.
-        neighbours (`int`, defaults to 20)
-    """
-    center = known.mean(axis=0)
-    routes: Routes = nearest_rewards(known - center, probe.rewards, asked - center, neighbours).argmax(axis=1)
-    return routes
-
-
-def mean_quality(probe: RewardTable) -> Array:
-    """Mean quality of each teacher, by which the strongest is chosen.
-
-    Raises:
-        DataError: If the table has no `quality`.
-    """
-    if probe.quality is None:
-        raise DataError("The strongest teacher is chosen by the column `quality`, which the table does not have.")
-    return teacher_means(probe.quality)
+def _oracle_scores(basis: Basis) -> Array:
+    """The prompts' own rewards. An answer that failed is worse than any that did not."""
+    if basis.rewards is None:
+        raise ConfigError("The policy 'oracle' chooses by the rewards of every teacher's answer to every prompt.")
+    known = basis.rewards[~np.isnan(basis.rewards)]
+    missing = known.min() - 2 * (np.ptp(known) + 1) if known.size else 0.0
+    scores: Array = np.where(np.isnan(basis.rewards), missing, basis.rewards)
+    return scores

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import ConfigError
-from persyn_hf.prompts.reading import sample_probe as sample_at_random
+from persyn_hf.packages import require
+from persyn_hf.prompts.reading import random_probe
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +61,7 @@ def sample_probe(
         ConfigError: If there are too few prompts, the method is unknown, or it has nothing to look at.
     """
     if method == "random":
-        return sample_at_random(prompts, size, seed, where=where)
+        return random_probe(prompts, size, seed, where=where)
     if method != "cover":
         raise ConfigError(f"{where}.method: must be 'random' or 'cover', got {method!r}.")
     if not 1 <= size <= len(prompts):
@@ -78,6 +79,7 @@ def embed(
     prompts: Dataset, backbone: str, revision: str | None, max_length: int, device: str | None, prompt_column: str
 ) -> NDArray[np.float32]:
     """What a router's head would read of each prompt, shape `(prompts, hidden)`."""
+    require("draw a probe that covers the prompts of a backbone", "torch", "transformers")
     from persyn_hf.models.device import choose_device
     from persyn_hf.routing.backbone import build_classifier, head_inputs
 

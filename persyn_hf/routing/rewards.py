@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,10 @@ class RewardTable:
 def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
     """Reads a scored table, in which a row is one answer, into a matrix.
 
-    Prompts with fewer than two rewards say nothing about who is better and are left out.
+    Where a teacher has several answers to a prompt, told apart by `turn`, `sample` or `attempt`, the mean of those
+    that have a value counts, so that a prompt is one row however often it was asked and no fold of a cross-validation
+    sees a prompt that another one was fitted on. Prompts on which fewer than two teachers have a reward say nothing
+    about who is better and are left out.
 
     Args:
         scored (`Dataset`, or an iterable of rows): With `prompt_id`, `prompt`, `teacher` and `reward`.
@@ -102,7 +106,7 @@ def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
 
     Raises:
         MissingColumnError: If a column is absent.
-        DataError: If a prompt has two answers of one teacher, or fewer than two teachers or prompts have rewards.
+        DataError: If two rows have the same key, or fewer than two teachers or prompts have rewards.
     """
     data = _as_columns(scored)
     columns.require_columns(data, [columns.PROMPT_ID, columns.PROMPT, columns.TEACHER, columns.REWARD], stage)
@@ -112,14 +116,13 @@ def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
     column_of = {name: column for column, name in enumerate(names)}
     rows = np.array([row_of[identity] for identity in data[columns.PROMPT_ID]], dtype=int)
     teachers = np.array([column_of[name] for name in data[columns.TEACHER]], dtype=int)
-    _refuse_repeated(rows, teachers, ids, names, stage)
+    _refuse_repeated(columns.row_keys(data), stage)
 
     def matrix(name: str) -> Array | None:
         if name not in data:
             return None
-        values = np.full((len(ids), len(names)), np.nan)
-        values[rows, teachers] = [np.nan if value is None else float(value) for value in data[name]]
-        return values
+        values = np.array([np.nan if value is None else float(value) for value in data[name]])
+        return _cell_means(values, rows, teachers, (len(ids), len(names)))
 
     rewards = matrix(columns.REWARD)
     assert rewards is not None
@@ -158,6 +161,7 @@ def _as_columns(scored: Any) -> Mapping[str, Sequence[Any]]:
             columns.LEARNABILITY,
             columns.STUDENT,
             columns.STUDENT_REVISION,
+            *columns.ROW_NUMBERS,
         )
         return {name: list(scored[name]) if name in wanted else [] for name in names}
     if isinstance(scored, Mapping):
@@ -174,11 +178,22 @@ def _only(data: Mapping[str, Sequence[Any]], name: str) -> str | None:
     return str(values.pop()) if len(values) == 1 else None
 
 
-def _refuse_repeated(rows: Any, teachers: Any, ids: list[str], names: list[str], stage: str) -> None:
-    cells = rows * len(names) + teachers
-    values, counts = np.unique(cells, return_counts=True)
-    if (counts > 1).any():
-        row, column = divmod(int(values[counts > 1][0]), len(names))
-        raise DataError(
-            f"{stage} needs one row per prompt and teacher; prompt {ids[row]} has several of {names[column]!r}."
-        )
+def _cell_means(values: Array, rows: Any, teachers: Any, shape: tuple[int, int]) -> Array:
+    """Mean value of each prompt's answers by each teacher, `shape`; NaN where none has a value."""
+    known = ~np.isnan(values)
+    cells = rows[known], teachers[known]
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, cells, values[known])
+    np.add.at(counts, cells, 1)
+    means: Array = np.divide(sums, counts, out=np.full(shape, np.nan), where=counts > 0)
+    return means
+
+
+def _refuse_repeated(keys: Sequence[columns.RowKey], stage: str) -> None:
+    if len(set(keys)) == len(keys):
+        return
+    prompt_id, teacher, *_ = next(key for key, count in Counter(keys).items() if count > 1)
+    raise DataError(
+        f"{stage} needs one row per prompt and teacher; prompt {prompt_id} has several of {teacher!r}. Drop the "
+        "repeated rows, or number them in the column `sample` where they are answers of their own."
+    )

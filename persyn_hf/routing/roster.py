@@ -17,7 +17,7 @@ from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.heads import Array, Head
 from persyn_hf.routing.rewards import read_rewards
 from persyn_hf.routing.router import PersynRouter
-from persyn_hf.routing.training import describe_teachers, require_names, save_router
+from persyn_hf.routing.training import describe_teachers, require_plain_names, save_router
 
 #: Strengths tried for the new row, strongest first; the first leaves only its mean.
 _STRENGTHS = (1e3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
@@ -59,7 +59,7 @@ def add_teacher(
         >>> wider = add_teacher(router, scored_with_the_new_one, "router-v2")  # doctest: +SKIP
     """
     table = read_rewards(scored, "add_teacher")
-    require_names(table.teachers)
+    require_plain_names(table.teachers)
     new = [name for name in table.teachers if name not in router.teachers]
     if len(new) != 1:
         raise RouterMismatchError(

@@ -14,7 +14,7 @@ from persyn_hf import columns
 from persyn_hf.errors import RouterError
 from persyn_hf.models.loading import save_tokenizer
 from persyn_hf.models.workers import calm_worker
-from persyn_hf.routing import backbone, checkpoint
+from persyn_hf.routing import checkpoint
 
 #: Tokens of one forward pass, padding included: a small batch stays in a CPU's cache, a GPU wants a large one.
 CPU_TOKEN_BUDGET = 1024
@@ -29,7 +29,7 @@ class PersynRouter:
     results again from any process, and not after the checkpoint has changed.
 
     Args:
-        loaded (`Checkpoint`): A verified checkpoint.
+        loaded (`LoadedRouter`): A verified checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): As given to [`from_pretrained`].
         prompt_column (`str`, *optional*): The column that holds prompts; default: what the checkpoint says.
         token_budget (`int`, *optional*): Tokens of one forward pass, padding included; default: 1,024 on a CPU,
@@ -45,7 +45,7 @@ class PersynRouter:
 
     def __init__(
         self,
-        loaded: checkpoint.Checkpoint,
+        loaded: checkpoint.LoadedRouter,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -136,6 +136,8 @@ class PersynRouter:
         Raises:
             DataError: If a prompt is empty or of another kind.
         """
+        from persyn_hf.routing import backbone
+
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         if not texts:
             return np.empty((0, len(self._loaded.teachers)), dtype=np.float32)
@@ -151,6 +153,8 @@ class PersynRouter:
 
     def embeddings(self, prompts: Sequence[columns.Prompt]) -> NDArray[np.float64]:
         """What the head reads of each prompt: the frozen backbone's embedding, shape `(prompts, hidden)`."""
+        from persyn_hf.routing import backbone
+
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         return backbone.head_inputs(self._loaded.model, self._loaded.tokenizer, texts, self.token_budget)
 

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
-import httpx2
 import numpy as np
 from numpy.typing import NDArray
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_exponential_jitter
 
 from persyn_hf import columns
-from persyn_hf.errors import ConfigError, DataError, RouterError, RouterMismatchError
+from persyn_hf.config import Service, read_settings
+from persyn_hf.config.settings import base_url
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.event_loop import run_to_end
+from persyn_hf.endpoints.requests import Patience, Send, ask_all
+from persyn_hf.errors import (
+    ConfigError,
+    DataError,
+    PersynError,
+    RetryableError,
+    RouterError,
+    RouterMismatchError,
+    RowError,
+    TeacherDownError,
+)
 
 #: Requests in flight at once; the server makes batches of its own.
 _CONCURRENCY = 8
 _ATTEMPTS = 6
-_LONGEST_PAUSE = 20.0
+_LONGEST_PAUSE = 30.0
 _TIMEOUT = 60.0
-_EXCERPT = 300
+_MAX_BYTES = 16 * 2**20
+#: Statuses by which the server says that it cannot read a prompt.
+_UNREADABLE = frozenset({413, 422})
 
-
-class _PassingError(RouterError):
-    """The same request may succeed later; `retry_after` is in seconds."""
-
-    retry_after: float = 0.0
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -65,28 +73,30 @@ class RouterEndpoint:
         """
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
-        scores = np.empty((len(texts), len(self.teachers)), dtype=np.float32)
-        with _client(api_key_env) as client, ThreadPoolExecutor(_CONCURRENCY) as pool:
+        endpoint = _endpoint(self.url, api_key_env)
+
+        async def predict(send: Send, batch: list[str]) -> list[list[float]]:
             # A flat list of two strings would be read as one pair, so every text is a list of its own.
-            bodies = [
-                {"inputs": [[text] for text in batch], "raw_scores": True, "truncate": True} for batch in batches
-            ]
-            answers = pool.map(lambda body: _ask(client, "POST", f"{self.url}/predict", body), bodies)
-            row = 0
-            for batch, answer in zip(batches, answers, strict=True):
-                if not isinstance(answer, list) or len(answer) != len(batch):
-                    raise RouterError(f"{self.url}/predict must answer with a list for each of {len(batch)} texts.")
-                for predictions in answer:
-                    scores[row] = self._row(predictions)
-                    row += 1
+            body = {"inputs": [[text] for text in batch], "raw_scores": True, "truncate": True}
+            answer = await send(f"{self.url}/predict", body)
+            if not isinstance(answer, list) or len(answer) != len(batch):
+                raise RetryableError(f"/predict must answer with a list for each of {len(batch)} texts")
+            return [self._row(endpoint, predictions) for predictions in answer]
+
+        rows = [row for rows in run_to_end(lambda interrupt: _ask(endpoint, batches, predict)) for row in rows]
+        scores = np.array(rows, dtype=np.float32).reshape(len(texts), len(self.teachers))
         if not np.isfinite(scores).all():
             raise RouterError(f"{self.url} gives scores that are no numbers; serve the router with --dtype float32.")
         return scores
 
-    def _row(self, predictions: Any) -> list[float]:
-        by_label = {one["label"]: float(one["score"]) for one in predictions}
+    def _row(self, endpoint: Endpoint, predictions: Any) -> list[float]:
+        try:
+            by_label = {str(one["label"]): float(one["score"]) for one in predictions}
+        except (LookupError, TypeError, ValueError, OverflowError):
+            raise RetryableError("/predict must answer with a label and a score for every teacher") from None
         if set(by_label) != set(self.teachers):
-            raise RouterMismatchError(f"{self.url} answers for {sorted(by_label)}, not for {list(self.teachers)}.")
+            found = endpoint.clean(str(sorted(by_label)))
+            raise RouterMismatchError(f"{self.url} answers for {found}, not for {list(self.teachers)}.")
         return [by_label[name] for name in self.teachers]
 
 
@@ -101,73 +111,66 @@ def describe_endpoint(url: str, api_key_env: str | None = None) -> RouterEndpoin
         ConfigError: If the address is none, or the variable is not set.
         RouterError: If nobody answers, or what is served is no sequence classifier.
     """
-    if not url.startswith(("http://", "https://")) or "@" in url:
-        raise ConfigError("`endpoint` must be a base URL with http:// or https:// and without user and password.")
+    try:
+        base_url(url)
+    except ValueError as error:
+        raise ConfigError(f"`endpoint`: {error}.") from None
     return _describe_once(url.rstrip("/"), api_key_env)
 
 
 @lru_cache(maxsize=8)
 def _describe_once(url: str, api_key_env: str | None) -> RouterEndpoint:
-    with _client(api_key_env) as client:
-        info = _ask(client, "GET", f"{url}/info", None)
+    endpoint = _endpoint(url, api_key_env)
+
+    async def describe(send: Send, page: str) -> Any:
+        return await send(page)
+
+    (info,) = run_to_end(lambda interrupt: _ask(endpoint, [f"{url}/info"], describe))
     kind = info.get("model_type") if isinstance(info, Mapping) else None
-    labels = (kind.get("classifier") or {}).get("id2label") if isinstance(kind, Mapping) else None
-    if not labels:
-        raise RouterError(f"{url} serves no sequence classifier, so no router: `model_type` is {kind!r:.200}.")
-    teachers = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    return RouterEndpoint(url, teachers, int(info.get("max_client_batch_size") or 32), info.get("model_sha"))
+    classifier = kind.get("classifier") if isinstance(kind, Mapping) else None
+    labels = classifier.get("id2label") if isinstance(classifier, Mapping) else None
+    try:
+        teachers = tuple(str(labels[key]) for key in sorted(labels, key=int)) if isinstance(labels, Mapping) else ()
+    except ValueError:
+        teachers = ()
+    if not teachers:
+        served = endpoint.clean(repr(kind))
+        raise RouterError(f"{url} serves no sequence classifier, so no router: `model_type` is {served}.")
+    size, digest = info.get("max_client_batch_size"), info.get("model_sha")
+    return RouterEndpoint(
+        url,
+        teachers,
+        size if isinstance(size, int) and size > 0 else 32,
+        endpoint.clean(digest) if isinstance(digest, str) else None,
+    )
 
 
-def _client(api_key_env: str | None) -> httpx2.Client:
-    headers = {}
-    if api_key_env is not None:
-        key = os.environ.get(api_key_env)
-        if not key:
-            raise ConfigError(f"`api_key_env`: the environment variable {api_key_env} is not set.")
-        headers["Authorization"] = f"Bearer {key}"
-    return httpx2.Client(headers=headers, timeout=_TIMEOUT)
+def _endpoint(url: str, api_key_env: str | None) -> Endpoint:
+    server = read_settings(Service, {"url": url, "api_key_env": api_key_env}, "`endpoint`")
+    return Endpoint.of(server, setting="endpoint")
 
 
-def _ask(client: httpx2.Client, method: str, url: str, body: Any) -> Any:
-    """Sends one request, again where that may help.
+async def _ask(
+    endpoint: Endpoint, items: Sequence[Item], ask: Callable[[Send, Item], Awaitable[Result]]
+) -> list[Result]:
+    """Asks for every item, again where that may help.
 
     Raises:
-        RouterError, DataError: If it cannot be answered.
+        RouterError, DataError: If one cannot be answered.
     """
-    for attempt in Retrying(
-        retry=retry_if_exception_type(_PassingError), wait=_pause, stop=stop_after_attempt(_ATTEMPTS), reraise=True
-    ):
-        with attempt:
-            try:
-                response = client.request(method, url, json=body)
-            except httpx2.TransportError as error:
-                raise _PassingError(f"{url} cannot be reached: {type(error).__name__}.") from error
-            if response.status_code != 200:
-                raise _refusal(url, response)
-            try:
-                return response.json()
-            except ValueError as error:
-                raise RouterError(f"{url} does not answer with JSON: is it Text Embeddings Inference?") from error
-    raise AssertionError("tenacity raises or returns")
+    patience = Patience(_CONCURRENCY, _TIMEOUT, _ATTEMPTS, _MAX_BYTES, _LONGEST_PAUSE)
+    answers = []
+    try:
+        for answer in await ask_all(endpoint, patience, items, ask):
+            if isinstance(answer, RowError | RetryableError):
+                raise _refusal(endpoint, answer)
+            answers.append(answer)
+    except TeacherDownError as error:
+        said = str(error) if error.status is not None else f"{endpoint.address} cannot be reached ({error})"
+        raise RouterError(f"{said}.") from None
+    return answers
 
 
-def _pause(state: RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.retry_after if isinstance(error, _PassingError) else 0.0
-    grown = float(wait_exponential_jitter(initial=0.2, max=_LONGEST_PAUSE, jitter=0.2)(state))
-    return max(min(grown, _LONGEST_PAUSE), min(asked, 300.0))
-
-
-def _refusal(url: str, response: httpx2.Response) -> Exception:
-    status, words = response.status_code, " ".join(response.text.split())[:_EXCERPT]
-    said = f"{url} answered HTTP {status}" + (f": {words}" if words else ".")
-    if status in (401, 403):
-        return RouterError(f"{url} refused the key (HTTP {status}); name its variable in `api_key_env`.")
-    if status in (413, 422):
-        return DataError(said)
-    if status in (408, 424, 429) or status >= 500:
-        passing = _PassingError(said)
-        after = response.headers.get("retry-after", "")
-        passing.retry_after = float(after) if after.isdigit() else 0.0
-        return passing
-    return RouterError(said)
+def _refusal(endpoint: Endpoint, error: RowError | RetryableError) -> PersynError:
+    words = f"{endpoint.address}: {error}"
+    return DataError(words) if error.status in _UNREADABLE else RouterError(words)

@@ -17,15 +17,15 @@ from persyn_hf.models.device import choose_device, dtype_named
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.models.loading import save_tokenizer
 from persyn_hf.routing import backbone as backbones
-from persyn_hf.routing.backbone import shown
+from persyn_hf.routing.backbone import readable_template
 from persyn_hf.routing.block import PERSYN_KEY, names_problem
 from persyn_hf.routing.checkpoint import library_version
 from persyn_hf.routing.crossval import cross_validate
 from persyn_hf.routing.heads import OBJECTIVES, POWER, STRENGTHS, Array, Head, fit_path
-from persyn_hf.routing.report import RouterReport, judge, learning_curve
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.tuning import FineTuning, cross_validate_tuning, fine_tune
+from persyn_hf.routing.verdict import RouterReport, judge, learning_curve
 
 Tuning = Literal["frozen", "full", "lora"]
 
@@ -110,7 +110,7 @@ def train_router(
     """
     _check_settings(objective, tuning, fallback, folds, dtype, output_dir)
     table = read_rewards(scored)
-    require_names(table.teachers)
+    require_plain_names(table.teachers)
     described = describe_teachers(table.teachers, teachers)
     backbone_revision = resolve_revision(backbone, revision)
     build = partial(
@@ -164,7 +164,7 @@ def _reading(tokenizer: Any) -> dict[str, Any]:
     """How the router reads a prompt, for its `persyn` block."""
     return {
         "prompt_format": "text of a single user message; else `role: content` paragraphs",
-        "prompt_template": shown(tokenizer),
+        "prompt_template": readable_template(tokenizer),
         "max_length": tokenizer.model_max_length,
     }
 
@@ -296,7 +296,7 @@ def describe_teachers(names: Sequence[str], teachers: Sequence[Any] | None) -> l
     return [described[name] for name in names]
 
 
-def require_names(teachers: Sequence[str]) -> None:
+def require_plain_names(teachers: Sequence[str]) -> None:
     """Holds teachers to what a router's labels may be, before anything is trained.
 
     Raises:

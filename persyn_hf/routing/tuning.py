@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from persyn_hf.errors import MissingExtraError
+from persyn_hf.packages import require
 from persyn_hf.routing import backbone as backbones
-from persyn_hf.routing.crossval import HeldOut, nearest_rewards
+from persyn_hf.routing.crossval import OutOfFold, nearest_rewards
 from persyn_hf.routing.heads import Array, Head, objective_loss, pair_scale, teacher_means
 
 #: How far one step of the optimiser can move a logit through the head, whatever the scale of the backbone's features.
@@ -112,7 +112,7 @@ def cross_validate_tuning(
     objective: str,
     folds: int,
     settings: FineTuning,
-) -> list[HeldOut]:
+) -> list[OutOfFold]:
     """Fine-tunes on all folds but one and scores the one that was left out, after each epoch.
 
     Args:
@@ -121,7 +121,7 @@ def cross_validate_tuning(
         folds (`int`): Lowered to the number of prompts where there are fewer.
 
     Returns:
-        `list[HeldOut]`: One round; its strengths are epochs, 0 among them.
+        `list[OutOfFold]`: One round; its strengths are epochs, 0 among them.
     """
     count = len(rewards)
     fold = np.random.default_rng(settings.seed).permutation(count) % min(folds, count)
@@ -140,7 +140,7 @@ def cross_validate_tuning(
         scores[:, outside] = np.stack(tuned.held_out)
         best_single[outside] = teacher_means(rewards[inside]).argmax()
         knn[outside] = nearest_rewards(features[inside], rewards[inside], features[outside])
-    return [HeldOut(tuple(float(epoch) for epoch in range(len(scores))), scores, best_single, fold, knn)]
+    return [OutOfFold(tuple(float(epoch) for epoch in range(len(scores))), scores, best_single, fold, knn)]
 
 
 def _start_at_means(model: Any, tokenizer: Any, texts: Sequence[str], means: Array) -> float:
@@ -153,10 +153,9 @@ def _start_at_means(model: Any, tokenizer: Any, texts: Sequence[str], means: Arr
 
 
 def _with_lora(model: Any, head: nn.Linear, rank: int) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingExtraError("peft", "lora", "fine-tune a router with LoRA") from error
+    require("fine-tune a router with LoRA", "peft")
+    from peft import LoraConfig, get_peft_model
+
     name = next(name for name, module in model.named_modules() if module is head)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=[name])
     model = get_peft_model(model, config)

@@ -1,7 +1,8 @@
-"""The folder of a run: one Parquet table per stage, and a record that says what each was made from.
+"""The folder of a run: a table in shards for every stage, with records that say what each was made from.
 
-A stage is done when its record's fingerprint is that of the present configuration and inputs. Fingerprints contain
-the digest of the tables a stage reads, so a stage that is repeated with the same outcome leaves those after it valid.
+A shard is done when its record's parts are those of the present arguments and inputs and the file is the one that the
+record speaks of. Among the parts are the digests of the shards that a stage reads, so a stage that is repeated with
+the same outcome leaves those after it valid.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persyn_hf import columns
-from persyn_hf.errors import ConfigError
-from persyn_hf.tables import no_bars, remove, write_atomically
-from persyn_hf.version import __version__
+from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.run.shards import ShardedTable, ShardRecord, Stage, cuts, file_digest, make_shard, write_shard
+from persyn_hf.tables import remove, replaced, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class StageRecord:
         fingerprint (`str`): Of its settings and inputs.
         digest (`str`): Of its output.
         rows (`int`): Rows of its table; 0 for a model.
-        errors (`int`): Rows with `error` set. A stage with errors is tried again; what succeeded is not.
+        errors (`int`): Rows that failed. Their shards are tried again; what succeeded is not.
         seconds (`float`): Wall-clock time it took.
         reused (`bool`, defaults to `False`): Whether this run found it finished.
     """
@@ -50,19 +53,24 @@ class StageRecord:
 
 
 class RunFolder:
-    """Finds finished stages and keeps new ones, each put in place whole.
+    """Finds finished stages and keeps new ones, each file put in place whole.
 
     Args:
         path (`str` or `PathLike`): The run folder; made where it is not there.
         ledger (`str` or `PathLike`, *optional*): Where answers are kept. Default: in the folder; several runs whose
             teachers are the same may share one.
+        rows_per_shard (`int`, defaults to 20,000): Prompts of one shard.
     """
 
-    def __init__(self, path: str | os.PathLike[str], ledger: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], ledger: str | os.PathLike[str] | None = None, rows_per_shard: int = 20_000
+    ) -> None:
         self.path = Path(path)
         self.ledger = self.path / "ledger.sqlite" if ledger is None else Path(ledger)
         self.stages = self.path / "stages"
+        self.rows_per_shard = rows_per_shard
         self.records: list[StageRecord] = []
+        self._digests: dict[str, list[str]] = {}
         self.stages.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -79,88 +87,178 @@ class RunFolder:
                 raise ConfigError(f"`output_dir`: another run is at work in {self.path}.") from None
             yield
 
-    def table(self, name: str, inputs: dict[str, Any], make: Callable[[], Dataset]) -> Dataset:
-        """Returns a stage's table, made now unless it is there already.
+    def keep(self, name: str, data: Dataset) -> None:
+        """Writes a table that stages read, in shards; it counts with its content."""
+        out = self._table(name)
+        records = [
+            write_shard(part, out, index, {}, time.monotonic())
+            for index, part in enumerate(cuts(data, self.rows_per_shard))
+        ]
+        out.cut(len(records))
+        self._digests[name] = [record.digest for record in records]
 
-        Args:
-            name (`str`): The stage.
-            inputs (`dict`): Everything the table depends on, JSON-serialisable.
-            make (`Callable`): Makes it.
-        """
-        path = self.stages / f"{name}.parquet"
+    def table(self, stage: Stage) -> Dataset:
+        """Makes what is missing of a stage's table in this process, shard by shard, and gives the table."""
+        inputs = {name: self.digest(source) for name, source in stage.inputs.items()}
+        source = self._shards(stage.source)
+        if stage.whole:
+            made = self._whole(stage, stage.parts(source, inputs))
+        else:
+            made = [
+                self._shard(stage, index, len(source), stage.parts([one], inputs)) for index, one in enumerate(source)
+            ]
+        self._table(stage.name).cut(len(made))
+        self._finished(stage, [record for record, _ in made], all(reused for _, reused in made))
+        return self.read(stage.name)
 
-        def write(staged: Path) -> tuple[int, int]:
-            data = make()
-            with no_bars():
-                data.to_parquet(staged)
-            errors = 0
-            if columns.ERROR in data.column_names:
-                errors = sum(error is not None for error in data[columns.ERROR])
-            return len(data), errors
-
-        self._once(name, path, inputs, write)
-        return self._read(path)
-
-    def model(self, name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
-        """Returns the folder of a stage's checkpoint, made now unless it is there already."""
-        path = self.stages / name
-
-        def write(staged: Path) -> tuple[int, int]:
+    def model(self, stage: Stage) -> Path:
+        """The folder of a stage's checkpoint, made now unless it is there already."""
+        path = self.stages / stage.name
+        inputs = {name: self.digest(source) for name, source in stage.inputs.items()}
+        parts = stage.parts(self._shards(stage.source), inputs)
+        known = self._known_model(stage.name)
+        reason = "" if known is None else _reason(known, parts, path.is_dir() and _folder_digest(path) == known.digest)
+        if known is not None and reason is None:
+            self._finished(stage, [known], reused=True)
+            return path
+        _say(stage.name, reason)
+        began = time.monotonic()
+        with replaced(path) as staged:
             staged.mkdir()
-            make(staged)
-            return 0, 0
-
-        self._once(name, path, inputs, write)
+            stage.call(self.read(stage.source), self._loaded(stage), output_dir=staged)
+            digest = _folder_digest(staged)
+            remove(self.stages / f"{stage.name}.json")
+        self._finished(stage, [ShardRecord(parts, digest, 0, 0, time.monotonic() - began)], reused=False)
         return path
+
+    def read(self, name: str) -> Dataset:
+        """The whole table of a stage.
+
+        Raises:
+            DataError: If a file is missing or damaged; names it and what to do.
+        """
+        return self._table(name).read(self.path / ".cache")
 
     def digest(self, name: str) -> str:
         """The digest of a finished stage's output, for the fingerprints of those that read it."""
-        return next(record.digest for record in self.records if record.name == name)
+        return _joined(self._shards(name))
 
-    def _once(self, name: str, path: Path, inputs: dict[str, Any], write: Callable[[Path], tuple[int, int]]) -> None:
-        fingerprint = _fingerprint(name, inputs)
-        known = self._record(name)
-        if known and known.fingerprint == fingerprint and not known.errors and path.exists():
-            self.records.append(StageRecord(**{**asdict(known), "reused": True}))
-            return
-        staged = path.with_name(f".{path.name}.staged")
-        remove(staged)
+    def _shards(self, name: str) -> list[str]:
+        """The digests of a table's shards: of this run, or what an earlier one has left.
+
+        Raises:
+            DataError: If there is none, or it is not what that run wrote.
+        """
+        if name not in self._digests:
+            out = self._table(name)
+            records = [out.record(index) for index in range(len(out.shards()))]
+            for index, record in enumerate(records):
+                if record is None or not out.intact(index, record):
+                    raise DataError(f"{out.shard(index)} is not what the run wrote; run the stages up to it again.")
+            if not records:
+                raise DataError(f"{out.path} holds no table; run the stages up to it first.")
+            self._digests[name] = [record.digest for record in records if record is not None]
+        return self._digests[name]
+
+    def _table(self, name: str) -> ShardedTable:
+        return ShardedTable(self.stages / f"{name}.parquet")
+
+    def _loaded(self, stage: Stage) -> dict[str, Any]:
+        """The further inputs of a stage: tables, and paths of checkpoints."""
+        return {
+            name: str(path) if (path := self.stages / source).is_dir() else self.read(source)
+            for name, source in stage.inputs.items()
+        }
+
+    def _shard(self, stage: Stage, index: int, count: int, parts: Mapping[str, str]) -> tuple[ShardRecord, bool]:
+        out = self._table(stage.name)
+        known = self._reusable(stage, index, count, parts)
+        if known is not None:
+            return known, True
+        table = self._table(stage.source).read(self.path / ".cache", index)
+        return make_shard(stage, table, self._loaded(stage), parts, out, index), False
+
+    def _whole(self, stage: Stage, parts: Mapping[str, str]) -> list[tuple[ShardRecord, bool]]:
+        out = self._table(stage.name)
+        count = len(out.shards())
+        known = [self._reusable(stage, index, count, parts) for index in range(count)]
+        found = [record for record in known if record is not None]
+        if found and len(found) == count:
+            return [(record, True) for record in found]
         began = time.monotonic()
-        rows, errors = write(staged)
-        record = StageRecord(name, fingerprint, _digest(staged), rows, errors, time.monotonic() - began)
-        (self.stages / f"{name}.json").unlink(missing_ok=True)
-        remove(path)
-        staged.rename(path)
-        write_atomically(self.stages / f"{name}.json", json.dumps(asdict(record), indent=2) + "\n")
-        self.records.append(record)
+        made = stage.call(self.read(stage.source), self._loaded(stage))
+        records = []
+        for index, part in enumerate(cuts(made, self.rows_per_shard)):
+            records.append((write_shard(part, out, index, parts, began, stage.errors), False))
+            began = time.monotonic()
+        return records
 
-    def _record(self, name: str) -> StageRecord | None:
+    def _reusable(self, stage: Stage, index: int, count: int, parts: Mapping[str, str]) -> ShardRecord | None:
+        """The record of a shard that need not be made again; else a line says why it is."""
+        out = self._table(stage.name)
+        known = out.record(index)
+        if known is None:
+            if out.path.is_file():
+                _say(stage.name, "it was written by an earlier version; answers come from the ledger")
+            return None
+        reason = _reason(known, parts, out.intact(index, known))
+        if reason is None:
+            return known
+        _say(stage.name if count == 1 else f"{stage.name}, shard {index}", reason)
+        return None
+
+    def _known_model(self, name: str) -> ShardRecord | None:
+        file = self.stages / f"{name}.json"
         try:
-            return StageRecord(**json.loads((self.stages / f"{name}.json").read_text(encoding="utf-8")))
+            return ShardRecord(**json.loads(file.read_text(encoding="utf-8"))["checkpoint"])
         except FileNotFoundError:
+            return None
+        except KeyError:
+            _say(name, "it was written by an earlier version")
             return None
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"`output_dir`: {self.stages / name}.json is damaged ({error}); delete it to make the stage again."
+                f"`output_dir`: {file} is damaged ({error}); delete it to make the stage again."
             ) from error
 
-    def _read(self, path: Path) -> Dataset:
-        from datasets import Dataset
+    def _finished(self, stage: Stage, records: list[ShardRecord], reused: bool) -> None:
+        self._digests[stage.name] = [record.digest for record in records]
+        record = StageRecord(
+            stage.name,
+            _joined([json.dumps(dict(record.parts), sort_keys=True) for record in records]),
+            self.digest(stage.name),
+            sum(record.rows for record in records),
+            sum(record.errors for record in records),
+            sum(record.seconds for record in records),
+            reused,
+        )
+        if not reused:
+            summary = asdict(record) | ({"checkpoint": asdict(records[0])} if stage.checkpoint else {})
+            write_atomically(self.stages / f"{stage.name}.json", json.dumps(summary, indent=2) + "\n")
+        if stage.listed:
+            self.records.append(record)
 
-        with no_bars():
-            return Dataset.from_parquet(str(path), cache_dir=str(self.path / ".cache"))
+
+def _reason(known: ShardRecord, parts: Mapping[str, str], intact: bool) -> str | None:
+    """Why something finished is made again; `None` where it need not be, empty where nobody needs to be told."""
+    changed = sorted(name for name in {*known.parts, *parts} if known.parts.get(name) != parts.get(name))
+    if changed:
+        return f"changed since: {', '.join(f'`{name}`' for name in changed)}"
+    if not intact:
+        return "its file is not what the run wrote (damaged, edited or gone)"
+    return "" if known.errors else None
 
 
-def _fingerprint(name: str, inputs: dict[str, Any]) -> str:
-    text = json.dumps([name, __version__, inputs], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def _say(name: str, reason: str | None) -> None:
+    if reason:
+        _log.warning("%s is made again: %s", name, reason)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
-            with open(file, "rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
+def _joined(digests: list[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _folder_digest(path: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return _joined([f"{file.relative_to(path).as_posix()} {file_digest(file)}" for file in files])

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 import yaml
 
 from persyn_hf.config import STAGES, RunConfig
-from persyn_hf.errors import ConfigError
+from persyn_hf.endpoints.keys import require_keys
+from persyn_hf.errors import ConfigError, RouterMismatchError
 from persyn_hf.prompts.reading import load_prompts
-from persyn_hf.run.allocation import allocate_stage
 from persyn_hf.run.folder import RunFolder, StageRecord
+from persyn_hf.run.needs import require_run_packages
+from persyn_hf.run.publish import Tables, publish
 from persyn_hf.run.report import RunReport, build_report
 from persyn_hf.run.stages import (
-    Tables,
-    choose_probe,
+    PROMPTS,
+    allocate_stage,
     generate_stage,
-    load_router,
+    probe_prompts_stage,
     probe_stage,
-    publish_stage,
     route_stage,
     router_stage,
     score_stage,
@@ -32,9 +33,8 @@ from persyn_hf.run.stages import (
 from persyn_hf.tables import write_atomically
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from persyn_hf.publishing.push import Published
+    from persyn_hf.routing.router import PersynRouter
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def run(
         `RunResult`: The folder, the stages' records and the report.
 
     Raises:
-        ConfigError: If the configuration does not fit its prompts, or the folder is in use.
+        ConfigError: If the configuration does not fit its prompts, a key that it names is not there, or the folder is
+            in use.
         DataError: If prompts are empty or repeated, or too few teachers answer.
         RouterMismatchError: If a pretrained router knows other teachers than the configuration.
 
@@ -95,56 +96,84 @@ def run(
     """
     if until not in STAGES:
         raise ConfigError(f"`until` must be one of {', '.join(STAGES)}, got {until!r}.")
-    folder = RunFolder(config.output_dir, ledger)
+    wanted = STAGES[: STAGES.index(until) + 1]
+    require_keys(_asked(config, wanted), source)
+    require_run_packages(config, until)
+    folder = RunFolder(config.output_dir, ledger, config.rows_per_shard)
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
-        probe = None
+        folder.keep(PROMPTS, prompts)
+        tables, router = Tables(), None
         if config.router.pretrained is None:
-            probe = choose_probe(config, prompts, where=f"{source}: probe")
+            folder.table(probe_prompts_stage(config, where=f"{source}: probe"))
         write_atomically(folder.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        tables = _stages(config, folder, prompts, probe, STAGES[: STAGES.index(until) + 1], progress)
+        router = _stages(config, folder, tables, wanted, progress)
         report = build_report(
             config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block
         )
+        published = None
+        if until == "publish" and router is not None:
+            published = publish(config, folder.path, len(prompts), tables, router, report)
         write_atomically(folder.path / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
-    return RunResult(folder.path, tuple(folder.records), report, tables.published)
+    return RunResult(folder.path, tuple(folder.records), report, published)
+
+
+def _asked(config: RunConfig, wanted: Sequence[str]) -> list[tuple[str, object]]:
+    """The sections whose servers these stages ask, by their paths."""
+    trains = config.router.pretrained is None
+    sections: list[tuple[str, object]] = []
+    if trains or "generate" in wanted:
+        sections.append(("teachers", config.teachers))
+    if (trains and "score" in wanted) or (config.allocation.top_k > 1 and "generate" in wanted):
+        sections += [("student", config.student), ("quality", config.quality)]
+    return sections
 
 
 def _stages(
-    config: RunConfig,
-    folder: RunFolder,
-    prompts: Dataset,
-    probe: Dataset | None,
-    wanted: Sequence[str],
-    progress: bool,
-) -> Tables:
-    tables = Tables()
-    router_path = config.router.pretrained
-    if probe is not None:
-        tables.probe = probe_stage(config, folder, probe, progress)
+    config: RunConfig, folder: RunFolder, tables: Tables, wanted: Sequence[str], progress: bool
+) -> PersynRouter | None:
+    """Runs the stages that are wanted; gives the router where they come that far."""
+    path = config.router.pretrained
+    if path is None:
+        tables.probe = folder.table(probe_stage(config, folder.ledger, progress))
         if "score" in wanted:
-            tables.scored = score_stage(config, folder, tables.probe, progress)
-        if "router" in wanted and tables.scored is not None:
-            router_path = str(router_stage(config, folder, tables.scored, progress))
-    if router_path is None or "router" not in wanted:
-        return tables
-    router = load_router(config, router_path)
+            tables.scored = folder.table(score_stage(config, progress))
+        if "router" in wanted:
+            path = str(folder.model(router_stage(config, folder.path, progress)))
+    if path is None or "router" not in wanted:
+        return None
+    router = load_router(config, path)
     tables.block = dict(router.metadata)
     if "route" in wanted:
-        tables.routed = route_stage(folder, prompts, router, router_path, config)
+        tables.routed = folder.table(route_stage(config))
         if config.allocation.active:
-            tables.routed = allocate_stage(config, folder, tables.routed, router.teachers, tables.probe, tables.scored)
-    if "generate" in wanted and tables.routed is not None:
-        tables.generated = tables.selected = generate_stage(
-            config,
-            folder,
-            tables.routed,
-            progress,
-            routed_name="allocate" if config.allocation.active else "route",
-            score_names=router.teachers,
+            tables.routed = folder.table(allocate_stage(config, folder.path, router.teachers))
+    if "generate" in wanted:
+        source = "allocate" if config.allocation.active else "route"
+        tables.generated = tables.selected = folder.table(
+            generate_stage(config, folder.ledger, progress, source=source, names=router.teachers)
         )
         if config.allocation.top_k > 1:
-            tables.selected = select_stage(config, folder, tables.generated, progress)
-    if "publish" in wanted and tables.generated is not None:
-        tables.published = publish_stage(config, folder, prompts, tables, router)
-    return tables
+            folder.table(score_stage(config, progress, name="score-answers", source="generate"))
+            tables.selected = folder.table(select_stage())
+    return router
+
+
+def load_router(config: RunConfig, path: str) -> PersynRouter:
+    """Loads the router of a run, and holds its teachers against the configuration.
+
+    Raises:
+        RouterMismatchError: If it knows teachers that the configuration does not name.
+    """
+    from persyn_hf.routing.router import PersynRouter
+
+    revision = config.router.revision if config.router.pretrained is not None else None
+    router = PersynRouter.from_pretrained(path, revision=revision)
+    known = {teacher.name for teacher in config.teachers}
+    unknown = [name for name in router.teachers if name not in known]
+    if unknown:
+        raise RouterMismatchError(
+            f"The router {path} was trained for the teachers {', '.join(router.teachers)}; the configuration has "
+            f"{', '.join(sorted(known))}. Add {', '.join(unknown)} under `teachers`, or train a router for yours."
+        )
+    return router

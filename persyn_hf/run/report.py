@@ -10,20 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
-from persyn_hf.config import RunConfig
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
+from persyn_hf.text import markup, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from rich.console import Console
-
-
-POLICIES = (
-    ("random", "random teacher"),
-    ("best_single", "best single teacher"),
-    ("knn", "kNN on the embeddings"),
-    ("router", "router"),
-    ("oracle", "oracle"),
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def build_report(
     means = _means(scored) if scored is not None else {}
     lines = []
     for teacher in config.teachers:
-        own = [answer for (_, name), answer in answers.items() if name == teacher.name]
+        own = [answer for (_, name, *_), answer in answers.items() if name == teacher.name]
         failed = sum(error is not None for error, _ in own)
         lines.append(
             TeacherLine(
@@ -119,14 +111,13 @@ def build_report(
     )
 
 
-def _distinct_answers(*tables: Dataset | None) -> dict[tuple[str, str], tuple[str | None, str | None]]:
-    """(prompt, teacher) → (error, finish reason): a probe answer that is used again counts once."""
-    answers = {}
+def _distinct_answers(*tables: Dataset | None) -> dict[columns.RowKey, tuple[str | None, str | None]]:
+    """Key of a row → (error, finish reason): a probe answer that is used again counts once."""
+    answers: dict[columns.RowKey, tuple[str | None, str | None]] = {}
     for table in tables:
         if table is not None:
-            names = (columns.PROMPT_ID, columns.TEACHER, columns.ERROR, columns.FINISH_REASON)
-            for identity, teacher, error, reason in zip(*(table[name] for name in names), strict=True):
-                answers[identity, teacher] = (error, reason)
+            outcomes = zip(table[columns.ERROR], table[columns.FINISH_REASON], strict=True)
+            answers.update(zip(columns.row_keys(table), outcomes, strict=True))
     return answers
 
 
@@ -155,7 +146,7 @@ def print_report(report: RunReport, console: Console) -> None:
     for line in report.teachers:
         share = f"{line.allocated / total:.0%}" if total else "–"
         table.add_row(
-            plain(line.name),
+            markup(line.name),
             str(line.allocated),
             share,
             str(line.answered),
@@ -184,21 +175,14 @@ def _print_held_out(report: RunReport, console: Console) -> None:
     table.add_column("policy")
     table.add_column("mean reward", justify="right")
     table.add_column("95% interval", justify="right")
-    for key, label in POLICIES:
+    for key in HELD_OUT_POLICIES:
         entry = report.held_out.get(key)
         if entry:
-            table.add_row(label, f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
+            table.add_row(POLICY_LABELS[key], f"{entry['mean']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}")
     console.print(table)
     if report.verdict:
         style = "bold" if report.fallback is not None else ""
-        console.print(plain(report.verdict), highlight=False, style=style)
-
-
-def plain(text: str) -> str:
-    """A name or a sentence as a terminal may show it: no markup, no control characters."""
-    from rich.markup import escape
-
-    return escape("".join(character for character in text if character.isprintable()))
+        console.print(markup(report.verdict), highlight=False, style=style)
 
 
 def _number(value: float | None) -> str:
@@ -225,6 +209,6 @@ def name_missing(table: Path) -> list[str]:
         own = [row for row in rows if row[columns.TEACHER] == teacher]
         ids = ", ".join(row[columns.PROMPT_ID] for row in own[:_NAMED]) + (", …" if count > _NAMED else "")
         reasons = Counter(row[columns.ERROR] for row in own).most_common(_NAMED)
-        lines.append(f"  {teacher}: {count} without an answer (prompts {ids})")
-        lines += [f"    {number} x {reason}" for reason, number in reasons]
+        lines.append(f"  {shown(teacher)}: {count} without an answer (prompts {ids})")
+        lines += [f"    {number} x {shown(reason)}" for reason, number in reasons]
     return lines

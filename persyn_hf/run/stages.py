@@ -1,328 +1,207 @@
-"""The stages of a run: each from its inputs to its table, kept in the run folder."""
+"""The stages of a run: what each reads, does and depends on, from the configuration alone.
+
+```
+prompts ─> probe-prompts ─> probe ─> score ─> router ─> route ─> allocate ─> generate ─> score-answers ─> select
+```
+
+`allocate` is there with an `allocation` section, the last two where a prompt has several teachers. A pretrained router
+starts at `route`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
-from persyn_hf.config import RunConfig, Settings, Teacher
-from persyn_hf.errors import DataError, RouterMismatchError
-from persyn_hf.models.identity import resolve_revision
-from persyn_hf.prompts.reading import sample_probe
-from persyn_hf.run.folder import RunFolder
-from persyn_hf.run.report import build_report
+from persyn_hf.config import RunConfig, Student, Teacher
+from persyn_hf.run import functions
+from persyn_hf.run.fingerprints import Checkpoint, Keyed
+from persyn_hf.run.shards import Stage
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from persyn_hf.publishing.push import Published
-    from persyn_hf.routing.router import PersynRouter
+#: The tables that the stages start from.
+PROMPTS, PROBE_PROMPTS = "prompts", "probe-prompts"
+ROUTER = "router"
 
 
-@dataclass
-class Tables:
-    """What the stages so far have made."""
+def run_stages(
+    config: RunConfig, ledger: str | os.PathLike[str], folder: str | os.PathLike[str] = "", progress: bool = False
+) -> Iterator[Stage]:
+    """All stages of a run, in order.
 
-    probe: Dataset | None = None
-    scored: Dataset | None = None
-    routed: Dataset | None = None
-    generated: Dataset | None = None
-    selected: Dataset | None = None
-    block: dict[str, Any] | None = None
-    published: Published | None = None
+    Args:
+        config (`RunConfig`): The run.
+        ledger (`str` or `PathLike`): Where answers are kept.
+        folder (`str` or `PathLike`): The run folder.
+        progress (`bool`, defaults to `False`): Show progress bars.
+    """
+    allocated = config.allocation.active
+    if config.router.pretrained is None:
+        yield probe_prompts_stage(config)
+        yield probe_stage(config, ledger, progress)
+        yield score_stage(config, progress)
+        yield router_stage(config, folder, progress)
+    yield route_stage(config)
+    if allocated:
+        yield allocate_stage(config, folder)
+    yield generate_stage(config, ledger, progress, source="allocate" if allocated else "route")
+    if config.allocation.top_k > 1:
+        yield score_stage(config, progress, name="score-answers", source="generate")
+        yield select_stage()
 
 
-def choose_probe(config: RunConfig, prompts: Dataset, where: str = "probe") -> Dataset:
-    """The prompts that every teacher answers."""
-    if config.probe.method == "random":
-        return sample_probe(prompts, config.probe.size, config.seed, where=where)
-    from persyn_hf.routing import probe
-
+def probe_prompts_stage(config: RunConfig, where: str = "probe") -> Stage:
+    """Draws the probe."""
     router = config.router
-    return probe.sample_probe(
-        prompts,
-        config.probe.size,
-        config.probe.method,
-        config.seed,
-        backbone=router.backbone,
-        revision=router.revision,
-        max_length=router.max_length,
-        where=where,
+    backbone = None
+    if config.probe.method == "cover" and router.backbone is not None:
+        backbone = Checkpoint(router.backbone, router.revision)
+    return Stage(
+        PROBE_PROMPTS,
+        functions.draw_probe,
+        PROMPTS,
+        keyed={
+            "probe": config.probe,
+            "seed": config.seed,
+            "backbone": backbone,
+            "max_length": router.max_length if backbone is not None else None,
+        },
+        unkeyed={"where": where},
+        whole=True,
+        listed=False,
     )
 
 
-def probe_stage(config: RunConfig, folder: RunFolder, probe: Dataset, progress: bool, name: str = "probe") -> Dataset:
-    """Lets every teacher answer every prompt; the stage's table is called `name`."""
-    from persyn_hf.generation.generate import generate_parallel
-
-    inputs = {
-        "prompts": [_column(probe, columns.PROMPT_ID), _column(probe, columns.ANSWER)],
-        "teachers": [_identity(teacher) for teacher in config.teachers],
-        "seed": config.seed,
-    }
-    make = partial(
-        generate_parallel,
-        probe,
-        config.teachers,
-        ledger=folder.ledger,
-        seed=config.seed,
-        progress=progress,
-        max_cost=config.max_cost,
-    )
-    return folder.table(name, inputs, make)
-
-
-def score_stage(
+def probe_stage(
     config: RunConfig,
-    folder: RunFolder,
-    answers: Dataset,
-    progress: bool,
-    name: str = "score",
-    answers_name: str = "probe",
-) -> Dataset:
-    """Scores the answers of the stage `answers_name` with the run's student, quality and reward."""
-    from persyn_hf.scoring.score import score
-
-    assert config.student is not None and config.quality is not None, "the configuration requires both to train"
-    student, quality, reward = config.student, config.quality, config.reward
-    system_prompts = None
-    if student.teacher_system_prompts:
-        system_prompts = {one.name: one.system_prompt for one in config.teachers if one.system_prompt is not None}
-    inputs = {
-        "answers": folder.digest(answers_name),
-        "student": _with_revision(student, student.model),
-        "system_prompts": system_prompts,
-        "quality": [_with_revision(part, part.reward_model) for part in quality.parts],
-        "normalize": quality.normalize,
-        "reward": reward.model_dump(),
-    }
-    make = partial(
-        score,
-        answers,
-        student,
-        quality,
-        alpha=reward.alpha,
-        normalization=reward.normalization,
-        learnability_metric=reward.learnability_metric,
-        system_prompts=system_prompts,
-        progress=progress,
+    ledger: str | os.PathLike[str],
+    progress: bool = False,
+    name: str = "probe",
+    source: str = PROBE_PROMPTS,
+) -> Stage:
+    """Lets every teacher answer every prompt of a table."""
+    return Stage(
+        name,
+        functions.answer_all,
+        source,
+        keyed={"teachers": _answering(config.teachers), "seed": config.seed},
+        unkeyed={"ledger": ledger, "progress": progress, "max_cost": config.max_cost},
+        errors=columns.ERROR,
     )
-    return folder.table(name, inputs, make)
 
 
-def router_stage(config: RunConfig, folder: RunFolder, scored: Dataset, progress: bool) -> Path:
-    """Trains the router on the scored probe; the folder of its checkpoint."""
-    from persyn_hf.routing.training import train_router
+def score_stage(config: RunConfig, progress: bool = False, name: str = "score", source: str = "probe") -> Stage:
+    """Scores the answers of a table with the run's student, quality and reward."""
+    system_prompts = None
+    if config.student is not None and config.student.teacher_system_prompts:
+        system_prompts = {one.name: one.system_prompt for one in config.teachers if one.system_prompt is not None}
+    return Stage(
+        name,
+        functions.score_answers,
+        source,
+        keyed={
+            "student": config.student,
+            "quality": config.quality,
+            "reward": config.reward,
+            "system_prompts": system_prompts,
+        },
+        unkeyed={"progress": progress},
+        errors=columns.QUALITY_ERROR,
+    )
 
-    settings, student, quality = config.router, config.student, config.quality
-    assert settings.backbone is not None and student is not None and quality is not None
-    backbone = settings.backbone
-    usable = scored.filter(lambda reward: reward is not None, input_columns=columns.REWARD, desc="usable rewards")
-    answering = set(usable[columns.TEACHER])
-    if len(answering) < 2:
-        raise DataError(
-            f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
-            f"answered. The `error` column of {folder.stages}/probe.parquet says why."
-        )
-    teachers = [_described(teacher) for teacher in config.teachers if teacher.name in answering]
-    inputs = {
-        "scored": folder.digest("score"),
-        "router": _with_revision(settings, backbone),
-        "teachers": teachers,
-        "seed": config.seed,
-        "reward": config.reward.model_dump(),
+
+def router_stage(config: RunConfig, folder: str | os.PathLike[str] = "", progress: bool = False) -> Stage:
+    """Trains the router on the scored probe."""
+    quality, prompts = config.quality, config.prompts
+    metadata = {
+        "quality": quality.label if quality is not None else None,
+        "prompts": {"source": prompts.source, "revision": prompts.revision},
     }
-
-    def make(target: Path) -> None:
-        train_router(
-            usable,
-            backbone,
-            student.model,
-            output_dir=target,
-            **settings.model_dump(exclude={"backbone", "pretrained"}),
-            seed=config.seed,
-            progress=progress,
-            teachers=teachers,
-            reward_settings=config.reward.model_dump(),
-            metadata={
-                "quality": quality.label,
-                "prompts": {"source": config.prompts.source, "revision": config.prompts.revision},
-            },
-        )
-
-    return folder.model("router", inputs, make)
+    return Stage(
+        ROUTER,
+        functions.train_on_probe,
+        "score",
+        keyed={
+            "router": config.router,
+            "student": Keyed(config.student, _ALL_BUT_THE_MODEL),
+            "reward": config.reward,
+            "teachers": Keyed(config.teachers, Teacher.unkeyed | _PRICES),
+            "seed": config.seed,
+            "metadata": metadata,
+        },
+        unkeyed={"answers": os.path.join(folder, "stages", "probe.parquet"), "progress": progress},
+        checkpoint=True,
+    )
 
 
-def load_router(config: RunConfig, path: str) -> PersynRouter:
-    """Loads the router of a run, and holds its teachers against the configuration."""
-    from persyn_hf.routing.router import PersynRouter
-
-    revision = config.router.revision if config.router.pretrained is not None else None
-    router = PersynRouter.from_pretrained(path, revision=revision)
-    known = {teacher.name for teacher in config.teachers}
-    unknown = [name for name in router.teachers if name not in known]
-    if unknown:
-        raise RouterMismatchError(
-            f"The router {path} was trained for the teachers {', '.join(router.teachers)}; the configuration has "
-            f"{', '.join(sorted(known))}. Add {', '.join(unknown)} under `teachers`, or train a router for yours."
-        )
-    return router
-
-
-def route_stage(folder: RunFolder, prompts: Dataset, router: PersynRouter, path: str, config: RunConfig) -> Dataset:
+def route_stage(config: RunConfig) -> Stage:
     """Routes every prompt by the scores of the router."""
-    revision = config.router.revision if config.router.pretrained is not None else None
-    inputs = {"router": resolve_revision(path, revision), "prompts": _column(prompts, columns.PROMPT_ID)}
-    return folder.table("route", inputs, lambda: prompts.map(router, batched=True, batch_size=1000, desc="route"))
+    if config.router.pretrained is None:
+        return Stage("route", functions.route_prompts, PROMPTS, inputs={"router": ROUTER})
+    router = Checkpoint(config.router.pretrained, config.router.revision)
+    return Stage("route", functions.route_prompts, PROMPTS, keyed={"router": router})
 
 
-def select_stage(config: RunConfig, folder: RunFolder, answers: Dataset, progress: bool) -> Dataset:
-    """The best of each prompt's answers, by the run's reward."""
-    from persyn_hf.routing.allocation.result import keep_best
+def allocate_stage(
+    config: RunConfig, folder: str | os.PathLike[str] = "", names: Sequence[str] | None = None
+) -> Stage:
+    """Routes for the whole set, under the limits of the section `allocation`.
 
-    scored = score_stage(config, folder, answers, progress, name="score-answers", answers_name="generate")
-    return folder.table("select", {"scored": folder.digest("score-answers")}, lambda: keep_best(scored))
+    Args:
+        config (`RunConfig`), folder (`str` or `PathLike`): The run and its folder.
+        names (`Sequence[str]`, *optional*): The router's teachers, in the order of its scores; default: all.
+    """
+    by_name = {teacher.name: teacher for teacher in config.teachers}
+    teachers = [by_name[name] for name in names if name in by_name] if names is not None else config.teachers
+    return Stage(
+        "allocate",
+        functions.allocate_routes,
+        "route",
+        inputs={"probe": "probe", "scored": "score"} if config.router.pretrained is None else {},
+        keyed={"teachers": Keyed(teachers, _REACHED), "allocation": config.allocation, "seed": config.seed},
+        unkeyed={"summary": Path(folder) / "allocation.json"},
+        whole=True,
+    )
 
 
 def generate_stage(
     config: RunConfig,
-    folder: RunFolder,
-    routed: Dataset,
-    progress: bool,
+    ledger: str | os.PathLike[str],
+    progress: bool = False,
     name: str = "generate",
-    routed_name: str = "route",
-    score_names: Sequence[str] | None = None,
-) -> Dataset:
-    """Lets each prompt of the stage `routed_name` be answered by the teacher that its `route` names, or by several.
+    source: str = "route",
+    names: Sequence[str] | None = None,
+) -> Stage:
+    """Lets each prompt be answered by the teachers that its routes name.
 
-    `score_names` are the teachers in the order of `route_scores`, for those that hand their rows on when down.
+    Args:
+        config (`RunConfig`), ledger (`str` or `PathLike`), progress (`bool`): The run.
+        name (`str`, defaults to `"generate"`), source (`str`, defaults to `"route"`): The stage, and what it reads.
+        names (`Sequence[str]`, *optional*): The router's teachers, in the order of `route_scores`.
     """
-    from datasets import concatenate_datasets
-
-    from persyn_hf.generation.generate import generate_routed
-    from persyn_hf.routing.allocation.result import split_rounds
-
-    inputs = {
-        "routed": folder.digest(routed_name),
-        "teachers": [_identity(teacher) for teacher in config.teachers],
-        "seed": config.seed,
-    }
-    ask = partial(
-        generate_routed,
-        teachers=config.teachers,
-        ledger=folder.ledger,
-        seed=config.seed,
-        progress=progress,
-        max_cost=config.max_cost,
-        score_names=score_names,
-    )
-    return folder.table(name, inputs, lambda: concatenate_datasets([ask(each) for each in split_rounds(routed)]))
-
-
-def publish_stage(
-    config: RunConfig, folder: RunFolder, prompts: Dataset, tables: Tables, router: PersynRouter
-) -> Published | None:
-    """Writes dataset and router into the folder, and pushes them where the configuration names repositories."""
-    from persyn_hf.publishing.personalized import push_personalized, save_personalized
-
-    settings = config.publish
-    assert tables.generated is not None and tables.routed is not None
-    facts = _facts(config, prompts, tables, router)
-    common: dict[str, Any] = {
-        "router": router,
-        "config_name": settings.config_name,
-        "license": settings.license,
-        "language": settings.language,
-        "keep_truncated": settings.keep_truncated,
-        "scored": tables.scored,
-        "run": facts,
-    }
-    assert tables.selected is not None
-    save_personalized(
-        tables.selected,
-        folder.path,
-        location=settings.dataset_repo_id,
-        router_location=settings.router_repo_id,
-        **common,
-    )
-    if settings.dataset_repo_id is None:
-        return None
-    return push_personalized(
-        tables.selected,
-        settings.dataset_repo_id,
-        router_repo_id=settings.router_repo_id,
-        saved=folder.path,
-        private=settings.private,
-        revision=settings.revision,
-        create_pr=settings.create_pr,
-        commit_message=settings.commit_message,
-        tags=settings.tags,
-        collection=settings.collection,
-        allow_secrets=settings.allow_secrets,
-        dry_run=settings.dry_run,
-        **common,
+    return Stage(
+        name,
+        functions.answer_routed,
+        source,
+        keyed={"teachers": _answering(config.teachers), "seed": config.seed, "score_names": names},
+        unkeyed={"ledger": ledger, "progress": progress, "max_cost": config.max_cost},
+        errors=columns.ERROR,
     )
 
 
-def _facts(config: RunConfig, prompts: Dataset, tables: Tables, router: PersynRouter) -> dict[str, Any]:
-    """What cards say of a run beside its tables."""
-    from persyn_hf.publishing.provenance import run_costs
-
-    report = build_report(config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block)
-    prices = {
-        t.name: (t.price_per_million_prompt_tokens, t.price_per_million_completion_tokens)
-        for t in config.teachers
-        if t.has_price
-    }
-    cost, cost_all = run_costs((tables.probe, tables.generated), prices, len(prompts))
-    facts: dict[str, Any] = {
-        "generations": report.generations,
-        "generations_all": report.generations_all,
-        "cost": cost,
-        "cost_all": cost_all,
-        "prices": prices,
-        "prompts_source": config.prompts.source,
-        "prompts_revision": config.prompts.revision,
-    }
-    if config.router.pretrained is not None and not Path(config.router.pretrained).exists():
-        facts |= {"router_repo_id": config.router.pretrained, "router_revision": router.digest}
-    return facts
+def select_stage() -> Stage:
+    """Keeps the best of each prompt's answers."""
+    return Stage("select", functions.best_answers, "score-answers", errors=columns.ERROR)
 
 
-def _column(data: Dataset, name: str) -> list[Any] | None:
-    return list(data[name]) if name in data.column_names else None
+_PRICES = frozenset({"price_per_million_prompt_tokens", "price_per_million_completion_tokens"})
+#: How a teacher is reached decides no allocation; how many requests it takes at once does.
+_REACHED = Teacher.unkeyed - {"max_concurrency", "endpoint"}
+#: A router's block names the student; how it scored stands in the scored table.
+_ALL_BUT_THE_MODEL = frozenset(Student.model_fields) - {"model", "revision"}
 
 
-def _identity(teacher: Teacher) -> dict[str, Any]:
-    """What decides a teacher's answers, and its name in the table."""
-    return {
-        "name": teacher.name,
-        "model": resolve_revision(teacher.model) if teacher.backend == "local" else [teacher.model, teacher.revision],
-        "system_prompt": teacher.system_prompt,
-        "sampling": teacher.sampling.model_dump(mode="json"),
-        "dtype": teacher.dtype,
-    }
-
-
-def _described(teacher: Teacher) -> dict[str, Any]:
-    """What a published router says of a teacher; no endpoint, no key."""
-    return {
-        "name": teacher.name,
-        "model": teacher.model,
-        "revision": resolve_revision(teacher.model, teacher.revision)
-        if teacher.backend == "local"
-        else teacher.revision,
-        "family": teacher.family,
-        "license": teacher.license,
-        "system_prompt": teacher.system_prompt,
-        "sampling": teacher.sampling.model_dump(mode="json"),
-    }
-
-
-def _with_revision(settings: Settings, model: str | None) -> dict[str, Any]:
-    dump = settings.model_dump(mode="json")
-    return dump | {"resolved": resolve_revision(model, dump.get("revision")) if model else None}
+def _answering(teachers: Sequence[Teacher]) -> Keyed:
+    """Teachers with what decides their answers."""
+    return Keyed(teachers, Teacher.unkeyed | Teacher.facts)

@@ -20,7 +20,7 @@ from persyn_hf.scoring.student import StudentModel, token_scores
 Progress = Callable[[int], Any]
 
 
-def score_answers(
+def score_rendered(
     student: StudentModel,
     answers: Sequence[Rendered],
     ranks: bool = False,

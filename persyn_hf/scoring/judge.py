@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from huggingface_hub import AsyncInferenceClient
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from persyn_hf.columns import Prompt, prompt_text
 from persyn_hf.config import Judge
-from persyn_hf.endpoints.requests import ask_all, run_to_end, service_key
-from persyn_hf.errors import ConfigError, PassingError, RequestError
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.event_loop import run_to_end
+from persyn_hf.endpoints.requests import Send, ask_service
+from persyn_hf.errors import ConfigError, RequestError, RetryableError
 
+#: Longest excerpt of a reply that is no score.
+_EXCERPT = 1000
 #: The least and the greatest score.
 RANGE = (1.0, 10.0)
 
@@ -59,12 +62,16 @@ def judge_answers(
         ScoringError: If the judge cannot be asked at all (wrong key, wrong address, nobody listening).
     """
     requests = _requests(judge, prompts, completions, references)
-    found = run_to_end(_ask(judge, requests))
+    found = run_to_end(lambda interrupt: _ask(judge, requests))
     return [str(one) if isinstance(one, RequestError) else one for one in found]
 
 
-def parse_score(reply: str) -> float:
+def parse_score(reply: str, clean: Callable[[str], str] = str) -> float:
     """Reads a judge's reply: its last line must be the score alone.
+
+    Args:
+        reply (`str`): The judge's words.
+        clean (callable, *optional*): Makes them fit for an error.
 
     Raises:
         RequestError: If it is not, or the number is not from 1 to 10; with the reply's text.
@@ -77,7 +84,7 @@ def parse_score(reply: str) -> float:
     match = _SCORE.match(lines[-1]) if lines else None
     score = float(match[1]) if match else 0.0
     if not RANGE[0] <= score <= RANGE[1]:
-        raise RequestError(f"the judge's reply is no score from 1 to 10: {reply!r}")
+        raise RequestError(f"the judge's reply is no score from 1 to 10: {clean(reply)!r}")
     return score
 
 
@@ -99,24 +106,36 @@ def _requests(
 
 
 async def _ask(judge: Judge, requests: Sequence[str]) -> list[float | RequestError]:
-    key = service_key(judge)
-    client = AsyncInferenceClient(base_url=judge.url, api_key=key, timeout=judge.timeout)
+    endpoint = Endpoint.of(judge, model=judge.model)
 
-    async def ask(request: str) -> float:
+    async def ask(send: Send, request: str) -> str:
+        body = {
+            "model": judge.model,
+            "messages": [{"role": "user", "content": request}],
+            "temperature": judge.temperature,
+            "max_tokens": judge.max_tokens,
+            "seed": 0,
+            "stream": False,
+        }
+        return _reply(await send(endpoint.url("/v1/chat/completions"), body))
+
+    def read(reply: str | RequestError) -> float | RequestError:
+        if isinstance(reply, RequestError):
+            return reply
         try:
-            reply = await client.chat_completion(
-                [{"role": "user", "content": request}],
-                model=judge.model,
-                temperature=judge.temperature,
-                max_tokens=judge.max_tokens,
-                seed=0,
-            )
-            text = reply.choices[0].message.content
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            raise PassingError(f"{judge.url}: the answer is no chat completion") from None
-        return parse_score(text or "")
+            return parse_score(reply, lambda words: endpoint.clean(words, _EXCERPT))
+        except RequestError as error:
+            return error
 
+    return [read(reply) for reply in await ask_service(endpoint, judge, requests, ask)]
+
+
+def _reply(answer: Any) -> str:
+    """The text of a chat completion; none at all is an empty reply."""
     try:
-        return await ask_all(judge, requests, ask)
-    finally:
-        await client.close()  # type: ignore[no-untyped-call] # huggingface_hub leaves it untyped
+        content = answer["choices"][0]["message"]["content"]
+    except (LookupError, TypeError):
+        raise RetryableError("the answer is no chat completion") from None
+    if isinstance(content, list):  # parts, `[{"type": "text", "text": …}]`
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""

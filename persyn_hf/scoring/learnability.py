@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -27,17 +27,20 @@ from persyn_hf.errors import DataError
 from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
-from persyn_hf.scoring.engine import Progress, score_answers
+from persyn_hf.packages import require
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.rows import answered, as_batch, row_names
-from persyn_hf.scoring.student import StudentModel, load_student
 from persyn_hf.version import __version__
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from persyn_hf.scoring.engine import Progress
+    from persyn_hf.scoring.student import StudentModel
 
-#: A student in this process, or behind a server.
-Scorer = StudentModel | RemoteStudent
+    #: A student in this process, or behind a server.
+    Scorer = StudentModel | RemoteStudent
+
+logger = logging.getLogger(__name__)
 
 
 def persyn_learnability(
@@ -109,7 +112,7 @@ def persyn_learnability(
     batch, single = as_batch(batch_or_row)
     model: Scorer
     if student_endpoint is None:
-        model = load_student(student, revision, dtype, worker_device(device, rank), attn_implementation)
+        model = _load_here(student, revision, dtype, worker_device(device, rank), attn_implementation)
     else:
         model = load_remote_student(student, revision, parse_endpoint(student_endpoint))
     refuse_other_student(batch, model.name, model.revision, suffix)
@@ -154,11 +157,32 @@ def parse_endpoint(endpoint: str | Mapping[str, Any] | StudentEndpoint) -> Stude
     return read_settings(StudentEndpoint, fields, "student_endpoint")
 
 
+def require_packages(student: Student) -> None:
+    """Refuses to score where a package is absent: behind a server, a student needs its tokenizer only.
+
+    Raises:
+        MissingPackageError: Names what is missing.
+    """
+    if student.endpoint is None:
+        require("score with a student in this process", "torch", "transformers")
+    else:
+        require("tokenize what a student behind a server scores", "transformers")
+
+
 def load_scorer(student: Student) -> Scorer:
     """Loads the student of a configuration, in this process or behind its server."""
     if student.endpoint is not None:
         return load_remote_student(student.model, student.revision, student.endpoint)
-    return load_student(student.model, student.revision, student.dtype, student.device, student.attn_implementation)
+    return _load_here(student.model, student.revision, student.dtype, student.device, student.attn_implementation)
+
+
+def _load_here(
+    student: str, revision: str | None, dtype: str, device: str | None, attn_implementation: str | None
+) -> StudentModel:
+    require("score with a student in this process", "torch", "transformers")
+    from persyn_hf.scoring.student import load_student
+
+    return load_student(student, revision, dtype, device, attn_implementation)
 
 
 def score_batch(
@@ -186,7 +210,9 @@ def score_batch(
     if isinstance(model, RemoteStudent):
         found = score_remotely(model, rendered, names, "rsr" in metrics, progress)
     else:
-        found = score_answers(model, rendered, "rsr" in metrics, token_budget, progress)
+        from persyn_hf.scoring.engine import score_rendered
+
+        found = score_rendered(model, rendered, "rsr" in metrics, token_budget, progress)
     scores: list[AnswerScore | None] = [None] * len(batch[COMPLETION])
     for row, score, truncated in zip(rows, found, cut, strict=True):
         scores[row] = replace(score, truncated=truncated)

@@ -12,6 +12,7 @@ from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR
 from persyn_hf.config import Judge, Quality, QualitySource, read_settings
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.models.device import worker_device
+from persyn_hf.packages import require
 from persyn_hf.scoring import judge as judges
 from persyn_hf.scoring.judge import judge_answers
 from persyn_hf.scoring.rows import answered, as_batch, row_names
@@ -179,6 +180,7 @@ def _values(part: Source, answers: _Answers, how: RewardModelSettings) -> Sequen
     if part.judge is not None:
         return judge_answers(part.judge, answers.prompts, answers.completions, answers.references)
     if part.reward_model is not None:
+        require("score with a reward model", "torch", "transformers")
         from persyn_hf.scoring.reward_model import load_reward_model, reward_scores
 
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)

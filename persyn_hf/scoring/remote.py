@@ -7,17 +7,16 @@ against ours; a score that belongs to other tokens would be no score of this ans
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import httpx2
-from huggingface_hub import AsyncInferenceClient
-
 from persyn_hf.config import StudentEndpoint
-from persyn_hf.endpoints.requests import ask_all, run_to_end, service_key
-from persyn_hf.errors import ConfigError, PassingError, RequestError, ScoringError
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.event_loop import run_to_end
+from persyn_hf.endpoints.requests import Send, ask_service
+from persyn_hf.errors import ConfigError, RequestError, RetryableError, ScoringError
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import LOADING, context_of, identity, load_config, load_tokenizer
 from persyn_hf.models.rendering import Rendered
@@ -48,9 +47,9 @@ class RemoteStudent:
 class _Token:
     """What a server says of one token: which it is (id or text), its log-probability and its rank."""
 
-    token: int | str
-    logprob: float | None
-    rank: int | None = None
+    token: object
+    logprob: object
+    rank: object = None
 
 
 def load_remote_student(model: str, revision: str | None, endpoint: StudentEndpoint) -> RemoteStudent:
@@ -101,31 +100,26 @@ def score_remotely(
             f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or run '
             "the student in process."
         )
-    found = run_to_end(_ask(student, answers, names, progress))
+    found = run_to_end(lambda interrupt: _ask(student, answers, names, progress))
     return [_summed(answer, tokens, name, ranks) for answer, tokens, name in zip(answers, found, names, strict=True)]
 
 
 async def _ask(
     student: RemoteStudent, answers: Sequence[Rendered], names: Sequence[str], progress: Progress | None
 ) -> list[list[_Token]]:
-    endpoint = student.endpoint
-    key = service_key(endpoint)
-    client: Any
-    ask: Callable[[Rendered], Awaitable[list[_Token]]]
-    if endpoint.api == "generate":
-        client = AsyncInferenceClient(api_key=key, timeout=endpoint.timeout)
-        ask = _Generate(student, client)
-        close = client.close
-    else:
-        client = httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, timeout=endpoint.timeout)
-        ask = (_PromptLogprobs if endpoint.api == "prompt_logprobs" else _Echo)(student, client)
-        close = client.aclose
-    try:
-        found = await ask_all(
-            endpoint, answers, ask, None if progress is None else lambda answer: progress(len(answer.ids))
-        )
-    finally:
-        await close()
+    service = student.endpoint
+    endpoint = Endpoint.of(service, model=service.served_model or student.name)
+    reader = _READERS[service.api](student, endpoint)
+
+    async def ask(send: Send, answer: Rendered) -> list[_Token] | RequestError:
+        try:
+            return await reader(send, answer)
+        except RequestError as error:  # of this answer alone
+            return error
+
+    found = await ask_service(
+        endpoint, service, answers, ask, None if progress is None else lambda answer: progress(len(answer.ids))
+    )
     tokens = []
     for name, one in zip(names, found, strict=True):
         if isinstance(one, RequestError):
@@ -137,39 +131,56 @@ async def _ask(
 def _summed(answer: Rendered, tokens: Sequence[_Token], name: str, ranks: bool) -> AnswerScore:
     start, end = answer.span
     own = tokens[start:end]
-    logprobs = [math.nan if token.logprob is None else token.logprob for token in own]
+    logprobs = [_number(token.logprob) for token in own]
     if not all(map(math.isfinite, logprobs)):
         raise ScoringError(f"{name}: the server reports log-probabilities that are missing or not finite.")
     rank = None
     if ranks:
-        if any(token.rank is None for token in own):
+        found = [_number(token.rank) for token in own]
+        if not all(rank >= 1 for rank in found):
             raise ScoringError(f"{name}: the server reports no ranks, which `rsr` needs.")
-        rank = sum(min(token.rank or 0, RANK_LIMIT) for token in own)
+        rank = int(sum(min(rank, RANK_LIMIT) for rank in found))
     return AnswerScore(math.fsum(logprobs), len(own), rank)
 
 
+def _number(value: object) -> float:
+    """What a server calls a number, or NaN."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
+    return float(value) if known else math.nan  # type: ignore[arg-type] # mypy loses what `known` says
+
+
 @dataclass(frozen=True)
-class _Generate:
-    """`/generate` with `decoder_input_details`: text goes in, so it must tokenise to exactly the answer's tokens."""
+class _Reader:
+    """Asks a server about one answer, and reads what it says of the answer's tokens."""
 
     student: RemoteStudent
-    client: AsyncInferenceClient
+    endpoint: Endpoint
 
-    async def __call__(self, answer: Rendered) -> list[_Token]:
-        output = await self.client.text_generation(
-            self._text(answer),
-            model=f"{self.student.endpoint.url.rstrip('/')}/generate",
-            details=True,
-            decoder_input_details=True,
-            max_new_tokens=1,
-        )
-        prefill = output.details.prefill if output.details is not None else []
-        if len(prefill) < len(answer.ids) and len(prefill) <= 1:
+    def _aligned(self, answer: Rendered, tokens: list[_Token]) -> list[_Token]:
+        return _aligned(self.student, self.endpoint, answer, tokens)
+
+
+class _Generate(_Reader):
+    """`/generate` with `decoder_input_details`: text goes in, so it must tokenise to exactly the answer's tokens."""
+
+    async def __call__(self, send: Send, answer: Rendered) -> list[_Token]:
+        parameters = {"details": True, "decoder_input_details": True, "max_new_tokens": 1}
+        body = {"inputs": self._text(answer), "parameters": parameters}
+        output = await send(self.endpoint.url("/generate"), body)
+        details = _mapping(output[0] if isinstance(output, list) and output else output).get("details")
+        if not isinstance(details, dict):
+            raise RetryableError("the answer has no `details`")
+        prefill = details.get("prefill")
+        tokens = [
+            _Token(one.get("id"), one.get("logprob"))
+            for one in map(_mapping, prefill if isinstance(prefill, list) else ())
+        ]
+        if len(tokens) < len(answer.ids) and len(tokens) <= 1:
             raise ScoringError(
-                f"{self.student.endpoint.url} reports no prompt log-probabilities; start the server with "
+                f"{self.endpoint.address} reports no prompt log-probabilities; start the server with "
                 "--enable-prefill-logprobs."
             )
-        return _aligned(self.student, answer, [_Token(token.id, token.logprob) for token in prefill])
+        return self._aligned(answer, tokens)
 
     def _text(self, answer: Rendered) -> str:
         """A text that the server tokenises, special tokens added by itself, to the answer's tokens."""
@@ -184,76 +195,82 @@ class _Generate:
         )
 
 
-@dataclass(frozen=True)
-class _Completions:
+class _Completions(_Reader):
     """`/v1/completions`: token ids go in."""
 
-    student: RemoteStudent
-    client: httpx2.AsyncClient
-
-    async def _choice(self, answer: Rendered, **asked: Any) -> dict[str, Any]:
-        endpoint = self.student.endpoint
-        base = endpoint.url.rstrip("/").removesuffix("/v1")
+    async def _choice(self, send: Send, answer: Rendered, **asked: Any) -> dict[str, Any]:
         body = {
-            "model": endpoint.served_model or self.student.name,
+            "model": self.endpoint.model,
             "prompt": list(answer.ids),
             "max_tokens": 1,  # 0 means no limit to some servers
             "temperature": 1.0,
             **asked,
         }
-        response = await self.client.post(f"{base}/v1/completions", json=body)
-        response.raise_for_status()
-        try:
-            choice = response.json()["choices"][0]
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise PassingError(f"{endpoint.url}: the answer is no completion.") from None
-        if not isinstance(choice, dict):
-            raise PassingError(f"{endpoint.url}: the answer is no completion.")
-        return choice
+        output = await send(self.endpoint.url("/v1/completions"), body)
+        choices = output.get("choices") if isinstance(output, dict) else None
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise RetryableError("the answer is no completion")
+        return choices[0]
 
 
 class _PromptLogprobs(_Completions):
     """The parameter `prompt_logprobs`: for every prompt token the log-probability and the rank, by token id."""
 
-    async def __call__(self, answer: Rendered) -> list[_Token]:
-        choice = await self._choice(answer, prompt_logprobs=0)
+    async def __call__(self, send: Send, answer: Rendered) -> list[_Token]:
+        choice = await self._choice(send, answer, prompt_logprobs=0)
         entries = choice.get("prompt_logprobs")
         if not isinstance(entries, list):
             raise ScoringError(
-                f'{self.student.endpoint.url} does not know `prompt_logprobs`; use `api: "echo"` or `"generate"`.'
+                f'{self.endpoint.address} does not know `prompt_logprobs`; use `api: "echo"` or `"generate"`.'
             )
         tokens = []
         for entry, own in zip(entries, answer.ids, strict=False):
-            found = (entry or {}).get(str(own))
+            found = _mapping(entry).get(str(own))
             if entry is None:  # the first token: nothing predicts it
                 tokens.append(_Token(own, None))
-            elif found is None:
-                tokens.append(_Token(int(next(iter(entry), "-1")), None))
+            elif not isinstance(found, dict):
+                tokens.append(_Token(_id(next(iter(_mapping(entry)), "")), None))
             else:
                 tokens.append(_Token(own, found.get("logprob"), found.get("rank")))
-        return _aligned(self.student, answer, tokens + [_Token(-1, None)] * (len(entries) - len(tokens)))
+        return self._aligned(answer, tokens + [_Token(-1, None)] * (len(entries) - len(tokens)))
 
 
 class _Echo(_Completions):
     """`echo` with `logprobs`: the prompt's tokens come back as texts, or as `token_id:N` where the server can."""
 
-    async def __call__(self, answer: Rendered) -> list[_Token]:
-        choice = await self._choice(answer, echo=True, logprobs=1, return_tokens_as_token_ids=True)
-        found = choice.get("logprobs") or {}
+    async def __call__(self, send: Send, answer: Rendered) -> list[_Token]:
+        choice = await self._choice(send, answer, echo=True, logprobs=1, return_tokens_as_token_ids=True)
+        found = _mapping(choice.get("logprobs"))
         names, values = found.get("tokens"), found.get("token_logprobs")
         if not isinstance(names, list) or not isinstance(values, list) or len(names) != len(values):
-            raise ScoringError(f"{self.student.endpoint.url} reports no `logprobs` of an echoed prompt.")
+            raise ScoringError(f"{self.endpoint.address} reports no `logprobs` of an echoed prompt.")
         read = [_Token(_named(name), value) for name, value in zip(names, values, strict=True)]
         generated = len(read) - len(answer.ids)  # the one token that was asked for stands behind the prompt
-        return _aligned(self.student, answer, read[: len(answer.ids)] if generated in (0, 1) else read)
+        return self._aligned(answer, read[: len(answer.ids)] if generated in (0, 1) else read)
 
 
-def _named(name: str) -> int | str:
-    prefix, _, number = name.partition(":")
-    return int(number) if prefix == "token_id" and number.isdigit() else name
+_READERS: Mapping[str, Callable[[RemoteStudent, Endpoint], Callable[[Send, Rendered], Awaitable[list[_Token]]]]] = {
+    "generate": _Generate,
+    "prompt_logprobs": _PromptLogprobs,
+    "echo": _Echo,
+}
 
 
-def _aligned(student: RemoteStudent, answer: Rendered, tokens: list[_Token]) -> list[_Token]:
+def _named(name: object) -> object:
+    prefix, _, number = str(name).partition(":")
+    return _id(number) if prefix == "token_id" else name
+
+
+def _id(digits: str) -> int:
+    """A token's id; -1, which is none, where it cannot be read."""
+    return int(digits) if digits.isdecimal() and len(digits) < 16 else -1
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _aligned(student: RemoteStudent, endpoint: Endpoint, answer: Rendered, tokens: list[_Token]) -> list[_Token]:
     """The server's tokens, if they are ours.
 
     Raises:
@@ -265,7 +282,8 @@ def _aligned(student: RemoteStudent, answer: Rendered, tokens: list[_Token]) -> 
         if token.token != own and token.token not in texts:
             raise RequestError(
                 f"the server reads other tokens than the tokenizer of {student.name}: token {place} is "
-                f"{token.token!r} there, here {own} ({tokenizer.decode([own])!r}). Is it the same model and revision?"
+                f"{endpoint.clean(repr(token.token))} there, here {own} ({tokenizer.decode([own])!r}). Is it the same "
+                "model and revision?"
             )
     if len(tokens) != len(answer.ids):
         raise RequestError(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from persyn_hf.columns import (
     LEARNABILITY,
@@ -27,6 +26,7 @@ from persyn_hf.columns import (
     require_columns,
 )
 from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.packages import require
 from persyn_hf.tables import set_column
 
 Floats = NDArray[np.float64]
@@ -88,6 +88,10 @@ def add_rewards(
     reward_column: str = REWARD,
 ) -> Dataset:
     """Adds the column `reward` to scored answers.
+
+    Scores are normalised over all answers to a prompt: every teacher's, and all of its turns, samples and attempts
+    where it has several. So rewards of samples can be compared with each other and with other teachers', and the mean
+    reward of a teacher's samples is what their mean score would get (`minmax` and `zscore` are linear; `rank` is not).
 
     Args:
         dataset (`Dataset`): With `prompt_id`, `teacher`, `quality` and the learnability column. Rows of a prompt need
@@ -170,6 +174,9 @@ def _normalize_groups(values: Floats, starts: NDArray[np.intp], method: str) -> 
     """Normalises consecutive groups that begin at `starts`."""
     counts = np.diff(starts, append=len(values))
     if method == "rank":
+        require("normalise by rank", "scipy")
+        from scipy.stats import rankdata
+
         ranks = np.concatenate([rankdata(part) for part in np.split(values, starts[1:])])
         sizes = np.repeat(counts, counts)
         return np.where(sizes > 1, (ranks - 1) / np.maximum(sizes - 1, 1), 0.5)

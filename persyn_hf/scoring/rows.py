@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from persyn_hf.columns import COMPLETION, ERROR, PROMPT_ID, TEACHER
+from persyn_hf.columns import COMPLETION, ERROR, PROMPT_ID, ROW_NUMBERS, TEACHER
 
 Batch = dict[str, Sequence[Any]]
 
@@ -23,8 +23,15 @@ def answered(batch: Mapping[str, Sequence[Any]]) -> list[int]:
 
 
 def row_names(batch: Mapping[str, Sequence[Any]], rows: Iterable[int]) -> list[str]:
-    """How errors name rows: by prompt and teacher where these are known."""
+    """How errors name rows: by prompt and teacher where these are known, and the numbers that are set."""
     known = [(label, key) for key, label in ((PROMPT_ID, "prompt"), (TEACHER, "teacher")) if key in batch]
+    numbers = [name for name in ROW_NUMBERS if name in batch]
     return [
-        ", ".join(f"{label} {batch[key][row]}" for label, key in known) or f"row {row} of the batch" for row in rows
+        ", ".join(
+            [
+                *([f"{label} {batch[key][row]}" for label, key in known] or [f"row {row} of the batch"]),
+                *(f"{name} {batch[name][row]}" for name in numbers if batch[name][row]),
+            ]
+        )
+        for row in rows
     ]

@@ -25,12 +25,14 @@ from persyn_hf.columns import (
     require_columns,
 )
 from persyn_hf.config import Quality, Student, read_settings
+from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.loading import identity
 from persyn_hf.scoring.learnability import (
     load_scorer,
     parse_endpoint,
     refuse_other_student,
+    require_packages,
     score_batch,
     score_columns,
 )
@@ -116,6 +118,7 @@ def score(
         MissingColumnError: If a column is absent.
         DataError: If a prompt is empty, an answer too long, or scores would be written over.
         ScoringError: If a score cannot be computed; the message names prompt and teacher.
+        MissingPackageError: If a package that the student needs is absent; looked at before quality is computed.
 
     Example:
         >>> scored = score(answers, "org/student", quality="math", alpha=0.4)  # doctest: +SKIP
@@ -142,10 +145,12 @@ def score(
             "score",
         )
     require_metrics((learnability_metric, *student.metrics))
+    require_keys([("student", student), ("quality", quality)], "score")  # before a judge is paid
     present = {STUDENT + suffix, STUDENT_REVISION + suffix} & set(answers.column_names)
     if present:  # before quality is computed, which may cost money
         revision = identity(student.model, student.revision)
         refuse_other_student({name: answers[name][:] for name in present}, student.model, revision, suffix)
+    require_packages(student)
     order = _by_prompt(answers)
     scored = _add_quality(answers, quality, student, order, batch_size, progress)
     scored = _add_learnability(

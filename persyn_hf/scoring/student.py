@@ -33,7 +33,7 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputLayer:
     """The output layer, applied to chosen positions and a tile of the vocabulary at a time.
 
     Args:
@@ -82,7 +82,7 @@ class StudentModel:
         device (`torch.device`): Where it is.
         context (`int`, *optional*): Tokens it can read at once; `None` if it has no limit.
         packed (`bool`): Whether answers of a prompt share its computation.
-        head (`Head`, *optional*): `None` where only the model's own forward pass knows its logits.
+        head (`OutputLayer`, *optional*): `None` where only the model's own forward pass knows its logits.
     """
 
     name: str
@@ -92,7 +92,7 @@ class StudentModel:
     device: torch.device
     context: int | None
     packed: bool
-    head: Head | None
+    head: OutputLayer | None
 
     @property
     def body(self) -> Any:
@@ -140,7 +140,7 @@ def _load(name: str, revision: str, dtype: str, device: torch.device, attn_imple
     return StudentModel(name, revision, model, tokenizer, device, context_of(model.config), packed, head)
 
 
-def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[Head | None, bool]:
+def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[OutputLayer | None, bool]:
     """Tries the tiled head and the packed pass on a few tokens against the model's own forward pass."""
     generator = torch.Generator().manual_seed(0)
     size = model.config.get_text_config().vocab_size
@@ -200,13 +200,13 @@ def _may_pack(model: Any) -> bool:
     )
 
 
-def _head(model: Any) -> Head | None:
+def _head(model: Any) -> OutputLayer | None:
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
         return None
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    return OutputLayer(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -214,12 +214,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def token_scores(
-    head: Head, hidden: Tensor, targets: Tensor, ranks: bool, rows: int = 1024, tile: int = 1024
+    head: OutputLayer, hidden: Tensor, targets: Tensor, ranks: bool, rows: int = 1024, tile: int = 1024
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of chosen tokens, never holding more than `rows × tile` logits.
 
     Args:
-        head (`Head`): The output layer.
+        head (`OutputLayer`): The output layer.
         hidden (`Tensor`): Last hidden states at the predicting positions, `(tokens, hidden)`.
         targets (`Tensor`): Token ids, `(tokens,)`.
         ranks (`bool`): Also the ranks: 1 + the number of tokens that are strictly more probable.

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import json
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from persyn_hf.errors import ConfigError, MissingExtraError, ScoringError
+from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.packages import require
 
 Verifier = Callable[[Any, str, Any], float]
 
@@ -18,6 +25,11 @@ Verifier = Callable[[Any, str, Any], float]
 _FINAL = re.compile(
     r"^[ \t*]*(?:####|(?:final[ \t]+)?answer[ \t*]*:|A:)[ \t*]*(.+?)[ \t*]*$", re.IGNORECASE | re.MULTILINE
 )
+
+#: What decides the scores of the verifiers that come with this package.
+_PACKAGES = {"math": "math-verify", "reasoning-gym": "reasoning-gym"}
+#: The source of each module that a verifier was found in, as it is loaded.
+_digests: dict[str, str] = {}
 
 #: Longest stretch that is parsed where no answer is marked: the end of the completion.
 _TAIL = 2000
@@ -54,7 +66,7 @@ def find_verifier(name: str) -> Verifier:
             f"`verifier` must be `math`, `exact`, `reasoning-gym` or `package.module:function`, got {name!r}."
         )
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = _loaded(module)
         for part in function.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
@@ -63,6 +75,38 @@ def find_verifier(name: str) -> Verifier:
         raise ConfigError(f"`verifier`: {name!r} is no function.")
     verifier: Verifier = found
     return verifier
+
+
+def verifier_identity(name: str) -> list[str]:
+    """What a verifier stands for: its name, and the version or the source that decides its scores.
+
+    Of a function of your own, the source of its module counts; other modules that this one imports do not.
+
+    Args:
+        name (`str`): As for [`find_verifier`].
+
+    Raises:
+        ConfigError, MissingExtraError: As [`find_verifier`] does.
+    """
+    package = _PACKAGES.get(name)
+    find_verifier(name)
+    if package is not None:
+        return [name, version(package)]
+    module, colon, _ = name.partition(":")
+    return [name, _digests[module] if colon else ""]
+
+
+def _loaded(name: str) -> ModuleType:
+    """A module, loaded anew where its source has changed since, as in a notebook beside an open editor."""
+    module = importlib.import_module(name)
+    file = getattr(module, "__file__", None)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and os.path.isfile(file) else ""
+    if _digests.setdefault(name, digest) != digest and module.__spec__ is not None:
+        # Python tells an old compiled file by second and size; a quick edit of one digit would go unnoticed.
+        Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
+        module = importlib.reload(module)
+        _digests[name] = digest
+    return module
 
 
 def exact_verifier(prompt: Any, completion: str, answer: Any) -> float:
@@ -136,19 +180,17 @@ def require_answer(answer: Any) -> Any:
 
 
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    try:
-        from math_verify import parse, verify
-    except ImportError as error:
-        raise MissingExtraError("math-verify", "math", "check mathematical answers") from error
+    require("check mathematical answers", "math-verify")
+    from math_verify import parse, verify
+
     for name in ("math_verify.parser", "math_verify.grader"):  # warns for every process that timeouts are off
         logging.getLogger(name).setLevel(logging.ERROR)
     return parse, verify
 
 
 def _reasoning_gym() -> tuple[Callable[[str], Any], Callable[[str], str | None]]:
-    try:
-        from reasoning_gym import get_score_answer_fn
-        from reasoning_gym.utils import extract_answer
-    except ImportError as error:
-        raise MissingExtraError("reasoning-gym", "reasoning-gym", "check answers to its tasks") from error
+    require("check answers to the tasks of reasoning-gym", "reasoning-gym")
+    from reasoning_gym import get_score_answer_fn
+    from reasoning_gym.utils import extract_answer
+
     return get_score_answer_fn, extract_answer

@@ -13,8 +13,9 @@ from persyn_hf import columns
 from persyn_hf.config import Training, read_settings
 from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
 from persyn_hf.models.identity import resolve_revision
-from persyn_hf.students.rows import INPUT_IDS, LABELS, count_rows, label_row, learns_something
-from persyn_hf.students.training import TrainingReport, fit
+from persyn_hf.packages import require
+from persyn_hf.students.fitting import TrainingReport, fit
+from persyn_hf.students.labels import INPUT_IDS, LABELS, count_rows, label_row, learns_something
 from persyn_hf.tables import read_table
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def train_student(
     Example:
         >>> train_student("runs/demo/dataset", "org/student", "runs/student", {"max_steps": 9})  # doctest: +SKIP
     """
+    require("train a student", "trl", "torch", "transformers")
     with _bars(progress):
         return _train(
             data,

@@ -78,7 +78,7 @@ def child(options: argparse.Namespace, **changes) -> dict:
 def measure(options: argparse.Namespace) -> dict:
     import torch
 
-    from persyn_hf.scoring.engine import score_answers
+    from persyn_hf.scoring.engine import score_rendered
     from persyn_hf.scoring.student import load_student
 
     if options.threads:
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> dict:
     run = {
         PADDED: lambda some: padded_loop(student.model, some, 8),
         SINGLE: lambda some: padded_loop(student.model, some, 1),
-        OURS: lambda some: [score.learnability for score in score_answers(student, some)],
+        OURS: lambda some: [score.learnability for score in score_rendered(student, some)],
     }[options.method]
     run([min(answers, key=lambda answer: len(answer.ids))])
     for weight in student.model.parameters():

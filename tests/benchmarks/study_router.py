@@ -26,8 +26,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persyn_hf import columns
 from persyn_hf.routing import backbone as backbones
-from persyn_hf.routing.crossval import bootstrap_means, interval, nearest_rewards
+from persyn_hf.routing.crossval import nearest_rewards
 from persyn_hf.routing.heads import OBJECTIVES, POWER, Array, Head, fit_path
+from persyn_hf.routing.intervals import bootstrap_means, interval
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.training import fit_head
 from persyn_hf.scoring.reward import add_rewards

@@ -146,6 +146,43 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(settings, teachers,
     assert {name.rpartition("-")[2] for name in trained[before:]} == {"2"}
 
 
+def test_edited_prompts_are_asked_anew_under_every_policy(settings, teachers, tmp_path):
+    settings["compare"] |= {"policies": ["strong", "random"], "seeds": [0], "nll_teachers": []}
+    first = run(settings)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for number in (0, 3, 7):  # none of them the one whose answer is cut
+        rows[number] = {"prompt": f"Say {50 + number}.", "answer": str(50 + number)}
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second = run(settings)
+    assert [(fact.rows, fact.left_out) for fact in first.facts] == [(TRAINING - 1, 1)] * 2
+    assert [(fact.rows, fact.left_out) for fact in second.facts] == [(TRAINING - 1, 1)] * 2
+    asked = {body["messages"][-1]["content"] for double in teachers.values() for body in double.bodies}
+    assert {"Say 50.", "Say 53.", "Say 57."} <= asked
+
+
+def test_what_a_recipe_or_a_judge_reads_counts_with_its_content(settings, tmp_path, tiny_lm, monkeypatch):
+    template = tmp_path / "template.jinja"
+    template.write_text((tiny_lm / "chat_template.jinja").read_text())
+    (tmp_path / "judges_of_mine.py").write_text("def judge(prompt, completion, answer):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings["training"]["chat_template"] = str(template)
+    settings["compare"] |= {"policies": ["strong"], "seeds": [0], "nll_teachers": []}
+    settings["compare"]["quality"] = {"verifier": "judges_of_mine:judge"}
+    settings["compare"]["decodings"] = [{"name": "greedy", "temperature": 0, "max_tokens": 3}]
+    trained = []
+    train = cells_module.train_student
+    monkeypatch.setattr(cells_module, "train_student", lambda *a, **k: trained.append(a[2]) or train(*a, **k))
+    assert {score for outcome in run(settings).outcomes for score in outcome.scores} == {1.0}
+    run(settings)
+    assert len(trained) == 1
+    (tmp_path / "judges_of_mine.py").write_text("def judge(prompt, completion, answer):\n    return 0.0\n")
+    assert {score for outcome in run(settings).outcomes for score in outcome.scores} == {0.0}
+    assert trained[0] == trained[1]  # the same student, whose weights were not kept, judged anew
+    template.write_text(template.read_text() + "\n")
+    run(settings)
+    assert len({path.parent.name for path in trained}) == 2
+
+
 @pytest.mark.slow
 def test_processes_side_by_side_find_what_one_finds(settings, tmp_path):
     settings["compare"] |= {"policies": ["strong", "persyn"], "seeds": [0, 1]}

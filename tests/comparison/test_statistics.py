@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from persyn_hf.comparison.presentation import PolicyFacts, comparison_markdown, findings, plot_comparison
 from persyn_hf.comparison.statistics import Outcome, holm, mean_interval, paired, summarise
-from persyn_hf.comparison.tables import PolicyFacts, comparison_markdown, explain, plot_comparison
 from persyn_hf.errors import DataError
 
 IDS = tuple(f"p{row}" for row in range(40))
@@ -99,9 +99,9 @@ def test_tables_and_explanation_state_the_numbers(tmp_path):
     summary = summarise(outcomes(matrices))
     own = facts({"strong": 0.4, "car": 0.5, "persyn": 0.6, "oracle": 0.9}, left_out=10)
     page = comparison_markdown(summary, own)
-    assert "| persyn | 0.500 [0.500, 0.500] | 0.600 | 12 | a 75%, b 25% |" in page
-    assert "| strong | greedy | +0.300 [+0.300, +0.300] |" in page
-    lines = list(explain(summary, own, "s"))
+    assert "| PerSyn router | 0.500 [0.500, 0.500] | 0.600 | 12 | a 75%, b 25% |" in page
+    assert "| Strong | greedy | +0.300 [+0.300, +0.300] |" in page
+    lines = list(findings(summary, own, "s"))
     assert lines[0].startswith("Data: 10 of 50 prompts")
     assert "oracle with 0.600" in lines[1]
     assert "25% of that gap" in lines[2]  # (0.6 − 0.5) / (0.9 − 0.5)

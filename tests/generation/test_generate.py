@@ -26,7 +26,7 @@ from persyn_hf.generation.generate import (
     persyn_generate,
     summarize_generation,
 )  # fmt: skip
-from persyn_hf.generation.jobs import Plan, identify, row_seed
+from persyn_hf.generation.jobs import Plan, resolved, row_seed
 from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.table import FinishedTable, prompt_table
 from tests.generation.servers import Teacher as Double
@@ -275,7 +275,7 @@ def test_a_table_that_grows_too_large_goes_on_in_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("persyn_hf.generation.table.IN_MEMORY_BYTES", 100_000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     prompts = prompt_table([f"p{n}" for n in range(5000)], "test")
-    asked = identify(Teacher(name="t", model="m", endpoint="http://localhost:1"))
+    asked = resolved(Teacher(name="t", model="m", endpoint="http://localhost:1"))
     plan = Plan(prompts, [asked], 0, False)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         table = FinishedTable(plan, ledger)
@@ -308,7 +308,7 @@ def test_no_room_for_the_table_stops_no_run_and_is_said_at_its_end(server, tmp_p
 
 def test_a_row_that_failed_for_good_holds_up_no_part_of_the_table(tmp_path):
     prompts = prompt_table([f"p{n}" for n in range(300)], "test")
-    asked = identify(Teacher(name="t", model="m", endpoint="http://localhost:1"))
+    asked = resolved(Teacher(name="t", model="m", endpoint="http://localhost:1"))
     plan = Plan(prompts, [asked], 0, False)
     jobs = list(plan.jobs(asked))
     with Ledger(tmp_path / "ledger.sqlite") as ledger:

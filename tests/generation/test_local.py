@@ -8,7 +8,7 @@ from persyn_hf.config import Sampling
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel
-from persyn_hf.generation.local import _draw, _load_once, complete_batch, load_model
+from persyn_hf.generation.local import _draw, _load_once, complete_batch, load_local_model
 
 SMALL = {"max_tokens": 24}
 
@@ -27,7 +27,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def tiny(tiny_lm):
-    return load_model(str(tiny_lm), None, "float32", "cpu", "tiny")
+    return load_local_model(str(tiny_lm), None, "float32", "cpu", "tiny")
 
 
 def answer(local, *requests):
@@ -125,7 +125,7 @@ def test_several_teachers_share_one_model(tiny_lm, monkeypatch):
 def test_a_folder_that_is_no_model_takes_its_teacher_down(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(TeacherDownError, match="cannot load"):
-        load_model(str(tmp_path), None, "auto", None, "x")
+        load_local_model(str(tmp_path), None, "auto", None, "x")
     table = generate_parallel(["Hi"], [{"name": "t", "model": str(tmp_path), "backend": "local"}], progress=False)
     assert "cannot load" in table[0]["error"]
 
@@ -133,9 +133,9 @@ def test_a_folder_that_is_no_model_takes_its_teacher_down(tmp_path):
 def test_the_real_model_ends_its_turns(models):
     """SmolLM2's pad id is its end-of-turn token: a mask by ids would hide the turns of the prompt."""
     folder = str(models / "SmolLM2-135M-Instruct")
-    assert load_model(folder, None, "auto", "cpu", "real").model.dtype == torch.bfloat16
+    assert load_local_model(folder, None, "auto", "cpu", "real").model.dtype == torch.bfloat16
     # In bfloat16 the first two candidates of the short prompt are so near that padding may swap them.
-    local = load_model(folder, None, "float32", "cpu", "real")
+    local = load_local_model(folder, None, "float32", "cpu", "real")
     short = request("What is the capital of France?", temperature=0, max_tokens=12)
     long = request("Say hello. " * 8, temperature=0, max_tokens=4)
     [alone] = answer(local, short)
@@ -151,7 +151,7 @@ def test_models_that_load_at_once_keep_their_tied_weights(tiny_lm, tmp_path):
 
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-    from persyn_hf.generation.local import load_model
+    from persyn_hf.generation.local import load_local_model
 
     tie = PreTrainedModel.tie_weights
     folders = [str(tmp_path / str(number)) for number in range(6)]
@@ -160,7 +160,7 @@ def test_models_that_load_at_once_keep_their_tied_weights(tiny_lm, tmp_path):
         shutil.copytree(tiny_lm, folder)
         LlamaForCausalLM(LlamaConfig.from_dict(settings)).save_pretrained(folder)
     with ThreadPoolExecutor(6) as threads:
-        loaded = list(threads.map(lambda folder: load_model(folder, None, "float32", "cpu", folder), folders))
+        loaded = list(threads.map(lambda folder: load_local_model(folder, None, "float32", "cpu", folder), folders))
     assert PreTrainedModel.tie_weights is tie
     for one in loaded:
         assert one.model.lm_head.weight is one.model.model.embed_tokens.weight

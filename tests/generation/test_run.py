@@ -94,6 +94,20 @@ def test_a_teacher_that_dies_is_waited_for_or_given_up(mode):
         assert all(error.startswith("the teacher is down: no answer for 0.3 seconds") for error in errors)
 
 
+def test_a_teacher_says_how_long_its_server_may_be_away():
+    server = Double(delay=0.005)
+    done, thread = kill_and_return(server, free_port(), after=40, away=1.5)
+    one = teacher("a", server, max_concurrency=4, down_after=30)
+    table = generate_parallel([f"p{n}" for n in range(120)], [one], progress=False, policy=FAST)
+    done.set()
+    thread.join()
+    assert table["error"][:] == [None] * 120
+
+
+def test_by_default_a_server_may_start_again():
+    assert RetryPolicy().down_after == 180
+
+
 def routed(count):
     """Prompts that all go to `a`; the next best is `dead` for every fifth, then `b` for the even ones, else `c`."""
     scores = [[9.0, 1.0 + (n % 2 == 0), 1.0 + (n % 2), 5.0 * (n % 5 == 0)] for n in range(count)]

@@ -25,10 +25,11 @@ from transformers import (
 from persyn_hf.errors import ConfigError, RouterError, ScoringError, StudentError, TeacherDownError
 from persyn_hf.generation import local, tokens
 from persyn_hf.models import loading
-from persyn_hf.models.files import ModelFiles, one_line, read_config, reading
+from persyn_hf.models.files import ModelFiles, read_config, reading
 from persyn_hf.routing.backbone import build_classifier
 from persyn_hf.scoring.reward_model import load_reward_model
 from persyn_hf.scoring.student import load_student
+from persyn_hf.text import shown
 from tests.scoring.models import save_reward_model
 
 
@@ -94,7 +95,7 @@ def test_loads_of_different_stages_never_overlap(tiny_lm, tmp_path, monkeypatch)
     reward = save_reward_model(tmp_path / "reward", "llama")
     calls = [
         lambda: load_student(folders[0], dtype="float32", device="cpu").model,
-        lambda: local.load_model(folders[1], None, "float32", "cpu", "folder-1").model,
+        lambda: local.load_local_model(folders[1], None, "float32", "cpu", "folder-1").model,
         lambda: load_student(folders[2], dtype="float32", device="cpu").model,
         lambda: load(folders[3]),
         lambda: load_reward_model(reward, device="cpu"),
@@ -301,8 +302,8 @@ def test_a_huge_configuration_is_not_read(copy):
 
 
 def test_a_strangers_text_moves_no_terminal():
-    assert one_line("a\x1b[2J\nb\u202ec\u2028d\r\n") == "a\N{REPLACEMENT CHARACTER}[2J b\N{REPLACEMENT CHARACTER}c d"
-    assert one_line("x" * 9000) == "x" * 500
+    assert shown("a\x1b[2J\nb\u202ec\u2028d\r\n") == "a bc d"
+    assert shown("x" * 9000, 500) == "x" * 500 + "…"
 
 
 def test_a_saved_tokenizer_does_not_depend_on_its_use(tiny_lm, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from persyn_hf.generation.local import load_model
+from persyn_hf.generation.local import load_local_model
 from persyn_hf.models.workers import in_worker, one_thread
 from persyn_hf.routing import heads
 from persyn_hf.scoring.student import load_student
@@ -31,7 +31,7 @@ def test_a_worker_keeps_to_one_thread_with_a_model_of_its_parent(tiny_lm, floor)
         if floor == "scoring":
             load_student(str(tiny_lm), dtype="float32")
         else:
-            load_model(str(tiny_lm), None, "float32", "cpu", "same")
+            load_local_model(str(tiny_lm), None, "float32", "cpu", "same")
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)

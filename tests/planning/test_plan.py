@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 
 import pytest
 from datasets import Dataset
+from rich.console import Console
 from typer.testing import CliRunner
 
 from persyn_hf.cli import app
@@ -13,6 +15,7 @@ from persyn_hf.config import RunConfig
 from persyn_hf.errors import ConfigError
 from persyn_hf.planning.actual import read_actual
 from persyn_hf.planning.plan import plan
+from persyn_hf.planning.printing import print_plan
 
 CLI = [sys.executable, "-c", "from persyn_hf.cli import main; main()"]
 
@@ -73,6 +76,13 @@ def test_policies_and_break_even_probe(settings):
     # S (100 + 500) + (20 - S) 300 = 20 * 500  =>  S = (10000 - 6000) / 300
     assert policies["strong"].break_even == pytest.approx(4000 / 300)
     assert policies["mix"].break_even == 0
+
+
+def test_policies_are_printed_by_their_labels(settings):
+    console = Console(record=True, width=160, file=StringIO())
+    print_plan(plan(RunConfig.from_dict(settings), completion_tokens=100), console)
+    first = [line.split("│")[1].strip() for line in console.export_text().splitlines() if line.startswith("│")]
+    assert first[-5:] == ["PerSyn router", "generate-then-select", "Strong", "Mix", "CAR"]
 
 
 def test_a_scored_sample_gives_lengths_and_the_strongest(settings):

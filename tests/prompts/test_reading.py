@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from persyn_hf.config import Prompts
 from persyn_hf.errors import ConfigError, DataError, DuplicatePromptError
-from persyn_hf.prompts.reading import load_prompts, sample_probe
+from persyn_hf.prompts.reading import load_prompts, random_probe
 
 
 def _write(path, rows):
@@ -49,7 +49,7 @@ def test_unreadable_sources(tmp_path):
 def test_the_probe_is_seeded_and_in_order(tmp_path):
     rows = [{"prompt": str(index)} for index in range(100)]
     data = load_prompts(Prompts(source=_write(tmp_path / "e.jsonl", rows)))
-    probe = [int(prompt) for prompt in sample_probe(data, 20, seed=1)["prompt"]]
+    probe = [int(prompt) for prompt in random_probe(data, 20, seed=1)["prompt"]]
     assert probe == sorted(probe) and len(set(probe)) == 20
-    assert probe == [int(prompt) for prompt in sample_probe(data, 20, seed=1)["prompt"]]
-    assert probe != [int(prompt) for prompt in sample_probe(data, 20, seed=2)["prompt"]]
+    assert probe == [int(prompt) for prompt in random_probe(data, 20, seed=1)["prompt"]]
+    assert probe != [int(prompt) for prompt in random_probe(data, 20, seed=2)["prompt"]]

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
 from persyn_hf.publishing.figures import Figures, _far_from, describe_figures
 from persyn_hf.publishing.markdown import escape, repository_link
-from persyn_hf.publishing.metadata import join_card, merge_body, merge_metadata, size_category, split_card
+from persyn_hf.publishing.metadata import (
+    join_card,
+    merge_body,
+    merge_metadata,
+    router_metadata,
+    size_category,
+    split_card,
+)
 from persyn_hf.publishing.provenance import Provenance, Strength, TeacherShare
 from tests.publishing.routers import PERSYN
 
@@ -220,8 +228,29 @@ def test_the_alt_text_says_what_is_seen():
     assert alts == {
         "allocation": "Training rows per teacher: teacher 100%",
         "teachers": "Mean quality and learnability per teacher, normalised within the prompt: teacher 0.50 and 0.50",
-        "reward": "Mean held-out reward: random 0.400, best single 0.500, router 0.550, oracle 0.800",
+        "reward": "Mean held-out reward: random teacher 0.400, best single teacher 0.500, PerSyn router 0.550, "
+        "oracle 0.800",
     }
+
+
+def test_metadata_and_table_call_a_policy_the_same():
+    provenance = provenance_of("teacher")
+    block = provenance.router["held_out"] | {"knn": {"mean": 0.52, "low": 0.41, "high": 0.63}}
+    provenance = replace(provenance, router=provenance.router | {"held_out": block})
+    (model,) = router_metadata(provenance, "me/router", None, None, ())["model-index"]
+    assert [(metric["name"], metric["value"]) for metric in model["results"][0]["metrics"]] == [
+        ("Mean held-out reward, PerSyn router", 0.55),
+        ("Mean held-out reward, best single teacher", 0.5),
+        ("Mean held-out reward, random teacher", 0.4),
+        ("Mean held-out reward, oracle", 0.8),
+        ("Share of the gap to the oracle closed", 0.17),
+    ]
+    body = cards.router_body(provenance, location="me/router", dataset_location=None, figures={})
+    lines = [line for line in body.splitlines() if re.search(r" to 0\.\d+ \|$", line)]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+    assert rows == ["random teacher", "best single teacher", "kNN on the embeddings", "PerSyn router", "oracle"]
+    shown = describe_figures(provenance)["reward"].removeprefix("Mean held-out reward: ")
+    assert [part.rsplit(" ", 1)[0] for part in shown.split(", ")] == rows
 
 
 def test_templates_are_all_used():

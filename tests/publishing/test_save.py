@@ -42,6 +42,18 @@ def test_personalize_keeps_only_whole_answers(answers):
     assert list(personalize(answers, keep_truncated=True)["prompt_id"]) == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("number", ["turn", "sample", "attempt"])
+def test_the_numbers_of_rows_go_where_the_rows_go(answers, number, tmp_path):
+    numbered = answers.add_column(number, [0, 3, 0, 0, 0])
+    data = personalize(numbered)
+    assert data[number][:] == [0, 3]
+    assert data.remove_columns(number).to_list() == personalize(answers).to_list()
+    splits = DatasetDict({"train": numbered.select([1]), "test": numbered.select([0])})
+    save_personalized(splits, tmp_path, license="mit")
+    loaded = load_personalized(tmp_path, cache_dir=tmp_path / "cache").dataset
+    assert (loaded["train"][number][:], loaded["test"][number][:]) == ([3], [0])
+
+
 def test_messages_stay_messages(answers):
     talk = [[{"role": "system", "content": "s"}, {"role": "user", "content": text}] for text in answers["prompt"]]
     data = personalize(answers.remove_columns("prompt").add_column("prompt", talk))
@@ -219,6 +231,9 @@ def test_what_a_run_cost(answers):
     assert paid == pytest.approx(214e-6)
     assert everything == pytest.approx(10 * (19e-6 + 88e-6))
     assert run_costs((answers,), {}, 10) == (None, None)
+    # The same answer in two tables is one; another sample of it is paid for again.
+    again = answers.select([0, 0]).add_column("sample", [0, 1])
+    assert run_costs((answers, again), prices, 10)[0] == pytest.approx((214 + 24) * 1e-6)
 
 
 def test_strengths_are_linear_in_the_reward():
@@ -254,7 +269,7 @@ def test_card_metadata_and_facts(answers, router, tmp_path):
     assert f"| terse | {link} | bbbbbbbbbbbb | apache-2.0 | 1 | 50.0% | 2 | – |" in body
     assert "- 1 answer: cut by max" in body and "2.0 times as many" in body
     assert "They cost \\$0.5; all of them would have cost about \\$12.00" in body
-    assert "| this router | 0.550 | 0.450 to 0.650 |" in body
+    assert "| PerSyn router | 0.550 | 0.450 to 0.650 |" in body
     _, metadata, body = (tmp_path / "router/README.md").read_text().split("---\n", 2)
     facts = yaml.safe_load(metadata)
     assert facts["pipeline_tag"] == "text-classification" and facts["library_name"] == "transformers"

@@ -36,12 +36,12 @@ def test_every_policy_beside_the_router_chosen_on_the_training_prompts(
     held_out = [row for row in make_scored(90, seed=5).to_list() if row["prompt"].startswith("code")]
     result = evaluate_router(router, held_out, with_learnability(make_scored(seed=1)), student_family="b")
     assert list(result.policies) == [
-        "router", "random", "best_single", "strong", "mix", "family_strong", "car", "knn", "oracle",
+        "router", "random", "best_single", "strong", "mix", "family-strong", "car", "knn", "oracle",
     ]  # fmt: skip
     means = {name: np.mean([r["reward"] for r in held_out if r["teacher"] == name]) for name in TEACHERS}
     got = {name: policy.reward.mean for name, policy in result.policies.items()}
     assert got["best_single"] == pytest.approx(means["gamma"]) == pytest.approx(got["strong"])
-    assert got["family_strong"] == pytest.approx(means["beta"])
+    assert got["family-strong"] == pytest.approx(means["beta"])
     assert got["car"] == pytest.approx(means["gamma"])  # by far the most learnable
     assert got["router"] > means["alpha"] - 0.02 and got["knn"] > means["alpha"] - 0.02
     assert got["oracle"] >= max(got.values())
@@ -74,6 +74,7 @@ def test_evaluate_command(router: PersynRouter, tmp_path: Path) -> None:
     arguments = ["evaluate", folder, str(tmp_path / "held-out.parquet"), "--probe", str(tmp_path / "probe.parquet")]
     done = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "result.json")])
     assert done.exit_code == 0, done.output
+    assert "│ PerSyn router" in done.output and "random teacher" in done.output
     assert "best single teacher" in done.output and "60 prompts to 3 teachers" in done.output
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["policies"]["router"]["gap_closed"]["low"] > 0.8 and "knn" in result["policies"]

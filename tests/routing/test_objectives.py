@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from persyn_hf.routing.crossval import bootstrap_means, earns_its_place, gap_closed, interval
+from persyn_hf.routing.crossval import earns_its_place
 from persyn_hf.routing.evaluate import judge_routes, judge_scores
 from persyn_hf.routing.heads import (
     Head,
@@ -15,7 +15,8 @@ from persyn_hf.routing.heads import (
     pair_scale,
     shrunken_weights,
 )
-from persyn_hf.routing.report import prompts_needed
+from persyn_hf.routing.intervals import bootstrap_means, gap_closed, interval
+from persyn_hf.routing.verdict import prompts_needed
 
 NAN = float("nan")
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 from persyn_hf import RunConfig, run
 from persyn_hf.demo.prompts import demo_prompts
 from persyn_hf.errors import AllocationError, ConfigError
+from tests.run.tables import stage_table
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def _run(settings, allocation, until):
 
 
 def _table(settings, name):
-    return Dataset.from_parquet(f"{settings['output_dir']}/stages/{name}.parquet")
+    return stage_table(settings["output_dir"], name)
 
 
 @pytest.mark.filterwarnings("ignore")

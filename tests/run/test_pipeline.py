@@ -14,6 +14,7 @@ from persyn_hf.cli import app
 from persyn_hf.demo.prompts import demo_prompts
 from persyn_hf.errors import DataError, RouterMismatchError
 from persyn_hf.generation.lane import RetryPolicy
+from tests.run.tables import stage_table
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def _run(settings, **options):
 def _tables(settings):
     folder = settings["output_dir"]
     names = ("probe", "score", "route", "generate")
-    return {name: Dataset.from_parquet(f"{folder}/stages/{name}.parquet").to_list() for name in names}
+    return {name: stage_table(folder, name).to_list() for name in names}
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_system_prompts_and_several_sources_by_the_configuration(settings):
 
 
 def _tables_of(settings, name):
-    return Dataset.from_parquet(f"{settings['output_dir']}/stages/{name}.parquet").to_list()
+    return stage_table(settings["output_dir"], name).to_list()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from persyn_hf.errors import ConfigError, MissingColumnError, ScoringError
 from persyn_hf.scoring.reward import add_rewards, normalize, reward
+from persyn_hf.scoring.rows import row_names
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,41 @@ def test_bad_settings():
         normalize([1.0], "softmax")
     with pytest.raises(MissingColumnError, match="`rsr`"):
         add_rewards(table(), learnability_column="rsr")
+
+
+def sampled(**changes):
+    """Two teachers of prompt a, the first with three samples; one teacher of prompt b, with two."""
+    rows = {
+        "prompt_id": ["a", "b", "a", "a", "b", "a"],
+        "teacher": ["t1", "t1", "t1", "t2", "t1", "t1"],
+        "sample": [0, 0, 1, None, 1, 2],
+        "quality": [0.0, 5.0, 4.0, 1.0, 7.0, 2.0],
+        "learnability": [-1.0, -1.0, -3.0, -5.0, -3.0, -2.0],
+    }
+    return Dataset.from_dict(rows | changes)
+
+
+def test_samples_are_normalised_with_all_answers_to_their_prompt():
+    assert add_rewards(sampled(), 0.0)["reward"][:] == [0.0, 0.0, 1.0, 0.25, 1.0, 0.5]
+    assert add_rewards(sampled(), 1.0)["reward"][:] == [1.0, 1.0, 0.5, 0.0, 0.0, 0.75]
+    assert add_rewards(sampled(), 0.0, "rank")["reward"][:] == pytest.approx([0.0, 0.0, 1.0, 1 / 3, 1.0, 2 / 3])
+    # The mean reward of t1's samples of a is the normalised mean quality, (0 + 4 + 2) / 3 between 0 and 4.
+    mixed = add_rewards(sampled(), 0.25)["reward"]
+    assert (mixed[0] + mixed[2] + mixed[5]) / 3 == pytest.approx(0.75 * 0.5 + 0.25 * (1.0 + 0.5 + 0.75) / 3)
+
+
+def test_turns_and_attempts_of_the_same_messages_are_one_group_too():
+    for name in ("turn", "attempt"):
+        other = sampled().rename_column("sample", name)
+        assert add_rewards(other, 0.25)["reward"][:] == add_rewards(sampled(), 0.25)["reward"][:]
+
+
+def test_a_row_is_named_with_its_numbers():
+    batch = {"prompt_id": ["a", "a", "b"], "teacher": ["t", "t", "u"], "sample": [None, 2, 0], "completion": ["x"] * 3}
+    assert row_names(batch, [0, 1, 2]) == [
+        "prompt a, teacher t",
+        "prompt a, teacher t, sample 2",
+        "prompt b, teacher u",
+    ]
+    assert row_names({"completion": ["x", "y"]}, [1]) == ["row 1 of the batch"]
+    assert row_names({"completion": ["x"], "turn": ["first"]}, [0]) == ["row 0 of the batch, turn first"]

@@ -18,9 +18,9 @@ from persyn_hf.cli import app
 from persyn_hf.config import Training
 from persyn_hf.errors import ConfigError, DataError, StudentError
 from persyn_hf.models.rendering import render_answers
-from persyn_hf.students.rows import check_batch, learnt_spans
+from persyn_hf.students.fitting import _trainer
+from persyn_hf.students.labels import check_batch, learnt_spans
 from persyn_hf.students.train import end_of_turn, train_student, training_rows
-from persyn_hf.students.training import _trainer
 from tests.hub_server import Hub
 from tests.publishing.client import client_environment
 from tests.students.models import KINDS, byte_tokenizer, save_kind

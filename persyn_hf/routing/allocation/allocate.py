@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf import columns
-from persyn_hf.config import Teacher
+from persyn_hf.config import CAR_BETA, MIX_STRONG_SHARE, Teacher
 from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
 from persyn_hf.routing.allocation.limits import PerTeacher, make_limits
-from persyn_hf.routing.allocation.policies import POLICIES, policy_scores
 from persyn_hf.routing.allocation.result import AllocationResult, win_rates
 from persyn_hf.routing.allocation.solver import solve
-from persyn_hf.routing.policies import CAR_BETA, MIX_STRONG_SHARE
+from persyn_hf.routing.policies import Basis, policy_scores, prompt_rewards, require_policy
+from persyn_hf.routing.rewards import RewardTable, read_rewards
 
 #: What the scores are: a router's, those turned into chances of winning, or rewards.
 SCALES = ("bradley-terry", "win-rate", "reward")
@@ -89,22 +89,19 @@ def allocate(
         if scale == "win-rate":
             scores = win_rates(scores)
     else:
-        if policy not in POLICIES:
-            raise ConfigError(f"`policy` must be one of {', '.join(POLICIES)}, got {policy!r}.")
         scale = "reward"
-        ids = routed[columns.PROMPT_ID] if columns.PROMPT_ID in getattr(routed, "column_names", ()) else None
-        scores = policy_scores(
-            policy,
-            len(routed),
+        require_policy(policy)
+        table = None if policy == "random" else _read_probe(policy, probe, names)
+        basis = Basis(
             names,
-            probe,
-            prompt_ids=ids,
-            families=families or known_families,
-            student_family=student_family,
+            table,
+            families or known_families,
+            student_family,
+            rewards=_own_rewards(routed, table) if table is not None and policy == "oracle" else None,
             strong_share=strong_share,
             beta=beta,
-            seed=seed,
         )
+        scores = policy_scores(policy, basis, len(routed), seed)
     if not len(scores):
         raise DataError("There is no prompt to allocate.")
     limits = make_limits(
@@ -130,6 +127,29 @@ def allocate(
         cost=cost,
         throughput=throughput,
     )
+
+
+def _read_probe(policy: str, probe: Any, names: Sequence[str]) -> RewardTable:
+    """The scored answers that a policy chooses by, with the teachers in the order of the scores."""
+    if probe is None:
+        raise ConfigError(f"The policy {policy!r} chooses by scored answers; pass them as `probe`.")
+    table = read_rewards(probe, f"the policy {policy!r}")
+    absent = [name for name in names if name not in table.teachers]
+    if absent:
+        raise DataError(f"The policy {policy!r} needs scored answers of {', '.join(absent)}; `probe` has none.")
+    return table.reordered(names)
+
+
+def _own_rewards(routed: Any, table: RewardTable) -> NDArray[np.float64]:
+    if columns.PROMPT_ID not in getattr(routed, "column_names", ()):
+        raise ConfigError("The policy 'oracle' needs `prompt_id` to find the prompts' own rewards in `probe`.")
+    ids, known = routed[columns.PROMPT_ID][:], set(table.ids)
+    absent = [identity for identity in ids if identity not in known]
+    if absent:
+        raise DataError(
+            f"The policy 'oracle' needs rewards of every prompt; `probe` has none of {len(absent)}, first {absent[0]}."
+        )
+    return prompt_rewards(table, ids)
 
 
 def _require_scale(scale: str, temperature: float) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
+from persyn_hf.packages import require
 from persyn_hf.routing.allocation.limits import Array, Counts, Limits
 
 #: What breaking a limit by one answer costs in the program, in units of the radius: prices move no further at once.
@@ -72,6 +71,8 @@ class Program:
             `(prices, answers, money)`: Better prices, each at most the radius away; by how many answers bounds had to
             be broken for that, and by how many of the dearest answers the budget.
         """
+        from scipy.optimize import linprog
+
         far = np.abs(self.prices.teacher) > self.radius
         high = self.prices.teacher > 0
         lower = np.where(far & high, self.upper, self.lower)
@@ -98,6 +99,8 @@ class Program:
             `(answers, gap)`: Of each pair, or `None` where no allocation was found; and how much more any other can
             give at most, in units of the scores.
         """
+        from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+
         worth = self.prices.teacher / self.radius
         objective, matrix, right, bounds = self._system(self.lower, self.upper, worth, tight=False)
         kept = len(self.rows) + len(self.lower) + 1  # without the variables that say how far a limit is broken
@@ -138,6 +141,8 @@ class Program:
 
     def _system(self, lower: Array, upper: Array, worth: Array, tight: bool) -> tuple[Any, Any, Any, Any]:
         """Variables: pairs; answers per teacher; what the budget leaves; broken limits (too many, too few, USD)."""
+        from scipy import sparse
+
         pairs, count = len(self.rows), len(self.lower)
         cost = self.limits.cost / self._dearest
         bounded = np.isfinite(self.budget)
@@ -186,6 +191,7 @@ def make_program(
         prices (`Prices`), radius (`float`), limits (`Limits`): Prices, how far they may be wrong, and the limits.
         weights (`ndarray` of shape `(prompts,)`, *optional*): How many equal prompts each stands for; default: one.
     """
+    require("allocate under limits", "scipy")
     gains = (scores - prices.of(limits) - last[:, None]) / radius
     rows, teachers = np.nonzero(gains >= -WINDOW)
     spent = float(chosen @ limits.cost)

@@ -216,7 +216,7 @@ def keep_best(scored: Dataset, by: str = columns.REWARD) -> Dataset:
     """Keeps the best answer of every prompt.
 
     Args:
-        scored (`Dataset`): One row per prompt and teacher, with `prompt_id` and the column `by`.
+        scored (`Dataset`): The prompts' answers, of several teachers or samples, with `prompt_id` and the column `by`.
         by (`str`, defaults to `"reward"`): The column that decides; larger is better. An answer without a value loses
             to every answer with one; among equals the earlier row stays.
 

@@ -1,0 +1,86 @@
+"""The routes of a comparison: the teacher that answers each prompt of a policy's training set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from persyn_hf.config import CAR_BETA, MIX_STRONG_SHARE, Policy
+from persyn_hf.errors import DataError
+from persyn_hf.routing.policies import Basis, policy_routes, prompt_rewards
+from persyn_hf.routing.rewards import RewardTable
+
+
+@dataclass(frozen=True)
+class Known:
+    """What policies choose by, for one student.
+
+    Args:
+        probe (`RewardTable`): The scored probe.
+        routes (`Sequence[str]`): The router's teacher for each training prompt.
+        ids (`Sequence[str]`): `prompt_id` of each training prompt.
+        families (`Mapping[str, str | None]`): Family of each teacher.
+        family (`str`, *optional*): The student's.
+        parallel (`RewardTable`, *optional*): Every teacher's scored answer to every training prompt.
+        mix_strong_share (`float`, defaults to 0.5), car_beta (`float`, defaults to 3)
+    """
+
+    probe: RewardTable
+    routes: Sequence[str]
+    ids: Sequence[str]
+    families: Mapping[str, str | None]
+    family: str | None = None
+    parallel: RewardTable | None = None
+    mix_strong_share: float = MIX_STRONG_SHARE
+    car_beta: float = CAR_BETA
+
+
+def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
+    """The teacher of each training prompt under a policy.
+
+    Args:
+        policy (`str`): One of `POLICIES`.
+        known (`Known`): What it may look at: the probe, except for `persyn` (the router) and `oracle` (everything).
+        seed (`int`): Of `mix` and `random`.
+
+    Raises:
+        ConfigError: If `family-strong` has no teacher of the student's family.
+        DataError: If `oracle` lacks the parallel answers, or the probe lacks a score.
+    """
+    if policy == "persyn":
+        return list(known.routes)
+    basis = _parallel_basis(known) if policy == "oracle" else _probe_basis(known)
+    return [basis.teachers[index] for index in policy_routes(policy, basis, len(known.ids), seed)]
+
+
+def mean_reward(table: RewardTable, ids: Sequence[str], teachers: Sequence[str]) -> float:
+    """The mean reward that an allocation earns on prompts that every teacher has answered; missing ones left out."""
+    row_of = {identity: row for row, identity in enumerate(table.ids)}
+    column_of = {name: column for column, name in enumerate(table.teachers)}
+    earned = [
+        table.rewards[row_of[identity], column_of[teacher]]
+        for identity, teacher in zip(ids, teachers, strict=True)
+        if identity in row_of and teacher in column_of
+    ]
+    return float(np.nanmean(earned))
+
+
+def _probe_basis(known: Known) -> Basis:
+    return Basis(
+        known.probe.teachers,
+        known.probe,
+        known.families,
+        known.family,
+        strong_share=known.mix_strong_share,
+        beta=known.car_beta,
+    )
+
+
+def _parallel_basis(known: Known) -> Basis:
+    if known.parallel is None:
+        raise DataError("The oracle needs every teacher's scored answer to every training prompt.")
+    # A prompt that fewer than two teachers answered has no reward here: all teachers are equal, and the first of the
+    # table, the best on average, answers it.
+    return Basis(known.parallel.teachers, rewards=prompt_rewards(known.parallel, known.ids))

@@ -1,0 +1,82 @@
+"""The one place where keys are looked up: in an environment variable, or the Hub token where a setting says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from huggingface_hub import get_token
+
+from persyn_hf.config import Service, Settings, Teacher
+from persyn_hf.config.settings import names_a_variable
+from persyn_hf.errors import ConfigError
+
+
+def find_key(variable: str | None, use_hub_token: bool, needed_by: str) -> str | None:
+    """A key, or `None` where none is configured.
+
+    Args:
+        variable (`str`, *optional*): The environment variable that holds it. A line break at its value's end, which a
+            `.env` file written on Windows leaves there, is taken off.
+        use_hub_token (`bool`): Take the Hugging Face token.
+        needed_by (`str`): What needs it, for errors.
+
+    Raises:
+        ConfigError: If the variable or the token is not there, or holds what cannot be a key. Neither the key nor
+            a text that may be one is in the message.
+    """
+    if use_hub_token:
+        token = get_token()
+        if not token:
+            raise ConfigError(f"{needed_by}: `use_hub_token` is set but there is no token; run `hf auth login`.")
+        return _whole(token, "the Hugging Face token", needed_by)
+    if variable is None:
+        return None
+    if not names_a_variable(variable):
+        raise ConfigError(
+            f"{needed_by}: `api_key_env` must be the name of an environment variable that holds the key, not the key "
+            "itself."
+        )
+    key = os.environ.get(variable, "").rstrip("\r\n")
+    if not key:
+        raise ConfigError(f"{needed_by}: the environment variable {variable} is not set; export it before the run.")
+    return _whole(key, f"the environment variable {variable}", needed_by)
+
+
+def _whole(key: str, where: str, needed_by: str) -> str:
+    if key.isascii() and key.isprintable() and " " not in key:
+        return key
+    raise ConfigError(
+        f"{needed_by}: {where} holds white space, a line break or another character that no key has; set it to the "
+        "key alone."
+    )
+
+
+def require_keys(sections: Iterable[tuple[str, object]], source: str) -> None:
+    """Looks every key up that sections of a configuration name, before anything is asked.
+
+    Args:
+        sections (`Iterable[tuple[str, object]]`): Sections, or tuples of them, with their paths.
+        source (`str`): Names the configuration in errors.
+
+    Raises:
+        ConfigError: One line per key that is not there, with the path of its setting.
+    """
+    problems = [problem for path, section in sections for problem in _missing(section, path)]
+    if problems:
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def _missing(section: object, path: str) -> Iterator[str]:
+    if isinstance(section, tuple):
+        for place, one in enumerate(section):
+            yield from _missing(one, f"{path}[{place}]")
+    elif isinstance(section, Settings):
+        if isinstance(section, Teacher | Service):
+            setting = "use_hub_token" if section.use_hub_token else "api_key_env"
+            try:
+                find_key(section.api_key_env, section.use_hub_token, f"`{path}.{setting}`")
+            except ConfigError as error:
+                yield str(error)
+        for name in type(section).model_fields:
+            yield from _missing(getattr(section, name), f"{path}.{name}")

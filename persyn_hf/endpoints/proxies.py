@@ -1,0 +1,48 @@
+"""Proxies of the environment: who goes through one, and which key must not."""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.errors import ConfigError
+
+
+def proxy_of(address: str) -> str | None:
+    """The proxy that the environment names for an address; this machine itself is never asked through one."""
+    return None if _is_loopback(urlsplit(address).hostname or "") else _named_for(address)
+
+
+def keep_key_from_proxies(endpoint: Endpoint, own_sessions: bool = False) -> None:
+    """Refuses plain HTTP with a key through a proxy, which would read the key.
+
+    Args:
+        endpoint (`Endpoint`): Whom a key is to be sent to.
+        own_sessions (`bool`, defaults to `False`): The user's own sessions are used, which may take a proxy for this
+            machine too.
+
+    Raises:
+        ConfigError: Naming `NO_PROXY`.
+    """
+    parts = urlsplit(endpoint.address)
+    if endpoint.key is None or parts.scheme == "https":
+        return
+    if (_named_for if own_sessions else proxy_of)(endpoint.address) is not None:
+        raise ConfigError(
+            f"{endpoint.address} would be asked through the proxy that HTTP_PROXY names, and over plain HTTP a proxy "
+            f"reads the key ({endpoint.key_name}): use https, or add {parts.hostname} to NO_PROXY."
+        )
+
+
+def _named_for(address: str) -> str | None:
+    parts = urlsplit(address)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

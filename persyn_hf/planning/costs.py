@@ -1,0 +1,103 @@
+"""The cost of a policy before it is run: other ways to answer the same prompts, and the probe PerSyn can afford."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from persyn_hf.config import MIX_STRONG_SHARE, Teacher
+from persyn_hf.planning.lengths import Lengths
+
+
+@dataclass(frozen=True)
+class PolicyCost:
+    """One way to answer all prompts.
+
+    Args:
+        name (`str`): `persyn`, `generate-then-select`, `strong`, `mix` or `car`.
+        generations (`float`): Answers in all.
+        tokens (`float`): Completion tokens in all.
+        cost (`float`): USD for the teachers.
+        scored (`float`): Answers that must be scored.
+        break_even (`float`, *optional*): The largest probe at which PerSyn is no dearer than this policy, in prompts,
+            0 to `N`; `None` for PerSyn itself and for policies that pay for the same probe.
+    """
+
+    name: str
+    generations: float
+    tokens: float
+    cost: float
+    scored: float
+    break_even: float | None = None
+
+
+def answer_price(teacher: Teacher, lengths: Lengths) -> float:
+    """USD for one answer of a teacher."""
+    return teacher.price(lengths.prompt[teacher.name], lengths.completion[teacher.name])
+
+
+def compare_policies(
+    teachers: Sequence[Teacher], lengths: Lengths, shares: Mapping[str, float], prompts: int, probe: int
+) -> tuple[tuple[PolicyCost, ...], list[str]]:
+    """PerSyn beside generate-then-select, Strong, Mix and CAR, for the same `N` prompts.
+
+    With `c_i` the price of an answer of teacher `i` (one generation where no prices are given) and `p_i` its share,
+    PerSyn costs `S Σ c_i + (N − S) Σ p_i c_i`, which equals another policy's cost `C` at the break-even probe
+    `S* = (C − N Σ p_i c_i) / (Σ c_i − Σ p_i c_i)`.
+
+    Args:
+        teachers (`Sequence[Teacher]`): All of them.
+        lengths (`Lengths`): Tokens per prompt and answer; its qualities, where known, name the strongest teacher.
+        shares (`Mapping[str, float]`): By teacher, summing to 1.
+        prompts (`int`), probe (`int`): `N` and `S`.
+
+    Returns:
+        `tuple[tuple[PolicyCost, ...], list[str]]`: The policies, and what was assumed.
+    """
+    count = len(teachers)
+    mean = {teacher.name: 1 / count for teacher in teachers}
+    if set(lengths.quality) >= {teacher.name for teacher in teachers}:
+        strongest = max(teachers, key=lambda teacher: lengths.quality[teacher.name]).name
+        note = f"Strong is {strongest}, the best mean quality in the sample."
+    else:
+        strongest = max(teachers, key=lambda teacher: answer_price(teacher, lengths)).name
+        note = f"Strong is taken to be {strongest}, the dearest teacher; a scored sample would tell."
+    strong = {name: float(name == strongest) for name in mean}
+    weak = {name: (name != strongest) / max(count - 1, 1) for name in mean}
+    mix = {name: MIX_STRONG_SHARE * strong[name] + (1 - MIX_STRONG_SHARE) * weak[name] for name in mean}
+    rest = prompts - probe
+    weights = {
+        "persyn": {name: probe + rest * shares[name] for name in mean},
+        "generate-then-select": dict.fromkeys(mean, float(prompts)),
+        "strong": {name: prompts * strong[name] for name in mean},
+        "mix": {name: prompts * mix[name] for name in mean},
+        "car": {name: probe + rest * mean[name] for name in mean},
+    }
+    scored = {"persyn": probe * count, "generate-then-select": prompts * count, "car": probe * count}
+    priced = any(answer_price(teacher, lengths) for teacher in teachers)
+    unit = {teacher.name: answer_price(teacher, lengths) if priced else 1.0 for teacher in teachers}
+    policies = [
+        PolicyCost(
+            name=name,
+            generations=sum(own.values()),
+            tokens=sum(own[teacher] * lengths.completion[teacher] for teacher in own),
+            cost=sum(own[teacher.name] * answer_price(teacher, lengths) for teacher in teachers),
+            scored=float(scored.get(name, 0)),
+            break_even=None if name in ("persyn", "car") else _break_even(own, unit, shares, prompts),
+        )
+        for name, own in weights.items()
+    ]
+    what = "money" if priced else "generations, as no teacher has a price"
+    notes = [note, "CAR's one teacher is not known yet: the mean of all.", f"Break-even probes compare {what}."]
+    return tuple(policies), notes
+
+
+def _break_even(
+    other: Mapping[str, float], unit: Mapping[str, float], shares: Mapping[str, float], prompts: int
+) -> float:
+    whole = sum(unit.values())
+    routed = sum(shares[name] * unit[name] for name in unit)
+    cost = sum(other[name] * unit[name] for name in unit)
+    if whole <= routed:
+        return float(prompts if cost >= prompts * routed else 0)
+    return min(max((cost - prompts * routed) / (whole - routed), 0.0), float(prompts))

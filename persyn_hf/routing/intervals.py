@@ -1,0 +1,80 @@
+"""Bootstrap intervals: how sure a mean is, and which share of the gap to the oracle is closed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persyn_hf.packages import require
+
+Array = NDArray[np.float64]
+
+#: Bootstrap draws behind an interval.
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain values, rounded for a config file."""
+        return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_means(values: Array, seed: int = 0, draws: int = DRAWS) -> Array:
+    """Means of resampled prompts, the same prompts for every column.
+
+    Args:
+        values (`ndarray` of shape `(prompts, policies)`): NaN where unknown.
+        seed (`int`, defaults to 0), draws (`int`, defaults to 2000)
+
+    Returns:
+        `ndarray` of shape `(draws, policies)`.
+    """
+    require("find bootstrap intervals", "scipy")
+    from scipy.stats import bootstrap
+
+    known = ~np.isnan(values)
+    filled, count = np.where(known, values, 0.0), len(values)
+
+    def means(rows: NDArray[np.int64], axis: int = -1) -> Array:
+        times = np.stack([np.bincount(row, minlength=count) for row in np.atleast_2d(rows)]).astype(float)
+        mean: Array = (times @ filled) / np.maximum(times @ known, 1e-12)
+        return mean.T if rows.ndim > 1 else mean[0]
+
+    found = bootstrap(
+        (np.arange(count),),
+        means,
+        n_resamples=draws,
+        batch=100,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    distribution: Array = found.bootstrap_distribution.T
+    return distribution
+
+
+def interval(mean: float, draws: Array) -> Interval:
+    """The 2.5% and 97.5% points of bootstrap draws around a mean; draws that are not finite are left out."""
+    known = draws[np.isfinite(draws)]
+    low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
+    return Interval(float(mean), float(low), float(high))
+
+
+def gap_closed(router: Array, best_single: Array, oracle: Array) -> Array:
+    """`(router − best single) / (oracle − best single)`; NaN where there is no gap to close."""
+    gap = oracle - best_single
+    with np.errstate(divide="ignore", invalid="ignore"):
+        closed: Array = np.where(gap > 1e-12, (router - best_single) / gap, np.nan)
+    return closed

@@ -1,0 +1,237 @@
+"""What the stages of a run do: functions from a table to a table, with plain arguments and nothing around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from persyn_hf import columns
+from persyn_hf.config import Allocation, Probe, Quality, Reward, Router, Student, Teacher
+from persyn_hf.errors import DataError
+from persyn_hf.models.identity import teacher_identity
+from persyn_hf.run.fingerprints import Checkpoint
+from persyn_hf.tables import write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def draw_probe(
+    prompts: Dataset, *, probe: Probe, seed: int, backbone: Checkpoint | None, max_length: int | None, where: str
+) -> Dataset:
+    """Draws the prompts that every teacher answers.
+
+    Args:
+        prompts (`Dataset`): All prompts.
+        probe (`Probe`), seed (`int`): How many, and how they are drawn.
+        backbone (`Checkpoint`, *optional*), max_length (`int`, *optional*): Whose embeddings `method: cover` looks
+            at, and how many tokens of a prompt it reads.
+        where (`str`): Names the section in errors.
+    """
+    if backbone is None or max_length is None:
+        from persyn_hf.prompts.reading import random_probe
+
+        return random_probe(prompts, probe.size, seed, where=where)
+    from persyn_hf.routing.probe import sample_probe as sample_covering
+
+    return sample_covering(
+        prompts,
+        probe.size,
+        probe.method,
+        seed,
+        backbone=backbone.model,
+        revision=backbone.revision,
+        max_length=max_length,
+        where=where,
+    )
+
+
+def answer_all(prompts: Dataset, *, teachers: Sequence[Teacher], seed: int, **how: Any) -> Dataset:
+    """Lets every teacher answer every prompt; `how` as in [`generate_parallel`]."""
+    from persyn_hf.generation.generate import generate_parallel
+
+    return generate_parallel(prompts, teachers, seed=seed, **how)
+
+
+def score_answers(
+    answers: Dataset,
+    *,
+    student: Student,
+    quality: Quality,
+    reward: Reward,
+    system_prompts: Mapping[str, str] | None,
+    progress: bool,
+) -> Dataset:
+    """Scores answers with a run's student, quality and reward."""
+    from persyn_hf.scoring.score import score
+
+    return score(
+        answers,
+        student,
+        quality,
+        alpha=reward.alpha,
+        normalization=reward.normalization,
+        learnability_metric=reward.learnability_metric,
+        system_prompts=system_prompts,
+        progress=progress,
+    )
+
+
+def train_on_probe(
+    scored: Dataset,
+    *,
+    router: Router,
+    student: Student,
+    reward: Reward,
+    teachers: Sequence[Teacher],
+    seed: int,
+    metadata: Mapping[str, Any],
+    answers: str,
+    progress: bool,
+    output_dir: Path,
+) -> None:
+    """Trains the router on the scored probe, for the teachers that answered.
+
+    Args:
+        scored (`Dataset`): The scored probe.
+        router (`Router`), student (`Student`), reward (`Reward`), seed (`int`): The run's.
+        teachers (`Sequence[Teacher]`): What the router's block says of them.
+        metadata (`Mapping[str, Any]`): Further facts for that block.
+        answers (`str`): Where the answers are, for an error.
+        output_dir (`Path`): Where the checkpoint goes.
+
+    Raises:
+        DataError: If fewer than two teachers answered.
+    """
+    from persyn_hf.routing.training import train_router
+
+    assert router.backbone is not None, "the configuration requires one to train"
+    usable = scored.filter(lambda reward: reward is not None, input_columns=columns.REWARD, desc="usable rewards")
+    answering = set(usable[columns.TEACHER])
+    if len(answering) < 2:
+        raise DataError(
+            f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
+            f"answered. The `error` column of {answers} says why."
+        )
+    train_router(
+        usable,
+        router.backbone,
+        student.model,
+        output_dir=output_dir,
+        **router.model_dump(exclude={"backbone", "pretrained"}),
+        seed=seed,
+        progress=progress,
+        teachers=[_described(teacher) for teacher in teachers if teacher.name in answering],
+        reward_settings=reward.model_dump(),
+        metadata=metadata,
+    )
+
+
+def route_prompts(prompts: Dataset, *, router: str | Checkpoint) -> Dataset:
+    """Routes every prompt by the scores of a router: a folder, or a published one."""
+    from persyn_hf.routing.router import PersynRouter
+
+    asked = router if isinstance(router, Checkpoint) else Checkpoint(router)
+    loaded = PersynRouter.from_pretrained(asked.model, revision=asked.revision)
+    return prompts.map(loaded, batched=True, batch_size=1000, load_from_cache_file=False, desc="route")
+
+
+def allocate_routes(
+    routed: Dataset,
+    *,
+    probe: Dataset | None = None,
+    scored: Dataset | None = None,
+    teachers: Sequence[Teacher],
+    allocation: Allocation,
+    seed: int,
+    summary: Path,
+) -> Dataset:
+    """Routes for the whole set, under the limits of the configuration.
+
+    Args:
+        routed (`Dataset`): With the router's scores.
+        probe, scored (`Dataset`, *optional*): The probe's answers and scores: how long answers are, and how good.
+        teachers (`Sequence[Teacher]`): The router's, in the order of its scores.
+        allocation (`Allocation`), seed (`int`): The limits.
+        summary (`Path`): The file that says what they came to.
+    """
+    from persyn_hf.routing.allocation.allocate import allocate, answer_costs, answer_rates
+
+    answers = _mean_tokens(probe, columns.COMPLETION_TOKENS)
+    prompts = _mean_tokens(probe, columns.PROMPT_TOKENS)
+    expected = allocation.expected_tokens
+    if not isinstance(expected, float):
+        expected = {t.name: answers.get(t.name, float(t.sampling.max_tokens)) for t in teachers} | (expected or {})
+    asked: Any = allocation.prompt_tokens
+    if asked is None:
+        texts = [columns.prompt_text(prompt) for prompt in routed[columns.PROMPT]]
+        mean = sum(map(len, texts)) / len(texts) / 4
+        asked = {t.name: prompts.get(t.name, mean) for t in teachers}
+    made = allocate(
+        routed,
+        teachers,
+        cost=answer_costs(teachers, expected, asked),
+        throughput=answer_rates(teachers, expected, allocation.tokens_per_second),
+        probe=scored,
+        seed=seed,
+        **allocation.model_dump(exclude={"expected_tokens", "prompt_tokens", "tokens_per_second"}),
+    )
+    write_atomically(summary, json.dumps(made.summary(), indent=2) + "\n")
+    return cast("Dataset", made.apply(routed))
+
+
+def answer_routed(
+    routed: Dataset, *, teachers: Sequence[Teacher], seed: int, score_names: Sequence[str] | None, **how: Any
+) -> Dataset:
+    """Lets each prompt be answered by the teacher that its `route` names, or by all that its `routes` name.
+
+    Args:
+        routed (`Dataset`): With `route`, and `routes` where a prompt has several teachers.
+        teachers (`Sequence[Teacher]`), seed (`int`): The run's.
+        score_names (`Sequence[str]`, *optional*): The teachers in the order of `route_scores`, for those that hand
+            their rows on when down.
+        how: As in [`generate_routed`].
+    """
+    from datasets import concatenate_datasets
+
+    from persyn_hf.generation.generate import generate_routed
+    from persyn_hf.routing.allocation.result import split_rounds
+
+    return concatenate_datasets(
+        [
+            generate_routed(each, teachers=teachers, seed=seed, score_names=score_names, **how)
+            for each in split_rounds(routed)
+        ]
+    )
+
+
+def best_answers(scored: Dataset) -> Dataset:
+    """The best of each prompt's answers, by the run's reward."""
+    from persyn_hf.routing.allocation.result import keep_best
+
+    return keep_best(scored)
+
+
+def _described(teacher: Teacher) -> dict[str, Any]:
+    """What a published router says of a teacher; no endpoint, no key."""
+    return {
+        "name": teacher.name,
+        "model": teacher.model,
+        "revision": teacher_identity(teacher).revision or None,
+        "family": teacher.family,
+        "license": teacher.license,
+        "system_prompt": teacher.system_prompt,
+        "sampling": teacher.sampling.model_dump(mode="json"),
+    }
+
+
+def _mean_tokens(answers: Dataset | None, column: str) -> dict[str, float]:
+    """Mean tokens of each teacher's answers, of those whose count is known and not 0."""
+    counts: dict[str, list[int]] = {}
+    if answers is not None:
+        for name, count in zip(answers[columns.TEACHER][:], answers[column][:], strict=True):
+            if count:
+                counts.setdefault(name, []).append(count)
+    return {name: sum(own) / len(own) for name, own in counts.items()}

@@ -1,0 +1,103 @@
+"""The last step of a run: dataset and router with their cards, in its folder and on the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persyn_hf.config import RunConfig
+from persyn_hf.run.report import RunReport
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from persyn_hf.publishing.push import Published
+    from persyn_hf.routing.router import PersynRouter
+
+
+@dataclass
+class Tables:
+    """What the stages so far have made; those that have not run are `None`.
+
+    Args:
+        probe, scored, routed, generated (`Dataset`, *optional*): The tables of these stages.
+        selected (`Dataset`, *optional*): The answers that are published: all, or the best of each prompt.
+        block (`dict`, *optional*): The `persyn` block of the router.
+    """
+
+    probe: Dataset | None = None
+    scored: Dataset | None = None
+    routed: Dataset | None = None
+    generated: Dataset | None = None
+    selected: Dataset | None = None
+    block: dict[str, Any] | None = None
+
+
+def publish(
+    config: RunConfig, folder: Path, prompts: int, tables: Tables, router: PersynRouter, report: RunReport
+) -> Published | None:
+    """Writes dataset and router into the folder, and pushes them where the configuration names repositories.
+
+    Args:
+        config (`RunConfig`), folder (`Path`): The run and its folder.
+        prompts (`int`): Prompts of the run.
+        tables (`Tables`), router (`PersynRouter`), report (`RunReport`): What the stages have made.
+    """
+    from persyn_hf.publishing.personalized import push_personalized, save_personalized
+
+    settings = config.publish
+    assert tables.selected is not None
+    common: dict[str, Any] = {
+        "router": router,
+        "config_name": settings.config_name,
+        "license": settings.license,
+        "language": settings.language,
+        "keep_truncated": settings.keep_truncated,
+        "scored": tables.scored,
+        "run": _facts(config, prompts, tables, router, report),
+    }
+    save_personalized(
+        tables.selected, folder, location=settings.dataset_repo_id, router_location=settings.router_repo_id, **common
+    )
+    if settings.dataset_repo_id is None:
+        return None
+    return push_personalized(
+        tables.selected,
+        settings.dataset_repo_id,
+        router_repo_id=settings.router_repo_id,
+        saved=folder,
+        private=settings.private,
+        revision=settings.revision,
+        create_pr=settings.create_pr,
+        commit_message=settings.commit_message,
+        tags=settings.tags,
+        collection=settings.collection,
+        allow_secrets=settings.allow_secrets,
+        dry_run=settings.dry_run,
+        **common,
+    )
+
+
+def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
+    """What cards say of a run beside its tables."""
+    from persyn_hf.publishing.provenance import run_costs
+
+    prices = {
+        t.name: (t.price_per_million_prompt_tokens, t.price_per_million_completion_tokens)
+        for t in config.teachers
+        if t.has_price
+    }
+    cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
+    facts: dict[str, Any] = {
+        "generations": report.generations,
+        "generations_all": report.generations_all,
+        "cost": cost,
+        "cost_all": cost_all,
+        "prices": prices,
+        "prompts_source": config.prompts.source,
+        "prompts_revision": config.prompts.revision,
+    }
+    if config.router.pretrained is not None and not Path(config.router.pretrained).exists():
+        facts |= {"router_repo_id": config.router.pretrained, "router_revision": router.digest}
+    return facts

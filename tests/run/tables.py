@@ -1,0 +1,10 @@
+"""The tables that a run leaves, as anybody reads a folder of Parquet files."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+
+def stage_table(folder, name):
+    return Dataset(pq.read_table(Path(folder) / "stages" / f"{name}.parquet"))
