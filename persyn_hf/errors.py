@@ -145,13 +145,11 @@ class PassingError(RequestError):
     Args:
         message (`str`): What happened.
         retry_after (`float`, *optional*): Seconds that the server asked to wait.
-        nobody (`bool`, defaults to `False`): Whether nobody listens there, so that other requests fare no better.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None, nobody: bool = False) -> None:
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        self.nobody = nobody
 
 
 class RouterError(PersynError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from persyn_hf.config import Teacher
@@ -41,6 +42,10 @@ class ChatClient:
 
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
+
+    def call(self, model: str) -> None:
+        """Lets requests name the model as the endpoint lists it."""
+        self._endpoint = replace(self._endpoint, model=model)
 
     async def complete(self, request: Request) -> Completion:
         """Answers one request; see [`TeacherClient`]."""

@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from persyn_hf.config import Teacher
@@ -32,12 +33,15 @@ class EndpointLimits:
         max_input_tokens, max_total_tokens (`int`, *optional*): Of the prompt, and of the prompt with its answer.
         max_concurrency (`int`, *optional*): Requests at once, above which it refuses.
         max_stop (`int`, *optional*): Stop strings.
+        served_model (`str`, *optional*): What the endpoint calls the model, where that is not what is configured:
+            requests must name it so.
     """
 
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
     max_concurrency: int | None = None
     max_stop: int | None = None
+    served_model: str | None = None
 
 
 async def describe(teacher: Teacher, address: str, patience: float) -> EndpointLimits:
@@ -59,7 +63,9 @@ async def describe(teacher: Teacher, address: str, patience: float) -> EndpointL
         if teacher.api == "chat":
             listed = await _until_answered(wire, endpoint, "/v1/models", patience)
             limits = _from_models(endpoint, listed)
-            return limits if limits.max_total_tokens is not None else await _from_info_if_any(wire, endpoint)
+            if limits.max_total_tokens is not None:
+                return limits
+            return replace(await _from_info_if_any(wire, endpoint), served_model=limits.served_model)
         info = await _until_answered(wire, endpoint, "/info", patience)
         if not isinstance(info, dict) or not isinstance(info.get("model_id"), str):
             raise ConfigError(f"{address} has no `/info` with a `model_id`: it is no TGI; set `api: chat`.")
@@ -97,24 +103,44 @@ async def _get(wire: Wire, endpoint: Endpoint, path: str) -> Any:
 def _from_models(endpoint: Endpoint, listed: Any) -> EndpointLimits:
     # A list, or a single model as TGI's published schema has it.
     data = listed.get("data", [listed] if "id" in listed else None) if isinstance(listed, dict) else listed
-    models = [model for model in data if isinstance(model, dict)] if isinstance(data, list) else []
-    if not models:
-        _log.info("%s lists no models; it is taken to serve `%s`", endpoint.address, endpoint.model)
+    model = endpoint.model or ""
+    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    if not entries:
+        _log.info("%s lists no models; it is taken to serve `%s`", endpoint.address, model)
         return EndpointLimits()
-    for model in models:
-        # vLLM: `root` is the model, `id` the name that it was given; routers: `model:provider`.
-        aliases = model.get("aliases")
-        names = [model.get("id"), model.get("root"), *(aliases if isinstance(aliases, list) else [])]
-        if any(_same(endpoint.model or "", name) for name in names):
-            return EndpointLimits(max_total_tokens=count(model.get("max_model_len")))
-    served = ", ".join(f"`{endpoint.clean(str(model.get('id')))}`" for model in models[:5])
-    more = f" and {len(models) - 5} more" if len(models) > 5 else ""
-    raise ConfigError(f"{endpoint.address} serves {served}{more}, but `model` is `{endpoint.model}`.")
+    for same in (str.__eq__, _same):  # one that is named exactly so goes before one that differs in case
+        for entry in entries:
+            named = _called(model, entry, same)
+            if named is not None:
+                served = named if named != model else None
+                return EndpointLimits(max_total_tokens=count(entry.get("max_model_len")), served_model=served)
+    listed_ids = ", ".join(f"`{endpoint.clean(str(entry.get('id')))}`" for entry in entries[:5])
+    more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+    raise ConfigError(f"{endpoint.address} serves {listed_ids}{more}, but `model` is `{model}`.")
 
 
-def _same(model: str, served: object) -> bool:
-    if not isinstance(served, str):
-        return False
+def _called(model: str, entry: dict[str, Any], same: Callable[[str, str], bool]) -> str | None:
+    """The name by which requests must call a listed model; `None` where it is another one.
+
+    An alias is as good as the id; `root` (of vLLM) is what the id stands for, and no name. A `:provider` behind the
+    name stays where the entry is a router's that knows it.
+    """
+    name = entry.get("id")
+    aliases = entry.get("aliases")
+    for other in [name, *(aliases if isinstance(aliases, list) else [])]:
+        if isinstance(other, str) and same(model, other):
+            return model if _is_of_a_provider(model, entry) else other
+    root = entry.get("root")
+    return name if isinstance(name, str) and isinstance(root, str) and same(model, root) else None
+
+
+def _is_of_a_provider(model: str, entry: dict[str, Any]) -> bool:
+    providers, chosen = entry.get("providers"), model.partition(":")[2]
+    names = [one.get("provider") for one in providers if isinstance(one, dict)] if isinstance(providers, list) else []
+    return bool(names) and chosen in (*names, "fastest", "cheapest", "preferred")
+
+
+def _same(model: str, served: str) -> bool:
     wanted = {model.rstrip("/").casefold(), model.partition(":")[0].casefold()}
     return served.rstrip("/").casefold() in wanted
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
@@ -108,9 +109,10 @@ async def _described(teacher: Teacher, address: str, patience: float) -> Endpoin
 def _least(limits: Iterable[EndpointLimits]) -> EndpointLimits:
     """What every endpoint takes."""
     known = list(limits)
-    smallest: dict[str, int | None] = {
+    smallest: dict[str, Any] = {
         field.name: min((value for each in known if (value := getattr(each, field.name)) is not None), default=None)
         for field in fields(EndpointLimits)
+        if field.name != "served_model"  # no limit, and each endpoint's own
     }
     return EndpointLimits(**smallest)
 

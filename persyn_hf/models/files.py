@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn_hf.errors import ConfigError, PersynError
-from persyn_hf.text import shown
+from persyn_hf.text import shown, shown_lines
 
 CONFIG_FILE = "config.json"
 
@@ -54,7 +54,7 @@ class ModelFiles:
 
     def wrong(self, problem: str) -> PersynError:
         """The error that says what is wrong with it: "The student `org/student`" and the problem."""
-        return self.error(f"{self.role} `{self.name}`{problem}")
+        return self.error(shown_lines(f"{self.role} `{self.name}`{problem}"))
 
     def find(self, file: str) -> Path | None:
         """A file of the model, downloaded where need be; `None` where the model has none of that name."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persyn_hf import columns
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.run.fingerprints import fingerprint, plain_value
 from persyn_hf.tables import no_bars, remove, replaced, write_atomically
@@ -125,7 +126,7 @@ class ShardedTable:
         file = self._record(index)
         try:
             return ShardRecord(**json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: a table of the layout before shards
             return None
         except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError(
@@ -219,10 +220,11 @@ def read_files(files: Sequence[Path], cache: Path | None) -> Dataset:
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        if cache is None:
+        filled = [file for file in files if pq.read_metadata(file).num_rows]  # datasets maps no file without rows
+        if cache is None or not filled:
             return Dataset(pq.read_table(list(files)))
         with no_bars():
-            return Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache))
+            return Dataset.from_parquet([str(file) for file in filled], cache_dir=str(cache))
     except (OSError, ValueError, DatasetGenerationError) as error:  # pa.ArrowInvalid is a ValueError
         for file in files:
             try:
@@ -242,6 +244,17 @@ def file_digest(path: Path) -> str:
 
 
 def cuts(data: Dataset, rows: int) -> Iterator[Dataset]:
-    """A table in consecutive parts of so many rows; one empty part where there are none."""
-    for start in range(0, max(len(data), 1), rows):
-        yield data.select(range(start, min(start + rows, len(data))))
+    """A table in consecutive parts of so many rows; one empty part where there are none.
+
+    Rows of one prompt that stand beside each other stay in one part, since rewards are normalised within the prompt.
+    """
+    ids = data[columns.PROMPT_ID][:] if columns.PROMPT_ID in data.column_names else range(len(data))
+    start = 0
+    while True:
+        end = min(start + rows, len(data))
+        while 0 < end < len(data) and ids[end] == ids[end - 1]:
+            end += 1
+        yield data.select(range(start, end))
+        start = end
+        if start >= len(data):
+            return

@@ -25,6 +25,7 @@ from persyn_hf.columns import (
     require_columns,
 )
 from persyn_hf.config import Quality, Student, read_settings
+from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.loading import identity
 from persyn_hf.scoring.learnability import (
@@ -144,6 +145,7 @@ def score(
             "score",
         )
     require_metrics((learnability_metric, *student.metrics))
+    require_keys([("student", student), ("quality", quality)], "score")  # before a judge is paid
     present = {STUDENT + suffix, STUDENT_REVISION + suffix} & set(answers.column_names)
     if present:  # before quality is computed, which may cost money
         revision = identity(student.model, student.revision)

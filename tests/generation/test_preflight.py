@@ -28,7 +28,7 @@ class ChatServer:
     """Counts what is asked of it; `models` is the answer at `/v1/models`, or a status."""
 
     def __init__(self, models=404):
-        self.models, self.checks, self.paid = models, 0, 0
+        self.models, self.checks, self.paid, self.named = models, 0, 0, []
 
     async def listed(self, request):
         self.checks += 1
@@ -36,6 +36,7 @@ class ChatServer:
 
     async def chat(self, request):
         self.paid += 1
+        self.named.append((await request.json())["model"])
         return JSONResponse(chat_body("Words."))
 
     def app(self):
@@ -70,6 +71,45 @@ def test_a_model_that_is_served_passes(listed, model):
     with serve_app(server.app()) as url:
         assert run(url, model)["completion"][:] == ["Words."]
     assert (server.checks, server.paid) == (1, 1)
+
+
+def provided(*names):
+    """A router's list, as the Hub's has it: ids, and who provides them."""
+    return models("org/model", providers=[{"provider": name, "status": "live"} for name in names])
+
+
+@pytest.mark.parametrize(
+    ("listed", "model", "sent"),
+    [
+        (models("org/model"), "org/model", "org/model"),
+        (404, "org/model", "org/model"),
+        (models("alias", root="org/model"), "org/model", "alias"),
+        (models("gpt", aliases=["org/model"]), "org/model", "org/model"),
+        (models("gpt", aliases=["Org/Model"]), "org/model", "Org/Model"),
+        (models("Org/Model"), "org/model", "Org/Model"),
+        (models("Org/Model", "org/model"), "org/model", "org/model"),
+        (models("org/model"), "org/model:fireworks", "org/model"),
+        (models("org/model", "org/model:free"), "org/model:free", "org/model:free"),
+        (provided("fireworks", "novita"), "org/model:novita", "org/model:novita"),
+        (provided("fireworks", "novita"), "org/model:fastest", "org/model:fastest"),
+        (provided("fireworks"), "org/model:novita", "org/model"),
+        (models("/models/m"), "/models/m/", "/models/m"),
+    ],
+)
+def test_requests_name_the_model_as_the_server_lists_it(listed, model, sent):
+    server = ChatServer(listed)
+    with serve_app(server.app()) as url:
+        assert run(url, model)["completion"][:] == ["Words."]
+        assert run(url, model, ["a second call, without a second look"])["error"][:] == [None]
+    assert server.named == [sent, sent]
+
+
+def test_two_endpoints_may_call_one_model_differently():
+    first, second = ChatServer(models("First", root="org/model")), ChatServer(models("org/model"))
+    with serve_app(first.app()) as a, serve_app(second.app()) as b:
+        table = run((a, b), prompts=[f"prompt {n}" for n in range(12)], max_concurrency=2)
+    assert table["error"][:] == [None] * 12
+    assert set(first.named) == {"First"} and set(second.named) == {"org/model"}
 
 
 @pytest.mark.parametrize(

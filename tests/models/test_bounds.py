@@ -65,6 +65,13 @@ def test_a_greedy_configuration_is_refused_before_anything_is_built(folder, gree
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000  # kB; the lists of imports included
 
 
+def test_a_key_that_moves_a_terminal_is_shown_plainly(folder):
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"\x1b[2J_layers": 10**9}))
+    with pytest.raises(StudentError, match="`_layers` 1,000,000,000") as caught:
+        load(folder)
+    assert str(caught.value).isprintable()
+
+
 def test_a_tokenizer_comes_with_no_greedy_configuration(folder, tiny_lm):
     shutil.copy(tiny_lm / "tokenizer.json", folder)
     (folder / "config.json").write_text(json.dumps(LLAMA | {"model_type": "qwen2", "num_hidden_layers": 10**10}))

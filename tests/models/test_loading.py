@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,7 @@ from transformers import (
 from persyn_hf.errors import ConfigError, RouterError, ScoringError, StudentError, TeacherDownError
 from persyn_hf.generation import local, tokens
 from persyn_hf.models import loading
-from persyn_hf.models.files import ModelFiles, read_config
+from persyn_hf.models.files import ModelFiles, read_config, reading
 from persyn_hf.routing.backbone import build_classifier
 from persyn_hf.scoring.reward_model import load_reward_model
 from persyn_hf.scoring.student import load_student
@@ -190,6 +192,31 @@ def test_the_error_is_of_the_callers_kind(copy, error):
         everything(copy, "The one", error)
 
 
+def test_a_panic_in_rust_is_an_error_and_an_interrupt_is_none():
+    class PanicException(BaseException):  # tokenizers' own is no `Exception` either
+        """Stands for `pyo3_runtime.PanicException`."""
+
+    files = ModelFiles("org/model", None, "The student", StudentError)
+    says = "cannot load its tokenizer: PanicException: index out of bounds"
+    with pytest.raises(StudentError, match=says), reading(files, "its tokenizer"):
+        raise PanicException("index out of bounds")
+    for error in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(error), reading(files, "its tokenizer"):
+            raise error
+
+
+def test_the_stages_before_loading_say_the_same(copy):
+    from persyn_hf.doctor import Finding, _model
+    from persyn_hf.planning.models import describe_scorer
+
+    (copy / "config.json").write_bytes(b"[" * 100_000)
+    reason = "cannot load its `config.json`: it is nested deeper than 64 levels"
+    found = _model("student", str(copy), None, True)
+    assert found == Finding("student", "fail", f"The model `{copy}`: {reason}")
+    with pytest.raises(ConfigError, match=f"The reward model `{copy}`: {reason}"):
+        describe_scorer("reward model", str(copy), None, "auto", 100.0, 8192)
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_files_raise_the_one_error(copy, damage):
     name, data, says = DAMAGE[damage]
@@ -292,3 +319,22 @@ def test_a_saved_tokenizer_does_not_depend_on_its_use(tiny_lm, tmp_path):
     assert "tokenizer.json" in names
     for name in names:
         assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "used" / name).read_bytes()
+
+
+def test_a_routers_labels_need_neither_torch_nor_transformers(tmp_path):
+    config = {
+        "architectures": ["BertForSequenceClassification"],
+        "id2label": {"0": "a", "1": "b"},
+        "label2id": {"a": 0, "b": 1},
+        "persyn": {"teachers": [{"name": "a"}, {"name": "b"}], "fallback": "b"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'tokenizers', 'safetensors'): sys.modules[name] = None\n"
+        "from persyn_hf.routing.checkpoint import read_labels\n"
+        "block, teachers = read_labels(sys.argv[1])\n"
+        "print(block['fallback'], *teachers)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "b a b"
