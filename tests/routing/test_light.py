@@ -49,16 +49,16 @@ def test_labels_read_without_transformers_are_those_of_the_checkpoint(router_fol
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "`config.json` cannot be read"),
-        ("{", "`config.json` cannot be read"),
-        ("[]", "`config.json` cannot be read"),
-        ('{"id2label": {"one": "a"}}', "`config.json` cannot be read"),
-        ('{"model_type": "bert"}', r"no persyn router \(architectures: None, model type: bert\)"),
+        (None, "has a `config.json`; there is none in the folder"),
+        ("{", "cannot load its `config.json`: it is not JSON"),
+        ("[]", "cannot load its `config.json`: it must hold a JSON object, got a list"),
+        ('{"id2label": {"one": "a"}}', r"no persyn router \(architectures: \[\], model type: None\)"),
+        ('{"model_type": "bert"}', r"no persyn router \(architectures: \[\], model type: 'bert'\)"),
         ('{"persyn": {"teachers": [{"name": "a"}]}}', r"names the architectures \[\]"),
         (
             '{"persyn": {"teachers": [{"name": "a"}]}, "architectures": ["BertForSequenceClassification"],'
             ' "id2label": {"0": "b"}, "label2id": {"b": 0}}',
-            r"`id2label` has \['b'\], `persyn.teachers` has \['a'\]",
+            r"`id2label` has \{'0': 'b'\}, .*`persyn.teachers` has \['a'\]",
         ),
     ],
 )
