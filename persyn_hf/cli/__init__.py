@@ -9,7 +9,7 @@ import typer
 from persyn_hf.cli import allocate, doctor, hub, ledger, plan, route, run, students
 from persyn_hf.cli.app import app
 from persyn_hf.errors import ConfigError, PersynError
-from persyn_hf.text import shown_lines
+from persyn_hf.text import tame_lines
 
 __all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "students"]
 
@@ -19,8 +19,8 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        typer.echo(shown_lines(f"persyn-hf: {error}"), err=True)
+        typer.echo(tame_lines(f"persyn-hf: {error}"), err=True)
         sys.exit(2)
     except PersynError as error:
-        typer.echo(shown_lines(f"persyn-hf: {type(error).__name__}: {error}"), err=True)
+        typer.echo(tame_lines(f"persyn-hf: {type(error).__name__}: {error}"), err=True)
         sys.exit(1)

@@ -77,7 +77,7 @@ def say(*lines: object) -> None:
     """Writes lines to standard error."""
     console = Console(stderr=True)
     for line in lines:
-        console.print(text.shown_lines(line), markup=False, highlight=False, soft_wrap=True)
+        console.print(text.tame_lines(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

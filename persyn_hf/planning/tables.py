@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, Plan
-from persyn_hf.text import markup, shown
+from persyn_hf.text import markup, tame
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ def print_plan(plan: Plan, console: Console, actual: Actual | None = None) -> No
     if actual is not None and actual.errors:
         console.print(f"{actual.errors} answers failed and are not counted.", highlight=False)
     for note in plan.notes:
-        console.print(f"• {shown(note)}", highlight=False, markup=False)
+        console.print(f"• {tame(note)}", highlight=False, markup=False)
 
 
 def _table(title: str, left: str, right: Sequence[str]) -> Table:
