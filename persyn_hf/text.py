@@ -16,7 +16,7 @@ _HIDDEN = "***"
 _TELLING = 8
 
 
-def shown(text: object, limit: int | None = None, secret: str | None = None) -> str:
+def tame(text: object, limit: int | None = None, secret: str | None = None) -> str:
     """Foreign text on one line, without anything that a terminal obeys.
 
     Escape sequences, control characters (C1 included), directional overrides, zero-width characters and halves of
@@ -28,7 +28,7 @@ def shown(text: object, limit: int | None = None, secret: str | None = None) -> 
         secret (`str`, *optional*): A key, replaced by `***` wherever it stands, a piece of it at the end included.
 
     Example:
-        >>> shown("\\x1b[31mno such\\r\\n  model\\x07 sk-1234", limit=20, secret="sk-1234")
+        >>> tame("\\x1b[31mno such\\r\\n  model\\x07 sk-1234", limit=20, secret="sk-1234")
         'no such model ***'
     """
     words = _visible(" ".join(_ESCAPES.sub("", str(text)).split()))
@@ -37,11 +37,11 @@ def shown(text: object, limit: int | None = None, secret: str | None = None) -> 
     return words if limit is None or len(words) <= limit else words[:limit] + "…"
 
 
-def shown_lines(text: object) -> str:
+def tame_lines(text: object) -> str:
     """The same for text of several lines, whose breaks and indents stay.
 
     Example:
-        >>> shown_lines("two problems:\\n  \\x1b[2Jone\\n  the other")
+        >>> tame_lines("two problems:\\n  \\x1b[2Jone\\n  the other")
         'two problems:\\n  one\\n  the other'
     """
     lines = _ESCAPES.sub("", str(text)).replace("\t", " ").split("\n")
@@ -57,7 +57,7 @@ def markup(text: object, limit: int | None = None) -> str:
     """
     from rich.markup import escape
 
-    return escape(shown(text, limit))
+    return escape(tame(text, limit))
 
 
 def _visible(text: str) -> str:

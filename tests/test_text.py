@@ -6,7 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
-from persyn_hf.text import markup, shown, shown_lines
+from persyn_hf.text import markup, tame, tame_lines
 
 KEY = "sk-canary-0123456789"
 #: What a terminal obeys, and what stays of it.
@@ -34,37 +34,37 @@ OBEYED = {
 
 @pytest.mark.parametrize(("text", "left"), OBEYED.values(), ids=OBEYED)
 def test_nothing_is_left_that_a_terminal_obeys(text, left):
-    assert shown(text) == left
-    assert shown(text).isprintable()
-    assert all(line.isprintable() for line in shown_lines(text).split("\n"))
+    assert tame(text) == left
+    assert tame(text).isprintable()
+    assert all(line.isprintable() for line in tame_lines(text).split("\n"))
 
 
 def test_other_letters_stay():
-    assert shown("Größe 模型 – naïve 😀 ½") == "Größe 模型 – naïve 😀 ½"
+    assert tame("Größe 模型 – naïve 😀 ½") == "Größe 模型 – naïve 😀 ½"
 
 
 def test_lines_and_indents_stay_where_several_are_meant():
-    assert shown_lines("two:\n\t\x1b[1mone\n  \rtwo") == "two:\n one\n  two"
+    assert tame_lines("two:\n\t\x1b[1mone\n  \rtwo") == "two:\n one\n  two"
 
 
 @pytest.mark.parametrize(
     "text", [f"bad {KEY}!", f"bad {KEY}", f"{KEY}{KEY}", f"a{KEY[:9]}\x00{KEY[9:]}b", f"{KEY[:9]}\x1b[0m{KEY[9:]}"]
 )
 def test_a_key_is_blotted_out(text):
-    said = shown(text, 200, KEY)
+    said = tame(text, 200, KEY)
     assert "***" in said and "canary" not in said
 
 
 def test_what_is_cut_shows_no_piece_of_a_key():
-    assert shown("x" * 8 + KEY, 12, KEY) == "x" * 8 + "***"
-    assert shown(" " * 100 + "bad " + KEY[:-1], 200, KEY) == "bad ***"  # the body itself was cut
-    assert shown("x" * 300, 200) == "x" * 200 + "…"
+    assert tame("x" * 8 + KEY, 12, KEY) == "x" * 8 + "***"
+    assert tame(" " * 100 + "bad " + KEY[:-1], 200, KEY) == "bad ***"  # the body itself was cut
+    assert tame("x" * 300, 200) == "x" * 200 + "…"
 
 
 def test_a_long_text_takes_no_time():
     began = time.monotonic()
     for unit in ("\x9d", "\x1b]", "\x1b[0", "\x9b0", "\x1b "):
-        shown(unit * (2**20 // len(unit)), 200, KEY)
+        tame(unit * (2**20 // len(unit)), 200, KEY)
     assert time.monotonic() - began < 10
 
 

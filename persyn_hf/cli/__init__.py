@@ -11,7 +11,7 @@ from persyn_hf.cli.app import app
 from persyn_hf.endpoints.event_loop import exit_on_sigterm
 from persyn_hf.errors import ConfigError, PersynError
 from persyn_hf.packages import explained
-from persyn_hf.text import shown_lines
+from persyn_hf.text import tame_lines
 
 __all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "students"]
 
@@ -22,10 +22,10 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        typer.echo(shown_lines(f"persyn-hf: {error}"), err=True)
+        typer.echo(tame_lines(f"persyn-hf: {error}"), err=True)
         sys.exit(2)
     except PersynError as error:
-        typer.echo(shown_lines(f"persyn-hf: {type(error).__name__}: {error}"), err=True)
+        typer.echo(tame_lines(f"persyn-hf: {type(error).__name__}: {error}"), err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         missing = explained(error, "run this command")

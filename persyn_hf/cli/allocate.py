@@ -11,7 +11,7 @@ import typer
 from persyn_hf.cli.app import app
 from persyn_hf.errors import ConfigError
 from persyn_hf.tables import replaced
-from persyn_hf.text import shown_lines
+from persyn_hf.text import tame_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +73,7 @@ def allocate(
     output.parent.mkdir(parents=True, exist_ok=True)
     with replaced(output) as staged:
         made.apply(table).to_parquet(staged)
-    typer.echo(shown_lines(made))
+    typer.echo(tame_lines(made))
     typer.echo(f"{output}: {len(table)} prompts")
 
 

@@ -10,7 +10,7 @@ import typer
 from persyn_hf.cli.app import QuietOption, app, quiet_libraries
 from persyn_hf.config import RunConfig
 from persyn_hf.errors import PublishError
-from persyn_hf.text import shown
+from persyn_hf.text import tame
 
 if TYPE_CHECKING:
     from persyn_hf.publishing.push import Published
@@ -91,7 +91,7 @@ def pull(
     folder = download(repo_id, output_dir, revision=revision, with_router=not without_router)
     typer.echo(f"{repo_id} is in {folder}")
     for name, provenance in read_provenance(folder).items():
-        student = shown(provenance.student or "a student that is not recorded")
+        student = tame(provenance.student or "a student that is not recorded")
         typer.echo(f"{name}: {provenance.rows} rows for {student}")
 
 

@@ -11,7 +11,7 @@ import typer
 from persyn_hf.cli.app import app
 from persyn_hf.config import Prompts
 from persyn_hf.tables import replaced
-from persyn_hf.text import shown
+from persyn_hf.text import tame
 
 
 @app.command()
@@ -35,7 +35,7 @@ def route(
     with replaced(output) as staged:
         routed.to_parquet(staged)
     for name, count in Counter(routed["route"]).most_common():
-        typer.echo(f"{count:>8}  {count / len(routed):>4.0%}  {shown(name)}")
+        typer.echo(f"{count:>8}  {count / len(routed):>4.0%}  {tame(name)}")
     typer.echo(f"{output}: {len(routed)} prompts")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from persyn_hf.config import Service, Teacher
 from persyn_hf.endpoints.keys import find_key
-from persyn_hf.text import shown
+from persyn_hf.text import tame
 
 #: Longest excerpt of a server's own words in an error.
 _EXCERPT = 200
@@ -70,4 +70,4 @@ class Endpoint:
 
     def clean(self, text: str, limit: int = _EXCERPT) -> str:
         """A short excerpt of foreign text, fit for a terminal, that surely holds no key."""
-        return shown(text, limit, self.key)
+        return tame(text, limit, self.key)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from persyn_hf.text import shown_lines
+from persyn_hf.text import tame_lines
 
 Result = TypeVar("Result")
 
@@ -192,5 +192,5 @@ def exit_on_sigterm() -> None:
 def say(*lines: object) -> None:
     """Writes lines to standard error; what is in them cannot command a terminal."""
     for line in lines:
-        sys.stderr.write(shown_lines(line) + "\n")
+        sys.stderr.write(tame_lines(line) + "\n")
     sys.stderr.flush()

@@ -154,7 +154,7 @@ def _bars(tallies: Sequence[Tally], console: Console) -> Iterator[None]:
         auto_refresh=False,
     )
     with bars:
-        names = [text.shown(tally.name) for tally in tallies]
+        names = [text.tame(tally.name) for tally in tallies]
         ids = [bars.add_task(name, total=tally.total, state="") for name, tally in zip(names, tallies, strict=True)]
         ticking = asyncio.get_running_loop().create_task(_tick(bars, ids, tallies))
         try:

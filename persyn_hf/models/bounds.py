@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn_hf.models.files import ModelFiles
-from persyn_hf.text import shown
+from persyn_hf.text import tame
 
 #: Numbers by which libraries loop while they read a configuration, by how their keys end, and the most of each. The
 #: deepest published models have some hundred layers, the widest some thousand experts.
@@ -42,7 +42,7 @@ def check_bounds(files: ModelFiles, config: Mapping[str, Any]) -> None:
         # transformers would run it: compiled code out of a repository of kernels.
         elif key.endswith(_CODE) and "/" in str(value):
             raise files.wrong(
-                f": its `config.json` asks for code from the Hub, `{key}: {shown(value, 80)}`; none is loaded."
+                f": its `config.json` asks for code from the Hub, `{key}: {tame(value, 80)}`; none is loaded."
             )
     labels = config.get("id2label")
     if isinstance(labels, Mapping | list) and len(labels) > _MOST_LABELS:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn_hf.errors import ConfigError, PersynError
-from persyn_hf.text import shown, shown_lines
+from persyn_hf.text import tame, tame_lines
 
 CONFIG_FILE = "config.json"
 
@@ -54,7 +54,7 @@ class ModelFiles:
 
     def wrong(self, problem: str) -> PersynError:
         """The error that says what is wrong with it: "The student `org/student`" and the problem."""
-        return self.error(shown_lines(f"{self.role} `{self.name}`{problem}"))
+        return self.error(tame_lines(f"{self.role} `{self.name}`{problem}"))
 
     def find(self, file: str) -> Path | None:
         """A file of the model, downloaded where need be; `None` where the model has none of that name."""
@@ -136,8 +136,8 @@ def _reason(error: BaseException) -> str:
     """An error of a library as one printable line: it may quote the files."""
     kind = type(error).__name__
     if kind == "SafetensorError":
-        return f"a safetensors file is damaged or truncated: {shown(error, _LONGEST)}"
-    text = shown(error, _LONGEST)
+        return f"a safetensors file is damaged or truncated: {tame(error, _LONGEST)}"
+    text = tame(error, _LONGEST)
     # A KeyError's text is the key alone; the kind says what it means.
     return text if text and isinstance(error, OSError | ValueError) else f"{kind}: {text}".removesuffix(": ")
 

@@ -15,7 +15,7 @@ from persyn_hf.models.device import DTYPES, dtype_named
 from persyn_hf.models.files import CONFIG_FILE, ModelFiles, plain_object, read_config, reading
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
-from persyn_hf.text import shown
+from persyn_hf.text import tame
 
 if TYPE_CHECKING:
     import torch
@@ -251,7 +251,7 @@ def _refuse_incomplete(files: ModelFiles, model: Any, report: Mapping[str, Any],
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return shown(", ".join(names[:5]), 500) + more
+    return tame(", ".join(names[:5]), 500) + more
 
 
 def _pinned(files: ModelFiles) -> dict[str, Any]:

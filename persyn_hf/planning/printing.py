@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from persyn_hf.config import POLICY_LABELS
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, RunPlan
-from persyn_hf.text import markup, shown
+from persyn_hf.text import markup, tame
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def print_plan(plan: RunPlan, console: Console, actual: Actual | None = None) ->
     if actual is not None and actual.errors:
         console.print(f"{actual.errors} answers failed and are not counted.", highlight=False)
     for note in plan.notes:
-        console.print(f"• {shown(note)}", highlight=False, markup=False)
+        console.print(f"• {tame(note)}", highlight=False, markup=False)
 
 
 def _table(title: str, left: str, right: Sequence[str]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from persyn_hf.config import Service, read_settings
 from persyn_hf.config.settings import base_url
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.event_loop import run_to_end
-from persyn_hf.endpoints.requests import Patience, Send, ask_all
+from persyn_hf.endpoints.requests import Item, Patience, Result, Send, ask_all
 from persyn_hf.errors import (
     ConfigError,
     DataError,
@@ -35,9 +35,6 @@ _TIMEOUT = 60.0
 _MAX_BYTES = 16 * 2**20
 #: Statuses by which the server says that it cannot read a prompt.
 _UNREADABLE = frozenset({413, 422})
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
-from persyn_hf.text import markup, shown
+from persyn_hf.text import markup, tame
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -209,6 +209,6 @@ def name_missing(table: Path) -> list[str]:
         own = [row for row in rows if row[columns.TEACHER] == teacher]
         ids = ", ".join(row[columns.PROMPT_ID] for row in own[:_NAMED]) + (", …" if count > _NAMED else "")
         reasons = Counter(row[columns.ERROR] for row in own).most_common(_NAMED)
-        lines.append(f"  {shown(teacher)}: {count} without an answer (prompts {ids})")
-        lines += [f"    {number} x {shown(reason)}" for reason, number in reasons]
+        lines.append(f"  {tame(teacher)}: {count} without an answer (prompts {ids})")
+        lines += [f"    {number} x {tame(reason)}" for reason, number in reasons]
     return lines

@@ -29,7 +29,7 @@ from persyn_hf.models.files import ModelFiles, read_config, reading
 from persyn_hf.routing.backbone import build_classifier
 from persyn_hf.scoring.reward_model import load_reward_model
 from persyn_hf.scoring.student import load_student
-from persyn_hf.text import shown
+from persyn_hf.text import tame
 from tests.scoring.models import save_reward_model
 
 
@@ -302,8 +302,8 @@ def test_a_huge_configuration_is_not_read(copy):
 
 
 def test_a_strangers_text_moves_no_terminal():
-    assert shown("a\x1b[2J\nb\u202ec\u2028d\r\n") == "a bc d"
-    assert shown("x" * 9000, 500) == "x" * 500 + "…"
+    assert tame("a\x1b[2J\nb\u202ec\u2028d\r\n") == "a bc d"
+    assert tame("x" * 9000, 500) == "x" * 500 + "…"
 
 
 def test_a_saved_tokenizer_does_not_depend_on_its_use(tiny_lm, tmp_path):
