@@ -133,7 +133,7 @@ def test_a_log_has_a_line_every_so_often(capsys, monkeypatch):
     said = capsys.readouterr().err
     lines = said.splitlines()
     assert lines[0] == "1 teacher, 10 rows: asking"
-    shape = r"0:00:00: (\d+) of 10 rows \(\d+%\), [0-2] in flight, \d+ tokens/s, 0 errors(, about 0:00:\d\d left)?"
+    shape = r"0:00:0\d: (\d+) of 10 rows \(\d+%\), [0-2] in flight, \d+ tokens/s, 0 errors(, about 0:00:\d\d left)?"
     counts = [int(match[1]) for line in lines[1:-2] if (match := re.fullmatch(shape, line))]
     assert len(counts) >= 3
     assert counts == sorted(counts) and 0 <= counts[0] < counts[-1] <= 10

@@ -38,7 +38,7 @@ def test_teachers_at_one_address_share_the_smallest_limit(caps, cap):
     assert prompts // 2 - 2 <= middle.count("a") <= prompts + 2  # neither waits for the other's end
     assert prompts // 2 - 2 <= middle.count("b") <= prompts + 2
     ideal = 2 * prompts * delay / cap
-    assert took < 3 * ideal + 3  # and no place stays empty
+    assert took < 3 * ideal + 10  # and no place stays empty
 
 
 def test_a_limit_that_nobody_knows_is_learnt_once_for_all():
