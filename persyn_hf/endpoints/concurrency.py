@@ -74,8 +74,9 @@ class AdaptiveLimit:
         self._settle = max(0, self._settle - 1)
         self._calm += 1
         if seconds is not None and self._watch_latency:
-            # The larger of the two: while the first requests are sent one by one, most of them run beside all others.
-            fewer = self._pace.note(max(beside, self.in_flight), seconds, tokens or 1)
+            # The first requests are sent one by one, and yet run beside those that follow them.
+            number = beside if self._pace.began else max(beside, self.in_flight)
+            fewer = self._pace.note(number, seconds, tokens or 1)
             if fewer is not None:
                 self.current = max(1, min(self.current, fewer))
                 return
@@ -136,6 +137,11 @@ class Pace:
         self._collapsed = 0
         self._rest, self._rested = _FIRST_REST, 0
         self._clear()
+
+    @property
+    def began(self) -> bool:
+        """Whether a window has been measured that others are compared with."""
+        return self._best is not None
 
     def _clear(self) -> None:
         self._count = self._numbers = self._tokens = self._size = 0

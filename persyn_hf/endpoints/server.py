@@ -112,12 +112,13 @@ class Server:
 
     def free(self, share: Share) -> int:
         """Requests that a caller may start now."""
-        with self.lock:
-            free = self.limit.free
-            if free > 0 and self._waiting:
-                own = share.turn
-                free -= sum(other.turn < own for other in self._waiting if other is not share)
+        limit = self.limit
+        free = limit.current - limit.in_flight
+        if free <= 0 or not self._waiting:
             return free
+        with self.lock:
+            own = share.turn
+            return free - sum(other.turn < own for other in self._waiting if other is not share)
 
     def wait(self, share: Share, wake: Callable[[], None] | None) -> None:
         """Notes what to call when there may be a place for a caller; `None` where it waits no more."""
@@ -128,6 +129,16 @@ class Server:
                 share.wake = wake
                 self._waiting[share] = None
             self._offer(looked=share)
+
+    def is_waiting(self, share: Share) -> bool:
+        """Whether a caller waits for a place."""
+        return share in self._waiting
+
+    def pass_on(self, share: Share) -> None:
+        """Wakes the caller whose turn it is, where there is a place that another one, which has just looked, left."""
+        if self.limit.free > 0:
+            with self.lock:
+                self._offer(looked=share)
 
     def forget(self) -> None:
         """In a process that was forked: leaves the slots to the one that it was forked from."""
@@ -200,6 +211,7 @@ class Share:
         self.in_flight = 0
         self.entered = 0
         self.wake: Callable[[], None] = lambda: None
+        self._wake: Callable[[], None] | None = None
         self._scale: float | None = None
         self._sample: list[float] = []
 
@@ -237,6 +249,10 @@ class Share:
 
     def wait(self, wake: Callable[[], None]) -> None:
         """Asks to be woken in the running event loop when there may be a place, until it [`waits_no_more`]."""
+        if wake == self._wake and self.server.is_waiting(self):
+            self.server.pass_on(self)
+            return
+        self._wake = wake
         loop, thread = asyncio.get_running_loop(), threading.get_ident()
 
         def from_anywhere() -> None:
@@ -249,7 +265,8 @@ class Share:
 
     def waits_no_more(self) -> None:
         """Leaves the places to others."""
-        self.server.wait(self, None)
+        if self.server.is_waiting(self):
+            self.server.wait(self, None)
 
     def answered(self, seconds: float | None = None, beside: int = 1, tokens: int | None = None) -> None:
         """A request that is still counted in flight succeeded; the arguments are as in [`AdaptiveLimit`]."""
