@@ -26,9 +26,10 @@ class Allocation(Settings):
         top_k (`int`, defaults to 1): Different teachers for each prompt; their answers are scored and the best kept.
         temperature (`float`, defaults to 0): Diversity: noise on the scores.
         scale (defaults to `"bradley-terry"`): What is summed: scores, or the share of teachers they expect to beat.
-        strong_share (`float`, defaults to 0.5): Of `mix`: strong to weak 1:1.
-        beta (`float`, defaults to 3): Of `car`.
-        student_family (`str`, *optional*): For `family-strong`.
+        strong_share (`float`, defaults to 0.5): Share of the strong teacher in `mix`.
+        beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
+        student_family (`str`, *optional*): The student's family, as the teachers' `family` writes it, for
+            `family-strong`.
     """
 
     policy: AllocationPolicy = "persyn"

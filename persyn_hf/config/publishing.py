@@ -16,7 +16,7 @@ class Publish(Settings):
         private (`bool`, defaults to `True`): Visibility of new repositories.
         revision (`str`, *optional*): A branch of both repositories, made where it is not there.
         create_pr (`bool`, defaults to `False`): Open pull requests instead of committing.
-        commit_message (`str`): Of every commit.
+        commit_message (`str`): Message of every commit.
         tags (`tuple[str, ...]`, defaults to `()`): Git tags for both commits, as `v1.0`.
         collection (`str`, *optional*): Slug of a collection, or the title of one that is made where it is not there.
         license (`str`, *optional*): Licence identifier of dataset and router.
