@@ -35,9 +35,23 @@ def said(*arguments):
 
 def test_the_commands():
     assert [" ".join(name) for name in COMMANDS] == [
-        "allocate", "doctor", "push", "pull", "plan", "route", "evaluate", "run", "demo", "schema", "train-student",
-        "compare", "ledger show", "ledger export", "ledger prune", "ledger rescue",
-    ]  # fmt: skip
+        "allocate",
+        "doctor",
+        "push",
+        "pull",
+        "plan",
+        "route",
+        "evaluate",
+        "run",
+        "demo",
+        "schema",
+        "train-student",
+        "compare",
+        "ledger show",
+        "ledger export",
+        "ledger prune",
+        "ledger rescue",
+    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS, ids=" ".join)

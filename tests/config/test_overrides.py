@@ -44,9 +44,16 @@ def refused(file, *given):
 
 def test_values_are_yaml_and_all_else_stays(file):
     made = read(
-        file, "reward.alpha=0.2", "student.device=cpu", "publish={tags: [v1.0], language: [en, de]}", "max_cost=null",
-        "compare.seeds.1=7", "training.lora.r=4", "training.extra.optim_args.beta=0.9", "prompts.split=test[:10]",
-    )  # fmt: skip
+        file,
+        "reward.alpha=0.2",
+        "student.device=cpu",
+        "publish={tags: [v1.0], language: [en, de]}",
+        "max_cost=null",
+        "compare.seeds.1=7",
+        "training.lora.r=4",
+        "training.extra.optim_args.beta=0.9",
+        "prompts.split=test[:10]",
+    )
     plain = RunConfig.from_yaml(file)
     assert made.reward.alpha == 0.2 and made.reward.normalization == "minmax"
     assert made.student.device == "cpu" and made.student.model == "s"
@@ -59,9 +66,14 @@ def test_values_are_yaml_and_all_else_stays(file):
 
 def test_an_entry_goes_by_its_name_or_its_index(file):
     made = read(
-        file, "teachers.0.timeout=1", "teachers.Qwen2.5-7B-it.timeout=2", "teachers.1.max_concurrency=3",
-        "quality.sources.right.weight=2", "quality.sources.1.weight=3", "compare.students.one.family=Qwen2.5",
-    )  # fmt: skip
+        file,
+        "teachers.0.timeout=1",
+        "teachers.Qwen2.5-7B-it.timeout=2",
+        "teachers.1.max_concurrency=3",
+        "quality.sources.right.weight=2",
+        "quality.sources.1.weight=3",
+        "compare.students.one.family=Qwen2.5",
+    )
     # A name counts before an index: `1` is the third teacher's name.
     assert [teacher.timeout for teacher in made.teachers] == [1, 2, 120]
     assert [teacher.max_concurrency for teacher in made.teachers] == [None, None, 3]
