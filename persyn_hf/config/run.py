@@ -133,4 +133,6 @@ def _problem(error: Exception) -> str:
     """What is wrong with a YAML text and where, without the line itself: it may hold a secret."""
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or type(error).__name__
+    if isinstance(error, yaml.composer.ComposerError | yaml.constructor.ConstructorError):
+        what = what.partition(" '")[0]  # a name, a tag or a value of the file follows
     return what if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {what}"

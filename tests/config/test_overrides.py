@@ -1,5 +1,7 @@
 """`--set section.key=value`: one key of a run file, from outside of it."""
 
+import json
+
 import pytest
 import yaml
 
@@ -79,6 +81,28 @@ def test_an_entry_goes_by_its_name_or_its_index(file):
     assert [teacher.max_concurrency for teacher in made.teachers] == [None, None, 3]
     assert [source.weight for source in made.quality.sources] == [2, 3]
     assert made.compare.students[0].family == "Qwen2.5"
+
+
+def _leaves(value, *place):
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _leaves(part, *place, str(key))
+    if not parts:
+        yield ".".join(place), value
+
+
+def test_every_value_of_a_file_can_be_set_where_it_stands(file):
+    data = yaml.safe_load(file.read_text()) | {"allocation": {"max_share": {"1": 0.5}, "top_k": 2}, "seed": 3}
+    data["teachers"][2]["name"] = "third"
+    data["allocation"]["max_share"] = {"third": 0.5}
+    wanted = RunConfig.from_dict(data)
+    leaves = dict(_leaves(data))
+    assert len(leaves) > 25 and leaves["teachers.1.sampling.temperature"] == 0.5
+    assert RunConfig.from_dict(data, overrides=leaves) == wanted
+    given = parse_overrides(f"{key}={json.dumps(value)}" for key, value in leaves.items())
+    assert given == leaves
+    blank = data | {"teachers": [{}, {}, {}], "reward": {"alpha": 1}, "student": None, "allocation": None}
+    assert RunConfig.from_dict(blank, overrides=given | {"reward.alpha": 0.4}) == wanted
 
 
 def test_what_yaml_shares_by_an_alias_is_changed_in_one_place(file):
@@ -177,5 +201,8 @@ def test_a_broken_file_is_explained_without_its_line(tmp_path):
     path.write_text(f"seed: 1\nstudent: [{SECRET}: }}\n")
     said = refused(path)
     assert SECRET not in said and "run.yaml: is not valid YAML: line 2, column 36: " in said
+    for text in (f"seed: *{SECRET}\n", f"seed: !{SECRET} 1\n", f"seed: !!int {SECRET}\n", f"[{SECRET}]: 1\n"):
+        path.write_text(text)
+        assert "run.yaml: is not valid YAML: " in refused(path) and SECRET not in refused(path)
     path.write_text("[" * 50_000)
     assert refused(path).endswith("run.yaml: is not valid YAML: RecursionError.")
