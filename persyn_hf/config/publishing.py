@@ -11,7 +11,8 @@ class Publish(Settings):
     """Where the results go. Without repositories they stay in the run folder.
 
     Args:
-        dataset_repo_id, router_repo_id (`str`, *optional*): Hub repositories to push to.
+        dataset_repo_id (`str`, *optional*): Hub repository of the personalised set, as `me/my-student-data`.
+        router_repo_id (`str`, *optional*): Hub repository of the router; needs `dataset_repo_id`.
         config_name (`str`, defaults to `"default"`): The dataset's configuration; one per student.
         private (`bool`, defaults to `True`): Visibility of new repositories.
         revision (`str`, *optional*): A branch of both repositories, made where it is not there.

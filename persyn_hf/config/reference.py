@@ -193,7 +193,7 @@ def _anchor(heading: str) -> str:
 def _bounds(part: Mapping[str, Any]) -> Iterator[str]:
     for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")):
         if key in part:
-            yield f"{sign} {part[key]:,}"
+            yield f"{sign} {part[key]:,.12g}"
     if part.get("minLength"):
         yield "not empty"
     if part.get("type") == "array" and "prefixItems" not in part and part.get("minItems"):

@@ -68,7 +68,9 @@ class Student(Settings):
     Args:
         model (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Commit, tag or branch.
-        dtype (defaults to `"auto"`), device (*optional*), attn_implementation (*optional*): How it is run for scoring.
+        dtype (defaults to `"auto"`): Of its weights in scoring; `auto` is the checkpoint's.
+        device (*optional*): Where it is scored with, as `cuda:1` or `cpu`. Left out: a GPU where there is one.
+        attn_implementation (*optional*): Attention in scoring, as transformers names it: `sdpa`, `eager` …
         token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
         too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
         metrics (defaults to none): Further columns beside `learnability`: `rsr`, `perplexity`, `completion_tokens`.

@@ -108,7 +108,7 @@ class LmEval(Settings):
     Args:
         tasks (`tuple[str, ...]`): As `lm-eval ls tasks` names them: `ifeval`, `truthfulqa_mc2`, `gsm8k` …
         limit (`int`, *optional*): Only the first documents of each task.
-        num_fewshot (`int`, *optional*): Left out: each task's own.
+        num_fewshot (`int`, *optional*): Solved examples before each question. Left out: each task's own number.
         batch_size (`int` or `"auto"`, defaults to `"auto"`): Requests in one forward pass; `"auto"` finds the most.
         apply_chat_template (`bool`, defaults to `True`): Ask as a conversation, which is how the student is trained.
         include_path (`str`, *optional*): A folder with further task definitions.
@@ -133,7 +133,7 @@ class Compare(Settings):
         held_out (`Prompts`): The prompts that trained students are judged on; none of them may be a training prompt.
         policies (`tuple[str, ...]`): Of `strong`, `mix`, `family-strong`, `car`, `random`, `persyn` and `oracle`. The
             oracle needs every teacher's answer to every training prompt: N · M generations.
-        seeds (`tuple[int, ...]`, defaults to five): Of the training and of the policies that draw at random. The
+        seeds (`tuple[int, ...]`, defaults to five): Seeds of the training and of the policies that draw at random. The
             answers, the probe and the router are those of the run's own `seed`.
         quality (`Quality`, *optional*): What judges held-out answers. Left out: the run's `quality`.
         decodings (`tuple[Decoding, ...]`, defaults to greedy): How students answer the held-out prompts.
