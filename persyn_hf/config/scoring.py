@@ -69,7 +69,7 @@ class Student(Settings):
         model (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Commit, tag or branch.
         dtype (defaults to `"auto"`): Of its weights in scoring; `auto` is the checkpoint's.
-        device (*optional*): Where it is scored with, as `cuda:1` or `cpu`. Left out: a GPU where there is one.
+        device (*optional*): Device of scoring, as `cuda:1` or `cpu`. Left out: a GPU where there is one.
         attn_implementation (*optional*): Attention in scoring, as transformers names it: `sdpa`, `eager` …
         token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
         too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
