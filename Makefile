@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODELS := .models
 
-.PHONY: demo test test-slow check bench setup setup-test clean
+.PHONY: demo test test-slow coverage check docs bench setup setup-test clean
 
 demo: setup
 	$(BIN)/persyn-hf demo --models $(MODELS) --output-dir runs/demo
@@ -23,6 +23,16 @@ test: setup-test $(MODELS)/.ready
 
 test-slow: setup-test $(MODELS)/.ready
 	$(BIN)/python -m pytest -m slow
+
+# Takes about half as long again as `make test`. Fails below the floor in pyproject.toml.
+coverage: setup-test $(MODELS)/.ready
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
+
+# The pages that the sections of the configuration write of themselves.
+docs: setup
+	$(BIN)/persyn-hf schema --output docs/schema.json
+	$(BIN)/persyn-hf schema --markdown --output docs/reference.md
 
 check: setup-test
 	$(BIN)/ruff check .

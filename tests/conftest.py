@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 
 @pytest.fixture(autouse=True)
-def _no_server_is_known():
+def _no_server_is_known() -> None:
     """A port comes back within minutes: the next server at an address bears what it bears."""
     from persyn_hf.endpoints import server
 
@@ -26,7 +26,7 @@ def _no_server_is_known():
 
 
 @pytest.fixture(scope="session")
-def models():
+def models() -> Path:
     """The folder with both real checkpoints and the demo's prompts; laid out once and kept."""
     from persyn_hf.demo.settings import prepare_demo
 
@@ -35,7 +35,7 @@ def models():
 
 
 @pytest.fixture(scope="session")
-def tiny_lm(tmp_path_factory):
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of some thousand parameters with a byte-level tokenizer and a chat template."""
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 LARGE = (".parquet", ".safetensors", ".png")
 EMPTY = "0" * 40
@@ -77,7 +79,9 @@ class Repo:
         return [message for _, where, message in self.log[1:] if where == branch]
 
     def text(self, path: str, branch: str = "main") -> str:
-        return self.trees[self.branches[branch]][path].content.decode()
+        content = self.trees[self.branches[branch]][path].content
+        assert content is not None, f"{path} is a large file"
+        return content.decode()
 
     def write(self, branch: str = "main", message: str = "by a person", **files: str | bytes | None) -> str:
         """Commits as a person would on the website; `None` deletes. Keys are paths with `__` for `/`."""
@@ -110,7 +114,9 @@ class CommitError(Exception):
         self.status, self.message, self.code = status, message, code
 
 
-def apply_commit(repo: Repo, revision: str, lines: list[dict], create_pr: bool, is_there) -> tuple[str, str]:
+def apply_commit(
+    repo: Repo, revision: str, lines: list[dict[str, Any]], create_pr: bool, is_there: Callable[[str], bool]
+) -> tuple[str, str]:
     """Applies the lines of a commit request; `is_there(sha256)` says whether a large file was uploaded.
 
     Returns the new commit and the branch or pull request it stands on.

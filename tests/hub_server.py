@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import uvicorn
 import yaml
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from tests.hub_repos import LARGE, CommitError, File, Repo, Tree, apply_commit, xet_hashes
 
@@ -46,7 +48,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.collections: dict[str, dict] = {}
+        self.collections: dict[str, dict[str, Any]] = {}
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         self.cut_after: int | None = None  # requests that still get an answer; then the line is dead
@@ -77,7 +79,8 @@ class Hub:
 
     def reset(self) -> None:
         """Forgets everything but uploaded large files."""
-        self.repos.clear(), self.collections.clear(), self.requests.clear(), self.faults.clear()
+        for kept in (self.repos, self.collections, self.requests, self.faults):
+            kept.clear()
         self.cut_after, self.cut_late, self.before_commit = None, False, None
 
     def dataset(self, name: str = "me/data") -> Repo:
@@ -86,7 +89,7 @@ class Hub:
     def model(self, name: str = "me/router") -> Repo:
         return self.repos["model", name]
 
-    def add(self, kind: str, name: str, **options) -> Repo:
+    def add(self, kind: str, name: str, **options: Any) -> Repo:
         self.repos[kind, name] = Repo(kind, name, options.pop("private", True), **options)
         return self.repos[kind, name]
 
@@ -96,7 +99,7 @@ class Hub:
     def content(self, file: File) -> bytes:
         return file.content if file.content is not None else self._blob_path(file.sha256).read_bytes()
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. A dead line is a connection that is closed without a word."""
         request = Request(scope, receive)
         segments = [unquote(part) for part in scope["raw_path"].decode().split("?")[0].strip("/").split("/")]
@@ -217,7 +220,7 @@ class Hub:
         self.add(kind, name, private=private)
         return JSONResponse({"url": url})
 
-    def _preupload(self, repo: Repo, revision: str, body: dict) -> Response:
+    def _preupload(self, repo: Repo, revision: str, body: dict[str, Any]) -> Response:
         if revision not in repo.branches:
             return _error(404, "Revision not found", "RevisionNotFound")
         tree = repo.trees[repo.branches[revision]]
@@ -291,7 +294,7 @@ class Hub:
         if not inside:
             return _error(404, "not found", "EntryNotFound")
         recursive = request.query_params.get("recursive", "").lower() == "true"
-        entries: dict[str, dict] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for name in inside:
             parts = name.removeprefix(prefix).split("/")
             for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
@@ -307,7 +310,7 @@ class Hub:
             headers["Link"] = f'<{following}>; rel="next"'
         return JSONResponse(page, headers=headers)
 
-    def _entry(self, path: str, file: File) -> dict:
+    def _entry(self, path: str, file: File) -> dict[str, Any]:
         entry = {"type": "file", "path": path, "size": file.length, "oid": file.oid}
         if file.content is None:
             entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": len(file.pointer)}
@@ -402,7 +405,7 @@ def _error(status: int, message: str, code: str | None = None, headers: dict[str
 
 
 def _refs(repo: Repo) -> Response:
-    def entry(name: str, commit: str, folder: str) -> dict:
+    def entry(name: str, commit: str, folder: str) -> dict[str, Any]:
         return {"name": name, "ref": f"{folder}/{name}", "targetCommit": commit}
 
     branches = [entry(n, c, "refs/heads") for n, c in repo.branches.items() if not n.startswith("refs/")]
@@ -410,7 +413,7 @@ def _refs(repo: Repo) -> Response:
     return JSONResponse({"branches": branches, "tags": tags, "converts": []})
 
 
-def _validate_yaml(body: dict) -> Response:
+def _validate_yaml(body: dict[str, Any]) -> Response:
     """The checks of the real one that our metadata could fail."""
     match = re.match(r"\s*---\r?\n(.*?)\r?\n---", body["content"], re.DOTALL)
     try:
@@ -432,7 +435,7 @@ def _validate_yaml(body: dict) -> Response:
     return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
 
-async def _hang_up(send) -> None:
+async def _hang_up(send: Any) -> None:
     """Closes the connection; uvicorn keeps its transport on the object that `send` is bound to."""
     send.__self__.transport.abort()
     for _ in range(20):

@@ -13,8 +13,10 @@ import os
 import pkgutil
 import sys
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
@@ -35,14 +37,14 @@ class Server(BaseHTTPRequestHandler):
 
     asked: list[str] = []  # noqa: RUF012 - one list for all requests
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         answers = {
             "/v1/models": {"object": "list", "data": [{"id": "org/a"}, {"id": "org/b"}]},
             "/info": {"model_type": {"classifier": {"id2label": LABELS}}, "max_client_batch_size": 4},
         }
         self._send(answers.get(self.path), 200 if self.path in answers else 404)
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(self.path)
         if self.path == "/predict":
@@ -56,7 +58,7 @@ class Server(BaseHTTPRequestHandler):
         common = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
         self._send(common | {"choices": [choice], "usage": usage})
 
-    def _send(self, value, status=200):
+    def _send(self, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -64,19 +66,19 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *arguments):
+    def log_message(self, *arguments: Any) -> None:
         pass
 
 
 @contextlib.contextmanager
-def served():
+def served() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
 
 
-def modules():
+def modules() -> dict[str, str]:
     """Modules that cannot be imported, with the reason."""
     import persyn_hf
 
@@ -91,7 +93,7 @@ def modules():
     return failed
 
 
-def configuration(folder, url):
+def configuration(folder: Path, url: str) -> tuple[Path, dict[str, Any]]:
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     settings = {
         "output_dir": str(folder / "run"),
@@ -107,20 +109,20 @@ def configuration(folder, url):
     return path, settings
 
 
-def commands(folder, config):
+def commands(folder: Path, config: Path) -> dict[str, Any]:
     """Exit code and output of commands; `--help` of every one."""
     import typer
     from typer.testing import CliRunner
 
     from persyn_hf.cli import app
 
-    def call(*arguments):
+    def call(*arguments: Any) -> dict[str, Any]:
         before = len(Server.asked)
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])
         said = done.output if done.exception is None or isinstance(done.exception, SystemExit) else str(done.exception)
         return {"code": done.exit_code, "said": said, "asked": len(Server.asked) - before}
 
-    def helps(command, words):
+    def helps(command: Any, words: Sequence[str]) -> Iterator[tuple[str, int]]:
         yield " ".join(words), call(*words, "--help")["code"]
         for name, inner in getattr(command, "commands", {}).items():
             yield from helps(inner, [*words, name])
@@ -140,7 +142,7 @@ def commands(folder, config):
     }
 
 
-def functions(folder, url, settings):
+def functions(folder: Path, url: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Values of the functions that need no model."""
     import numpy as np
     from datasets import Dataset
@@ -172,14 +174,14 @@ def functions(folder, url, settings):
     }
 
 
-def refusals(folder, url, settings):
+def refusals(folder: Path, url: str, settings: dict[str, Any]) -> dict[str, Any]:
     """What is said where a package is missing."""
     import numpy as np
     from datasets import Dataset
 
     import persyn_hf
 
-    def said(act):
+    def said(act: Callable[[], object]) -> list[Any]:
         try:
             act()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is looked at
@@ -207,10 +209,10 @@ def refusals(folder, url, settings):
     }
 
 
-def main():
+def main() -> None:
     folder = Path(sys.argv[1])
     if "--hide" in sys.argv:
-        from without import hide
+        from without import hide  # type: ignore[import-not-found] # beside this file
 
         hide()
     import persyn_hf

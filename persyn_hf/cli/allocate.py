@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 
-from persyn_hf.cli.app import app
+from persyn_hf.cli.app import SetOption, app, merged_overrides, moved_to_set
+from persyn_hf.config import Allocation, Policy, Settings
+from persyn_hf.config.overrides import read_overridden
 from persyn_hf.errors import ConfigError
 from persyn_hf.tables import replaced
 from persyn_hf.text import tame_lines
@@ -16,8 +18,45 @@ from persyn_hf.text import tame_lines
 if TYPE_CHECKING:
     from datasets import Dataset
 
+#: What a run takes from its teachers' prices and lengths is given here as `cost` and `throughput`.
+_OF_A_RUN = ("expected_tokens", "prompt_tokens", "tokens_per_second")
 
-@app.command()
+
+class _TableAllocation(Allocation):
+    """The section of a run, over any table: scores may be rewards, and the probe may hold every prompt."""
+
+    policy: Policy = "persyn"  # type: ignore[assignment]
+    scale: Literal["bradley-terry", "win-rate", "reward"] = "bradley-terry"  # type: ignore[assignment]
+
+
+class _TableSettings(Settings):
+    """What `--set` of `allocate` takes."""
+
+    allocation: _TableAllocation = _TableAllocation()
+    cost: dict[str, float] | None = None
+    throughput: dict[str, float] | None = None
+    families: dict[str, str] | None = None
+    seed: int = Field(0, ge=0)
+
+
+@app.command(
+    cls=moved_to_set(
+        max_share="allocation.max_share.NAME=0.5",
+        min_share="allocation.min_share.NAME=0.05",
+        budget="allocation.budget=…",
+        cost="cost.NAME=0.002",
+        makespan="allocation.makespan=…",
+        throughput="throughput.NAME=3.5",
+        top_k="allocation.top_k=…",
+        temperature="allocation.temperature=…",
+        scale="allocation.scale=…",
+        student_family="allocation.student_family=…",
+        family="families.NAME=…",
+        seed="seed=…",
+    ),
+    epilog="Example: persyn-hf allocate routed.parquet --output out.parquet --router org/router "
+    "--set allocation.max_share=0.5",
+)
 def allocate(
     routed: Annotated[Path, typer.Argument(help="A Parquet file with `route_scores`, as `route` writes it.")],
     output: Annotated[Path, typer.Option(help="The Parquet file to write, with `route` set (and `routes`).")],
@@ -25,56 +64,57 @@ def allocate(
     teachers: Annotated[str | None, typer.Option(help="Instead: the teachers in the scores' order, a,b,c.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the router.")] = None,
     policy: Annotated[
-        str, typer.Option(help="persyn, or a baseline: strong, mix, family-strong, car, random, oracle.")
-    ] = "persyn",
-    max_share: Annotated[
-        list[str] | None, typer.Option(help="Largest share of the prompts: 0.5 for every teacher, or name=0.5.")
+        str | None, typer.Option(help="persyn, or a baseline: strong, mix, family-strong, car, random, oracle.")
     ] = None,
-    min_share: Annotated[list[str] | None, typer.Option(help="Smallest share: 0.05, or name=0.05.")] = None,
-    budget: Annotated[float | None, typer.Option(help="USD for all answers; needs --cost.", min=0)] = None,
-    cost: Annotated[list[str] | None, typer.Option(help="USD for one answer, name=0.002, for every teacher.")] = None,
-    makespan: Annotated[
-        str | None, typer.Option(help="Seconds for the slowest teacher, or `shortest`; needs --throughput.")
-    ] = None,
-    throughput: Annotated[list[str] | None, typer.Option(help="Answers per second, name=3.5, for each.")] = None,
-    top_k: Annotated[int, typer.Option(help="Different teachers for each prompt.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="Diversity: noise on the scores.", min=0)] = 0.0,
-    scale: Annotated[str, typer.Option(help="What is summed: bradley-terry, win-rate, or reward.")] = "bradley-terry",
     probe: Annotated[Path | None, typer.Option(help="Scored answers (Parquet) that a baseline chooses by.")] = None,
-    student_family: Annotated[str | None, typer.Option(help="For family-strong.")] = None,
-    family: Annotated[list[str] | None, typer.Option(help="A teacher's family, name=Qwen2.5.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is random.", min=0)] = 0,
+    settings: SetOption = None,
 ) -> None:
     """Choose teachers for the whole set: the largest sum of scores within shares, money and time.
 
+    --set takes the keys of the section allocation; cost.NAME (USD for one answer) for allocation.budget;
+    throughput.NAME (answers per second) for allocation.makespan; families.NAME; and seed.
     Exit code 1 where no allocation keeps all limits; the message says which, and by how much.
     """
     from persyn_hf.routing.allocation import allocate as allocation
 
-    table = _read(routed)
-    made = allocation.allocate(
+    made = _settings(merged_overrides(settings, allocation__policy=policy))
+    table, options = _read(routed), made.allocation
+    result = allocation.allocate(
         table,
         _teacher_names(router, revision, teachers),
-        policy=policy,
-        max_share=_shares(max_share, "--max-share"),
-        min_share=_shares(min_share, "--min-share"),
-        budget=budget,
-        cost=_numbers(cost, "--cost"),
-        makespan=_seconds(makespan),
-        throughput=_numbers(throughput, "--throughput"),
-        top_k=top_k,
-        temperature=temperature,
-        scale=cast(Any, scale),
+        policy=options.policy,
+        max_share=options.max_share,
+        min_share=options.min_share,
+        budget=options.budget,
+        cost=made.cost,
+        makespan=options.makespan,
+        throughput=made.throughput,
+        top_k=options.top_k,
+        temperature=options.temperature,
+        scale=options.scale,
         probe=_read(probe) if probe is not None else None,
-        families=dict(_pairs(family, "--family")),
-        student_family=student_family,
-        seed=seed,
+        families=made.families,
+        student_family=options.student_family,
+        strong_share=options.strong_share,
+        beta=options.beta,
+        seed=made.seed,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     with replaced(output) as staged:
-        made.apply(table).to_parquet(staged)
-    typer.echo(tame_lines(made))
+        result.apply(table).to_parquet(staged)
+    typer.echo(tame_lines(result))
     typer.echo(f"{output}: {len(table)} prompts")
+
+
+def _settings(overrides: dict[str, Any]) -> _TableSettings:
+    made = read_overridden(_TableSettings, {}, overrides, "allocate")
+    unread = [key for key in _OF_A_RUN if key in made.allocation.model_fields_set]
+    if unread:
+        raise ConfigError(
+            f"--set: `allocation.{unread[0]}` is of a run, which knows its teachers' prices; give `cost.NAME` "
+            "(USD for one answer) or `throughput.NAME` (answers per second)."
+        )
+    return made
 
 
 def _read(path: Path) -> Dataset:
@@ -93,34 +133,3 @@ def _teacher_names(router: str | None, revision: str | None, teachers: str | Non
     from persyn_hf.routing.router import PersynRouter
 
     return list(PersynRouter.from_pretrained(str(router), revision=revision).teachers)
-
-
-def _pairs(given: Sequence[str] | None, option: str) -> list[tuple[str, str]]:
-    pairs = []
-    for one in given or []:
-        name, sign, value = one.rpartition("=")
-        if not sign:
-            raise ConfigError(f"{option} must be given as name=value, got {one}.")
-        pairs.append((name, value))
-    return pairs
-
-
-def _numbers(given: Sequence[str] | None, option: str) -> dict[str, float] | None:
-    return {name: _number(value, option) for name, value in _pairs(given, option)} or None
-
-
-def _shares(given: Sequence[str] | None, option: str) -> float | dict[str, float] | None:
-    if given and len(given) == 1 and "=" not in given[0]:
-        return _number(given[0], option)
-    return _numbers(given, option)
-
-
-def _seconds(given: str | None) -> Any:
-    return given if given in (None, "shortest") else _number(str(given), "--makespan")
-
-
-def _number(value: str, option: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ConfigError(f"{option} must be a number, got {value}.") from None

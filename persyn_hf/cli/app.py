@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperCommand
 
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.config.overrides import parse_overrides
+from persyn_hf.errors import ConfigError
 from persyn_hf.packages import is_installed
 from persyn_hf.run.report import name_missing
 from persyn_hf.text import markup
@@ -24,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Find, for every prompt, the teacher your student learns most from, and build its training set that way.",
 )
 
@@ -45,6 +49,58 @@ UntilOption = Annotated[
     Stage, typer.Option(help="Stop after this stage. A later run goes on from there and repeats nothing.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the configuration, as reward.alpha=0.2 or teachers.qwen.timeout=60; the value is YAML. "
+        "May be repeated. `persyn-hf schema --markdown` prints every key.",
+    ),
+]
+
+
+class Command(TyperCommand):
+    """A command whose former flags answer with the `--set` that replaces them."""
+
+    moved: ClassVar[Mapping[str, str]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuses a former flag before the others are read."""
+        for argument in args[: args.index("--")] if "--" in args else args:
+            flag = argument.partition("=")[0]
+            if flag in self.moved:
+                raise ConfigError(f"The option {flag} is now given as: --set '{self.moved[flag]}'.")
+        return super().parse_args(ctx, args)
+
+
+def moved_to_set(**keys: str) -> type[Command]:
+    """The class of a command: for every flag that it no longer has, what `--set` takes instead.
+
+    Args:
+        keys (`str`): By the flag's name with underscores: what follows `--set`.
+    """
+    flags = {f"--{name.replace('_', '-')}": key for name, key in keys.items()}
+    return type("MovedFlags", (Command,), {"moved": flags})
+
+
+def read_run(path: Path, settings: Sequence[str] | None, **flags: Any) -> RunConfig:
+    """A configuration file with what the command line sets.
+
+    Args:
+        path (`Path`): The YAML file.
+        settings (`Sequence[str]`, *optional*): The values of `--set`.
+        flags: Curated flags by the key that they set, with `__` for the dot; `None` sets nothing. They count more
+            than `--set`.
+    """
+    return RunConfig.from_yaml(path, merged_overrides(settings, **flags))
+
+
+def merged_overrides(settings: Sequence[str] | None, **flags: Any) -> dict[str, Any]:
+    """What the command line sets, by dotted key; see [`read_run`]."""
+    given = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    return parse_overrides(settings or ()) | given
 
 
 def _version(wanted: bool) -> None:

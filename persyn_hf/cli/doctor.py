@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
-from persyn_hf.cli.app import app, quiet_libraries
-from persyn_hf.config import RunConfig
+from persyn_hf.cli.app import SetOption, app, quiet_libraries, read_run
+from persyn_hf.errors import ConfigError
 from persyn_hf.text import markup
 
 
-@app.command()
+@app.command(epilog="Example: persyn-hf doctor run.yaml --set teachers.qwen.endpoint=http://localhost:8001")
 def doctor(
     config: Annotated[
         Path | None, typer.Argument(help="The YAML file of a run; left out, only the installation is checked.")
     ] = None,
+    settings: SetOption = None,
 ) -> None:
     """Check versions, devices and the Hub token; with a configuration, also its prompts, models, endpoints and disk.
 
@@ -28,11 +29,13 @@ def doctor(
 
     from persyn_hf.doctor import check_configuration, check_endpoints, check_installation
 
+    if config is None and settings:
+        raise ConfigError("--set needs the YAML file whose keys it sets: persyn-hf doctor run.yaml --set …")
     quiet_libraries(quiet=True)
     findings = check_installation()
     if config is not None:
-        settings = RunConfig.from_yaml(config)
-        findings += check_configuration(settings) + check_endpoints(settings.teachers)
+        run = read_run(config, settings)
+        findings += check_configuration(run) + check_endpoints(run.teachers)
     table = Table(show_header=False, box=None)
     styles = {"ok": "green", "note": "yellow", "fail": "bold red"}
     for finding in findings:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persyn_hf.cli.app import QuietOption, app, quiet_libraries
-from persyn_hf.config import RunConfig
+from persyn_hf.cli.app import QuietOption, SetOption, app, moved_to_set, quiet_libraries, read_run
 from persyn_hf.errors import PublishError
 from persyn_hf.text import tame
 
@@ -17,28 +16,31 @@ if TYPE_CHECKING:
     from persyn_hf.publishing.repository import Pushed
 
 
-@app.command()
+@app.command(
+    cls=moved_to_set(
+        config_name="publish.config_name=…",
+        revision="publish.revision=…",
+        create_pr="publish.create_pr=true",
+        commit_message="publish.commit_message=…",
+        tag="publish.tags=[…]",
+        collection="publish.collection=…",
+        license="publish.license=…",
+        allow_secrets="publish.allow_secrets=true",
+    ),
+    epilog="Example: persyn-hf push run.yaml --dataset-repo-id me/data --set publish.license=apache-2.0",
+)
 def push(
-    config: Annotated[Path, typer.Argument(help="The YAML file of a run; stages that are not finished run first.")],
+    config: Annotated[Path, typer.Argument(help="The YAML file of the run; stages that are not finished run first.")],
     dataset_repo_id: Annotated[
         str | None, typer.Option(help="The dataset repository, as `me/my-student-data`. Default: the file's.")
     ] = None,
     router_repo_id: Annotated[str | None, typer.Option(help="The router's repository, as `me/my-router`.")] = None,
-    config_name: Annotated[str | None, typer.Option(help="The dataset's configuration; one per student.")] = None,
     public: Annotated[
         bool, typer.Option("--public", help="New repositories are public; private if left out.")
     ] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch of both repositories.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open pull requests instead of committing.")] = False,
-    commit_message: Annotated[str | None, typer.Option(help="Of every commit.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A git tag for both commits, as `v1.0`; repeatable.")] = None,
-    collection: Annotated[str | None, typer.Option(help="A collection's slug, or the title of a new one.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence identifier, as `apache-2.0`.")] = None,
-    allow_secrets: Annotated[
-        bool, typer.Option("--allow-secrets", help="Push text that looks like a key or a token.")
-    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and write everything, send nothing.")] = False,
     output_dir: Annotated[Path | None, typer.Option(help="The run folder, instead of the file's.")] = None,
+    settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Push a run's personalised dataset, and its router, to the Hub with their cards.
@@ -49,33 +51,24 @@ def push(
     """
     from persyn_hf.run.pipeline import run
 
-    overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}
-    settings = RunConfig.from_yaml(config, overrides)
-    given: dict[str, Any] = {
-        "dataset_repo_id": dataset_repo_id,
-        "router_repo_id": router_repo_id,
-        "config_name": config_name,
-        "revision": revision,
-        "commit_message": commit_message,
-        "tags": tag,
-        "collection": collection,
-        "license": license,
-        "private": False if public else None,
-        "create_pr": create_pr or None,
-        "allow_secrets": allow_secrets or None,
-        "dry_run": dry_run or None,
-    }
-    publish = settings.publish.model_dump(mode="json") | {k: v for k, v in given.items() if v is not None}
-    settings = RunConfig.from_dict(settings.model_dump(mode="json") | {"publish": publish}, source="push")
-    if settings.publish.dataset_repo_id is None:
+    made = read_run(
+        config,
+        settings,
+        output_dir=output_dir,
+        publish__dataset_repo_id=dataset_repo_id,
+        publish__router_repo_id=router_repo_id,
+        publish__private=False if public else None,
+        publish__dry_run=dry_run or None,
+    )
+    if made.publish.dataset_repo_id is None:
         raise PublishError("Name the dataset repository with `--dataset-repo-id`, or under `publish` in the file.")
     quiet_libraries(quiet)
-    result = run(settings, progress=not quiet, source=str(config))
+    result = run(made, progress=not quiet, source=str(config))
     assert result.published is not None, "a run with a dataset repository publishes"
     _print_published(result.published)
 
 
-@app.command()
+@app.command(epilog="Example: persyn-hf pull me/my-student-data runs/pulled")
 def pull(
     repo_id: Annotated[str, typer.Argument(help="A dataset that persyn-hf pushed, as `me/my-student-data`.")],
     output_dir: Annotated[Path, typer.Argument(help="Gets `dataset/` and `router/`.")],

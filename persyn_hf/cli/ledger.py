@@ -39,7 +39,7 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-@ledger_app.command()
+@ledger_app.command(epilog="Example: persyn-hf ledger show runs/demo/ledger.sqlite")
 def show(ledger: LedgerArgument) -> None:
     """Answers, tokens and money by model."""
     from rich.console import Console
@@ -60,7 +60,7 @@ def show(ledger: LedgerArgument) -> None:
     typer.echo(f"{ledger}: {answers:,} answers, {cost:.4f} USD, {ledger.stat().st_size / 2**20:.1f} MiB")
 
 
-@ledger_app.command()
+@ledger_app.command(epilog="Example: persyn-hf ledger export runs/demo/ledger.sqlite answers.parquet --format parquet")
 def export(
     ledger: LedgerArgument,
     output: Annotated[Path, typer.Argument(help="The file to write.")],
@@ -73,7 +73,7 @@ def export(
     typer.echo(f"{output}: {count:,} answers")
 
 
-@ledger_app.command()
+@ledger_app.command(epilog="Example: persyn-hf ledger prune runs/demo/ledger.sqlite --truncated --dry-run")
 def prune(
     ledger: LedgerArgument,
     model: Annotated[str | None, typer.Option(help="Only answers of this model.")] = None,
@@ -97,7 +97,7 @@ def prune(
     typer.echo(f"{ledger}: {count:,} answers {'would be removed' if dry_run else 'removed'}")
 
 
-@ledger_app.command()
+@ledger_app.command(epilog="Example: persyn-hf ledger rescue damaged.sqlite new.sqlite")
 def rescue(
     ledger: LedgerArgument, output: Annotated[Path, typer.Argument(help="The new ledger; must not be there.")]
 ) -> None:

@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from persyn_hf.cli.app import app, quiet_libraries
-from persyn_hf.config import RunConfig
+from persyn_hf.cli.app import SetOption, app, quiet_libraries, read_run
 
 
-@app.command("plan")
+@app.command("plan", epilog="Example: persyn-hf plan run.yaml --completion-tokens 300 --set probe.size=1000")
 def plan_command(
     config: Annotated[Path, typer.Argument(help="The YAML file of the run.")],
     completion_tokens: Annotated[
@@ -26,6 +25,7 @@ def plan_command(
     tokens_per_second: Annotated[float, typer.Option(help="Tokens per second of one request.", min=0.01)] = 50.0,
     actual: Annotated[bool, typer.Option("--actual", help="Set what the finished run took beside the plan.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the plan as JSON here.")] = None,
+    settings: SetOption = None,
 ) -> None:
     """Predict a run before a single request: answers, tokens, money and time for every stage and teacher.
 
@@ -40,10 +40,10 @@ def plan_command(
     from persyn_hf.planning.printing import print_plan
 
     quiet_libraries(quiet=True)
-    settings = RunConfig.from_yaml(config)
+    run = read_run(config, settings)
     answers = read_sample(sample) if sample is not None else None
-    made = plan(settings, completion_tokens, answers, tokens_per_second=tokens_per_second)
-    facts = read_actual(settings) if actual else None
+    made = plan(run, completion_tokens, answers, tokens_per_second=tokens_per_second)
+    facts = read_actual(run) if actual else None
     print_plan(made, Console(width=None if sys.stdout.isatty() else 120), facts)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

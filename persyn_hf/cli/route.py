@@ -14,7 +14,7 @@ from persyn_hf.tables import replaced
 from persyn_hf.text import tame
 
 
-@app.command()
+@app.command(epilog="Example: persyn-hf route org/router prompts.jsonl --output routed.parquet")
 def route(
     router: Annotated[str, typer.Argument(help="A router: Hub repository or local folder.")],
     prompts: Annotated[str, typer.Argument(help="Prompts: .jsonl, .json, .csv or .parquet, or a Hub dataset.")],
@@ -39,7 +39,7 @@ def route(
     typer.echo(f"{output}: {len(routed)} prompts")
 
 
-@app.command()
+@app.command(epilog="Example: persyn-hf evaluate org/router scored.parquet --json result.json")
 def evaluate(
     router: Annotated[str, typer.Argument(help="A router: Hub repository or local folder.")],
     scored: Annotated[Path, typer.Argument(help="Scored answers (Parquet) of prompts it was not trained on.")],

@@ -7,20 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persyn_hf.cli.app import QuietOption, Stage, UntilOption, app, run_and_report
+from persyn_hf.cli.app import (
+    QuietOption,
+    SetOption,
+    Stage,
+    UntilOption,
+    app,
+    merged_overrides,
+    read_run,
+    run_and_report,
+)
 from persyn_hf.config import RunConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@app.command("run")
+@app.command("run", epilog="Example: persyn-hf run run.yaml --until score --set reward.alpha=0.2")
 def run_command(
     config: Annotated[Path, typer.Argument(help="The YAML file of the run; see examples/quickstart.yaml.")],
     until: UntilOption = Stage.PUBLISH,
     output_dir: Annotated[
         Path | None, typer.Option(help="The run folder, instead of the file's `output_dir`.")
     ] = None,
+    settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run a configuration: probe, score, router, route, generate, publish.
@@ -28,11 +38,10 @@ def run_command(
     Finished stages are found in the run folder and skipped; answers are kept in its ledger and never asked for twice.
     Exit code 0: all done. 1: something failed. 2: the configuration is wrong. 3: done, but some prompts got no answer.
     """
-    overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}
-    run_and_report(RunConfig.from_yaml(config, overrides), until, quiet, source=str(config))
+    run_and_report(read_run(config, settings, output_dir=output_dir), until, quiet, source=str(config))
 
 
-@app.command()
+@app.command(epilog="Example: persyn-hf demo --probe-size 40 --limit 120 --set reward.alpha=0")
 def demo(
     output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     models: Annotated[Path, typer.Option(help="Where the demo's weights and prompts are laid out.")] = Path(".models"),
@@ -42,6 +51,7 @@ def demo(
     probe_size: Annotated[int | None, typer.Option(min=10, help="Fewer probe prompts, for a shorter demo.")] = None,
     limit: Annotated[int | None, typer.Option(min=20, help="Fewer prompts in all, for a shorter demo.")] = None,
     until: UntilOption = Stage.PUBLISH,
+    settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run everything on real small models, with no endpoint, no account and no GPU.
@@ -51,15 +61,12 @@ def demo(
     """
     from persyn_hf.demo.settings import demo_settings, prepare_demo
 
+    overrides = merged_overrides(settings, probe__size=probe_size, prompts__limit=limit)
     prepare_demo(models)
     if prepare_only:
         return
-    settings = demo_settings(models, output_dir)
-    if probe_size is not None:
-        settings["probe"]["size"] = probe_size
-    if limit is not None:
-        settings["prompts"]["limit"] = limit
-    run_and_report(RunConfig.from_dict(settings, source="demo"), until, quiet, source="demo", before=_print_strengths)
+    config = RunConfig.from_dict(demo_settings(models, output_dir), "demo", overrides)
+    run_and_report(config, until, quiet, source="demo", before=_print_strengths)
 
 
 def _print_strengths(folder: Path, console: Console) -> None:

@@ -7,60 +7,79 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 
-from persyn_hf.cli.app import QuietOption, app, quiet_libraries
-from persyn_hf.config import RunConfig, Training, read_settings
+from persyn_hf.cli.app import QuietOption, SetOption, app, merged_overrides, moved_to_set, quiet_libraries, read_run
+from persyn_hf.config import Publish, RunConfig, Settings, Student, Training
+from persyn_hf.config.overrides import read_overridden
+from persyn_hf.errors import ConfigError
 from persyn_hf.text import markup
 
 
-@app.command("train-student")
+class _StudentRun(Settings):
+    """What `train-student` reads, with a configuration file and without one."""
+
+    student: Student
+    seed: int = Field(0, ge=0, lt=2**31)
+    training: Training = Training()
+    publish: Publish = Publish()
+
+
+@app.command(
+    "train-student",
+    cls=moved_to_set(
+        epochs="training.num_train_epochs=…",
+        learning_rate="training.learning_rate=…",
+        lora_r="training.lora.r=…",
+        packing="training.packing=true",
+        report_to="training.report_to=[…]",
+        revision="student.revision=…",
+        seed="seed=…",
+        public="publish.private=false",
+    ),
+    epilog="Example: persyn-hf train-student me/data org/student --output-dir runs/student "
+    "--set training.num_train_epochs=3",
+)
 def train_student_command(
     data: Annotated[str, typer.Argument(help="The personalised set: a file, a folder or a Hub dataset.")],
     student: Annotated[str, typer.Argument(help="The student: Hub repository or local folder.")],
     output_dir: Annotated[Path, typer.Option(help="Where the trained student goes.")],
     config: Annotated[
-        Path | None, typer.Option(help="Take the recipe from the section `training` of this file.")
+        Path | None, typer.Option(help="Take `training`, `seed` and `publish.private` from this file.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data, instead of the recipe's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Instead of the recipe's.")] = None,
-    lora_r: Annotated[int | None, typer.Option(help="Train adapters of this rank, not all weights.")] = None,
-    packing: Annotated[bool, typer.Option("--packing", help="Put several rows into one sequence.")] = False,
-    report_to: Annotated[
-        list[str] | None, typer.Option(help="trackio, wandb or tensorboard; may be repeated.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the student.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of rows and of adapters.")] = 0,
+    settings: SetOption = None,
     resume: Annotated[bool, typer.Option(help="Go on where an interrupted training stopped.")] = True,
-    push_to_hub: Annotated[str | None, typer.Option(help="Repository to push the student to.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Repository to push the student to; private unless `publish.private` is false.")
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Fine-tune a student on a personalised set; the loss is on the completions only.
 
+    Of the configuration it reads `training`, `seed`, `publish.private` and `student.revision`.
     On several GPUs: accelerate launch "$(command -v persyn-hf)" train-student …
     """
     from persyn_hf.students.train import train_student
 
+    # STUDENT stands in the place of the file's own, whose revision is another model's.
+    overrides = {"student": {"model": student}} | _read_here(merged_overrides(settings))
+    made: RunConfig | _StudentRun
+    if config is None:
+        made = read_overridden(_StudentRun, {}, overrides, "train-student")
+    else:
+        made = RunConfig.from_yaml(config, overrides)
+    assert made.student is not None, "STUDENT is required"
     quiet_libraries(quiet)
-    recipe: dict[str, Any] = {}
-    if config is not None:
-        recipe = RunConfig.from_yaml(config).training.model_dump(exclude_unset=True)
-    given = {"num_train_epochs": epochs, "learning_rate": learning_rate, "report_to": report_to}
-    recipe |= {key: value for key, value in given.items() if value is not None}
-    if lora_r is not None:
-        recipe["lora"] = {"r": lora_r, "alpha": 2 * lora_r}
-    if packing:
-        recipe["packing"] = True
     trained = train_student(
         data,
         student,
         output_dir,
-        read_settings(Training, recipe, "training"),
-        revision=revision,
-        seed=seed,
+        made.training,
+        revision=made.student.revision,
+        seed=made.seed,
         resume=resume,
         push_to_hub=push_to_hub,
-        private=not public,
+        private=made.publish.private,
         progress=not quiet,
     )
     report = trained.report
@@ -77,12 +96,21 @@ def train_student_command(
     typer.echo(f"The student is in {trained.path}" + (f" and at {trained.url}" if trained.url else ""))
 
 
-@app.command("compare")
+def _read_here(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Refuses keys that a training does not read: they would change nothing."""
+    for key in overrides:
+        if key.partition(".")[0] != "training" and key not in ("seed", "student.revision", "publish.private"):
+            raise ConfigError("train-student reads only: --set training.…, seed, student.revision, publish.private.")
+    return overrides
+
+
+@app.command("compare", epilog="Example: persyn-hf compare run.yaml --set compare.seeds=[0,1]")
 def compare_command(
     config: Annotated[Path, typer.Argument(help="The YAML file of a run with a section `compare`.")],
     output_dir: Annotated[
         Path | None, typer.Option(help="The folder of the comparison, instead of the file's `output_dir`.")
     ] = None,
+    settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train students on every policy's set with several seeds, and set them beside each other.
@@ -96,8 +124,8 @@ def compare_command(
     from persyn_hf.comparison.presentation import print_comparison
 
     quiet_libraries(quiet)
-    overrides = {"output_dir": str(output_dir)} if output_dir is not None else {}
-    result = compare(RunConfig.from_yaml(config, overrides), progress=not quiet, source=str(config))
+    run = read_run(config, settings, output_dir=output_dir)
+    result = compare(run, progress=not quiet, source=str(config))
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_comparison(result.summary, result.facts, console)
     console.print(f"Everything is in {markup(result.folder)}", highlight=False, soft_wrap=True)

@@ -15,20 +15,24 @@ class Allocation(Settings):
 
     Args:
         policy (defaults to `"persyn"`): The router's scores, or a baseline chosen by the scored probe.
-        max_share, min_share (`float` or mapping by teacher, *optional*): Share of the prompts that a teacher answers.
+        max_share (`float` or mapping by teacher, *optional*): Largest share of the prompts that a teacher answers,
+            0 to 1.
+        min_share (`float` or mapping by teacher, *optional*): Smallest share of the prompts that a teacher answers,
+            0 to 1.
         budget (`float`, *optional*): USD for the routed answers, from the teachers' prices and expected tokens.
         makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish; with
             `"shortest"` all finish together.
         expected_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. Default: the mean of the
             teacher's probe answers, or its `max_tokens` where there is no probe.
         prompt_tokens (`float`, *optional*): Mean tokens of a prompt. Default: likewise, or characters divided by 4.
-        tokens_per_second (`float` or mapping by teacher, defaults to 50): Of one request, for `makespan`.
+        tokens_per_second (`float` or mapping by teacher, defaults to 50): Speed of one request, for `makespan`.
         top_k (`int`, defaults to 1): Different teachers for each prompt; their answers are scored and the best kept.
         temperature (`float`, defaults to 0): Diversity: noise on the scores.
         scale (defaults to `"bradley-terry"`): What is summed: scores, or the share of teachers they expect to beat.
-        strong_share (`float`, defaults to 0.5): Of `mix`: strong to weak 1:1.
-        beta (`float`, defaults to 3): Of `car`.
-        student_family (`str`, *optional*): For `family-strong`.
+        strong_share (`float`, defaults to 0.5): Share of the strong teacher in `mix`.
+        beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
+        student_family (`str`, *optional*): The student's family, as the teachers' `family` writes it, for
+            `family-strong`.
     """
 
     policy: AllocationPolicy = "persyn"

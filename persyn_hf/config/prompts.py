@@ -15,7 +15,8 @@ class Prompts(Settings):
     Args:
         source (`str`): A `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of `save_to_disk`, or a Hub dataset.
         revision (`str`, *optional*): Commit, tag or branch of a Hub dataset.
-        config (`str`, *optional*), split (`str`, defaults to `"train"`): Of a Hub dataset.
+        config (`str`, *optional*): Configuration of a Hub dataset.
+        split (`str`, defaults to `"train"`): Split of a Hub dataset.
         column (`str`, defaults to `"prompt"`): The prompt column: strings or chat messages.
         answer_column (`str`, *optional*): The reference that verifiers read.
         limit (`int`, *optional*): Use only the first rows.

@@ -11,12 +11,13 @@ class Publish(Settings):
     """Where the results go. Without repositories they stay in the run folder.
 
     Args:
-        dataset_repo_id, router_repo_id (`str`, *optional*): Hub repositories to push to.
+        dataset_repo_id (`str`, *optional*): Hub repository of the personalised set, as `me/my-student-data`.
+        router_repo_id (`str`, *optional*): Hub repository of the router; needs `dataset_repo_id`.
         config_name (`str`, defaults to `"default"`): The dataset's configuration; one per student.
         private (`bool`, defaults to `True`): Visibility of new repositories.
         revision (`str`, *optional*): A branch of both repositories, made where it is not there.
         create_pr (`bool`, defaults to `False`): Open pull requests instead of committing.
-        commit_message (`str`): Of every commit.
+        commit_message (`str`): Message of every commit.
         tags (`tuple[str, ...]`, defaults to `()`): Git tags for both commits, as `v1.0`.
         collection (`str`, *optional*): Slug of a collection, or the title of one that is made where it is not there.
         license (`str`, *optional*): Licence identifier of dataset and router.

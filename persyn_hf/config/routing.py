@@ -18,14 +18,16 @@ class Router(Settings):
     Args:
         backbone (`str`, *optional*): Hub repository id or local folder of an encoder or decoder to train.
         pretrained (`str`, *optional*): A finished router, Hub id or folder: nothing is probed, scored or trained.
-        revision (`str`, *optional*): Of either.
+        revision (`str`, *optional*): Commit, tag or branch of either.
         objective (defaults to `"regression"`): The loss; `"bradley-terry"` is the paper's.
         tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): What of the backbone is trained.
         fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What a router becomes that does not beat
             the best single teacher on held-out prompts.
         folds (`int`, defaults to 5): Folds of the cross-validation; fine-tuning trains that many models more.
-        epochs (`int`, defaults to 4), learning_rate (`float`, *optional*), batch_size (`int`, defaults to 16),
-            lora_rank (`int`, defaults to 16): Of fine-tuning.
+        epochs (`int`, defaults to 4): Passes over the probe in fine-tuning.
+        learning_rate (`float`, *optional*): Learning rate of fine-tuning. Left out: the one of `tuning`.
+        batch_size (`int`, defaults to 16): Prompts in one step of fine-tuning.
+        lora_rank (`int`, defaults to 16): Rank of the adapters, for `tuning: lora`.
         max_length (`int`, defaults to 512): Tokens of a prompt that the router reads.
         dtype (defaults to `"float32"`): Of the saved weights.
     """

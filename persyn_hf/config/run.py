@@ -11,11 +11,12 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from persyn_hf.config.allocation import Allocation
+from persyn_hf.config.overrides import read_overridden
 from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Router
 from persyn_hf.config.scoring import Quality, Reward, Student
-from persyn_hf.config.settings import Settings, read_settings
+from persyn_hf.config.settings import Settings
 from persyn_hf.config.students import Compare, Training
 from persyn_hf.config.teachers import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
@@ -34,8 +35,17 @@ class RunConfig(Settings):
             reruns: the run stops before it would be passed, and goes on once it is raised.
         rows_per_shard (`int`, defaults to 20,000): Prompts in one shard of a stage's table: what is made, kept and
             made again as a whole. Scores of answers in another cut agree within rounding; all else is the same.
-        prompts, probe, teachers, student, quality, reward, router, publish, training, compare: See the classes of
-            these names. `training` is read by `train-student` and `compare`, `compare` by the command of that name.
+        prompts (`Prompts`): Where prompts come from.
+        probe (`Probe`): The prompts that every teacher answers.
+        teachers (`tuple[Teacher, ...]`): Two at least, of different names.
+        student (`Student`, *optional*): The student that scores answers; required to train a router.
+        quality (`Quality`, *optional*): How good an answer is; required to train a router.
+        reward (`Reward`): How quality and learnability become one reward.
+        router (`Router`): How the router is trained, or which published one is used.
+        allocation (`Allocation`): How scores become routes for the whole set.
+        publish (`Publish`): Where the results go.
+        training (`Training`): The recipe of fine-tuning that `train-student` and `compare` read.
+        compare (`Compare`, *optional*): What the command of that name compares.
 
     Example:
         >>> config = RunConfig.from_yaml("examples/quickstart.yaml")  # doctest: +SKIP
@@ -90,7 +100,8 @@ class RunConfig(Settings):
 
         Args:
             path (`str` or `PathLike`): The YAML file. `${VARIABLE}` is not expanded; secrets are named, not written.
-            overrides (`Mapping[str, Any]`, *optional*): Top-level keys that replace the file's.
+            overrides (`Mapping[str, Any]`, *optional*): Values that replace the file's, by dotted key, as `--set`
+                takes them: `{"reward.alpha": 0.2, "teachers.qwen.timeout": 60}`.
 
         Raises:
             ConfigError: One line per problem: the file, the key and what would be right.
@@ -100,17 +111,28 @@ class RunConfig(Settings):
             data = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read: {error.strerror or error}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name}: is not valid YAML: {' '.join(str(error).split())}.") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{name}: is not valid YAML: {_problem(error)}.") from None
         if not isinstance(data, dict):
             raise ConfigError(f"{name}: must be a mapping with the keys {', '.join(cls.model_fields)}.")
-        return cls.from_dict({**data, **(overrides or {})}, source=name)
+        return cls.from_dict(data, name, overrides)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], source: str = "configuration") -> RunConfig:
-        """Validates a mapping; `source` names it in errors.
+    def from_dict(
+        cls, data: Mapping[str, Any], source: str = "configuration", overrides: Mapping[str, Any] | None = None
+    ) -> RunConfig:
+        """Validates a mapping; `source` names it in errors, and `overrides` are as in `from_yaml`.
 
         Raises:
             ConfigError: One line per problem.
         """
-        return read_settings(cls, data, source)
+        return read_overridden(cls, data, overrides or {}, source)
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong with a YAML text and where, without the line itself: it may hold a secret."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None) or type(error).__name__
+    if isinstance(error, yaml.composer.ComposerError | yaml.constructor.ConstructorError):
+        what = what.partition(" '")[0]  # a name, a tag or a value of the file follows
+    return what if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {what}"

@@ -68,7 +68,9 @@ class Student(Settings):
     Args:
         model (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Commit, tag or branch.
-        dtype (defaults to `"auto"`), device (*optional*), attn_implementation (*optional*): How it is run for scoring.
+        dtype (defaults to `"auto"`): Of its weights in scoring; `auto` is the checkpoint's.
+        device (*optional*): Device of scoring, as `cuda:1` or `cpu`. Left out: a GPU where there is one.
+        attn_implementation (*optional*): Attention in scoring, as transformers names it: `sdpa`, `eager` …
         token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
         too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
         metrics (defaults to none): Further columns beside `learnability`: `rsr`, `perplexity`, `completion_tokens`.
@@ -98,7 +100,8 @@ class Judge(Service):
         model (`str`): The model that the server serves.
         template (`str`, *optional*): The request as a Jinja template over `prompt`, `completion` and `answer`. The
             last line of the judge's reply must be the score alone (`7`, `Score: 7`, `7/10` or `[[7]]`).
-        temperature (`float`, defaults to 0), max_tokens (`int`, defaults to 512): How it is asked.
+        temperature (`float`, defaults to 0): 0 is greedy decoding.
+        max_tokens (`int`, defaults to 512): The longest reply, in tokens.
     """
 
     model: str = Field(min_length=1)
@@ -111,7 +114,7 @@ class QualitySource(Settings):
     """One of several sources of quality. Exactly one of `verifier`, `reward_model` and `judge` is given.
 
     Args:
-        verifier, reward_model, revision, judge: As in `Quality`.
+        verifier, reward_model, revision, judge: As in the section `quality`.
         name (`str`, *optional*): Its column is `quality_<name>`; by default `math`, `exact`, `reasoning_gym`, a
             function's name, `reward_model` or `judge`.
         weight (`float`, defaults to 1): Its share of the weighted mean.
@@ -153,7 +156,7 @@ class Quality(Settings):
         reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
         judge (`Judge`, *optional*): A model behind a chat endpoint.
         sources (`tuple[QualitySource, ...]`, *optional*): Several of these with weights.
-        revision (`str`, *optional*): Of the reward model.
+        revision (`str`, *optional*): Commit, tag or branch of the reward model.
         normalize (`str`, *optional*): How unlike scales of several sources meet: `range` maps each source's range to
             0 to 1; `minmax`, `zscore` and `rank` normalise each within the prompt.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
@@ -91,10 +91,25 @@ class Settings(BaseModel):
 
 
 Section = TypeVar("Section", bound=Settings)
+#: A step on the way to a value: a key of a section, or the index of an entry in a list.
+Key = int | str
 
 
-def read_settings(section: type[Section], data: Mapping[str, Any], source: str) -> Section:
+def read_settings(
+    section: type[Section],
+    data: Mapping[str, Any],
+    source: str,
+    flag: str = "",
+    places: Collection[tuple[Key, ...]] = (),
+) -> Section:
     """Validates plain values; `source` names them in errors.
+
+    Args:
+        section (`type[Settings]`): What the values are of.
+        data (`Mapping[str, Any]`): Plain values, as YAML gives them.
+        source (`str`): Where they come from.
+        flag (`str`, *optional*), places (`Collection[tuple]`, defaults to none): Where some of them come from
+            instead, and at which places these stand.
 
     Raises:
         ConfigError: One line per problem: where, the key and what would be right.
@@ -102,7 +117,18 @@ def read_settings(section: type[Section], data: Mapping[str, Any], source: str) 
     try:
         return section.model_validate(data)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in _explain(error, section))) from None
+        wheres = [_where(problem["loc"], source, flag, places) for problem in error.errors(include_url=False)]
+        lines = zip(wheres, _explain(error, section), strict=True)
+        raise ConfigError("\n".join(f"{where}: {line}" for where, line in lines)) from None
+
+
+def _where(location: tuple[Key, ...], source: str, flag: str, places: Collection[tuple[Key, ...]]) -> str:
+    """Where a wrong value comes from: below an override, beside one (in a section that has one), or neither."""
+    if any(location[: len(place)] == place for place in places):
+        return flag
+    if location and any(place[: len(location)] == location for place in places):
+        return f"{source} with {flag}"
+    return source
 
 
 def _explain(error: ValidationError, root: type[Settings]) -> list[str]:

@@ -17,7 +17,9 @@ class Lora(Settings):
     """Low-rank adapters instead of all weights (peft).
 
     Args:
-        r (`int`, defaults to 16), alpha (`int`, defaults to 32), dropout (`float`, defaults to 0): Of the adapters.
+        r (`int`, defaults to 16): Rank of the adapters.
+        alpha (`int`, defaults to 32): Adapters count with `alpha / r`.
+        dropout (`float`, defaults to 0): Dropout on the adapters' input.
         target_modules (`"all-linear"` or `tuple[str, ...]`): Layers that get one; the output layer never does.
         merge (`bool`, defaults to `True`): Save an ordinary model with the adapters merged in, not the adapters.
     """
@@ -35,8 +37,10 @@ class Training(Settings):
     Args:
         num_train_epochs (`float`, defaults to 2): Passes over the data.
         max_steps (`int`, *optional*): Optimiser steps, instead of epochs.
-        learning_rate (`float`, defaults to 2e-5), lr_scheduler_type (`str`, defaults to `"cosine"`),
-            warmup_ratio (`float`, defaults to 0.03), weight_decay (`float`, defaults to 0)
+        learning_rate (`float`, defaults to 2e-5): The highest learning rate.
+        lr_scheduler_type (`str`, defaults to `"cosine"`): How the learning rate falls.
+        warmup_ratio (`float`, defaults to 0.03): Share of the steps in which the learning rate rises.
+        weight_decay (`float`, defaults to 0): Weight decay of AdamW.
         per_device_train_batch_size (`int`, defaults to 8): Rows of one forward pass on one device.
         gradient_accumulation_steps (`int`, defaults to 4): Forward passes of one optimiser step.
         max_length (`int`, defaults to 2048): Tokens of a row; a longer answer is cut and learns no end of turn.
@@ -89,7 +93,11 @@ class ComparedStudent(Student):
 
 
 class Decoding(Sampling):
-    """A way to let the trained student answer the held-out prompts."""
+    """A way to let the trained student answer the held-out prompts.
+
+    Args:
+        name (`str`): Its name in tables.
+    """
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
 
@@ -100,8 +108,8 @@ class LmEval(Settings):
     Args:
         tasks (`tuple[str, ...]`): As `lm-eval ls tasks` names them: `ifeval`, `truthfulqa_mc2`, `gsm8k` …
         limit (`int`, *optional*): Only the first documents of each task.
-        num_fewshot (`int`, *optional*): Left out: each task's own.
-        batch_size (`int` or `"auto"`, defaults to `"auto"`)
+        num_fewshot (`int`, *optional*): Solved examples before each question. Left out: each task's own number.
+        batch_size (`int` or `"auto"`, defaults to `"auto"`): Requests in one forward pass; `"auto"` finds the most.
         apply_chat_template (`bool`, defaults to `True`): Ask as a conversation, which is how the student is trained.
         include_path (`str`, *optional*): A folder with further task definitions.
     """
@@ -125,7 +133,7 @@ class Compare(Settings):
         held_out (`Prompts`): The prompts that trained students are judged on; none of them may be a training prompt.
         policies (`tuple[str, ...]`): Of `strong`, `mix`, `family-strong`, `car`, `random`, `persyn` and `oracle`. The
             oracle needs every teacher's answer to every training prompt: N · M generations.
-        seeds (`tuple[int, ...]`, defaults to five): Of the training and of the policies that draw at random. The
+        seeds (`tuple[int, ...]`, defaults to five): Seeds of the training and of the policies that draw at random. The
             answers, the probe and the router are those of the run's own `seed`.
         quality (`Quality`, *optional*): What judges held-out answers. Left out: the run's `quality`.
         decodings (`tuple[Decoding, ...]`, defaults to greedy): How students answer the held-out prompts.

@@ -61,7 +61,8 @@ class Teacher(Settings):
             that the prompts fit its limits.
         batch_size (`int`, defaults to 32): Prompts per batch of `backend: local`.
         dtype (defaults to `"auto"`), device (*optional*): For `backend: local`.
-        price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD.
+        price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD for a
+            million tokens.
         family (`str`, *optional*): Model family ("Qwen2.5"), for the Family-Strong baseline.
         license (`str`, *optional*): SPDX or Hub licence identifier, for the cards.
     """

@@ -4,23 +4,29 @@
 way of transfer; pytest's own process holds the Hub and looks into it.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.hub_server import TOKEN
+from tests.hub_server import TOKEN, Hub
+
+if TYPE_CHECKING:
+    from persyn_hf.publishing.push import Published
 
 _sleep = time.sleep
 
 
-def start_client(hub, home: Path, xet: bool) -> ProcessPoolExecutor:
+def start_client(hub: Hub, home: Path, xet: bool) -> ProcessPoolExecutor:
     environment = client_environment(hub, home, xet)
     return ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(environment,))
 
 
-def client_environment(hub, home: Path, xet: bool) -> dict[str, str]:
+def client_environment(hub: Hub, home: Path, xet: bool) -> dict[str, str]:
     environment = {
         "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "20",
@@ -31,11 +37,11 @@ def client_environment(hub, home: Path, xet: bool) -> dict[str, str]:
     return environment if xet else environment | {"HF_HUB_DISABLE_XET": "1"}
 
 
-def _begin(environment):
+def _begin(environment: dict[str, str]) -> None:
     os.environ.pop("HF_HUB_OFFLINE", None)
     os.environ.update(environment)
     # The client libraries wait seconds between attempts; the tests' Hub needs no rest.
-    time.sleep = lambda seconds: _sleep(min(seconds, 0.005))
+    time.sleep = lambda seconds: _sleep(min(float(seconds), 0.005))
     import warnings
 
     import transformers
@@ -44,19 +50,19 @@ def _begin(environment):
     warnings.simplefilter("ignore")
 
 
-def push(data, repo_id="me/data", router=None, **options):
+def push(data: Any, repo_id: str = "me/data", router: Any = None, **options: Any) -> Published:
     from persyn_hf import push_personalized
 
     options.setdefault("router_repo_id", "me/router" if router is not None else None)
     return push_personalized(data, repo_id, router=router, **options)
 
 
-def push_twice_at_once(first, second, **options):
+def push_twice_at_once(first: Any, second: Any, **options: Any) -> list[Published]:
     with ThreadPoolExecutor(2) as threads:
         return [job.result() for job in [threads.submit(push, data, **options) for data in (first, second)]]
 
 
-def push_until_it_works(data, router):
+def push_until_it_works(data: Any, router: Any) -> str | None:
     """Two calls as a user makes them: the first meets whatever the Hub does; returns its error."""
     from persyn_hf.errors import PublishError
 
@@ -67,19 +73,19 @@ def push_until_it_works(data, router):
     return None
 
 
-def check_student(repo_id, **options):
+def check_student(repo_id: str, **options: Any) -> None:
     from persyn_hf.publishing.push import StudentPush
 
     StudentPush(repo_id, **options).check()
 
 
-def push_student(folder, card, repo_id="me/student"):
+def push_student(folder: Path, card: Any, repo_id: str = "me/student") -> Any:
     from persyn_hf.publishing.push import StudentPush
 
     return StudentPush(repo_id).send(folder, card)
 
 
-def load(repo_id="me/data", config_name=None, **options):
+def load(repo_id: str = "me/data", config_name: str | None = None, **options: Any) -> tuple[Any, Any, Any, Any]:
     from persyn_hf import load_personalized
 
     loaded = load_personalized(repo_id, config_name, **options)
@@ -89,7 +95,7 @@ def load(repo_id="me/data", config_name=None, **options):
     return loaded.dataset, loaded.provenance, loaded.revision, scores
 
 
-def warned(data, **options):
+def warned(data: Any, **options: Any) -> list[str]:
     import warnings
 
     with warnings.catch_warnings(record=True) as caught:
@@ -98,7 +104,7 @@ def warned(data, **options):
     return [str(warning.message) for warning in caught]
 
 
-def command(arguments):
+def command(arguments: list[str]) -> str:
     """The command line; returns what it printed."""
     import contextlib
     import io
@@ -111,7 +117,7 @@ def command(arguments):
     return out.getvalue()
 
 
-def rows(repo_id="me/data", *arguments, **options):
+def rows(repo_id: str = "me/data", *arguments: Any, **options: Any) -> Any:
     """What plain `datasets` reads."""
     from datasets import load_dataset
 

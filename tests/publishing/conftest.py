@@ -1,3 +1,7 @@
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
 import pytest
 from datasets import Dataset, Features, List, Value
 
@@ -8,12 +12,12 @@ from tests.publishing.routers import TinyRouter
 
 
 @pytest.fixture
-def router():
+def router() -> TinyRouter:
     return TinyRouter()
 
 
 @pytest.fixture
-def answers():
+def answers() -> Dataset:
     rows = [
         ("1", "one?", "terse", "One.", "stop", 4, 2, None),
         ("2", "two?", "wordy", "Two, that is.", "stop", 4, 5, None),
@@ -24,7 +28,7 @@ def answers():
     return make_answers(rows)
 
 
-def make_answers(rows):
+def make_answers(rows: Sequence[tuple[Any, ...]]) -> Dataset:
     features = Features(
         {
             "prompt_id": Value("string"), "prompt": Value("string"), "route": Value("string"),
@@ -45,7 +49,7 @@ def make_answers(rows):
     )  # fmt: skip
 
 
-def make_data(*texts, teacher="terse"):
+def make_data(*texts: str, teacher: str = "terse") -> Dataset:
     """A personalised table with one row per text."""
     return personalize(
         make_answers([(str(n), f"prompt {n}", teacher, text, "stop", 1, 2, None) for n, text in enumerate(texts)])
@@ -53,37 +57,37 @@ def make_data(*texts, teacher="terse"):
 
 
 @pytest.fixture(scope="session")
-def server():
+def server() -> Iterator[Hub]:
     with Hub() as running:
         yield running
 
 
 @pytest.fixture
-def hub(server):
+def hub(server: Hub) -> Hub:
     server.reset()
     return server
 
 
 @pytest.fixture(scope="session")
-def lfs_client(server, tmp_path_factory):
+def lfs_client(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
     with start_client(server, tmp_path_factory.mktemp("lfs-home"), xet=False) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def xet_client(server, tmp_path_factory):
+def xet_client(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
     with start_client(server, tmp_path_factory.mktemp("xet-home"), xet=True) as running:
         yield running
 
 
 @pytest.fixture
-def client(lfs_client):
+def client(lfs_client: ProcessPoolExecutor) -> Callable[..., Any]:
     """Calls a function of `client.py` in a process that knows only this Hub; its errors are raised here."""
     return lambda function, *args, **options: lfs_client.submit(function, *args, **options).result(120)
 
 
 @pytest.fixture(params=["lfs", "xet"])
-def either(request):
+def either(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """As `client`, once over LFS and once over Xet."""
     executor = request.getfixturevalue(f"{request.param}_client")
     return lambda function, *args, **options: executor.submit(function, *args, **options).result(120)

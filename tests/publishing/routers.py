@@ -2,8 +2,10 @@
 
 import copy
 import json
+from pathlib import Path
+from typing import Any
 
-PERSYN = {
+PERSYN: dict[str, Any] = {
     "student": "org/student",
     "student_revision": "a" * 40,
     "backbone": "org/backbone",
@@ -37,11 +39,11 @@ PERSYN = {
 class TinyRouter:
     """Args: seed of the weights, and what differs in the block."""
 
-    def __init__(self, seed=0, **block):
+    def __init__(self, seed: int = 0, **block: Any) -> None:
         self.seed = seed
-        self.metadata = copy.deepcopy(PERSYN) | block
+        self.metadata: dict[str, Any] = copy.deepcopy(PERSYN) | block
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: str | Path) -> None:
         import torch
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast

@@ -35,12 +35,13 @@ def test_push_of_a_run(hub, client, tiny_lm, models, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(settings))
     run(RunConfig.from_dict(settings), progress=False)
-    named = ["--dataset-repo-id", "me/data", "--router-repo-id", "me/router", "--license", "mit", "--quiet"]
+    named = ["--dataset-repo-id", "me/data", "--router-repo-id", "me/router", "--quiet"]
+    named += ["--set", "publish.license=mit"]
     with pytest.raises(PublishError, match="Name the dataset repository"):
         client(command, ["push", str(file), "--quiet"])
     assert "Nothing was sent" in client(command, ["push", str(file), *named, "--dry-run"])
     assert hub.repos == {}
-    printed = client(command, ["push", str(file), *named, "--tag", "v1.0"])
+    printed = client(command, ["push", str(file), *named, "--set", "publish.tags=[v1.0]"])
     assert "dataset me/data: " in printed and "/datasets/me/data/commit/" in printed
     card = hub.dataset().text("README.md")
     assert "figures/teachers.png" in card and "They cost \\$" in card and "all of them would have cost about" in card

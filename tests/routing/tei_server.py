@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jsonschema
 import torch
@@ -68,7 +69,7 @@ class TeiDouble:
         self.router, self.batch_size, self.sha, self.key = router, batch_size, sha, key
         self.kind = "classifier"
         self.failures: list[int] = []
-        self.seen: list[tuple[dict, dict]] = []
+        self.seen: list[tuple[dict[str, Any], dict[str, str]]] = []
         self.lock = threading.Lock()
         self.url = ""
 

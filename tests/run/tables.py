@@ -6,5 +6,5 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 
-def stage_table(folder, name):
+def stage_table(folder: str | Path, name: str) -> Dataset:
     return Dataset(pq.read_table(Path(folder) / "stages" / f"{name}.parquet"))

@@ -105,13 +105,16 @@ def test_the_command(tmp_path):
 
     from persyn_hf.cli import app
 
+    def sets(*given):
+        return [part for one in given for part in ("--set", one)]
+
     scores = [[2.0, 0.0], [1.0, 0.5], [0.3, 0.0]]
     Dataset.from_dict({"prompt": ["x", "y", "z"], "route_scores": scores}).to_parquet(tmp_path / "routed.parquet")
     place = str(tmp_path / "o.parquet")
     arguments = ["allocate", str(tmp_path / "routed.parquet"), "--teachers", "a,b", "--output", place]
-    done = CliRunner().invoke(app, [*arguments, "--max-share", "a=0.4", "--cost", "a=0.5", "--cost", "b=0.1"])
+    done = CliRunner().invoke(app, [*arguments, *sets("allocation.max_share.a=0.4", "cost.a=0.5", "cost.b=0.1")])
     assert done.exit_code == 0, done.output
     assert "cost 0.7000 USD" in done.output and "3 prompts" in done.output
     assert Dataset.from_parquet(place)["route"][:] == ["a", "b", "b"]
     with pytest.raises(AllocationError, match="1 too few"):
-        CliRunner().invoke(app, [*arguments, "--max-share", "0.34"], catch_exceptions=False)
+        CliRunner().invoke(app, [*arguments, *sets("allocation.max_share=0.34")], catch_exceptions=False)

@@ -1,6 +1,7 @@
 """Tiny random students, built in code, with a real fast tokenizer and a chat template."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -49,7 +50,7 @@ LLAMA_LIKE = {
     "num_key_value_heads": 2,
     "head_dim": 12,
 }
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "llama": LLAMA_LIKE,
     "qwen2": LLAMA_LIKE,
     "gemma": LLAMA_LIKE | {"num_key_value_heads": 1},
@@ -63,7 +64,7 @@ CONFIGS = {
 }
 
 
-def save(folder: Path, kind: str, text: PreTrainedTokenizerFast | None = None, seed: int = 0, **changes) -> str:
+def save(folder: Path, kind: str, text: PreTrainedTokenizerFast | None = None, seed: int = 0, **changes: Any) -> str:
     """Writes a random student whose log-probabilities are far from uniform."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
@@ -76,7 +77,7 @@ def save(folder: Path, kind: str, text: PreTrainedTokenizerFast | None = None, s
     return str(folder)
 
 
-def save_reward_model(folder: Path, kind: str, text=None, **changes) -> str:
+def save_reward_model(folder: Path, kind: str, text: PreTrainedTokenizerFast | None = None, **changes: Any) -> str:
     torch.manual_seed(1)
     sizes = SIZES | CONFIGS.get(kind, {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4})
     settings = sizes | {"num_labels": 1, "pad_token_id": 2} | changes
@@ -94,7 +95,7 @@ def roughen(model: torch.nn.Module) -> None:
                 parameter.mul_(6.0)
 
 
-def reference_logprobs(folder: str, ids: list[int], start: int) -> torch.Tensor:
+def reference_logprobs(folder: str, ids: list[int], start: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Plain float64, one sequence, eager attention: log-probabilities of `ids[start:]`, and their ranks."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     with torch.no_grad():

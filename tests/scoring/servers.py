@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 
 @lru_cache
 def _schemas(file: str) -> dict[str, Any]:
-    return json.loads((HERE / file).read_text(encoding="utf-8"))
+    read: dict[str, Any] = json.loads((HERE / file).read_text(encoding="utf-8"))
+    return read
 
 
 def check(value: Any, file: str, name: str) -> Any:

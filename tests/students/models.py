@@ -1,6 +1,8 @@
 """Tiny random models of four kinds, each with the chat template of its kind as TRL ships it."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import trl
@@ -30,7 +32,7 @@ SIZES = {
 }  # fmt: skip
 
 #: kind: config, model, template, special tokens, end of text, begin of text, end of turn
-KINDS = {
+KINDS: dict[str, tuple[Any, ...]] = {
     "smollm": (LlamaConfig, LlamaForCausalLM, SMOLLM, CHATML, "<|im_end|>", None, "<|im_end|>"),
     "qwen": (Qwen2Config, Qwen2ForCausalLM, "qwen2_5", CHATML, "<|im_end|>", None, "<|im_end|>"),
     "llama": (
@@ -45,7 +47,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def save_kind(folder, kind):
+def save_kind(folder: str | Path, kind: str) -> str:
     """Writes a tiny random model of a kind with its tokenizer and returns the folder's name."""
     config, model, template, special, eos, bos, _ = KINDS[kind]
     tokenizer = byte_tokenizer(special, eos, bos)
@@ -62,7 +64,7 @@ def save_kind(folder, kind):
     return str(folder)
 
 
-def byte_tokenizer(special, eos, bos=None):
+def byte_tokenizer(special: Sequence[str], eos: str, bos: str | None = None) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer without merges, so that token boundaries are where characters are."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))

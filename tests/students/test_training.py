@@ -318,7 +318,7 @@ def test_the_command_trains_from_a_file(kinds, answers, tmp_path):
     done = CliRunner().invoke(
         app,
         ["train-student", str(tmp_path / "data.parquet"), str(kinds["qwen"]), "--output-dir", str(tmp_path / "out"),
-         "--config", str(config), "--lora-r", "2", "--quiet"],
+         "--config", str(config), "--set", "training.lora.r=2", "--quiet"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "12 rows" in done.stdout and "2 steps" in done.stdout
@@ -334,8 +334,8 @@ def test_two_processes_of_accelerate_launch_train_one_student(kinds, answers, tm
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
          "--mixed_precision", "no", "--dynamo_backend", "no", str(command), "train-student",
-         str(tmp_path / "data.parquet"), kinds["qwen"], "--output-dir", str(tmp_path / "out"), "--epochs", "1",
-         "--quiet"],
+         str(tmp_path / "data.parquet"), kinds["qwen"], "--output-dir", str(tmp_path / "out"), "--set",
+         "training.num_train_epochs=1", "--quiet"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -349,7 +349,8 @@ def test_the_command_pushes_the_student_with_its_card(kinds, answers, tmp_path):
         environment = os.environ | client_environment(hub, tmp_path / "home", xet=False)
         done = subprocess.run(
             [sys.executable, "-m", "persyn_hf.cli", "train-student", str(tmp_path / "data.parquet"), kinds["smollm"],
-             "--output-dir", str(tmp_path / "out"), "--epochs", "1", "--push-to-hub", "me/student", "--quiet"],
+             "--output-dir", str(tmp_path / "out"), "--set", "training.num_train_epochs=1",
+             "--push-to-hub", "me/student", "--quiet"],
             capture_output=True, text=True, check=False, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
