@@ -62,13 +62,28 @@ class StudentEndpoint(Service):
     served_model: str | None = None
 
 
-class Student(Settings):
+class ScorerOptions(Settings):
+    """How a model is run that scores.
+
+    Args:
+        dtype (defaults to `"auto"`): Of the weights; sums are float64, log-softmax float32.
+        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+    """
+
+    dtype: Dtype = "auto"
+    device: str | None = None
+    token_budget: int = Field(8192, ge=1)
+
+
+class Student(ScorerOptions):
     """The student that scores answers (and is trained on them later).
 
     Args:
         model (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Commit, tag or branch.
         dtype (defaults to `"auto"`), device (*optional*), attn_implementation (*optional*): How it is run for scoring.
+            An `attn_implementation` of transformers turns off that answers share their prompt.
         token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
         too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
         metrics (defaults to none): Further columns beside `learnability`: `rsr`, `perplexity`, `completion_tokens`.
@@ -81,10 +96,7 @@ class Student(Settings):
 
     model: str = Field(min_length=1)
     revision: str | None = None
-    dtype: Dtype = "auto"
-    device: str | None = None
     attn_implementation: str | None = None
-    token_budget: int = Field(8192, ge=1)
     too_long: Literal["error", "truncate"] = "error"
     metrics: tuple[Metric, ...] = ()
     teacher_system_prompts: bool = False
