@@ -174,8 +174,8 @@ def _world(
         families={teacher.name: teacher.family for teacher in config.teachers},
         family=student.family,
         parallel=_parallel(own, folder, progress) if "oracle" in settings.policies else None,
-        mix_strong_share=settings.mix_strong_share,
-        car_beta=settings.car_beta,
+        strong_share=settings.strong_share,
+        beta=settings.beta,
     )
     chosen = {
         (policy, seed): teachers_of(policy, known, seed if policy in DRAWN else 0)

@@ -24,7 +24,7 @@ class Known:
         families (`Mapping[str, str | None]`): Family of each teacher.
         family (`str`, *optional*): The student's.
         parallel (`RewardTable`, *optional*): Every teacher's scored answer to every training prompt.
-        mix_strong_share (`float`, defaults to 0.5), car_beta (`float`, defaults to 3)
+        strong_share (`float`, defaults to 0.5), beta (`float`, defaults to 3)
     """
 
     probe: RewardTable
@@ -33,8 +33,8 @@ class Known:
     families: Mapping[str, str | None]
     family: str | None = None
     parallel: RewardTable | None = None
-    mix_strong_share: float = MIX_STRONG_SHARE
-    car_beta: float = CAR_BETA
+    strong_share: float = MIX_STRONG_SHARE
+    beta: float = CAR_BETA
 
 
 def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
@@ -73,8 +73,8 @@ def _probe_basis(known: Known) -> Basis:
         known.probe,
         known.families,
         known.family,
-        strong_share=known.mix_strong_share,
-        beta=known.car_beta,
+        strong_share=known.strong_share,
+        beta=known.beta,
     )
 
 

@@ -33,7 +33,7 @@ from persyn_hf.config.scoring import (
     Student,
     StudentEndpoint,
 )
-from persyn_hf.config.settings import Dtype, Settings, base_url, read_settings
+from persyn_hf.config.settings import Dtype, Settings, base_url, default_of, merged, read_settings, require_known
 from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
 from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teachers
 
@@ -77,6 +77,9 @@ __all__ = [
     "Training",
     "policy_label",
     "base_url",
+    "default_of",
+    "merged",
     "read_settings",
     "require_distinct_teachers",
+    "require_known",
 ]

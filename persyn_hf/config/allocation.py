@@ -6,11 +6,57 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from persyn_hf.config.policies import CAR_BETA, MIX_STRONG_SHARE, AllocationPolicy
+from persyn_hf.config.policies import CAR_BETA, MIX_STRONG_SHARE, AllocationPolicy, Policy
 from persyn_hf.config.settings import Settings
 
 
-class Allocation(Settings):
+class PolicyOptions(Settings):
+    """What the baselines are set by, wherever they choose teachers.
+
+    Args:
+        strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher, 0 to 1.
+        beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
+    """
+
+    strong_share: float = Field(MIX_STRONG_SHARE, ge=0, le=1)
+    beta: float = Field(CAR_BETA, ge=0)
+
+
+class AllocationOptions(PolicyOptions):
+    """How [`allocate`] turns scores into routes for the whole set.
+
+    Args:
+        policy (defaults to `"persyn"`): The router's scores, or a baseline: see [`policy_scores`].
+        max_share, min_share (`float` or mapping by teacher, *optional*): Share of the prompts that a teacher answers,
+            0 to 1.
+        budget (`float`, *optional*): USD for all answers.
+        makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish; with
+            `"shortest"` all finish together, as early as the other limits allow.
+        top_k (`int`, defaults to 1): Different teachers for each prompt; their answers are scored and the best kept.
+        temperature (`float`, defaults to 0): Diversity. Gumbel noise of this size is added to the scores first, which
+            samples teachers from `softmax(scores / temperature)` where there are no limits; limits are kept always.
+        scale (defaults to `"bradley-terry"`): What is summed: scores, the share of teachers that they expect to beat
+            (`"win-rate"`), or scores that are expected rewards (`"reward"`).
+        student_family (`str`, *optional*): The student's family, for `family-strong`.
+    """
+
+    policy: Policy = "persyn"
+    max_share: float | dict[str, float] | None = None
+    min_share: float | dict[str, float] | None = None
+    budget: float | None = Field(None, ge=0)
+    makespan: float | Literal["shortest"] | None = None
+    top_k: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    scale: Literal["bradley-terry", "win-rate", "reward"] = "bradley-terry"
+    student_family: str | None = None
+
+    @field_validator("max_share", "min_share", mode="before")
+    @classmethod
+    def _shares(cls, value: Any) -> Any:
+        return _by_teacher(value)
+
+
+class Allocation(AllocationOptions):
     """How scores become routes for the whole set. As it stands, every prompt goes to the best score.
 
     Args:
@@ -36,32 +82,20 @@ class Allocation(Settings):
     """
 
     policy: AllocationPolicy = "persyn"
-    max_share: float | dict[str, float] | None = None
-    min_share: float | dict[str, float] | None = None
-    budget: float | None = Field(None, ge=0)
-    makespan: float | Literal["shortest"] | None = None
     expected_tokens: float | dict[str, float] | None = None
     prompt_tokens: float | None = Field(None, ge=0)
     tokens_per_second: float | dict[str, float] = 50.0
-    top_k: int = Field(1, ge=1)
-    temperature: float = Field(0.0, ge=0)
     scale: Literal["bradley-terry", "win-rate"] = "bradley-terry"
-    strong_share: float = Field(MIX_STRONG_SHARE, ge=0, le=1)
-    beta: float = Field(CAR_BETA, ge=0)
-    student_family: str | None = None
 
     @property
     def active(self) -> bool:
         """Whether it does anything but send every prompt to the best score."""
         return self != Allocation()
 
-    @field_validator("max_share", "min_share", "expected_tokens", "tokens_per_second", mode="before")
+    @field_validator("expected_tokens", "tokens_per_second", mode="before")
     @classmethod
     def _number_or_mapping(cls, value: Any) -> Any:
-        for number in value.values() if isinstance(value, dict) else [value]:
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number < 0):
-                raise ValueError("must be a number that is not negative, or such numbers by teacher name")
-        return value
+        return _by_teacher(value)
 
     @field_validator("max_share", "min_share")
     @classmethod
@@ -82,3 +116,10 @@ class Allocation(Settings):
         """Teachers that it names."""
         named = (self.max_share, self.min_share, self.expected_tokens, self.tokens_per_second)
         return {name for value in named if isinstance(value, dict) for name in value}
+
+
+def _by_teacher(value: Any) -> Any:
+    for number in value.values() if isinstance(value, dict) else [value]:
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number < 0):
+            raise ValueError("must be a number that is not negative, or such numbers by teacher name")
+    return value

@@ -6,6 +6,22 @@ from pydantic import Field, model_validator
 
 from persyn_hf.config.settings import Settings
 
+PULL_REQUEST = "`create_pr` opens a pull request against `main`; leave out `tags` and `revision`"
+
+
+class StudentRepository(Settings):
+    """Where a trained student goes.
+
+    Args:
+        push_to_hub (`str`, *optional*): Hub repository to push it to, with its card.
+        private (`bool`, defaults to `True`): Visibility of a new repository.
+        license (`str`, *optional*): Licence identifier, for the card.
+    """
+
+    push_to_hub: str | None = None
+    private: bool = True
+    license: str | None = None
+
 
 class Publish(Settings):
     """Where the results go. Without repositories they stay in the run folder.
@@ -25,6 +41,7 @@ class Publish(Settings):
         keep_truncated (`bool`, defaults to `False`): Keep completions that were cut by `max_tokens`.
         allow_secrets (`bool`, defaults to `False`): Push text that looks like a key or a token.
         dry_run (`bool`, defaults to `False`): Check and write everything, send nothing.
+        files_per_commit (`int`, defaults to 1000): More files than this go in several commits, data first.
     """
 
     dataset_repo_id: str | None = None
@@ -41,6 +58,7 @@ class Publish(Settings):
     keep_truncated: bool = False
     allow_secrets: bool = False
     dry_run: bool = False
+    files_per_commit: int = Field(1000, ge=1)
 
     @model_validator(mode="after")
     def _router_goes_with_dataset(self) -> Publish:
@@ -51,5 +69,5 @@ class Publish(Settings):
     @model_validator(mode="after")
     def _pull_request_or_branch(self) -> Publish:
         if self.create_pr and (self.tags or self.revision):
-            raise ValueError("`create_pr` opens a pull request against `main`; leave out `tags` and `revision`")
+            raise ValueError(PULL_REQUEST)
         return self

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from persyn_hf.config.settings import Settings
+from persyn_hf.config.settings import KeyVariable, Settings, base_url
 
 Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
 
@@ -29,10 +29,13 @@ class Router(Settings):
         batch_size (`int`, defaults to 16): Prompts in one step of fine-tuning.
         lora_rank (`int`, defaults to 16): Rank of the adapters, for `tuning: lora`.
         max_length (`int`, defaults to 512): Tokens of a prompt that the router reads.
-        dtype (defaults to `"float32"`): Of the saved weights.
+        dtype (`"float32"`, `"bfloat16"` or `"float16"`, defaults to `"float32"`): Of the saved weights. A frozen
+            backbone is run in it; fine-tuning keeps float32 weights and uses mixed precision.
+        device (`str`, *optional*): Where it is trained and run; default: `cuda` where there is one, else `cpu`.
     """
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"pretrained"})  # a stage is given it as a checkpoint
+    # A stage is given a finished router as a checkpoint.
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"pretrained", "device"})
     checkpoints: ClassVar[Mapping[str, str]] = {"backbone": "revision"}
 
     backbone: str | None = Field(None, min_length=1)
@@ -46,11 +49,47 @@ class Router(Settings):
     learning_rate: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)
     lora_rank: int = Field(16, ge=1)
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(512, ge=1)  # the template's own tokens come off it, which is looked at when it is known
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str | None = None
 
     @model_validator(mode="after")
     def _exactly_one_start(self) -> Router:
         if (self.backbone is None) == (self.pretrained is None):
             raise ValueError("give exactly one of `backbone` (to train a router) and `pretrained` (to use one)")
         return self
+
+
+def _address(value: str | None) -> str | None:
+    return None if value is None else base_url(value)
+
+
+class RouterRecord(Settings):
+    """What a router's `persyn` block records beside its training.
+
+    Args:
+        reward_settings (`Mapping`): `alpha`, `normalization`, `learnability_metric` of the rewards.
+        metadata (`Mapping`): More for the block: training data, its revision …
+        prompt_column (`str`, defaults to `"prompt"`): The column that the router reads where it is not told another.
+    """
+
+    reward_settings: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    prompt_column: str = Field("prompt", min_length=1)
+
+
+class RouteOptions(Settings):
+    """How [`persyn_route`] runs a router.
+
+    Args:
+        device (`str`, *optional*), dtype (`str`, *optional*): As for [`PersynRouter.from_pretrained`].
+        endpoint (`str`, *optional*): Base URL of a Text Embeddings Inference server that serves the router: scores
+            come from there and no weights are loaded. `router` may then be left out; given, its `config.json` tells
+            the fallback and the prompt column, and must have the server's labels.
+        api_key_env (`str`, *optional*): Environment variable with the server's key. No other token is sent there.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    endpoint: Annotated[str | None, AfterValidator(_address)] = None
+    api_key_env: KeyVariable = None

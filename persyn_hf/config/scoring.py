@@ -62,7 +62,21 @@ class StudentEndpoint(Service):
     served_model: str | None = None
 
 
-class Student(Settings):
+class ScorerOptions(Settings):
+    """How a model is run that scores.
+
+    Args:
+        dtype (defaults to `"auto"`): Of the weights; sums are float64, log-softmax float32.
+        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+    """
+
+    dtype: Dtype = "auto"
+    device: str | None = None
+    token_budget: int = Field(8192, ge=1)
+
+
+class Student(ScorerOptions):
     """The student that scores answers (and is trained on them later).
 
     Args:
@@ -70,7 +84,8 @@ class Student(Settings):
         revision (`str`, *optional*): Commit, tag or branch.
         dtype (defaults to `"auto"`): Of its weights in scoring; `auto` is the checkpoint's.
         device (*optional*): Device of scoring, as `cuda:1` or `cpu`. Left out: a GPU where there is one.
-        attn_implementation (*optional*): Attention in scoring, as transformers names it: `sdpa`, `eager` …
+        attn_implementation (*optional*): Attention in scoring, as transformers names it: `sdpa`, `eager` … With
+            it, answers do not share their prompt.
         token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
         too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
         metrics (defaults to none): Further columns beside `learnability`: `rsr`, `perplexity`, `completion_tokens`.
@@ -83,10 +98,7 @@ class Student(Settings):
 
     model: str = Field(min_length=1)
     revision: str | None = None
-    dtype: Dtype = "auto"
-    device: str | None = None
     attn_implementation: str | None = None
-    token_budget: int = Field(8192, ge=1)
     too_long: Literal["error", "truncate"] = "error"
     metrics: tuple[Metric, ...] = ()
     teacher_system_prompts: bool = False

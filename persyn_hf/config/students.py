@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from persyn_hf.config.policies import CAR_BETA, MIX_STRONG_SHARE, Policy
+from persyn_hf.config.allocation import PolicyOptions
+from persyn_hf.config.policies import Policy
 from persyn_hf.config.prompts import Prompts
 from persyn_hf.config.scoring import Quality, Student
 from persyn_hf.config.settings import Settings
@@ -125,7 +127,7 @@ class LmEval(Settings):
     include_path: str | None = None
 
 
-class Compare(Settings):
+class Compare(PolicyOptions):
     """Several ways to build a training set, judged by the students that are trained on them.
 
     Args:
@@ -140,12 +142,14 @@ class Compare(Settings):
         nll_teachers (`tuple[str, ...]`, *optional*): Teachers on whose answers to the held-out prompts the negative
             log-likelihood is measured. Left out: all; empty: it is not measured.
         lm_eval (`LmEval`, *optional*): Benchmarks.
-        mix_strong_share (`float`, defaults to 0.5): Share of the strong teacher in `mix`.
-        car_beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
+        strong_share (`float`, defaults to 0.5): Share of the strong teacher in `mix`.
+        beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
         keep_students (`bool`, defaults to `False`): Keep the weights of every trained student.
         processes (`int`, defaults to 1): How many students are trained and judged side by side. Each process has one
             GPU to itself, in turn, or its share of the cores.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"mix_strong_share": "strong_share", "car_beta": "beta"}
 
     students: tuple[ComparedStudent, ...] = Field(min_length=1)
     held_out: Prompts
@@ -155,8 +159,6 @@ class Compare(Settings):
     decodings: tuple[Decoding, ...] = Field((Decoding(name="greedy", temperature=0.0),), min_length=1)
     nll_teachers: tuple[str, ...] | None = None
     lm_eval: LmEval | None = None
-    mix_strong_share: float = Field(MIX_STRONG_SHARE, ge=0.0, le=1.0)
-    car_beta: float = Field(CAR_BETA, ge=0.0)
     keep_students: bool = False
     processes: int = Field(1, ge=1)
 

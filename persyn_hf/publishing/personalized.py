@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
-from persyn_hf.errors import PublishError
+from persyn_hf.config import Publish, merged
+from persyn_hf.config.publishing import PULL_REQUEST
+from persyn_hf.errors import ConfigError, PublishError
 from persyn_hf.personalize import count_kept, personalize
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.checks import license_warnings
 from persyn_hf.publishing.contents import DatasetContent, RouterContent, RouterLike
 from persyn_hf.publishing.figures import Figures
-from persyn_hf.publishing.parquet import DEFAULT_CONFIG, plan_shards
-from persyn_hf.publishing.provenance import gather
+from persyn_hf.publishing.parquet import plan_shards
+from persyn_hf.publishing.provenance import Provenance, gather
 from persyn_hf.publishing.push import Published, Push, collect, write_content
-from persyn_hf.publishing.repository import FILES_PER_COMMIT, Repository, Snapshot
+from persyn_hf.publishing.repository import Repository, Snapshot
 from persyn_hf.tables import replaced
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from huggingface_hub import HfApi
 
 
 def save_personalized(
@@ -35,12 +38,10 @@ def save_personalized(
     router: RouterLike | None = None,
     location: str | None = None,
     router_location: str | None = None,
-    config_name: str = DEFAULT_CONFIG,
-    license: str | None = None,
-    language: Sequence[str] = (),
-    keep_truncated: bool = False,
     scored: Dataset | None = None,
     run: Mapping[str, Any] | None = None,
+    settings: Publish | Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Path:
     """Writes what [`push_personalized`] pushes: Parquet, card, facts and figures, and the router with its card.
 
@@ -48,13 +49,15 @@ def save_personalized(
         data (`Dataset` or `DatasetDict`): The routed answers, or the personalised tables made of them.
         folder (`str` or `PathLike`): Gets `dataset/` and, with a router, `router/`. Each replaces what was there.
         router (`PersynRouter`, *optional*): Saved beside the dataset and described in its card.
-        location, router_location (`str`, *optional*): What the cards' snippets load; default: the folders themselves.
-        config_name (`str`, defaults to `"default"`): The configuration, one per student.
-        license (`str`, *optional*), language (`Sequence[str]`): Hub metadata.
-        keep_truncated (`bool`, defaults to `False`): See [`personalize`].
+        location, router_location (`str`, *optional*): What the cards' snippets load; default: the repositories of
+            `settings`, or the folders themselves.
         scored (`Dataset`, *optional*): The scored probe, for the picture of the teachers.
         run (`Mapping`, *optional*): More of [`gather`]: `generations`, `generations_all`, `cost`, `cost_all`,
             `prices`, `prompts_source`, `prompts_revision` …
+        settings (`Publish` or `Mapping`, *optional*): The section `publish` of a configuration, or its keys. What it
+            says of a push is for [`push_personalized`].
+        options: Single keys of [`Publish`] that say what is written: `config_name`, `license`, `language` and
+            `keep_truncated`. They replace those of `settings`.
 
     Returns:
         `Path`: The folder.
@@ -63,20 +66,23 @@ def save_personalized(
         DataError: If there is nothing to train on.
         PublishError: If a card cannot be rendered.
     """
-    target = Path(folder)
+    asked = merged(Publish, settings, options, "save_personalized", _WRITTEN)
+    target, location = Path(folder), location or asked.dataset_repo_id
+    router_location = router_location or asked.router_repo_id
     dataset_at = location or str(target / "dataset")
     router_at = (router_location or str(target / "router")) if router is not None else None
-    splits, facts = _prepare(data, keep_truncated, run)
+    splits, facts = _prepare(data, asked.keep_truncated, run)
     checks.require_features(splits)
     if location is None or router_location is not None:
         facts.setdefault("router_repo_id", router_at)  # a card for the Hub cites no folder of this machine
     provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
+    license, language = asked.license, asked.language
     warnings = license_warnings(license, provenance.teachers)
-    figures, shards = Figures(provenance), plan_shards(splits, config_name)
+    figures, shards = Figures(provenance), plan_shards(splits, asked.config_name)
     with replaced(target / "dataset") as staged:
         staged.mkdir(parents=True)
         content = DatasetContent(
-            dataset_at, config_name, shards, provenance, figures, license, language, warnings, staged, whole=True
+            dataset_at, asked.config_name, shards, provenance, figures, license, language, warnings, staged, whole=True
         )
         write_content(content.build(Snapshot()), staged)
     if router is not None and router_at is not None:
@@ -89,27 +95,15 @@ def save_personalized(
 
 def push_personalized(
     data: Dataset | DatasetDict,
-    repo_id: str,
+    repo_id: str | None = None,
     *,
     router: RouterLike | None = None,
-    router_repo_id: str | None = None,
-    config_name: str = DEFAULT_CONFIG,
-    private: bool = True,
+    settings: Publish | Mapping[str, Any] | None = None,
     token: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Push with persyn-hf",
-    tags: Sequence[str] = (),
-    collection: str | None = None,
-    license: str | None = None,
-    language: Sequence[str] = (),
-    keep_truncated: bool = False,
     scored: Dataset | None = None,
     run: Mapping[str, Any] | None = None,
-    allow_secrets: bool = False,
-    dry_run: bool = False,
     saved: str | os.PathLike[str] | None = None,
-    files_per_commit: int = FILES_PER_COMMIT,
+    **options: Any,
 ) -> Published:
     """Pushes the personalised dataset, and the router where one is named, to the Hub with generated cards.
 
@@ -119,30 +113,22 @@ def push_personalized(
 
     Args:
         data (`Dataset` or `DatasetDict`): The routed answers, or the personalised tables made of them.
-        repo_id (`str`): The dataset repository, as `me/my-student-data`.
+        repo_id (`str`): The dataset repository, as `me/my-student-data`. Default: that of `settings`.
         router (`PersynRouter`, *optional*): Described in the dataset's card; pushed with `router_repo_id`.
-        router_repo_id (`str`, *optional*): The router's repository; needs `router`.
-        config_name (`str`, defaults to `"default"`): The configuration; one per student, others stay as they are.
-        private (`bool`, defaults to `True`): Visibility of new repositories.
+        settings (`Publish` or `Mapping`, *optional*): The section `publish` of a configuration, or its keys.
         token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
-        revision (`str`, *optional*): A branch of both repositories, made where it is not there, or `refs/pr/N`.
-        create_pr (`bool`, defaults to `False`): Open pull requests instead of committing.
-        commit_message (`str`): Of every commit.
-        tags (`Sequence[str]`): Git tags for both commits, as `v1.0`.
-        collection (`str`, *optional*): A collection's slug, or the title of one that is made where it is not there.
-        license (`str`, *optional*), language (`Sequence[str]`): Hub metadata.
-        keep_truncated (`bool`, defaults to `False`): See [`personalize`].
         scored (`Dataset`, *optional*), run (`Mapping`, *optional*): As in [`save_personalized`].
-        allow_secrets (`bool`, defaults to `False`): Send text that looks like a key or a token.
-        dry_run (`bool`, defaults to `False`): Check and write everything, send nothing; `Published.folder` says where.
         saved (`str` or `PathLike`, *optional*): A folder of [`save_personalized`]: shards of the same rows that lie
             there are not written again.
-        files_per_commit (`int`, defaults to 1000): More files than this go in several commits, data first.
+        options: Single keys of [`Publish`] (`router_repo_id`, `config_name`, `private`, `license`, `tags` …), which
+            replace those of `settings`. A `revision` may be `refs/pr/N` too; with `dry_run`, `Published.folder` says
+            where everything was written.
 
     Returns:
         `Published`: The commits, and what they changed.
 
     Raises:
+        ConfigError: If an option is unknown or wrong.
         PublishError: If a check fails, with nothing sent, or a repository cannot be written to.
         DataError: If there is nothing to train on.
 
@@ -151,51 +137,92 @@ def push_personalized(
     """
     from huggingface_hub import HfApi
 
-    if router_repo_id is not None and router is None:
+    asked = _settings(repo_id, settings, options)
+    if asked.router_repo_id is not None and router is None:
         raise PublishError("`router_repo_id` needs `router`: give the trained router that is to be pushed there.")
-    if create_pr and (tags or revision):
-        raise PublishError("`create_pr` opens a pull request against `main`; leave out `tags` and `revision`.")
-    checks.require_names(repo_id, router_repo_id, config_name)
-    splits, facts = _prepare(data, keep_truncated, run)
+    splits, facts = _prepare(data, asked.keep_truncated, run)
     checks.require_features(splits)
-    if router_repo_id is not None:
-        facts["router_repo_id"] = router_repo_id
+    if asked.router_repo_id is not None:
+        facts["router_repo_id"] = asked.router_repo_id
     provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
-    figures = Figures(provenance)
-    warnings = license_warnings(license, provenance.teachers)
-    checks.warn_of_license(license, private, warnings)
     api = HfApi(token=token, library_name="persyn_hf", library_version=__version__)
-    folder, keep = Path(tempfile.mkdtemp(prefix="persyn-dry-run-" if dry_run else "persyn-push-")), False
+    folder = Path(tempfile.mkdtemp(prefix="persyn-dry-run-" if asked.dry_run else "persyn-push-"))
+    keep = False
     try:
-        dataset = DatasetContent(
-            repo_id,
-            config_name,
-            plan_shards(splits, config_name),
-            provenance,
-            figures,
-            license,
-            language,
-            warnings,
-            folder / "dataset",
-            whole=dry_run,
-            saved=Path(saved) / "dataset" if saved is not None else None,
-        )
-        push = Push(api, dataset, Repository(api, repo_id, "dataset", revision))
-        if router_repo_id is not None and router is not None:
-            push.router = RouterContent(
-                router_repo_id, router, provenance, figures, repo_id, license, language, folder / "router"
-            )
-            push.router_repository = Repository(api, router_repo_id, "model", revision)
-        push.check(tags, allow_secrets)
-        if dry_run:
+        push = _push(api, asked, splits, provenance, folder, router, saved)
+        push.check(asked.tags, asked.allow_secrets)
+        if asked.dry_run:
             keep = True
             return push.write(folder)
-        options = {"private": private, "create_pr": create_pr, "files_per_commit": files_per_commit}
-        done = push.send({"message": commit_message, **options}, tags)
-        return replace(done, collection=collect(api, collection, done, private)) if collection else done
+        how = {name: getattr(asked, name) for name in ("private", "create_pr", "files_per_commit")}
+        done = push.send({"message": asked.commit_message, **how}, asked.tags)
+        if asked.collection is None:
+            return done
+        return replace(done, collection=collect(api, asked.collection, done, asked.private))
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+#: What of a section says what is written, rather than how it is pushed.
+_WRITTEN = ("config_name", "license", "language", "keep_truncated")
+
+
+def _settings(
+    repo_id: str | None, settings: Publish | Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> Publish:
+    """Where a push goes, and how; names are checked."""
+    if options.get("create_pr") and (options.get("tags") or options.get("revision")):
+        raise PublishError(f"{PULL_REQUEST}.")
+    given = options if repo_id is None else {**options, "dataset_repo_id": repo_id}
+    asked = merged(Publish, settings, given, "push_personalized")
+    if asked.dataset_repo_id is None:
+        raise ConfigError("push_personalized: `repo_id` is required, or `dataset_repo_id` in `settings`.")
+    checks.require_names(asked.dataset_repo_id, asked.router_repo_id, asked.config_name)
+    return asked
+
+
+def _push(
+    api: HfApi,
+    asked: Publish,
+    splits: Mapping[str, Dataset],
+    provenance: Provenance,
+    folder: Path,
+    router: RouterLike | None,
+    saved: str | os.PathLike[str] | None,
+) -> Push:
+    """The push that a section asks for; nothing is sent yet."""
+    repo_id = asked.dataset_repo_id
+    assert repo_id is not None, "checked with the settings"
+    figures, warnings = Figures(provenance), license_warnings(asked.license, provenance.teachers)
+    checks.warn_of_license(asked.license, asked.private, warnings)
+    dataset = DatasetContent(
+        repo_id,
+        asked.config_name,
+        plan_shards(splits, asked.config_name),
+        provenance,
+        figures,
+        asked.license,
+        asked.language,
+        warnings,
+        folder / "dataset",
+        whole=asked.dry_run,
+        saved=Path(saved) / "dataset" if saved is not None else None,
+    )
+    push = Push(api, dataset, Repository(api, repo_id, "dataset", asked.revision))
+    if asked.router_repo_id is not None and router is not None:
+        push.router = RouterContent(
+            asked.router_repo_id,
+            router,
+            provenance,
+            figures,
+            repo_id,
+            asked.license,
+            asked.language,
+            folder / "router",
+        )
+        push.router_repository = Repository(api, asked.router_repo_id, "model", asked.revision)
+    return push
 
 
 def _prepare(

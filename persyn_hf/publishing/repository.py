@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from persyn_hf.config import Publish, default_of
 from persyn_hf.errors import PublishError
 
 #: Files in one commit: the number at which `huggingface_hub`'s own uploads stop growing theirs.
-FILES_PER_COMMIT = 1000
+FILES_PER_COMMIT: int = default_of(Publish, "files_per_commit")
 ATTEMPTS = 6
 CARD, FACTS = "README.md", "persyn.json"
 _AGAIN = frozenset((408, 412, 429, 500, 502, 503, 504))

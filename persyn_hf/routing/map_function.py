@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from persyn_hf import columns
+from persyn_hf.config import merged
+from persyn_hf.config.routing import RouteOptions
 from persyn_hf.errors import RouterCheckpointError, RouterError, RouterMismatchError
 from persyn_hf.models.device import worker_device
 from persyn_hf.models.identity import resolve_revision
@@ -22,11 +24,8 @@ def persyn_route(
     router: str | None = None,
     revision: str | None = None,
     prompt_column: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
     library_version: str | None = None,
-    endpoint: str | None = None,
-    api_key_env: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Routes one row or a batch: adds `route` and `route_scores`. Made for `datasets.map`.
 
@@ -39,12 +38,9 @@ def persyn_route(
         router (`str`, *optional*): Folder or repository id; default: the environment variable `PERSYN_ROUTER`.
         revision (`str`, *optional*): Commit, tag or branch; for a folder, the digest that it must have.
         prompt_column (`str`, *optional*): Default: the column that the router names, `prompt` as a rule.
-        device (`str`, *optional*), dtype (`str`, *optional*): As for [`PersynRouter.from_pretrained`].
         library_version (`str`, *optional*): Part of the cache's key; set by [`pin_router`].
-        endpoint (`str`, *optional*): Base URL of a Text Embeddings Inference server that serves the router: scores
-            come from there and no weights are loaded. `router` may then be left out; given, its `config.json` tells
-            the fallback and the prompt column, and must have the server's labels.
-        api_key_env (`str`, *optional*): Environment variable with the server's key. No other token is sent there.
+        options: Keys of [`RouteOptions`]: `device`, `dtype`, `endpoint` (a Text Embeddings Inference server that
+            serves the router) and `api_key_env`.
 
     Returns:
         `dict`: `route` (teacher name) and `route_scores` (float32, in the router's teacher order).
@@ -59,8 +55,9 @@ def persyn_route(
     Example:
         >>> routed = prompts.map(persyn_route, batched=True, fn_kwargs=pin_router("org/router"))  # doctest: +SKIP
     """
-    if endpoint is not None:
-        return _route_remotely(examples, endpoint, api_key_env, router, revision, prompt_column)
+    asked = merged(RouteOptions, None, options, "persyn_route")
+    if asked.endpoint is not None:
+        return _route_remotely(examples, asked.endpoint, asked.api_key_env, router, revision, prompt_column)
     from persyn_hf.routing.router import PersynRouter, route_examples
 
     name = router or os.environ.get(ROUTER_VARIABLE)
@@ -69,7 +66,7 @@ def persyn_route(
             "persyn_route does not know which router to use: pass fn_kwargs=pin_router('org/router') (or "
             f"fn_kwargs={{'router': 'org/router'}}) to map, or set the environment variable {ROUTER_VARIABLE}."
         )
-    loaded = PersynRouter.from_pretrained(name, revision, worker_device(device, rank), dtype)
+    loaded = PersynRouter.from_pretrained(name, revision, worker_device(asked.device, rank), asked.dtype)
     return route_examples(loaded, examples, prompt_column or loaded.prompt_column)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf import columns
+from persyn_hf.config import Probe, Router, default_of, merged, require_known
 from persyn_hf.errors import ConfigError
 from persyn_hf.packages import require
 from persyn_hf.prompts.reading import random_probe
@@ -19,21 +21,21 @@ if TYPE_CHECKING:
 _BLOCK = 64
 #: Prompts that are embedded at once.
 _CHUNK = 4096
+#: What of a router's settings says how a prompt is read.
+_READING = ("backbone", "revision", "max_length", "device")
 
 
 def sample_probe(
     prompts: Dataset,
     size: int,
-    method: Literal["random", "cover"] = "random",
+    method: Literal["random", "cover"] = default_of(Probe, "method"),
     seed: int = 0,
     *,
-    backbone: str | None = None,
-    revision: str | None = None,
     embeddings: NDArray[np.floating] | None = None,
-    max_length: int = 512,
-    device: str | None = None,
+    settings: Router | Mapping[str, Any] | None = None,
     prompt_column: str = columns.PROMPT,
     where: str = "probe",
+    **options: Any,
 ) -> Dataset:
     """Draws the prompts that every teacher answers.
 
@@ -46,13 +48,13 @@ def sample_probe(
         size (`int`): How many; at most all.
         method (`"random"` or `"cover"`, defaults to `"random"`): How.
         seed (`int`, defaults to 0): Of the sample, or of the first prompt.
-        backbone (`str`, *optional*), revision (`str`, *optional*): Model whose embeddings `"cover"` looks at: the
-            router's backbone.
-        embeddings (`ndarray` of shape `(prompts, width)`, *optional*): Instead of a backbone.
-        max_length (`int`, defaults to 512): Tokens of a prompt that the backbone reads.
-        device (`str`, *optional*): For the backbone; default: `cuda` where there is one, else `cpu`.
+        embeddings (`ndarray` of shape `(prompts, width)`, *optional*): What `"cover"` looks at, instead of a backbone.
+        settings (`Router` or `Mapping`, *optional*): The section `router` of a configuration, or its keys: the
+            backbone whose embeddings `"cover"` looks at.
         prompt_column (`str`, defaults to `"prompt"`): Strings or chat messages.
         where (`str`, defaults to `"probe"`): Names the section in errors.
+        options: Single keys of [`Router`] that say how a prompt is read: `backbone`, `revision`, `max_length` and
+            `device`.
 
     Returns:
         `Dataset`: The chosen prompts, in their order.
@@ -60,6 +62,7 @@ def sample_probe(
     Raises:
         ConfigError: If there are too few prompts, the method is unknown, or it has nothing to look at.
     """
+    require_known(Router, options, "sample_probe", _READING)
     if method == "random":
         return random_probe(prompts, size, seed, where=where)
     if method != "cover":
@@ -67,25 +70,31 @@ def sample_probe(
     if not 1 <= size <= len(prompts):
         raise ConfigError(f"{where}.size: must be at most the number of prompts, {len(prompts)}, got {size}.")
     if embeddings is None:
-        if backbone is None:
+        given = {name: value for name, value in options.items() if value is not None}
+        if settings is None and "backbone" not in given:
             raise ConfigError(f"{where}.method: 'cover' needs a `backbone`, or `embeddings`.")
-        embeddings = embed(prompts, backbone, revision, max_length, device, prompt_column)
+        embeddings = embed(prompts, merged(Router, settings, given, "sample_probe"), prompt_column)
     if len(embeddings) != len(prompts):
         raise ConfigError(f"`embeddings` must have a row for each of {len(prompts)} prompts, got {len(embeddings)}.")
     return prompts.select(sorted(cover(embeddings, size, seed).tolist()))
 
 
-def embed(
-    prompts: Dataset, backbone: str, revision: str | None, max_length: int, device: str | None, prompt_column: str
-) -> NDArray[np.float32]:
-    """What a router's head would read of each prompt, shape `(prompts, hidden)`."""
+def embed(prompts: Dataset, router: Router, prompt_column: str = columns.PROMPT) -> NDArray[np.float32]:
+    """What the head of a router on the section's backbone would read of each prompt, shape `(prompts, hidden)`."""
+    if router.backbone is None:
+        raise ConfigError("`router.backbone` is required to embed prompts; `pretrained` names a finished router.")
     require("draw a probe that covers the prompts of a backbone", "torch", "transformers")
     from persyn_hf.models.device import choose_device
     from persyn_hf.routing.backbone import build_classifier, head_inputs
 
-    where = choose_device(device)
+    where = choose_device(router.device)
     model, tokenizer = build_classifier(
-        backbone, ["first", "second"], revision=revision, max_length=max_length, dtype=None, device=where
+        router.backbone,
+        ["first", "second"],
+        revision=router.revision,
+        max_length=router.max_length,
+        dtype=None,
+        device=where,
     )
     parts = []
     for start in range(0, len(prompts), _CHUNK):

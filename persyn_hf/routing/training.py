@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from persyn_hf import columns
+from persyn_hf.config import Router, merged, require_known
+from persyn_hf.config.routing import RouterRecord
 from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
 from persyn_hf.models.device import choose_device, dtype_named
 from persyn_hf.models.identity import resolve_revision
@@ -21,13 +23,11 @@ from persyn_hf.routing.backbone import readable_template
 from persyn_hf.routing.block import PERSYN_KEY, names_problem
 from persyn_hf.routing.checkpoint import library_version
 from persyn_hf.routing.crossval import cross_validate
-from persyn_hf.routing.heads import OBJECTIVES, POWER, STRENGTHS, Array, Head, fit_path
+from persyn_hf.routing.heads import POWER, STRENGTHS, Array, Head, fit_path
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
-from persyn_hf.routing.tuning import FineTuning, cross_validate_tuning, fine_tune
+from persyn_hf.routing.tuning import Build, FineTuning, cross_validate_tuning, fine_tune
 from persyn_hf.routing.verdict import RouterReport, judge, learning_curve
-
-Tuning = Literal["frozen", "full", "lora"]
 
 #: What a checkpoint may say about a teacher. Addresses and the names of keys stay out of it.
 TEACHER_KEYS = ("name", "model", "revision", "system_prompt", "sampling", "family", "license")
@@ -35,28 +35,15 @@ TEACHER_KEYS = ("name", "model", "revision", "system_prompt", "sampling", "famil
 
 def train_router(
     scored: Any,
-    backbone: str,
+    backbone: str | None = None,
     student: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
     *,
-    objective: str = "regression",
-    tuning: Tuning = "frozen",
-    fallback: Literal["best-single", "none"] = "best-single",
-    folds: int = 5,
-    epochs: int = 4,
-    learning_rate: float | None = None,
-    batch_size: int = 16,
-    lora_rank: int = 16,
-    seed: int = 0,
-    max_length: int = 512,
-    dtype: str = "float32",
-    revision: str | None = None,
+    settings: Router | Mapping[str, Any] | None = None,
     teachers: Sequence[Any] | None = None,
-    reward_settings: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    prompt_column: str = columns.PROMPT,
-    device: str | None = None,
+    seed: int = 0,
     progress: bool = False,
+    **options: Any,
 ) -> PersynRouter:
     """Trains a router on scored answers (PerSyn, arXiv 2510.10925).
 
@@ -68,30 +55,16 @@ def train_router(
     Args:
         scored (`Dataset`): One row per prompt and teacher, with `prompt_id`, `prompt`, `teacher`, `reward`. A null
             reward (a failed answer) is missing.
-        backbone (`str`): Hub repository id or local folder of an encoder or decoder.
+        backbone (`str`): Hub repository id or local folder of an encoder or decoder. Default: that of `settings`.
         student (`str`, *optional*): Default: the table's `student`.
         output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
-        objective (`str`, defaults to `"regression"`): One of `OBJECTIVES`: the rewards themselves, all teachers
-            regressed together (`regression`); the order of each two teachers (`bradley-terry`, eq. 3 of the paper);
-            the same with each pair weighted by its difference in reward (`bradley-terry-margin`); the reward that
-            routing earns (`expected-reward`).
-        tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): What of the backbone is trained. LoRA needs
-            the extra `lora` and is merged before saving.
-        fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What becomes of a router with no gain.
-        folds (`int`, defaults to 5): Of the cross-validation. Fine-tuning trains that many models more.
-        epochs (`int`, defaults to 4), learning_rate (`float`, *optional*), batch_size (`int`, defaults to 16),
-            lora_rank (`int`, defaults to 16): Of fine-tuning, see [`FineTuning`]; not read for a frozen backbone.
-        seed (`int`, defaults to 0): Of folds, batches and dropout.
-        max_length (`int`, defaults to 512): Tokens of a prompt that are read.
-        dtype (`str`, defaults to `"float32"`): `"float32"`, `"bfloat16"` or `"float16"`: of the saved weights. A
-            frozen backbone is run in it; fine-tuning keeps float32 weights and uses mixed precision.
-        revision (`str`, *optional*): Of the backbone.
+        settings (`Router` or `Mapping`, *optional*): The section `router` of a configuration, or its keys.
         teachers (`Sequence[Teacher | Mapping]`, *optional*): Their descriptions, for the checkpoint.
-        reward_settings (`Mapping`, *optional*): `alpha`, `normalization`, `learnability_metric`, for the checkpoint.
-        metadata (`Mapping`, *optional*): More for the `persyn` block: training data, its revision …
-        prompt_column (`str`, defaults to `"prompt"`): The column that the router will read by default.
-        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+        seed (`int`, defaults to 0): Random seed of folds, batches and dropout.
         progress (`bool`, defaults to `False`): Show progress bars.
+        options: Single keys of [`Router`] (`objective`, `tuning`, `folds`, `revision`, `device` …), which replace
+            those of `settings`; and those of [`RouterRecord`] (`reward_settings`, `metadata`, `prompt_column`), which
+            the checkpoint records.
 
     Returns:
         `PersynRouter`: With a `report` ([`RouterReport`]).
@@ -108,56 +81,60 @@ def train_router(
         >>> router = train_router(scored, "Qwen/Qwen2.5-1.5B", tuning="lora", output_dir="router")  # doctest: +SKIP
         >>> print(router.report)  # doctest: +SKIP
     """
-    _check_settings(objective, tuning, fallback, folds, dtype, output_dir)
+    router, name, record = _settings(backbone, settings, options)
+    _require_place(output_dir)
     table = read_rewards(scored)
     require_plain_names(table.teachers)
     described = describe_teachers(table.teachers, teachers)
-    backbone_revision = resolve_revision(backbone, revision)
+    backbone_revision = resolve_revision(name, router.revision)
     build = partial(
         backbones.build_classifier,
-        backbone,
+        name,
         table.teachers,
-        max_length=max_length,
-        revision=None if os.path.isdir(backbone) else backbone_revision,
+        max_length=router.max_length,
+        revision=None if os.path.isdir(name) else backbone_revision,
     )
-    if tuning == "frozen":
-        build = partial(build, dtype=dtype_named(dtype), device=choose_device(device))
-        model, tokenizer, report = _frozen(build, table, objective, fallback, folds, seed, progress)
+    if router.tuning == "frozen":
+        build = partial(build, dtype=dtype_named(router.dtype), device=choose_device(router.device))
+        model, tokenizer, report = _frozen(build, table, router, seed, progress)
     else:
-        settings = FineTuning(
-            method=tuning,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            lora_rank=lora_rank,
-            mixed={"bfloat16": "bf16", "float16": "fp16"}.get(dtype),
-            device=device,
-            seed=seed,
-            progress=progress,
-        )
-        build = partial(build, dtype=torch.float32, device=_training_device(device))
-        model, tokenizer, report = _tuned(build, table, objective, fallback, folds, settings)
-        model = model.to(dtype_named(dtype))
+        build = partial(build, dtype=torch.float32, device=_training_device(router.device))
+        model, tokenizer, report = _tuned(build, table, router, seed, progress)
+        model = model.to(dtype_named(router.dtype))
     if report.fallback is not None or report.gain.low <= 0:
         warnings.warn(report.reason, stacklevel=2)
     block = {
         "library_version": library_version(),
-        "backbone": backbone,
+        "backbone": name,
         "backbone_revision": backbone_revision,
         "student": student or table.student,
         "student_revision": table.student_revision,
-        "reward": dict(reward_settings or {}),
+        "reward": record.reward_settings,
         "teachers": described,
         "probe_means": table.mean_scores(),
-        "prompt_column": prompt_column,
+        "prompt_column": record.prompt_column,
         **_reading(tokenizer),
-        "objective": objective,
-        "tuning": tuning,
+        "objective": router.objective,
+        "tuning": router.tuning,
         **_findings(report),
         "seed": seed,
-        **(metadata or {}),
+        **record.metadata,
     }
-    return save_router(model, tokenizer, block, output_dir, report=report, device=device)
+    return save_router(model, tokenizer, block, output_dir, report=report, device=router.device)
+
+
+def _settings(
+    backbone: str | None, settings: Router | Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[Router, str, RouterRecord]:
+    """How the router is trained, its backbone, and what its block records beside that."""
+    require_known(Router, [name for name in options if name not in RouterRecord.model_fields], "train_router")
+    own = {name: value for name, value in options.items() if name in Router.model_fields}
+    given = own if backbone is None else own | {"backbone": backbone}
+    router = merged(Router, settings, given, "train_router")
+    if router.backbone is None:
+        raise ConfigError("train_router: `backbone` is required, as an argument or in `settings`.")
+    noted = {name: value for name, value in options.items() if value is not None and name not in own}
+    return router, router.backbone, merged(RouterRecord, None, noted, "train_router")
 
 
 def _reading(tokenizer: Any) -> dict[str, Any]:
@@ -180,19 +157,13 @@ def _findings(report: RouterReport) -> dict[str, Any]:
 
 
 def _frozen(
-    build: Callable[[], tuple[Any, Any]],
-    table: RewardTable,
-    objective: str,
-    fallback: str,
-    folds: int,
-    seed: int,
-    progress: bool,
+    build: Build, table: RewardTable, router: Router, seed: int, progress: bool
 ) -> tuple[Any, Any, RouterReport]:
     model, tokenizer = build()
     inputs = backbones.head_inputs(model, tokenizer, _texts(table), progress=progress)
     has_bias, linear = backbones.final_linear(model)
-    features = backbones.FeatureMap(inputs, has_bias, POWER[objective])
-    head, report = fit_head(table, features(inputs), objective, fallback, folds, seed)
+    features = backbones.FeatureMap(inputs, has_bias, POWER[router.objective])
+    head, report = fit_head(table, features(inputs), router.objective, router.fallback, router.folds, seed)
     features.write(head, linear)
     return model, tokenizer, report
 
@@ -222,24 +193,20 @@ def fit_head(
 
 
 def _tuned(
-    build: Callable[[], tuple[Any, Any]],
-    table: RewardTable,
-    objective: str,
-    fallback: str,
-    folds: int,
-    settings: FineTuning,
+    build: Build, table: RewardTable, router: Router, seed: int, progress: bool
 ) -> tuple[Any, Any, RouterReport]:
     from accelerate.utils import broadcast_object_list
 
+    objective, how = router.objective, FineTuning.of(router, seed, progress)
     texts = _texts(table)
     inputs = backbones.head_inputs(*build(), texts)
-    rounds = cross_validate_tuning(build, texts, inputs, table.rewards, objective, folds, settings)
+    rounds = cross_validate_tuning(build, texts, inputs, table.rewards, objective, router.folds, how)
     trained = len(texts) - len(texts) // len(set(rounds[0].fold.tolist()))
-    report = judge(table, rounds, objective, fallback, settings.seed, lambda gain: [(trained, gain)])
+    report = judge(table, rounds, objective, router.fallback, seed, lambda gain: [(trained, gain)])
     # Every process has judged the same scores; they must also train for the same number of epochs.
     report = broadcast_object_list([report])[0]
     epochs = 0 if report.fallback is not None else int(report.strength)
-    tuned = fine_tune(build, texts, table.rewards, objective, settings.for_epochs(epochs), [])
+    tuned = fine_tune(build, texts, table.rewards, objective, how.for_epochs(epochs), [])
     means_scale = report.scale
     if report.fallback is not None and objective != "regression":
         means_scale = 1.0  # they start as Bradley–Terry scores
@@ -307,17 +274,7 @@ def require_plain_names(teachers: Sequence[str]) -> None:
         raise DataError(f"The teachers' names in the table {problem}.")
 
 
-def _check_settings(objective: str, tuning: str, fallback: str, folds: int, dtype: str, output_dir: Any) -> None:
-    for name, value, allowed in (
-        ("objective", objective, OBJECTIVES),
-        ("tuning", tuning, ("frozen", "full", "lora")),
-        ("fallback", fallback, ("best-single", "none")),
-        ("dtype", dtype, ("float32", "bfloat16", "float16")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}.")
-    if folds < 2:
-        raise ConfigError(f"`folds` must be at least 2, got {folds}.")
+def _require_place(output_dir: Any) -> None:
     if output_dir is None and _processes() > 1:
         raise ConfigError("Under `accelerate launch` the processes share what they save: give `output_dir`.")
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from persyn_hf.config import Router, default_of
 from persyn_hf.packages import require
 from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.crossval import OutOfFold, nearest_rewards
@@ -42,15 +43,30 @@ class FineTuning:
     """
 
     method: str
-    epochs: int = 4
-    learning_rate: float | None = None
-    batch_size: int = 16
+    epochs: int = default_of(Router, "epochs")
+    learning_rate: float | None = default_of(Router, "learning_rate")
+    batch_size: int = default_of(Router, "batch_size")
     pull: float = 0.01
-    lora_rank: int = 16
+    lora_rank: int = default_of(Router, "lora_rank")
     mixed: str | None = None
     device: str | None = None
     seed: int = 0
     progress: bool = False
+
+    @classmethod
+    def of(cls, router: Router, seed: int, progress: bool) -> FineTuning:
+        """What a section says of it."""
+        return cls(
+            router.tuning,
+            epochs=router.epochs,
+            learning_rate=router.learning_rate,
+            batch_size=router.batch_size,
+            lora_rank=router.lora_rank,
+            mixed={"bfloat16": "bf16", "float16": "fp16"}.get(router.dtype),
+            device=router.device,
+            seed=seed,
+            progress=progress,
+        )
 
     def for_epochs(self, epochs: int) -> FineTuning:
         """The same with another number of epochs."""
@@ -98,7 +114,8 @@ def fine_tune(
     head = backbones.final_linear(model)[1]
     if settings.method == "lora":
         model = _with_lora(model, head, settings.lora_rank)
-    losses = _train(model, head, tokenizer, texts, rewards, objective, settings, means, rate, held_out, scores)
+    goal = _Goal(texts, rewards, objective, means)
+    losses = _train(_Fresh(model, tokenizer, head, rate), goal, settings, held_out, scores)
     if settings.method == "lora":
         model = model.merge_and_unload()
     return Tuned(model.eval(), tokenizer, losses, scores)
@@ -163,27 +180,38 @@ def _with_lora(model: Any, head: nn.Linear, rank: int) -> Any:
     return model
 
 
+@dataclass(frozen=True)
+class _Fresh:
+    """A model before its training: its head, and the rate at which the head learns."""
+
+    model: Any
+    tokenizer: Any
+    head: nn.Linear
+    head_rate: float
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What a model is trained on and for; its logits are pulled towards the teachers' means."""
+
+    texts: Sequence[str]
+    rewards: Array
+    objective: str
+    means: Array
+
+
 def _train(
-    model: Any,
-    head: nn.Linear,
-    tokenizer: Any,
-    texts: Sequence[str],
-    rewards: Array,
-    objective: str,
-    settings: FineTuning,
-    means: Array,
-    head_rate: float,
-    held_out: Sequence[str],
-    scores: list[Array],
+    fresh: _Fresh, goal: _Goal, settings: FineTuning, held_out: Sequence[str], scores: list[Array]
 ) -> list[float]:
     from transformers import Trainer, TrainerCallback
 
-    base = torch.from_numpy(means).float()
+    tokenizer = fresh.tokenizer
+    base = torch.from_numpy(goal.means).float()
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         logits = outputs["logits"].float()
         effect = logits - base.to(logits.device)
-        total: Tensor = objective_loss(objective, logits, labels) + settings.pull * effect.square().mean()
+        total: Tensor = objective_loss(goal.objective, logits, labels) + settings.pull * effect.square().mean()
         return total
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -197,17 +225,17 @@ def _train(
             if held_out:
                 scores.append(_scores(model, tokenizer, held_out))
 
-    ids = tokenizer(list(texts), truncation=True, return_attention_mask=False)["input_ids"]
-    data = [{"input_ids": row, "labels": reward} for row, reward in zip(ids, rewards, strict=True)]
+    ids = tokenizer(list(goal.texts), truncation=True, return_attention_mask=False)["input_ids"]
+    data = [{"input_ids": row, "labels": reward} for row, reward in zip(ids, goal.rewards, strict=True)]
     with tempfile.TemporaryDirectory(prefix="persyn-tuning-") as folder:
         trainer = Trainer(
-            model=model,
+            model=fresh.model,
             args=_arguments(folder, settings),
             train_dataset=data,
             data_collator=collate,
             compute_loss_func=loss,
             callbacks=[ScoreHeldOut()],
-            optimizers=(_optimizer(model, head, settings, head_rate), None),
+            optimizers=(_optimizer(fresh.model, fresh.head, settings, fresh.head_rate), None),
         )
         trainer.train()
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def draw_probe(
-    prompts: Dataset, *, probe: Probe, seed: int, backbone: Checkpoint | None, max_length: int | None, where: str
+    prompts: Dataset,
+    *,
+    probe: Probe,
+    seed: int,
+    backbone: Checkpoint | None,
+    max_length: int | None,
+    device: str | None = None,
+    where: str,
 ) -> Dataset:
     """Draws the prompts that every teacher answers.
 
@@ -28,6 +35,7 @@ def draw_probe(
         probe (`Probe`), seed (`int`): How many, and how they are drawn.
         backbone (`Checkpoint`, *optional*), max_length (`int`, *optional*): Whose embeddings `method: cover` looks
             at, and how many tokens of a prompt it reads.
+        device (`str`, *optional*): Where it is run.
         where (`str`): Names the section in errors.
     """
     if backbone is None or max_length is None:
@@ -44,6 +52,7 @@ def draw_probe(
         backbone=backbone.model,
         revision=backbone.revision,
         max_length=max_length,
+        device=device,
         where=where,
     )
 
@@ -67,16 +76,7 @@ def score_answers(
     """Scores answers with a run's student, quality and reward."""
     from persyn_hf.scoring.score import score
 
-    return score(
-        answers,
-        student,
-        quality,
-        alpha=reward.alpha,
-        normalization=reward.normalization,
-        learnability_metric=reward.learnability_metric,
-        system_prompts=system_prompts,
-        progress=progress,
-    )
+    return score(answers, student, quality, settings=reward, system_prompts=system_prompts, progress=progress)
 
 
 def train_on_probe(
@@ -86,28 +86,25 @@ def train_on_probe(
     student: Student,
     reward: Reward,
     teachers: Sequence[Teacher],
-    seed: int,
     metadata: Mapping[str, Any],
     answers: str,
-    progress: bool,
-    output_dir: Path,
+    **how: Any,
 ) -> None:
     """Trains the router on the scored probe, for the teachers that answered.
 
     Args:
         scored (`Dataset`): The scored probe.
-        router (`Router`), student (`Student`), reward (`Reward`), seed (`int`): The run's.
+        router (`Router`), student (`Student`), reward (`Reward`): The run's.
         teachers (`Sequence[Teacher]`): What the router's block says of them.
         metadata (`Mapping[str, Any]`): Further facts for that block.
         answers (`str`): Where the answers are, for an error.
-        output_dir (`Path`): Where the checkpoint goes.
+        how: `seed`, `output_dir` and `progress`, as in [`train_router`].
 
     Raises:
         DataError: If fewer than two teachers answered.
     """
     from persyn_hf.routing.training import train_router
 
-    assert router.backbone is not None, "the configuration requires one to train"
     usable = scored.filter(lambda reward: reward is not None, input_columns=columns.REWARD, desc="usable rewards")
     answering = set(usable[columns.TEACHER])
     if len(answering) < 2:
@@ -117,24 +114,21 @@ def train_on_probe(
         )
     train_router(
         usable,
-        router.backbone,
-        student.model,
-        output_dir=output_dir,
-        **router.model_dump(exclude={"backbone", "pretrained"}),
-        seed=seed,
-        progress=progress,
+        student=student.model,
+        settings=router,
         teachers=[_described(teacher) for teacher in teachers if teacher.name in answering],
         reward_settings=reward.model_dump(),
         metadata=metadata,
+        **how,
     )
 
 
-def route_prompts(prompts: Dataset, *, router: str | Checkpoint) -> Dataset:
+def route_prompts(prompts: Dataset, *, router: str | Checkpoint, device: str | None = None) -> Dataset:
     """Routes every prompt by the scores of a router: a folder, or a published one."""
     from persyn_hf.routing.router import PersynRouter
 
     asked = router if isinstance(router, Checkpoint) else Checkpoint(router)
-    loaded = PersynRouter.from_pretrained(asked.model, revision=asked.revision)
+    loaded = PersynRouter.from_pretrained(asked.model, revision=asked.revision, device=device)
     return prompts.map(loaded, batched=True, batch_size=1000, load_from_cache_file=False, desc="route")
 
 
@@ -176,7 +170,7 @@ def allocate_routes(
         throughput=answer_rates(teachers, expected, allocation.tokens_per_second),
         probe=scored,
         seed=seed,
-        **allocation.model_dump(exclude={"expected_tokens", "prompt_tokens", "tokens_per_second"}),
+        settings=allocation,
     )
     write_atomically(summary, json.dumps(made.summary(), indent=2) + "\n")
     return cast("Dataset", made.apply(routed))

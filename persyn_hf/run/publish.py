@@ -50,33 +50,14 @@ def publish(
     assert tables.selected is not None
     common: dict[str, Any] = {
         "router": router,
-        "config_name": settings.config_name,
-        "license": settings.license,
-        "language": settings.language,
-        "keep_truncated": settings.keep_truncated,
+        "settings": settings,
         "scored": tables.scored,
         "run": _facts(config, prompts, tables, router, report),
     }
-    save_personalized(
-        tables.selected, folder, location=settings.dataset_repo_id, router_location=settings.router_repo_id, **common
-    )
+    save_personalized(tables.selected, folder, **common)
     if settings.dataset_repo_id is None:
         return None
-    return push_personalized(
-        tables.selected,
-        settings.dataset_repo_id,
-        router_repo_id=settings.router_repo_id,
-        saved=folder,
-        private=settings.private,
-        revision=settings.revision,
-        create_pr=settings.create_pr,
-        commit_message=settings.commit_message,
-        tags=settings.tags,
-        collection=settings.collection,
-        allow_secrets=settings.allow_secrets,
-        dry_run=settings.dry_run,
-        **common,
-    )
+    return push_personalized(tables.selected, saved=folder, **common)
 
 
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def probe_prompts_stage(config: RunConfig, where: str = "probe") -> Stage:
             "backbone": backbone,
             "max_length": router.max_length if backbone is not None else None,
         },
-        unkeyed={"where": where},
+        unkeyed={"where": where, "device": router.device},
         whole=True,
         listed=False,
     )
@@ -137,10 +137,11 @@ def router_stage(config: RunConfig, folder: str | os.PathLike[str] = "", progres
 
 def route_stage(config: RunConfig) -> Stage:
     """Routes every prompt by the scores of the router."""
+    reached = {"device": config.router.device}
     if config.router.pretrained is None:
-        return Stage("route", functions.route_prompts, PROMPTS, inputs={"router": ROUTER})
+        return Stage("route", functions.route_prompts, PROMPTS, inputs={"router": ROUTER}, unkeyed=reached)
     router = Checkpoint(config.router.pretrained, config.router.revision)
-    return Stage("route", functions.route_prompts, PROMPTS, keyed={"router": router})
+    return Stage("route", functions.route_prompts, PROMPTS, keyed={"router": router}, unkeyed=reached)
 
 
 def allocate_stage(

@@ -22,7 +22,7 @@ from persyn_hf.columns import (
     canonical_messages,
     require_columns,
 )
-from persyn_hf.config import Student, StudentEndpoint, read_settings
+from persyn_hf.config import Reward, Student, StudentEndpoint, default_of, merged, read_settings
 from persyn_hf.errors import DataError
 from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
@@ -48,19 +48,12 @@ def persyn_learnability(
     rank: int | None = None,
     *,
     student: str,
-    revision: str | None = None,
-    metrics: Sequence[str] = ("mean-logprob",),
-    dtype: str = "auto",
-    device: str | None = None,
-    attn_implementation: str | None = None,
-    token_budget: int = 8192,
-    too_long: str = "error",
-    student_endpoint: str | Mapping[str, Any] | None = None,
     system_prompts: Mapping[str, str] | None = None,
     prompt_column: str = PROMPT,
     suffix: str = "",
     progress: bool = False,
     version: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Adds the student's view of an answer: `r_l = (1/T) Σ_t log p_student(y_t | x, y_<t)` (arXiv 2510.10925, eq. 1).
 
@@ -72,17 +65,6 @@ def persyn_learnability(
             they are there.
         rank (`int`, *optional*): From `with_rank=True`: the worker's number picks the GPU.
         student (`str`): Hub repository id or local folder.
-        revision (`str`, *optional*): Commit, tag or branch; for a folder its digest. `pin_student` fills it in.
-        metrics (`Sequence[str]`): Of `"mean-logprob"`, `"rsr"`, `"perplexity"`, `"completion_tokens"`. The first is
-            written to `learnability_metric`; `learnability` is always the mean log-probability.
-        dtype (`str`, defaults to `"auto"`): Of the weights; sums are float64, log-softmax float32.
-        device (`str`, *optional*): Defaults to CUDA where there is one, else the CPU.
-        attn_implementation (`str`, *optional*): One of transformers'; turns sharing off.
-        token_budget (`int`, defaults to 8192): Tokens of one forward pass.
-        too_long (`"error"` or `"truncate"`): What to do with an answer beyond the student's context; cut answers are
-            counted in a warning and marked in `learnability_truncated`.
-        student_endpoint (`str` or `Mapping`, *optional*): Score through a server: its base URL, or the fields of
-            `StudentEndpoint`. `student` and `revision` then say whose tokenizer and template it runs.
         system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under the prompt
             that they were written under. Without it no teacher's system prompt reaches the student.
         prompt_column (`str`, defaults to `"prompt"`): Strings or chat messages.
@@ -90,6 +72,12 @@ def persyn_learnability(
             beside the first's.
         progress (`bool`, defaults to `False`): Show a bar for every batch, in tokens per second.
         version (`str`, *optional*): Part of the cache key only; `pin_student` fills it in.
+        options: Keys of [`Student`]. `revision` is for a folder its digest, which `pin_student` fills in. Of
+            `metrics` the first is written to `learnability_metric`, `"mean-logprob"` where none is given;
+            `learnability` is always the mean log-probability. With `too_long="truncate"` cut answers are counted in a
+            warning and marked in `learnability_truncated`. The `endpoint` is called `student_endpoint`: a base URL,
+            or the fields of [`StudentEndpoint`]; `student` and `revision` then say whose tokenizer and template the
+            server runs.
 
     Returns:
         `dict`: `learnability` (nats/token, ≤ 0), `student`, `student_revision`, `learnability_metric` and on request
@@ -108,22 +96,18 @@ def persyn_learnability(
         ... )  # doctest: +SKIP
     """
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_learnability")
+    asked = read_student(student, options, "persyn_learnability")
+    metrics: tuple[str, ...] = asked.metrics or (default_of(Reward, "learnability_metric"),)
     require_metrics(metrics)
     batch, single = as_batch(batch_or_row)
-    model: Scorer
-    if student_endpoint is None:
-        model = _load_here(student, revision, dtype, worker_device(device, rank), attn_implementation)
-    else:
-        model = load_remote_student(student, revision, parse_endpoint(student_endpoint))
+    model = load_scorer(asked, rank)
     refuse_other_student(batch, model.name, model.revision, suffix)
     with tqdm(desc="learnability", unit="tok", unit_scale=True, leave=False, disable=not progress) as bar:
-        scores = score_batch(
-            model, batch, metrics, token_budget, too_long, prompt_column, system_prompts, progress=bar.update
-        )
+        scores = score_batch(model, batch, asked, metrics, prompt_column, system_prompts, progress=bar.update)
     cut = sum(score is not None and score.truncated for score in scores)
     if cut:
         logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(scores), model.context)
-    columns = score_columns(scores, model, metrics, too_long)
+    columns = score_columns(scores, model, metrics, asked.too_long)
     return {name + suffix: values[0] if single else values for name, values in columns.items()}
 
 
@@ -169,33 +153,63 @@ def require_packages(student: Student) -> None:
         require("tokenize what a student behind a server scores", "transformers")
 
 
-def load_scorer(student: Student) -> Scorer:
-    """Loads the student of a configuration, in this process or behind its server."""
+#: Keywords for fields of the student, where a function has an argument for the student's name.
+STUDENT_OPTIONS = {
+    "revision": "revision",
+    "student_endpoint": "endpoint",
+    **{
+        name: name
+        for name in Student.model_fields
+        if name not in ("model", "revision", "endpoint", "teacher_system_prompts")
+    },
+}
+
+
+def read_student(
+    name: str, options: Mapping[str, Any], source: str, keywords: Mapping[str, str] = STUDENT_OPTIONS
+) -> Student:
+    """The student of one call, from its name and its options.
+
+    Args:
+        name (`str`): Hub repository id or local folder.
+        options (`Mapping[str, Any]`): As the caller wrote them.
+        source (`str`): Names the function in errors.
+        keywords (`Mapping[str, str]`): The field that each keyword is for.
+
+    Raises:
+        ConfigError: If an option is unknown or out of range.
+    """
+    if options.get("student_endpoint") is not None:
+        options = {**options, "student_endpoint": parse_endpoint(options["student_endpoint"])}
+    return merged(Student, {"model": name}, options, source, keywords)
+
+
+def load_scorer(student: Student, rank: int | None = None) -> Scorer:
+    """Loads the student of a configuration, in this process or behind its server.
+
+    Args:
+        student (`Student`): Which one, and how it is run.
+        rank (`int`, *optional*): The number of a worker, which picks its GPU.
+    """
     if student.endpoint is not None:
         return load_remote_student(student.model, student.revision, student.endpoint)
-    return _load_here(student.model, student.revision, student.dtype, student.device, student.attn_implementation)
-
-
-def _load_here(
-    student: str, revision: str | None, dtype: str, device: str | None, attn_implementation: str | None
-) -> StudentModel:
+    device = worker_device(student.device, rank)
     require("score with a student in this process", "torch", "transformers")
     from persyn_hf.scoring.student import load_student
 
-    return load_student(student, revision, dtype, device, attn_implementation)
+    return load_student(student.model, student.revision, student.dtype, device, student.attn_implementation)
 
 
 def score_batch(
     model: Scorer,
     batch: Mapping[str, Sequence[Any]],
+    student: Student,
     metrics: Sequence[str],
-    token_budget: int,
-    too_long: str = "error",
     prompt_column: str = PROMPT,
     system_prompts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> list[AnswerScore | None]:
-    """Scores the rows of a batch; `None` where there is no completion to score."""
+    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score."""
     rows = answered(batch)
     names = row_names(batch, rows)
     reasons = batch.get(FINISH_REASON) or [None] * len(batch[COMPLETION])
@@ -206,13 +220,13 @@ def score_batch(
         [reasons[row] for row in rows],
         names,
     )
-    rendered, cut = fit_context(rendered, model.context, too_long, names)
+    rendered, cut = fit_context(rendered, model.context, student.too_long, names)
     if isinstance(model, RemoteStudent):
         found = score_remotely(model, rendered, names, "rsr" in metrics, progress)
     else:
         from persyn_hf.scoring.engine import score_rendered
 
-        found = score_rendered(model, rendered, "rsr" in metrics, token_budget, progress)
+        found = score_rendered(model, rendered, "rsr" in metrics, student.token_budget, progress)
     scores: list[AnswerScore | None] = [None] * len(batch[COMPLETION])
     for row, score, truncated in zip(rows, found, cut, strict=True):
         scores[row] = replace(score, truncated=truncated)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, require_columns
-from persyn_hf.config import Judge, Quality, QualitySource, read_settings
+from persyn_hf.config import Judge, Quality, QualitySource, merged, read_settings, require_known
+from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.models.device import worker_device
 from persyn_hf.packages import require
@@ -27,17 +28,10 @@ def persyn_quality(
     rank: int | None = None,
     *,
     verifier: str | Verifier | None = None,
-    reward_model: str | None = None,
-    revision: str | None = None,
-    judge: Mapping[str, Any] | None = None,
-    sources: Sequence[Mapping[str, Any]] | None = None,
-    normalize: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    token_budget: int = 8192,
     prompt_column: str = PROMPT,
     answer_column: str = ANSWER,
     version: str | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Adds `quality`, on one row or on a batch, by exactly one of a verifier, a reward model, a judge and `sources`.
 
@@ -47,16 +41,12 @@ def persyn_quality(
         verifier (`str` or `Callable`, *optional*): `"math"`, `"exact"`, `"reasoning-gym"`,
             `"package.module:function"`, or a function, called with `(prompt, completion, answer)` and returning a
             finite number.
-        reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
-        revision (`str`, *optional*): Of the reward model.
-        judge (`Mapping`, *optional*): The fields of `Judge`: `url`, `model`, and what else differs from its defaults.
-        sources (`Sequence[Mapping]`, *optional*): Several, each with the fields of `QualitySource`.
-        normalize (`"range"`, *optional*): How unlike scales of several sources meet: each source's range is mapped to
-            0 to 1. What needs all rows of a prompt (`minmax`, `zscore`, `rank`) is for `score`, which has them.
-        dtype (`str`, defaults to `"auto"`), device (`str`, *optional*), token_budget (`int`, defaults to 8192): How
-            reward models run.
         prompt_column, answer_column (`str`): Names of the columns.
         version (`str`, *optional*): Part of the cache key only; `pin_quality` fills it in.
+        options: Keys of [`Quality`]: `reward_model` and its `revision`, `judge` (the fields of [`Judge`]), `sources`
+            (each the fields of [`QualitySource`]) and `normalize`. What needs all rows of a prompt (`minmax`,
+            `zscore`, `rank`) is for `score`, which has them. And those of [`ScorerOptions`] (`dtype`, `device`,
+            `token_budget`), for reward models.
 
     Returns:
         `dict`: `quality` (float), a list for a batch, a scalar for a row; null for a row with `error` or without
@@ -75,21 +65,24 @@ def persyn_quality(
         {'quality': 1.0}
     """
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
+    running = {name: value for name, value in options.items() if name in ScorerOptions.model_fields}
+    asked = {name: value for name, value in options.items() if name not in running}
+    require_known(Quality, asked, "persyn_quality", [*Quality.model_fields, *ScorerOptions.model_fields])
+    how = merged(ScorerOptions, None, running, "persyn_quality")
     if callable(verifier):
-        if reward_model is not None or judge is not None or sources is not None:
+        if any(asked.get(name) is not None for name in ("reward_model", "judge", "sources")):
             raise ConfigError("Give exactly one of `verifier`, `reward_model`, `judge` and `sources`.")
         wanted = function_source(verifier)
     else:
-        given: dict[str, Any] = {"verifier": verifier, "reward_model": reward_model, "revision": revision}
-        given |= {"judge": judge, "sources": sources, "normalize": normalize}
-        wanted = read_sources({key: value for key, value in given.items() if value is not None})
+        asked |= {"verifier": verifier}
+        wanted = read_sources({key: value for key, value in asked.items() if value is not None})
     if wanted.normalize in WITHIN_PROMPT:
         raise ConfigError(
             f"`normalize: {wanted.normalize}` needs all answers of a prompt, which a map function does not have; use "
             '`persyn_hf.score`, or "range".'
         )
     batch, single = as_batch(batch_or_row)
-    how = RewardModelSettings(dtype, worker_device(device, rank), token_budget)
+    how = how.model_copy(update={"device": worker_device(how.device, rank)})
     values, errors = source_values(wanted, batch, how, prompt_column, answer_column)
     columns: dict[str, list[Any]] = {QUALITY: weighted_mean(wanted, values)}
     if wanted.several:
@@ -120,19 +113,10 @@ def pin_quality(**settings: Any) -> dict[str, Any]:
     return settings | {"version": __version__}
 
 
-@dataclass(frozen=True)
-class RewardModelSettings:
-    """How reward models run."""
-
-    dtype: str = "auto"
-    device: str | None = None
-    token_budget: int = 8192
-
-
 def source_values(
     sources: Sources,
     batch: Mapping[str, Sequence[Any]],
-    how: RewardModelSettings,
+    how: ScorerOptions,
     prompt_column: str = PROMPT,
     answer_column: str = ANSWER,
 ) -> tuple[dict[str, list[float | None]], list[str | None]]:
@@ -176,7 +160,7 @@ class _Answers:
     names: list[str]
 
 
-def _values(part: Source, answers: _Answers, how: RewardModelSettings) -> Sequence[float | str]:
+def _values(part: Source, answers: _Answers, how: ScorerOptions) -> Sequence[float | str]:
     if part.judge is not None:
         return judge_answers(part.judge, answers.prompts, answers.completions, answers.references)
     if part.reward_model is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -24,13 +24,15 @@ from persyn_hf.columns import (
     TEACHER,
     require_columns,
 )
-from persyn_hf.config import Quality, Student, read_settings
+from persyn_hf.config import Quality, Reward, Student, merged, require_known
+from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.loading import identity
 from persyn_hf.scoring.learnability import (
+    STUDENT_OPTIONS,
     load_scorer,
-    parse_endpoint,
+    read_student,
     refuse_other_student,
     require_packages,
     score_batch,
@@ -38,7 +40,6 @@ from persyn_hf.scoring.learnability import (
 )
 from persyn_hf.scoring.quality import (
     WITHIN_PROMPT,
-    RewardModelSettings,
     Sources,
     function_source,
     read_sources,
@@ -51,7 +52,6 @@ from persyn_hf.scoring.reward import (
     AnswerScore,
     add_rewards,
     add_weighted_quality,
-    require_learnability_metric,
     require_metrics,
 )
 from persyn_hf.tables import set_column
@@ -65,49 +65,35 @@ def score(
     answers: Dataset,
     student: str | Student,
     quality: QualityLike | None,
-    alpha: float = 0.4,
-    normalization: str = "minmax",
-    learnability_metric: str = "mean-logprob",
-    metrics: Sequence[str] = (),
-    student_revision: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
-    attn_implementation: str | None = None,
-    token_budget: int = 8192,
+    *,
+    settings: Reward | Mapping[str, Any] | None = None,
     batch_size: int = 512,
-    too_long: str = "error",
-    student_endpoint: str | Mapping[str, Any] | None = None,
     system_prompts: Mapping[str, str] | None = None,
     suffix: str = "",
     progress: bool = True,
+    **options: Any,
 ) -> Dataset:
     """Scores answers: quality, learnability and the reward `(1 − alpha) · n(quality) + alpha · n(learnability)`.
 
     Args:
         answers (`Dataset`): With `prompt_id`, `prompt`, `teacher`, `completion`; `error`, `finish_reason` and `answer`
             are read where they are there.
-        student (`str` or `Student`): Hub repository id, local folder, or the configuration's section, which then
-            says all that the arguments from `student_revision` to `token_budget`, `metrics`, `too_long` and
-            `student_endpoint` would say.
+        student (`str` or `Student`): Hub repository id or local folder; or the section `student` of a configuration,
+            beside which no option of the student is taken.
         quality (`Quality`, mapping, `str`, `Callable`, *optional*): The configuration's section or its keys, a
             verifier's name, or a function `(prompt, completion, answer) -> float`. `None` takes the column `quality`
             that is there.
-        alpha (`float`, defaults to 0.4): The share of learnability, 0 to 1.
-        normalization (`"minmax"`, `"zscore"` or `"rank"`): Within the prompt, over its teachers.
-        learnability_metric (`"mean-logprob"`, `"rsr"` or `"perplexity"`): What the reward reads. The latter two are
-            columns of their own, and their negatives enter the reward.
-        metrics (`Sequence[str]`, defaults to none): Further columns: `"rsr"`, `"perplexity"`, `"completion_tokens"`.
-        student_revision (`str`, *optional*), dtype (`str`, defaults to `"auto"`), device (`str`, *optional*),
-            attn_implementation (`str`, *optional*), token_budget (`int`, defaults to 8192): See
-            `persyn_learnability`.
+        settings (`Reward` or `Mapping`, *optional*): The section `reward` of a configuration, or its keys.
         batch_size (`int`, defaults to 512): Rows rendered at a time; memory only.
-        too_long (`"error"` or `"truncate"`): For answers beyond the student's context. Cut ones are counted in a
-            warning and marked in `learnability_truncated`.
-        student_endpoint (`str` or `Mapping`, *optional*): Score through a server, see `persyn_learnability`.
-        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under them.
+        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under the prompts
+            that they were written under.
         suffix (`str`, defaults to `""`): Put behind the names of the student's columns and of `reward`, so that a
             second student's scores stand beside the first's.
         progress (`bool`, defaults to `True`): Show progress, in tokens per second.
+        options: Single keys of [`Reward`] (`alpha`, `normalization`, `learnability_metric`), which replace those of
+            `settings`; and, where `student` is a name, keys of [`Student`] (`metrics`, `dtype`, `device`,
+            `attn_implementation`, `token_budget`, `too_long`), its `revision` and `endpoint` as `student_revision`
+            and `student_endpoint`.
 
     Returns:
         `Dataset`: The same rows in the same order with `quality`, `learnability`, `student`, `student_revision`,
@@ -125,26 +111,13 @@ def score(
         >>> both = score(scored, "org/other", quality=None, suffix="_other")  # doctest: +SKIP
     """
     require_columns(answers.column_names, (PROMPT_ID, PROMPT, TEACHER, COMPLETION), "score")
-    require_learnability_metric(learnability_metric)
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"`alpha` must be between 0 and 1, got {alpha}.")
-    if isinstance(student, str):
-        student = read_settings(
-            Student,
-            {
-                "model": student,
-                "revision": student_revision,
-                "dtype": dtype,
-                "device": device,
-                "attn_implementation": attn_implementation,
-                "token_budget": token_budget,
-                "too_long": too_long,
-                "metrics": tuple(metrics),
-                "endpoint": student_endpoint and parse_endpoint(student_endpoint),
-            },
-            "score",
+    reward, student = _settings(student, settings, options)
+    if student.teacher_system_prompts and system_prompts is None:
+        raise ConfigError(
+            "score: `teacher_system_prompts` of the student needs `system_prompts`: each teacher's, by its name."
         )
-    require_metrics((learnability_metric, *student.metrics))
+    metric = reward.learnability_metric
+    require_metrics((metric, *student.metrics))
     require_keys([("student", student), ("quality", quality)], "score")  # before a judge is paid
     present = {STUDENT + suffix, STUDENT_REVISION + suffix} & set(answers.column_names)
     if present:  # before quality is computed, which may cost money
@@ -153,17 +126,44 @@ def score(
     require_packages(student)
     order = _by_prompt(answers)
     scored = _add_quality(answers, quality, student, order, batch_size, progress)
-    scored = _add_learnability(
-        scored, student, learnability_metric, order, batch_size, system_prompts, suffix, progress
-    )
+    scored = _add_learnability(scored, student, metric, order, batch_size, system_prompts, suffix, progress)
     return add_rewards(
         scored,
-        alpha,
-        normalization,
-        COLUMN_OF[learnability_metric] + suffix,
-        HIGHER_IS_BETTER[learnability_metric],
+        reward.alpha,
+        reward.normalization,
+        COLUMN_OF[metric] + suffix,
+        HIGHER_IS_BETTER[metric],
         REWARD + suffix,
     )
+
+
+#: Keywords of [`score`] for fields of the student.
+_OF_THE_STUDENT = {f"student_{name}" if name == "revision" else name: field for name, field in STUDENT_OPTIONS.items()}
+
+
+def _settings(
+    student: str | Student, settings: Reward | Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[Reward, Student]:
+    """What a call asks for; nothing that it says is left aside."""
+    own = {name: value for name, value in options.items() if name in _OF_THE_STUDENT}
+    mixing = {name: value for name, value in options.items() if name not in own}
+    require_known(Reward, mixing, "score", [*Reward.model_fields, *_OF_THE_STUDENT])
+    reward = merged(Reward, settings, mixing, "score")
+    if isinstance(student, str):
+        asked = read_student(student, own, "score", _OF_THE_STUDENT)
+        void = sorted({"dtype", "attn_implementation"} & own.keys()) if asked.endpoint is not None else []
+        if void:
+            raise ConfigError(
+                f"score: {', '.join(f'`{name}`' for name in void)} cannot be set for a student behind a server, which "
+                "is run as the server was started. Leave it out, or leave out `student_endpoint`."
+            )
+        return reward, asked
+    if own:
+        raise ConfigError(
+            f"score: {', '.join(f'`{name}`' for name in sorted(own))} must be set in the section that is given as "
+            "`student`, not beside it. Give the student's name instead, or set it there."
+        )
+    return reward, student
 
 
 def _sources(quality: QualityLike) -> Sources:
@@ -197,7 +197,7 @@ def _add_quality(
     sources = _sources(quality)
     values: dict[str, list[float | None]] = {part.name: [None] * len(answers) for part in sources.parts}
     errors: list[str | None] = [None] * len(answers)
-    how = RewardModelSettings(device=student.device, token_budget=student.token_budget)
+    how = ScorerOptions(device=student.device, token_budget=student.token_budget)
     with tqdm(total=len(answers), desc="quality", unit="row", disable=not progress) as bar:
         for rows in _windows(order, batch_size):
             found, failed = source_values(sources, answers[rows], how)
@@ -239,13 +239,7 @@ def _add_learnability(
         done = 0
         for rows in _windows(order, batch_size):
             found = score_batch(
-                model,
-                answers[rows],
-                metrics,
-                student.token_budget,
-                student.too_long,
-                system_prompts=system_prompts,
-                progress=bar.update,
+                model, answers[rows], student, metrics, system_prompts=system_prompts, progress=bar.update
             )
             for row, one in zip(rows, found, strict=True):
                 scores[row] = one

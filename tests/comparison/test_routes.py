@@ -48,9 +48,9 @@ def test_each_policy_by_hand(known):
 def test_car_without_the_loss_is_strong(known):
     from dataclasses import replace
 
-    assert teachers_of("car", replace(known, car_beta=0.0), 0) == ["big"] * 4
+    assert teachers_of("car", replace(known, beta=0.0), 0) == ["big"] * 4
     # At beta 0.1 the loss costs little: big 0.75 / 1.3 = 0.577, plain 0.5 / 1.05 = 0.476.
-    assert teachers_of("car", replace(known, car_beta=0.1), 0) == ["big"] * 4
+    assert teachers_of("car", replace(known, beta=0.1), 0) == ["big"] * 4
 
 
 def test_mix_is_the_strong_teacher_and_one_weak_one_in_the_given_share(known):
@@ -58,7 +58,7 @@ def test_mix_is_the_strong_teacher_and_one_weak_one_in_the_given_share(known):
 
     many = [f"{row:016x}" for row in range(4000)]
     for share in (0.2, 0.5):
-        drawn = Counter(teachers_of("mix", replace(known, ids=many, mix_strong_share=share), 7))
+        drawn = Counter(teachers_of("mix", replace(known, ids=many, strong_share=share), 7))
         assert set(drawn) == {"big", "plain"}  # "plain" is the other teacher that the student finds most likely
         assert drawn["big"] / 4000 == pytest.approx(share, abs=0.03)
     one, same, other = (teachers_of("mix", replace(known, ids=many), seed) for seed in (1, 1, 2))

@@ -155,6 +155,7 @@ TABLE = {
         "lora_rank": (3, {"router"}),
         "max_length": (99, {"router"}),
         "dtype": ("bfloat16", {"router"}),
+        "device": ("cpu", NOTHING),
     },
     "allocation": {
         "policy": ("random", {"allocate"}),
@@ -187,6 +188,7 @@ TABLE = {
         "keep_truncated": (True, NOTHING),
         "allow_secrets": (True, NOTHING),
         "dry_run": (True, NOTHING),
+        "files_per_commit": (9, NOTHING),
     },
     "training": {
         "num_train_epochs": (3.0, {"cell"}),
@@ -224,8 +226,8 @@ TABLE = {
         "decodings": ([{"name": "x"}], JUDGED),
         "nll_teachers": (["a"], NOTHING),  # the answers that are looked at count with their content
         "lm_eval": (None, JUDGED),
-        "mix_strong_share": (0.4, NOTHING),  # the routes that come of it count
-        "car_beta": (2.0, NOTHING),
+        "strong_share": (0.4, NOTHING),  # the routes that come of it count
+        "beta": (2.0, NOTHING),
         "keep_students": (True, NOTHING),
         "processes": (2, NOTHING),
     },

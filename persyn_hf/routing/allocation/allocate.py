@@ -4,44 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf import columns
-from persyn_hf.config import CAR_BETA, MIX_STRONG_SHARE, Teacher
+from persyn_hf.config import Teacher, default_of, merged
+from persyn_hf.config.allocation import Allocation, AllocationOptions
 from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
-from persyn_hf.routing.allocation.limits import PerTeacher, make_limits
+from persyn_hf.routing.allocation.limits import make_limits
 from persyn_hf.routing.allocation.result import AllocationResult, win_rates
 from persyn_hf.routing.allocation.solver import solve
 from persyn_hf.routing.policies import Basis, policy_scores, prompt_rewards, require_policy
 from persyn_hf.routing.rewards import RewardTable, read_rewards
-
-#: What the scores are: a router's, those turned into chances of winning, or rewards.
-SCALES = ("bradley-terry", "win-rate", "reward")
 
 
 def allocate(
     routed: Any,
     teachers: Sequence[str] | Sequence[Teacher],
     *,
-    policy: str = "persyn",
-    max_share: PerTeacher = None,
-    min_share: PerTeacher = None,
-    budget: float | None = None,
+    settings: AllocationOptions | Mapping[str, Any] | None = None,
     cost: Mapping[str, float] | None = None,
-    makespan: float | Literal["shortest"] | None = None,
     throughput: Mapping[str, float] | None = None,
-    top_k: int = 1,
-    temperature: float = 0.0,
-    scale: Literal["bradley-terry", "win-rate", "reward"] = "bradley-terry",
     probe: Any = None,
     families: Mapping[str, str | None] | None = None,
-    student_family: str | None = None,
-    strong_share: float = MIX_STRONG_SHARE,
-    beta: float = CAR_BETA,
     seed: int = 0,
+    **options: Any,
 ) -> AllocationResult:
     """Turns scores into routes for the whole set: the largest sum of scores that keeps all limits.
 
@@ -53,20 +42,17 @@ def allocate(
         routed (`Dataset` or `ndarray` of shape `(prompts, teachers)`): A table with `route_scores`, or the scores.
             For other policies than `persyn` any table of the prompts.
         teachers (`Sequence[str]` or `Sequence[Teacher]`): In the order of the scores: `router.teachers`.
-        policy (`str`, defaults to `"persyn"`): Or a baseline: see [`policy_scores`].
-        max_share, min_share (`float` or mapping, *optional*): Share of the prompts that a teacher answers, 0 to 1.
-        budget (`float`, *optional*): USD for all answers; needs `cost`.
-        cost (mapping, *optional*): USD for one answer of each teacher; [`answer_costs`] computes it.
-        makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish; with
-            `"shortest"` all finish together, as early as the other limits allow. Needs `throughput`.
-        throughput (mapping, *optional*): Answers per second of each teacher; [`answer_rates`] computes it.
-        top_k (`int`, defaults to 1): Different teachers for each prompt; score their answers, then [`keep_best`].
-        temperature (`float`, defaults to 0): Diversity. Gumbel noise of this size is added to the scores first, which
-            samples teachers from `softmax(scores / temperature)` where there are no limits; limits are kept always.
-        scale (defaults to `"bradley-terry"`): What the scores are: see above; `"reward"` for expected rewards.
-        probe (`Dataset`, *optional*), student_family, strong_share, beta: For other policies.
+        settings (`AllocationOptions` or `Mapping`, *optional*): The section `allocation` of a configuration, or its
+            keys. What the section says of expected tokens is for [`answer_costs`] and [`answer_rates`].
+        cost (mapping, *optional*): USD for one answer of each teacher, which `budget` needs; [`answer_costs`]
+            computes it.
+        throughput (mapping, *optional*): Answers per second of each teacher, which `makespan` needs;
+            [`answer_rates`] computes it.
+        probe (`Dataset`, *optional*): Scored answers, for other policies than `persyn` and `random`.
         families (mapping, *optional*): Family of each teacher; default: the `family` of the `Teacher`s.
-        seed (`int`, defaults to 0): Of all that is random.
+        seed (`int`, defaults to 0): Random seed.
+        options: Single keys of [`AllocationOptions`] (`policy`, `max_share`, `budget`, `top_k` …), which replace
+            those of `settings`. With `top_k` above 1, score the answers of all, then [`keep_best`].
 
     Returns:
         `AllocationResult`: Routes, shares, cost, time, expected reward and how far from the best it can be at most.
@@ -83,50 +69,31 @@ def allocate(
         ['large', 'small', 'small']
     """
     names, known_families = _names(teachers)
-    _require_scale(scale, temperature)
+    asked = merged(AllocationOptions, settings, options, "allocate")
+    policy = asked.policy
     if policy == "persyn":
         scores = _scores(routed, names)
-        if scale == "win-rate":
+        if asked.scale == "win-rate":
             scores = win_rates(scores)
     else:
-        scale = "reward"
+        asked = asked.model_copy(update={"scale": "reward"})
         require_policy(policy)
         table = None if policy == "random" else _read_probe(policy, probe, names)
         basis = Basis(
             names,
             table,
             families or known_families,
-            student_family,
+            asked.student_family,
             rewards=_own_rewards(routed, table) if table is not None and policy == "oracle" else None,
-            strong_share=strong_share,
-            beta=beta,
+            strong_share=asked.strong_share,
+            beta=asked.beta,
         )
         scores = policy_scores(policy, basis, len(routed), seed)
     if not len(scores):
         raise DataError("There is no prompt to allocate.")
-    limits = make_limits(
-        names,
-        len(scores),
-        top_k,
-        max_share=max_share,
-        min_share=min_share,
-        budget=budget,
-        cost=cost,
-        makespan=makespan,
-        throughput=throughput,
-    )
-    solution = solve(_diversified(scores, temperature, seed), limits, seed)
-    return AllocationResult.of(
-        solution,
-        scores,
-        names,
-        policy=policy,
-        scale=scale,
-        temperature=temperature,
-        seed=seed,
-        cost=cost,
-        throughput=throughput,
-    )
+    limits = make_limits(names, len(scores), asked.top_k, cost=cost, throughput=throughput, settings=asked)
+    solution = solve(_diversified(scores, asked.temperature, seed), limits, seed)
+    return AllocationResult.of(solution, scores, names, asked, seed=seed, cost=cost, throughput=throughput)
 
 
 def _read_probe(policy: str, probe: Any, names: Sequence[str]) -> RewardTable:
@@ -152,13 +119,6 @@ def _own_rewards(routed: Any, table: RewardTable) -> NDArray[np.float64]:
     return prompt_rewards(table, ids)
 
 
-def _require_scale(scale: str, temperature: float) -> None:
-    if scale not in SCALES:
-        raise ConfigError(f"`scale` must be one of {', '.join(SCALES)}, got {scale!r}.")
-    if not 0 <= temperature < np.inf:
-        raise ConfigError(f"`temperature` must be a number that is not negative, got {temperature}.")
-
-
 def answer_costs(
     teachers: Sequence[Teacher],
     completion_tokens: float | Mapping[str, float] | None = None,
@@ -182,7 +142,7 @@ def answer_costs(
 def answer_rates(
     teachers: Sequence[Teacher],
     completion_tokens: float | Mapping[str, float] | None = None,
-    tokens_per_second: float | Mapping[str, float] = 50.0,
+    tokens_per_second: float | Mapping[str, float] = default_of(Allocation, "tokens_per_second"),
     concurrency: float = 32,
 ) -> dict[str, float]:
     """Answers per second of each teacher: its requests in flight, each at `tokens_per_second`.

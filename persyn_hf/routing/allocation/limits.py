@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from persyn_hf.config import merged
+from persyn_hf.config.allocation import AllocationOptions
 from persyn_hf.errors import AllocationError, ConfigError
 
 Array = NDArray[np.float64]
@@ -50,31 +52,30 @@ def make_limits(
     prompts: int,
     top_k: int,
     *,
-    max_share: PerTeacher = None,
-    min_share: PerTeacher = None,
-    budget: float | None = None,
     cost: Mapping[str, float] | None = None,
-    makespan: float | Literal["shortest"] | None = None,
     throughput: Mapping[str, float] | None = None,
+    settings: AllocationOptions | None = None,
+    **options: Any,
 ) -> Limits:
     """Turns shares, money and time into bounds on counts.
 
     Args:
         teachers (`Sequence[str]`), prompts (`int`), top_k (`int`): The teachers, and how many prompts get how many.
-        max_share, min_share (`float` or mapping, *optional*): Share of the prompts that a teacher answers, 0 to 1; a
-            number holds for every teacher.
-        budget (`float`, *optional*), cost (mapping, *optional*): USD for all answers, and for one of each teacher.
-        makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish.
+        cost (mapping, *optional*): USD for one answer of each teacher.
         throughput (mapping, *optional*): Answers per second of each teacher.
+        settings (`AllocationOptions`, *optional*): Shares, budget and makespan.
+        options: Single keys of [`AllocationOptions`]: `max_share`, `min_share`, `budget`, `makespan`.
 
     Raises:
         ConfigError: If a setting is out of range, or names an unknown teacher.
         AllocationError: If nothing meets all limits: which, and by how much.
     """
+    asked = merged(AllocationOptions, settings, options, "allocate", ("max_share", "min_share", "budget", "makespan"))
+    budget, makespan = asked.budget, asked.makespan
     if not 1 <= top_k <= len(teachers):
         raise ConfigError(f"`top_k` must be between 1 and the number of teachers, {len(teachers)}, got {top_k}.")
-    highest = _shares(teachers, max_share, 1.0, "max_share")
-    lowest = _shares(teachers, min_share, 0.0, "min_share")
+    highest = _shares(teachers, asked.max_share, 1.0, "max_share")
+    lowest = _shares(teachers, asked.min_share, 0.0, "min_share")
     upper = np.floor(highest * prompts + _ROUNDING * prompts).astype(np.int64)
     lower = np.ceil(lowest * prompts - _ROUNDING * prompts).astype(np.int64)
     price = np.zeros(len(teachers)) if cost is None else _positive(teachers, cost, "cost", zero=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf import columns
+from persyn_hf.config.allocation import AllocationOptions
 from persyn_hf.routing.allocation.solver import Solution
 
 if TYPE_CHECKING:
@@ -59,25 +60,23 @@ class AllocationResult:
         solution: Solution,
         scores: NDArray[np.floating],
         teachers: Sequence[str],
+        settings: AllocationOptions,
         *,
-        policy: str,
-        scale: str,
-        temperature: float,
         seed: int,
         cost: Mapping[str, float] | None,
         throughput: Mapping[str, float] | None,
     ) -> AllocationResult:
-        """Counts what a solution came to."""
+        """Counts what a solution came to; `settings` are those under which it was sought."""
         counts = np.bincount(solution.choices.ravel(), minlength=len(teachers))
         chosen = np.take_along_axis(scores, solution.choices.astype(np.int64), axis=1)
         top = np.partition(scores, scores.shape[1] - solution.choices.shape[1], axis=1)
-        reward = chosen if scale != "bradley-terry" else win_rates(scores, solution.choices)
+        reward = chosen if settings.scale != "bradley-terry" else win_rates(scores, solution.choices)
         return cls(
             teachers=tuple(teachers),
             choices=solution.choices,
-            policy=policy,
-            scale=scale,
-            temperature=temperature,
+            policy=settings.policy,
+            scale=settings.scale,
+            temperature=settings.temperature,
             seed=seed,
             total=solution.total,
             bound=solution.bound,
