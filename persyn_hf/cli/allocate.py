@@ -69,7 +69,7 @@ def allocate(
     probe: Annotated[Path | None, typer.Option(help="Scored answers (Parquet) that a baseline chooses by.")] = None,
     settings: SetOption = None,
 ) -> None:
-    """Choose teachers for the whole set: the largest sum of scores within shares, money and time.
+    """Assign a teacher to every prompt, maximising the total score within share, budget and time limits.
 
     --set takes the keys of the section allocation; cost.NAME (USD for one answer) for allocation.budget;
     throughput.NAME (answers per second) for allocation.makespan; families.NAME; and seed.

@@ -60,7 +60,7 @@ def compare(
 
     The teachers are asked once: all policies and all students share one ledger. A prompt on which some policy's
     teacher failed or was cut is left out for all, so that every set has the same prompts and the same size. A call
-    that was interrupted goes on where it stopped.
+    that was interrupted resumes where it stopped.
 
     Args:
         config (`RunConfig`): With the section `compare`.

@@ -68,7 +68,7 @@ def generate_parallel(
 
     Raises:
         ConfigError: If a teacher is wrong or named twice, or a local model is not there.
-        DataError: If a prompt is empty or stands twice under the same numbers. Nothing has been asked then.
+        DataError: If a prompt is empty or stands twice under the same numbers. No requests were sent then.
         LedgerError: If the ledger cannot be used, or there is no room for a large table.
         KeyboardInterrupt: After Ctrl-C, once what was in flight has been kept; at once after a second one.
 

@@ -14,10 +14,15 @@ from persyn_hf.generation.client import TeacherClient
 
 #: A teacher that refuses everything for load is alive (its limit may be per minute): it is waited for longer.
 _RATE_LIMIT_PATIENCE = 5
-#: Requests are spaced by a sixth of what would spread them evenly over one answer's time, at most two milliseconds:
-#: those that are answered together would be asked and answered together for ever, each waiting for the others. The
-#: first ones are spread over a tenth of a second. Requests may be early by what timers are coarse by.
-_SPACING, _LONGEST_SPACING, _FIRST_ANSWER, _EARLY = 1 / 6, 0.002, 0.1, 0.001
+#: Share of the even spacing over one answer's time between two requests. Requests that were answered together
+#: would otherwise be sent and answered together for ever, each waiting for the others.
+_SPACING = 1 / 6
+#: Longest pause between two requests, in seconds.
+_LONGEST_SPACING = 0.002
+#: Time of an answer before the first one is known, in seconds: the first requests are spread over it.
+_FIRST_ANSWER = 0.1
+#: Tolerance for the timer's resolution, in seconds.
+_EARLY = 0.001
 #: Weight of the latest answer in the time that one takes.
 _MEMORY = 0.1
 

@@ -1,4 +1,4 @@
-"""The scheduler: keeps one teacher as busy as it can bear, retries what may succeed, and ends in every case."""
+"""The scheduler: keeps one teacher saturated, retries what may succeed, and ends in every case."""
 
 from __future__ import annotations
 

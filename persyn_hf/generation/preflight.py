@@ -64,9 +64,9 @@ async def preflight(
     problems = [f"teacher `{result.teacher.name}`: {problem}" for result in results for problem in result.problems]
     if problems:
         raise ConfigError(
-            "Nothing has been asked:\n  "
+            "No requests were sent:\n  "
             + "\n  ".join(problems)
-            + "\nMend the configuration, or set `preflight: false` to go on without these checks."
+            + "\nFix the configuration, or set `preflight: false` to skip these checks."
         )
     for result, (_, prompts) in zip(results, checked, strict=True):
         if result.limits:

@@ -61,7 +61,7 @@ def compare_policies(
         note = f"Strong is {strongest}, the best mean quality in the sample."
     else:
         strongest = max(teachers, key=lambda teacher: answer_price(teacher, lengths)).name
-        note = f"Strong is taken to be {strongest}, the dearest teacher; a scored sample would tell."
+        note = f"Strong is taken to be {strongest}, the most expensive teacher; pass `--sample` to determine it."
     strong = {name: float(name == strongest) for name in mean}
     weak = {name: (name != strongest) / max(count - 1, 1) for name in mean}
     mix = {name: MIX_STRONG_SHARE * strong[name] + (1 - MIX_STRONG_SHARE) * weak[name] for name in mean}

@@ -206,7 +206,7 @@ class StudentPush:
             card (`str`): Its freshly rendered card.
 
         Raises:
-            PublishError: If it cannot be done; running it again goes on where this one stopped.
+            PublishError: If it cannot be done; running it again resumes it.
         """
         weights = {
             path.relative_to(folder).as_posix(): path

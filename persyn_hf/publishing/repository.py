@@ -173,7 +173,7 @@ class Repository:
                 that a reader of the card sees the old data until all of the new are there.
 
         Raises:
-            PublishError: If it cannot be done; running the same push again goes on where this one stopped.
+            PublishError: If it cannot be done; running the same push again resumes it.
         """
         known: list[Snapshot | None] = [first]
 
@@ -306,7 +306,7 @@ def explain(error: BaseException) -> str:
         return "other pushes were faster every time; run the push again when they are done."
     if status == 400 or (status is None and type(_root(error)) is ValueError):
         return text
-    return f"{text} Run the same push again: it goes on where this one stopped."
+    return f"{text} Run the same push again to resume it."
 
 
 def _batches(changes: Content, files_per_commit: int) -> list[Content]:

@@ -125,7 +125,7 @@ def test_a_server_that_lists_no_models_is_taken_at_its_word_with_a_note(listed, 
 
 def test_another_model_is_an_error_that_names_what_is_served():
     server = ChatServer(models(*[f"org/m{n}" for n in range(8)]))
-    with serve_app(server.app()) as url, pytest.raises(ConfigError, match="Nothing has been asked") as caught:
+    with serve_app(server.app()) as url, pytest.raises(ConfigError, match="No requests were sent") as caught:
         run(url)
     served = "`org/m0`, `org/m1`, `org/m2`, `org/m3`, `org/m4` and 3 more"
     assert f"teacher `t`: {url} serves {served}, but `model` is `org/model`." in str(caught.value)
