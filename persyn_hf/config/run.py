@@ -25,7 +25,29 @@ from persyn_hf.errors import ConfigError
 STAGES = ("probe", "score", "router", "route", "generate", "publish")
 
 
-class RunConfig(Settings):
+class Spending(Settings):
+    """What answers may cost.
+
+    Args:
+        max_cost (`float`, *optional*): USD that the answers of the ledger may cost in all, those that it has already
+            included. No request is sent whose longest answer could pass it; the rows that are left have `error` set.
+    """
+
+    max_cost: float | None = Field(None, gt=0)
+
+
+class GenerationOptions(Spending):
+    """How [`generate_parallel`] and [`generate_routed`] make their tables.
+
+    Args:
+        max_cost (`float`, *optional*): See [`Spending`].
+        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out of the table.
+    """
+
+    drop_truncated: bool = False
+
+
+class RunConfig(Spending):
     """One run, from prompts to the personalised dataset. The sections are the YAML file's.
 
     Args:
@@ -53,7 +75,6 @@ class RunConfig(Settings):
 
     output_dir: str = Field(min_length=1)
     seed: int = Field(0, ge=0, lt=2**31)
-    max_cost: float | None = Field(None, gt=0)
     rows_per_shard: int = Field(20_000, ge=1)
     prompts: Prompts
     probe: Probe = Probe()

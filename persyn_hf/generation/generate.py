@@ -12,7 +12,8 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from persyn_hf import columns
-from persyn_hf.config import Teacher, require_distinct_teachers
+from persyn_hf.config import Teacher, merged, require_distinct_teachers
+from persyn_hf.config.run import GenerationOptions
 from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
 from persyn_hf.generation.jobs import Plan, resolved
@@ -39,9 +40,8 @@ def generate_parallel(
     seed: int = 0,
     progress: bool = True,
     *,
-    max_cost: float | None = None,
-    drop_truncated: bool = False,
     policy: RetryPolicy | None = None,
+    **options: Any,
 ) -> Dataset:
     """Lets every teacher answer every prompt.
 
@@ -55,10 +55,8 @@ def generate_parallel(
         ledger (`Ledger`, path or `None`): Where answers are kept as they arrive; what it has is not asked again.
         seed (`int`, defaults to 0): Seeds each row together with its prompt.
         progress (`bool`, defaults to `True`): One line per teacher, on a terminal.
-        max_cost (`float`, *optional*): USD that the answers of the ledger may cost in all, those that it has already
-            included. No request is sent whose longest answer could pass it; the rows that are left have `error` set.
-        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out of the table.
         policy (`RetryPolicy`, *optional*): When to ask again.
+        options: Keys of [`GenerationOptions`]: `max_cost` and `drop_truncated`.
 
     Returns:
         `Dataset`: One row per prompt row and teacher, prompt by prompt, with the columns `teacher`, `completion`,
@@ -77,9 +75,10 @@ def generate_parallel(
         ...     ["Name a colour."], [{"name": "a", "model": "org/model", "endpoint": "http://localhost:8000"}]
         ... )  # doctest: +SKIP
     """
+    asked = merged(GenerationOptions, None, options, "generate_parallel")
     chosen = _teachers(teachers)
     plan = Plan(prompt_table(prompts, "generate_parallel"), [resolved(one) for one in chosen], _seed(seed), False)
-    return _generate(plan, ledger, _options(chosen, progress, policy, max_cost), drop_truncated)
+    return _generate(plan, ledger, _options(chosen, progress, policy, asked.max_cost), asked.drop_truncated)
 
 
 def generate_routed(
@@ -89,17 +88,16 @@ def generate_routed(
     seed: int = 0,
     progress: bool = True,
     *,
-    max_cost: float | None = None,
-    drop_truncated: bool = False,
     score_names: Sequence[str] | None = None,
     policy: RetryPolicy | None = None,
+    **options: Any,
 ) -> Dataset:
     """Lets each prompt be answered by the teacher that its `route` names.
 
     Args:
         routed (`Dataset` or iterable): With `prompt` and `route`; other columns are kept. `turn`, `sample` and
             `attempt` as in [`generate_parallel`].
-        teachers, ledger, seed, progress, max_cost, drop_truncated, policy: As in [`generate_parallel`].
+        teachers, ledger, seed, progress, policy, options: As in [`generate_parallel`].
         score_names (`Sequence[str]`, *optional*): The router's `teachers`, in the order of `route_scores`; by default
             the teachers in theirs. Read where a teacher has `on_teacher_down: reroute`.
 
@@ -114,9 +112,10 @@ def generate_routed(
     Example:
         >>> data = generate_routed(prompts.map(router, batched=True), teachers, ledger="l.sqlite")  # doctest: +SKIP
     """
+    asked = merged(GenerationOptions, None, options, "generate_routed")
     chosen = _teachers(teachers)
     plan = _routed_plan(routed, chosen, seed, score_names)
-    return _generate(plan, ledger, _options(chosen, progress, policy, max_cost), drop_truncated)
+    return _generate(plan, ledger, _options(chosen, progress, policy, asked.max_cost), asked.drop_truncated)
 
 
 def persyn_generate(
@@ -241,14 +240,11 @@ def _seed(seed: int) -> int:
 def _options(
     teachers: Sequence[Teacher], progress: bool, policy: RetryPolicy | None, max_cost: float | None
 ) -> Options:
-    if max_cost is not None:
-        if not max_cost > 0:
-            raise ConfigError(f"`max_cost` must be more than 0 USD, got {max_cost}.")
-        if not any(teacher.has_price for teacher in teachers):
-            raise ConfigError(
-                "`max_cost` needs prices: set `price_per_million_prompt_tokens` and "
-                "`price_per_million_completion_tokens` of the teachers that cost money."
-            )
+    if max_cost is not None and not any(teacher.has_price for teacher in teachers):
+        raise ConfigError(
+            "`max_cost` needs prices: set `price_per_million_prompt_tokens` and "
+            "`price_per_million_completion_tokens` of the teachers that cost money."
+        )
     return Options(progress, policy or RetryPolicy(), max_cost)
 
 

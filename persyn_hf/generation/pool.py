@@ -18,7 +18,7 @@ from persyn_hf.generation.lane import Lane, RetryPolicy
 #: Jobs that are drawn ahead of the requests.
 _READY = 16
 
-__all__ = ["Job", "RetryPolicy", "TeacherPool"]
+__all__ = ["Job", "Listener", "RetryPolicy", "TeacherPool"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,21 @@ class _Attempt:
     failed: dict[int, int] = field(compare=False, default_factory=dict)  # by how often that kind of failure may be
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of what becomes of a pool's jobs.
+
+    Args:
+        on_answer (`Callable[[Job, Completion], None]`): Called once for each answered job.
+        on_error (`Callable[[Job, str], None]`): Called once for each job that failed for good.
+        on_turn (`Callable[[], None]`, *optional*): Called after every few answers, before new requests.
+    """
+
+    on_answer: Callable[[Job, Completion], None]
+    on_error: Callable[[Job, str], None]
+    on_turn: Callable[[], None] = lambda: None
+
+
 class TeacherPool:
     """All requests of one run to one teacher, over all of its endpoints.
 
@@ -46,13 +61,11 @@ class TeacherPool:
 
     Args:
         lanes (`Sequence[Lane]`): The endpoints; a request goes to the one with the smallest load.
+        listener (`Listener`): Who hears of it.
         timeout (`float`, *optional*): Seconds that one request may take in all, whatever arrives meanwhile.
-        on_answer (`Callable[[Job, Completion], None]`): Called once for each answered job.
-        on_error (`Callable[[Job, str], None]`): Called once for each job that failed for good.
         policy (`RetryPolicy`): When to ask again.
         purse (`Purse`, *optional*): What may be spent.
         hedge_after (`float`, *optional*): Seconds after which a request is sent a second time.
-        on_turn (`Callable[[], None]`, *optional*): Called after every few answers, before new requests.
         clock (`Callable[[], float]`, *optional*): Monotonic seconds.
         rng (`random.Random`, *optional*): Draws the jitter.
     """
@@ -60,26 +73,24 @@ class TeacherPool:
     def __init__(
         self,
         lanes: Sequence[Lane],
-        timeout: float | None,
-        on_answer: Callable[[Job, Completion], None],
-        on_error: Callable[[Job, str], None],
+        listener: Listener,
         *,
+        timeout: float | None = None,
         policy: RetryPolicy | None = None,
         purse: Purse | None = None,
         hedge_after: float | None = None,
-        on_turn: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
         self.lanes = list(lanes)
         self.stopped: str | None = None
         self._timeout = timeout
-        self._on_answer = on_answer
-        self._on_error = on_error
+        self._on_answer = listener.on_answer
+        self._on_error = listener.on_error
         self._policy = policy or RetryPolicy()
         self._purse = purse
         self._hedge_after = hedge_after
-        self._on_turn = on_turn
+        self._on_turn = listener.on_turn
         self._clock = clock
         self._rng = rng or random.Random()
         self._changed = asyncio.Event()

@@ -21,7 +21,7 @@ from persyn_hf.generation.describe import EndpointLimits
 from persyn_hf.generation.jobs import AHEAD, Asked, Exchange, Plan
 from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.ledger import Ledger, Origin
-from persyn_hf.generation.pool import Job, RetryPolicy, TeacherPool
+from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
@@ -140,13 +140,11 @@ class _Run:
             ]
         pool = TeacherPool(
             lanes,
-            None if local else teacher.timeout,
-            answered,
-            failed,
+            Listener(answered, failed, self._commit),
+            timeout=None if local else teacher.timeout,
             policy=self._options.policy,
             purse=Purse(self._budget, teacher),
             hedge_after=teacher.hedge_after,
-            on_turn=self._commit,
         )
         tally.in_flight = lambda: pool.in_flight
         self._pools[teacher.name], self._tallies[teacher.name] = pool, tally

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, Publish, merged
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import markdown, metadata
 from persyn_hf.publishing.metadata import join_card
@@ -141,10 +141,9 @@ def student_card(
     dataset_revision: str | None = None,
     router_location: str | None = None,
     router_revision: str | None = None,
-    license: str | None = None,
-    language: Sequence[str] = (),
     results: Sequence[Mapping[str, Any]] = (),
     limits: Sequence[str] = (),
+    **options: Any,
 ) -> str:
     """Renders the card of a student that was fine-tuned on a personalised set, metadata included.
 
@@ -153,10 +152,10 @@ def student_card(
             `loss` (nats/token), `counts`, `settings`, `versions`. What is absent is left out.
         location (`str`): Repository id or folder of the trained student, as `pipeline` takes it.
         dataset_location, dataset_revision, router_location, router_revision (`str`, *optional*): What it stands on.
-        license (`str`, *optional*), language (`Sequence[str]`): Hub metadata.
         results (`Sequence[Mapping]`): Rows of the evaluation: `task`, `metric`, `value`, and `low`, `high`, `baseline`
             where they are known.
         limits (`Sequence[str]`): More sentences for the limits.
+        options: Keys of [`Publish`] that are Hub metadata: `license` and `language`.
 
     Returns:
         `str`: The `README.md`.
@@ -166,6 +165,7 @@ def student_card(
         >>> "base_model: org/student" in card
         True
     """
+    asked = merged(Publish, None, options, "student_card", ("license", "language"))
     counts = report.get("counts") or {}
     facts = [
         ("training rows", counts.get("rows")),
@@ -187,7 +187,8 @@ def student_card(
         results=[{"baseline": None} | dict(row) for row in results],
         limits=limits,
     )
-    head = metadata.student_metadata(location, report.get("student"), dataset_location, license, language)
+    student = report.get("student")
+    head = metadata.student_metadata(location, student, dataset_location, asked.license, asked.language)
     return join_card(head, body)
 
 

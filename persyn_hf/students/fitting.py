@@ -95,11 +95,25 @@ class TrainingReport:
         return cls(**{**data, "counts": RowCounts(**data["counts"])})
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from.
+
+    Args:
+        rows (`Dataset`): `input_ids` and `labels`.
+        counts (`RowCounts`): What they are made of, for the report.
+        ends (`frozenset[int]`): Tokens that end a turn; generation stops at them afterwards.
+        tokenizer (`PreTrainedTokenizerBase`): The student's; saved beside the weights.
+    """
+
+    rows: Dataset
+    counts: RowCounts
+    ends: frozenset[int]
+    tokenizer: Any
+
+
 def fit(
-    rows: Dataset,
-    counts: RowCounts,
-    ends: frozenset[int],
-    tokenizer: Any,
+    lesson: Lesson,
     student: str,
     student_revision: str,
     output_dir: Path,
@@ -111,10 +125,7 @@ def fit(
     """Trains a student on labelled rows and saves it as an ordinary model.
 
     Args:
-        rows (`Dataset`): `input_ids` and `labels`.
-        counts (`RowCounts`): What they are made of, for the report.
-        ends (`frozenset[int]`): Tokens that end a turn; generation stops at them afterwards.
-        tokenizer (`PreTrainedTokenizerBase`): The student's; saved beside the weights.
+        lesson (`Lesson`): The rows, and the tokenizer that made them.
         student (`str`), student_revision (`str`): Repository id and commit, or folder and digest.
         output_dir (`Path`): Gets the model, the tokenizer and `training.json`, which is written last.
         training (`Training`): The recipe.
@@ -127,6 +138,7 @@ def fit(
         StudentError: If the batch that the trainer makes would teach something else than completions.
         MissingExtraError: If TRL or peft is not installed.
     """
+    rows, tokenizer = lesson.rows, lesson.tokenizer
     identity = _identity(rows, student_revision, training, seed)
     if not resume:
         (output_dir / REPORT_FILE).unlink(missing_ok=True)
@@ -135,7 +147,7 @@ def fit(
         return known
     checkpoint = _last_checkpoint(output_dir, identity, resume)
     trainer = _trainer(rows, tokenizer, student, student_revision, output_dir, training, seed, progress)
-    _stop_at(trainer.model, ends)
+    _stop_at(trainer.model, lesson.ends)
     first = range(min(len(trainer.train_dataset), training.per_device_train_batch_size))
     check_batch(trainer.data_collator([trainer.train_dataset[row] for row in first]), rows)
     if trainer.is_world_process_zero():
@@ -153,7 +165,7 @@ def fit(
         outcome.global_step,
         float(outcome.training_loss),
         seconds,
-        counts,
+        lesson.counts,
         training.model_dump(mode="json"),
         _versions(),
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
-from persyn_hf.config import Training, read_settings
+from persyn_hf.config import Training, merged, read_settings, require_known
+from persyn_hf.config.publishing import StudentRepository
 from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
-from persyn_hf.students.fitting import TrainingReport, fit
+from persyn_hf.students.fitting import Lesson, TrainingReport, fit
 from persyn_hf.students.labels import INPUT_IDS, LABELS, count_rows, label_row, learns_something
 from persyn_hf.tables import read_table
 
@@ -48,10 +49,8 @@ def train_student(
     revision: str | None = None,
     seed: int = 0,
     resume: bool = True,
-    push_to_hub: str | None = None,
-    private: bool = True,
-    license: str | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> TrainedStudent:
     """Fine-tunes a student on a personalised set with TRL's `SFTTrainer`; the loss is on completion tokens only.
 
@@ -65,14 +64,14 @@ def train_student(
             answers with string completions; or where such a table is: a file, a folder or a Hub dataset.
         student (`str`): Hub repository id or local folder of a causal language model.
         output_dir (`str` or `PathLike`): Where the trained student goes.
-        training (`Training` or `Mapping`, *optional*): The recipe.
+        training (`Training` or `Mapping`, *optional*): The recipe: the section `training` of a configuration, or its
+            keys.
         revision (`str`, *optional*): Commit, tag or branch of the student.
         seed (`int`, defaults to 0): Of the order of rows and of adapters.
         resume (`bool`, defaults to `True`): Go on where an interrupted call stopped; a finished one is not repeated.
-        push_to_hub (`str`, *optional*): Repository to push the student to, with its card.
-        private (`bool`, defaults to `True`): Visibility of a new repository.
-        license (`str`, *optional*): For the card.
         progress (`bool`, defaults to `True`): Show a bar and the loss.
+        options: Single keys of [`Training`] (`learning_rate`, `max_steps` …), which replace those of `training`; and
+            those of [`StudentRepository`] (`push_to_hub`, `private`, `license`).
 
     Returns:
         `TrainedStudent`: Folder and report.
@@ -88,49 +87,29 @@ def train_student(
         >>> train_student("runs/demo/dataset", "org/student", "runs/student", {"max_steps": 9})  # doctest: +SKIP
     """
     require("train a student", "trl", "torch", "transformers")
+    publishing = {name: value for name, value in options.items() if name in StudentRepository.model_fields}
+    recipe_options = {name: value for name, value in options.items() if name not in publishing}
+    known = [*Training.model_fields, *StudentRepository.model_fields]
+    require_known(Training, recipe_options, "train_student", known)
+    recipe = _recipe(training, recipe_options)
+    repository = merged(StudentRepository, None, publishing, "train_student")
     with _bars(progress):
-        return _train(
-            data,
-            student,
-            output_dir,
-            _recipe(training),
-            revision,
-            seed,
-            resume,
-            push_to_hub,
-            private,
-            license,
-            progress,
-        )
+        push = _checked_push(repository)
+        resolved = resolve_revision(student, revision)
+        lesson = _lesson(data, student, resolved, recipe)
+        folder = Path(output_dir)
+        report = fit(lesson, student, resolved, folder, recipe, seed, resume=resume, progress=progress)
+        return TrainedStudent(folder, report, _publish(folder, report, data, push, repository))
 
 
-def _train(
-    data: Dataset | str | os.PathLike[str],
-    student: str,
-    output_dir: str | os.PathLike[str],
-    recipe: Training,
-    revision: str | None,
-    seed: int,
-    resume: bool,
-    push_to_hub: str | None,
-    private: bool,
-    license: str | None,
-    progress: bool,
-) -> TrainedStudent:
-    push = _checked_push(push_to_hub, private)
+def _lesson(data: Dataset | str | os.PathLike[str], student: str, revision: str, recipe: Training) -> Lesson:
+    """What the student learns from a table, or from where one is."""
     table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
     columns.require_columns(table.column_names, (columns.PROMPT, columns.COMPLETION), "train_student")
-    resolved = resolve_revision(student, revision)
-    tokenizer = _tokenizer(student, resolved, recipe)
+    tokenizer = _tokenizer(student, revision, recipe)
     ends = end_of_turn(tokenizer)
     rows = training_rows(table, tokenizer, recipe.max_length)
-    counts = count_rows(rows, len(table), ends)
-    folder = Path(output_dir)
-    report = fit(
-        rows, counts, ends, tokenizer, student, resolved, folder, recipe, seed, resume=resume, progress=progress
-    )
-    url = _publish(folder, report, data, push, push_to_hub or str(folder), license)
-    return TrainedStudent(folder, report, url)
+    return Lesson(rows, count_rows(rows, len(table), ends), ends, tokenizer)
 
 
 def training_rows(table: Dataset, tokenizer: Any, max_length: int) -> Dataset:
@@ -199,10 +178,10 @@ def _bars(progress: bool) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _recipe(training: Training | Mapping[str, Any] | None) -> Training:
-    if isinstance(training, Training):
-        return training
-    return read_settings(Training, dict(training or {}), "training")
+def _recipe(training: Training | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Training:
+    if isinstance(training, Mapping):
+        training = read_settings(Training, training, "training")
+    return merged(Training, training, options, "train_student")
 
 
 def _tokenizer(student: str, revision: str, recipe: Training) -> Any:
@@ -256,7 +235,7 @@ def _text(completion: Any) -> str:
 
 
 def _publish(
-    folder: Path, report: TrainingReport, data: Any, push: StudentPush | None, location: str, license: str | None
+    folder: Path, report: TrainingReport, data: Any, push: StudentPush | None, repository: StudentRepository
 ) -> str | None:
     """Writes the card and pushes, in one process of several."""
     from accelerate import PartialState
@@ -266,17 +245,18 @@ def _publish(
     from persyn_hf.publishing.cards import student_card
 
     dataset = os.fspath(data) if isinstance(data, str | os.PathLike) else None
-    card = student_card(report.to_dict(), location=location, dataset_location=dataset, license=license)
+    location = repository.push_to_hub or str(folder)
+    card = student_card(report.to_dict(), location=location, dataset_location=dataset, license=repository.license)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return push.send(folder, card).url if push is not None else None
 
 
-def _checked_push(repo_id: str | None, private: bool) -> StudentPush | None:
+def _checked_push(repository: StudentRepository) -> StudentPush | None:
     """The push that follows the training, looked at before it starts."""
-    if repo_id is None:
+    if repository.push_to_hub is None:
         return None
     from persyn_hf.publishing.push import StudentPush
 
-    push = StudentPush(repo_id, private)
+    push = StudentPush(repository.push_to_hub, repository.private)
     push.check()
     return push

@@ -10,7 +10,7 @@ from persyn_hf.endpoints.concurrency import AdaptiveLimit
 from persyn_hf.errors import LedgerError, RetryableError, RowError, TeacherDownError, UnavailableError
 from persyn_hf.generation.client import Completion, Request
 from persyn_hf.generation.lane import Lane
-from persyn_hf.generation.pool import Job, RetryPolicy, TeacherPool
+from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 
 FAST = RetryPolicy(base_delay=0.001, max_delay=0.01, down_after=0.2, down_after_unseen=0.1)
 
@@ -60,8 +60,8 @@ def run(client, work, limit=4, policy=FAST, timeout=5.0, on_answer=None, limits=
             for one, own in zip(clients, made, strict=True)
         ]
         pool = TeacherPool(
-            lanes, timeout, on_answer or (lambda job, c: answers.append(job.key)), failed, policy=policy,
-            rng=random.Random(0), **settings,
+            lanes, Listener(on_answer or (lambda job, c: answers.append(job.key)), failed),
+            timeout=timeout, policy=policy, rng=random.Random(0), **settings,
         )  # fmt: skip
         await pool.run(work)
         return pool
