@@ -24,7 +24,7 @@ test: setup-test $(MODELS)/.ready
 test-slow: setup-test $(MODELS)/.ready
 	$(BIN)/python -m pytest -m slow
 
-# Takes about half as long again as `make test`. Fails below the floor in pyproject.toml.
+# Slower than `make test`; fails below the floor in pyproject.toml.
 coverage: setup-test $(MODELS)/.ready
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage report

@@ -122,9 +122,13 @@ def read_settings(
     try:
         return section.model_validate(data)
     except ValidationError as error:
-        wheres = [_where(problem["loc"], source, flag, places) for problem in error.errors(include_url=False)]
-        lines = zip(wheres, _explain(error, section), strict=True)
-        raise ConfigError("\n".join(f"{where}: {line}" for where, line in lines)) from None
+        lines = []
+        for problem, line in zip(error.errors(include_url=False), _explain(error, section), strict=True):
+            where = _where(problem["loc"], source, flag, places)
+            if where == flag and problem["type"] == "string_type":
+                line = f"{line} Put a text that YAML reads as something else in quotes: {flag} 'key=\"…\"'."
+            lines.append(f"{where}: {line}")
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _where(location: tuple[Key, ...], source: str, flag: str, places: Collection[tuple[Key, ...]]) -> str:

@@ -146,6 +146,8 @@ REFUSED = [
     ("seed.x=1", "--set: `seed`: has no keys of its own."),
     ("reward.alpha=1.3", "--set: `reward.alpha`: Input should be less than or equal to 1, got 1.3."),
     ("teachers.Qwen2.5-7B.timeout=0", "--set: `teachers[0].timeout`: Input should be greater than 0, got 0."),
+    ("student.revision=1234567", "got 1234567. Put a text that YAML reads as something else in quotes: --set 'key="),
+    ("teachers.0.system_prompt=Say: yes", "string. Put a text that YAML reads as something else in quotes: --set"),
     ("quality={verifer: exact}", "--set: `quality.verifer`: unknown key; this section knows judge"),
     ("router.pretrained=x", "run.yaml with --set: `router`: give exactly one of `backbone`"),
 ]
