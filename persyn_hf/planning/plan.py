@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError
 from persyn_hf.packages import absent, pip_command
 from persyn_hf.planning.costs import PolicyCost, answer_price, compare_policies
@@ -188,7 +189,6 @@ def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
         )
     if config.quality is not None and config.quality.reward_model is not None:
         tokens = probe * (lengths.student_prompt * len(config.teachers) + answers)
-        scorers.append(
-            describe_scorer("reward model", config.quality.reward_model, config.quality.revision, "auto", tokens, 8192)
-        )
+        quality, budget = config.quality, (config.student or ScorerOptions()).token_budget  # which `score` gives it
+        scorers.append(describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget))
     return scorers
