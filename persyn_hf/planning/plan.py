@@ -187,8 +187,9 @@ def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
         scorers.append(
             describe_scorer("student", student.model, student.revision, student.dtype, tokens, student.token_budget)
         )
-    if config.quality is not None and config.quality.reward_model is not None:
+    quality = config.quality
+    if quality is not None and quality.reward_model is not None:
         tokens = probe * (lengths.student_prompt * len(config.teachers) + answers)
-        quality, budget = config.quality, (config.student or ScorerOptions()).token_budget  # which `score` gives it
+        budget = (config.student or ScorerOptions()).token_budget  # `score` gives it the student's
         scorers.append(describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget))
     return scorers
