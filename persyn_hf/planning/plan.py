@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError
 from persyn_hf.packages import absent, pip_command
 from persyn_hf.planning.costs import PolicyCost, answer_price, compare_policies
@@ -186,9 +187,9 @@ def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
         scorers.append(
             describe_scorer("student", student.model, student.revision, student.dtype, tokens, student.token_budget)
         )
-    if config.quality is not None and config.quality.reward_model is not None:
+    quality = config.quality
+    if quality is not None and quality.reward_model is not None:
         tokens = probe * (lengths.student_prompt * len(config.teachers) + answers)
-        scorers.append(
-            describe_scorer("reward model", config.quality.reward_model, config.quality.revision, "auto", tokens, 8192)
-        )
+        budget = (config.student or ScorerOptions()).token_budget  # `score` gives it the student's
+        scorers.append(describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget))
     return scorers

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persyn_hf.config import Student, default_of
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.models.device import free_cache
 from persyn_hf.models.rendering import Rendered
@@ -24,7 +25,7 @@ def score_rendered(
     student: StudentModel,
     answers: Sequence[Rendered],
     ranks: bool = False,
-    token_budget: int = 8192,
+    token_budget: int = default_of(Student, "token_budget"),
     progress: Progress | None = None,
 ) -> list[AnswerScore]:
     """Scores rendered answers; each score is independent of the others, their order and the budget.

@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
+from persyn_hf.config import Student, default_of
 from persyn_hf.errors import PromptTooLongError, ScoringError
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles
@@ -66,7 +67,7 @@ def reward_scores(
     prompts: Sequence[Prompt],
     completions: Sequence[str],
     names: Sequence[str],
-    token_budget: int = 8192,
+    token_budget: int = default_of(Student, "token_budget"),
     progress: Callable[[int], Any] | None = None,
 ) -> list[float]:
     """Scores answers; each score is what the model gives the answer alone.

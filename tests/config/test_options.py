@@ -120,7 +120,7 @@ def test_old_names_of_the_comparison_are_refused_with_the_new_ones():
     with pytest.raises(ConfigError, match="here: `mix_strong_share`: unknown key; it is called `strong_share` now"):
         read_settings(Compare, {**base, "mix_strong_share": 0.2}, "here")
     nested = {"output_dir": "o", "compare": {**base, "car_beta": 1.0}}
-    with pytest.raises(ConfigError, match=r"`compare.car_beta`: unknown key; it is called `beta` now"):
+    with pytest.raises(ConfigError, match=r"`compare\.car_beta`: unknown key; it is called `beta` now"):
         persyn_hf.RunConfig.from_dict(nested)
 
 
