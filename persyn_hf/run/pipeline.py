@@ -168,7 +168,7 @@ def load_router(config: RunConfig, path: str) -> PersynRouter:
     from persyn_hf.routing.router import PersynRouter
 
     revision = config.router.revision if config.router.pretrained is not None else None
-    router = PersynRouter.from_pretrained(path, revision=revision)
+    router = PersynRouter.from_pretrained(path, revision=revision, device=config.router.device)
     known = {teacher.name for teacher in config.teachers}
     unknown = [name for name in router.teachers if name not in known]
     if unknown:
