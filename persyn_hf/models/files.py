@@ -143,11 +143,11 @@ def _reason(error: BaseException) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether text holds no control character and nothing else that moves what stands around it on a terminal."""
-    return not any(unicodedata.category(letter) in _MOVING or letter in _BIDIRECTIONAL for letter in text)
+    """Whether text holds no control character, lone surrogate, or line or paragraph separator.
+
+    Marks of the direction of writing belong to names in some scripts; what shows a name takes them out.
+    """
+    return not any(unicodedata.category(letter) in _MOVING for letter in text)
 
 
-#: Control characters, lone surrogates, line and paragraph separators.
 _MOVING = {"Cc", "Cs", "Zl", "Zp"}
-#: Marks, embeddings, overrides and isolates of the direction of writing.
-_BIDIRECTIONAL = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

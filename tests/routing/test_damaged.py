@@ -127,9 +127,7 @@ def test_a_block_that_is_deep(copy: Path, levels: int) -> None:
     refused(copy, "nested deeper than 64 levels")
 
 
-@pytest.mark.parametrize(
-    "name", ["al\x1b[2Jpha", "al\x07pha", "al\npha", "al\x9bpha", "\u202eahpla", "al\u2028pha", "", "  "]
-)
+@pytest.mark.parametrize("name", ["al\x1b[2Jpha", "al\x07pha", "al\npha", "al\x9bpha", "al\u2028pha", "", "  "])
 def test_names_that_move_a_terminal_are_refused(copy: Path, name: str) -> None:
     rename(copy, [name, "beta", "gamma"])
     refused(copy, "must be texts without control characters")
@@ -141,7 +139,7 @@ def test_names_that_stand_twice_are_refused(copy: Path) -> None:
 
 
 def test_names_with_markup_or_in_any_script_are_names(copy: Path) -> None:
-    names = ["<script>alert(1)</script>", "a[/red]", "学生 é 👩‍🔬"]
+    names = ["<script>alert(1)</script>", "a[/red] \u202eahpla", "学生 é 👩‍🔬"]
     place = PersynRouter.from_pretrained(copy, device="cpu").teachers.index("alpha")
     rename(copy, names)
     router = PersynRouter.from_pretrained(copy, device="cpu")
