@@ -103,7 +103,7 @@ def run(
     with folder.locked():
         prompts = load_prompts(config.prompts, where=f"{source}: prompts")
         folder.keep(PROMPTS, prompts)
-        tables, router = Tables(), None
+        tables = Tables()
         if config.router.pretrained is None:
             folder.table(probe_prompts_stage(config, where=f"{source}: probe"))
         write_atomically(folder.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
