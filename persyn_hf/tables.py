@@ -106,7 +106,8 @@ def read_table(
     ) as error:
         if isinstance(error, ConfigError):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ is not None else error
+        reason = str(said).splitlines()[0] if str(said) else type(said).__name__
         raise ConfigError(f"{where}: {source} cannot be read: {reason}") from error
 
 

@@ -12,11 +12,11 @@ from persyn_hf.cli.app import SetOption, app, merged_overrides, moved_to_set
 from persyn_hf.config import Allocation, Policy, Settings
 from persyn_hf.config.overrides import read_overridden
 from persyn_hf.errors import ConfigError
-from persyn_hf.tables import replaced
+from persyn_hf.tables import read_table, replaced
 from persyn_hf.text import tame_lines
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 #: What a run takes from its teachers' prices and lengths is given here as `cost` and `throughput`.
 _OF_A_RUN = ("expected_tokens", "prompt_tokens", "tokens_per_second")
@@ -78,7 +78,7 @@ def allocate(
     from persyn_hf.routing.allocation import allocate as allocation
 
     made = _settings(merged_overrides(settings, allocation__policy=policy))
-    table, options = _read(routed), made.allocation
+    table, options = read_table(str(routed), "ROUTED"), made.allocation
     result = allocation.allocate(
         table,
         _teacher_names(router, revision, teachers),
@@ -92,7 +92,7 @@ def allocate(
         top_k=options.top_k,
         temperature=options.temperature,
         scale=options.scale,
-        probe=_read(probe) if probe is not None else None,
+        probe=read_table(str(probe), "--probe") if probe is not None else None,
         families=made.families,
         student_family=options.student_family,
         strong_share=options.strong_share,
@@ -115,14 +115,6 @@ def _settings(overrides: dict[str, Any]) -> _TableSettings:
             "(USD for one answer) or `throughput.NAME` (answers per second)."
         )
     return made
-
-
-def _read(path: Path) -> Dataset:
-    from datasets import Dataset
-
-    if not path.is_file():
-        raise ConfigError(f"There is no file {path}.")
-    return Dataset.from_parquet(str(path))
 
 
 def _teacher_names(router: str | None, revision: str | None, teachers: str | None) -> list[str]:

@@ -303,6 +303,28 @@ def test_fewer_prompts_leave_no_shard_behind(settings, tmp_path):
     assert len(_column(settings, "route", "route")) == 7
 
 
+def test_commands_read_the_folder_of_a_stage_as_they_read_a_file(settings, tmp_path):
+    from typer.testing import CliRunner
+
+    from persyn_hf.cli import app
+
+    settings["rows_per_shard"] = 5
+    _run(settings, "route")
+    stages, router = RunFolder(settings["output_dir"]).stages, f"{settings['output_dir']}/stages/router"
+    out = tmp_path / "allocated.parquet"
+    for command in (
+        ["allocate", str(stages / "route.parquet"), "--router", router, "--output", str(out)],
+        ["evaluate", router, str(stages / "score.parquet")],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    assert pq.read_table(out).num_rows == PROMPTS
+    (stages / "route.parquet/part-00001.parquet").write_bytes(b"junk")
+    with pytest.raises(ConfigError, match=r"ROUTED: .*route.parquet cannot be read: .*[Pp]arquet"):
+        again = ["allocate", str(stages / "route.parquet"), "--router", router, "--output", str(out)]
+        CliRunner().invoke(app, again, catch_exceptions=False)
+
+
 def test_a_finished_run_says_nothing(settings, caplog):
     _run(settings)
     with caplog.at_level(logging.WARNING):
