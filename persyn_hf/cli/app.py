@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 from typer.core import TyperCommand
 
+from persyn_hf import columns
 from persyn_hf.config import STAGES, RunConfig
 from persyn_hf.config.overrides import parse_overrides
 from persyn_hf.errors import ConfigError
@@ -142,6 +143,12 @@ def run_and_report(
         typer.echo(f"{result.missing} rows of {table} got no answer. Run again to ask for them.", err=True)
         for line in name_missing(table):
             typer.echo(line, err=True)
+    for name, count in result.unscored.items():
+        table = result.folder / "stages" / f"{name}.parquet"
+        typer.echo(f"{count} rows of {table} got no score. Run again to judge their shards anew.", err=True)
+        for line in name_missing(table, columns.QUALITY_ERROR, "a score"):
+            typer.echo(line, err=True)
+    if result.missing or result.unscored:
         raise typer.Exit(3)
 
 

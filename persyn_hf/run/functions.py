@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ from persyn_hf.errors import DataError
 from persyn_hf.models.identity import teacher_identity
 from persyn_hf.run.fingerprints import Checkpoint
 from persyn_hf.tables import write_atomically
+from persyn_hf.text import tame
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,7 +112,7 @@ def train_on_probe(
     if len(answering) < 2:
         raise DataError(
             f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
-            f"answered. The `error` column of {answers} says why."
+            f"got a reward. {_reasons(scored)}The columns `error` and `quality_error` of {answers} have every reason."
         )
     train_router(
         usable,
@@ -206,6 +208,14 @@ def best_answers(scored: Dataset) -> Dataset:
     from persyn_hf.routing.allocation.result import keep_best
 
     return keep_best(scored)
+
+
+def _reasons(scored: Dataset) -> str:
+    """The commonest reasons why rows have no reward, as a sentence; empty where none is known."""
+    names = [name for name in (columns.ERROR, columns.QUALITY_ERROR) if name in scored.column_names]
+    counts = Counter(reason for name in names for reason in scored[name] if reason is not None)
+    said = "; ".join(f"{count} × {tame(reason, 300)}" for reason, count in counts.most_common(3))
+    return f"Most often: {said}. " if said else ""
 
 
 def _described(teacher: Teacher) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from persyn_hf.run.publish import Tables, publish
 from persyn_hf.run.report import RunReport, build_report
 from persyn_hf.run.stages import (
     PROMPTS,
+    SCORES,
     allocate_stage,
     generate_stage,
     probe_prompts_stage,
@@ -62,6 +63,11 @@ class RunResult:
     def missing(self) -> int:
         """Rows of that stage that got no answer: those with `error` set."""
         return sum(stage.errors for stage in self.stages if stage.name == self.answers)
+
+    @property
+    def unscored(self) -> dict[str, int]:
+        """Rows that a judge gave no score, by the stage of scores: those with `quality_error` set."""
+        return {stage.name: stage.errors for stage in self.stages if stage.name in SCORES and stage.errors}
 
 
 def run(

@@ -193,22 +193,24 @@ def _number(value: float | None) -> str:
 _NAMED = 5
 
 
-def name_missing(table: Path) -> list[str]:
-    """One line per teacher with rows that got no answer: how many, the first of their prompts, the commonest reasons.
+def name_missing(table: Path, column: str = columns.ERROR, what: str = "an answer") -> list[str]:
+    """One line per teacher with rows that got none: how many, the first of their prompts, the commonest reasons.
 
     Args:
-        table (`Path`): The Parquet file of a stage of answers.
+        table (`Path`): The table of a stage.
+        column (`str`, defaults to `"error"`): Where a row says why.
+        what (`str`, defaults to `"an answer"`): What those rows lack.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    names = [columns.PROMPT_ID, columns.TEACHER, columns.ERROR]
-    rows = pq.read_table(table, columns=names, filters=pc.is_valid(pc.field(columns.ERROR))).to_pylist()
+    names = [columns.PROMPT_ID, columns.TEACHER, column]
+    rows = pq.read_table(table, columns=names, filters=pc.is_valid(pc.field(column))).to_pylist()
     lines = []
     for teacher, count in Counter(row[columns.TEACHER] for row in rows).most_common():
         own = [row for row in rows if row[columns.TEACHER] == teacher]
         ids = ", ".join(row[columns.PROMPT_ID] for row in own[:_NAMED]) + (", …" if count > _NAMED else "")
-        reasons = Counter(row[columns.ERROR] for row in own).most_common(_NAMED)
-        lines.append(f"  {tame(teacher)}: {count} without an answer (prompts {ids})")
+        reasons = Counter(row[column] for row in own).most_common(_NAMED)
+        lines.append(f"  {tame(teacher)}: {count} without {what} (prompts {ids})")
         lines += [f"    {number} x {tame(reason)}" for reason, number in reasons]
     return lines

@@ -23,6 +23,8 @@ from persyn_hf.run.shards import Stage
 #: The tables that the stages start from.
 PROMPTS, PROBE_PROMPTS = "prompts", "probe-prompts"
 ROUTER = "router"
+#: The stages that score answers.
+SCORES = ("score", "score-answers")
 
 
 def run_stages(
@@ -130,7 +132,7 @@ def router_stage(config: RunConfig, folder: str | os.PathLike[str] = "", progres
             "seed": config.seed,
             "metadata": metadata,
         },
-        unkeyed={"answers": os.path.join(folder, "stages", "probe.parquet"), "progress": progress},
+        unkeyed={"answers": os.path.join(folder, "stages", "score.parquet"), "progress": progress},
         checkpoint=True,
     )
 

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from persyn_hf import RunConfig, run
 from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.run import functions
 from persyn_hf.run.folder import RunFolder
 from tests.generation.servers import Teacher, chat_body, serve
@@ -301,6 +302,52 @@ def test_fewer_prompts_leave_no_shard_behind(settings, tmp_path):
     _write_prompts(tmp_path, [{"prompt": f"Say {number}.", "answer": str(number)} for number in range(7)])
     _run(settings, "route")
     assert len(_column(settings, "route", "route")) == 7
+
+
+@pytest.fixture
+def judge(settings):
+    """A judge that gives no score while `broken` says so."""
+    broken = []
+    double = Teacher(lambda _, body: JSONResponse(*broken) if broken else JSONResponse(chat_body("Score: 7")))
+    with serve(double):
+        settings["quality"] = {"judge": {"url": double.url, "model": "j", "attempts": 1}}
+        yield double, broken
+
+
+def test_scores_that_a_judge_failed_to_give_are_asked_for_again(settings, judge, tmp_path):
+    from typer.testing import CliRunner
+
+    from persyn_hf.cli import app
+
+    double, broken = judge
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    command = ["run", str(tmp_path / "run.yaml"), "--until", "score", "--quiet"]
+    broken.append(chat_body("I cannot rate this."))
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 3, done.output
+    assert "12 rows of" in done.output and "got no score" in done.output and "6 x the judge's reply" in done.output
+    assert set(_column(settings, "score", "quality")) == {None}
+    broken.clear()
+    asked = len(double.bodies)
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert len(double.bodies) == asked + 12 and set(_column(settings, "score", "quality")) == {7.0}
+    assert CliRunner().invoke(app, command).exit_code == 0 and len(double.bodies) == asked + 12
+
+
+def test_a_judge_that_refuses_everything_is_named_in_its_words(settings, judge):
+    judge[1].extend([{"error": {"message": "temperature does not support 0"}}, 400])
+    with pytest.raises(DataError, match=r"only none got a reward\. Most often: 12 × .*temperature does not support 0"):
+        _run(settings)
+
+
+def test_teachers_that_nobody_can_reach_are_named_with_the_reason(settings, monkeypatch):
+    monkeypatch.setattr(
+        "persyn_hf.generation.generate.RetryPolicy", lambda: RetryPolicy(base_delay=0.01, down_after_unseen=0.2)
+    )
+    for teacher in settings["teachers"]:
+        teacher["endpoint"] = "http://127.0.0.1:9"
+    with pytest.raises(DataError, match=r"only none got a reward\. Most often: 12 × .*cannot connect"):
+        _run(settings)
 
 
 def test_commands_read_the_folder_of_a_stage_as_they_read_a_file(settings, tmp_path):
