@@ -112,7 +112,7 @@ def train_on_probe(
     if len(answering) < 2:
         raise DataError(
             f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
-            f"got a reward. {_reasons(scored)}The columns `error` and `quality_error` of {answers} have every reason."
+            f"got a reward. {_reasons(scored)}Columns `error` and `quality_error` of {answers} have every reason."
         )
     train_router(
         usable,
