@@ -115,6 +115,7 @@ def test_every_policy_is_trained_and_judged_and_teachers_are_asked_once(settings
     assert not list((tmp_path / "out/cells").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_and_ends_the_same(settings, teachers, tmp_path, monkeypatch):
     settings["compare"]["policies"] = ["strong", "random", "persyn"]
     whole = run(settings)
@@ -146,6 +147,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_the_same(settings, teachers,
     assert {name.rpartition("-")[2] for name in trained[before:]} == {"2"}
 
 
+@pytest.mark.slow
 def test_edited_prompts_are_asked_anew_under_every_policy(settings, teachers, tmp_path):
     settings["compare"] |= {"policies": ["strong", "random"], "seeds": [0], "nll_teachers": []}
     first = run(settings)
@@ -160,6 +162,7 @@ def test_edited_prompts_are_asked_anew_under_every_policy(settings, teachers, tm
     assert {"Say 50.", "Say 53.", "Say 57."} <= asked
 
 
+@pytest.mark.slow
 def test_what_a_recipe_or_a_judge_reads_counts_with_its_content(settings, tmp_path, tiny_lm, monkeypatch):
     template = tmp_path / "template.jinja"
     template.write_text((tiny_lm / "chat_template.jinja").read_text())

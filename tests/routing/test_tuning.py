@@ -116,6 +116,7 @@ def test_tuned_router_without_a_gain_gives_the_means(tiny_bert: str) -> None:
     assert np.ptp(scores, axis=0).max() < 1e-3 * np.ptp(scores)
 
 
+@pytest.mark.slow
 def test_merged_lora_is_a_stock_model_and_needs_no_peft(tiny_llama: str, scored: Dataset, tmp_path: Path) -> None:
     router = train_router(
         scored, tiny_llama, "org/student", tmp_path / "r", objective="regression", tuning="lora", folds=2, epochs=3,

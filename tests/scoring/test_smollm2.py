@@ -27,6 +27,7 @@ def test_the_span_ends_with_the_end_of_turn():
     assert text.decode(cut.completion_ids) == BATCH["completion"][2]
 
 
+@pytest.mark.slow
 def test_float32_and_bfloat16_against_float64():
     found = persyn_learnability(BATCH, student=str(SMOLLM2), dtype="float32")["learnability"]
     student = load_student(str(SMOLLM2), dtype="float32")

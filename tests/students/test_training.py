@@ -83,6 +83,7 @@ def test_generation_stops_at_the_end_of_turn_that_was_learnt(kinds, answers, tmp
     assert ends == [tokenizer.eos_token_id, turn]
 
 
+@pytest.mark.slow
 def test_an_overfitted_student_says_its_answer_and_stops(kinds, tmp_path):
     data = Dataset.from_dict({"prompt": ["Who?", "Where?"], "completion": ["me", "here"]})
     recipe = QUICK | {"max_steps": 150, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
@@ -97,6 +98,7 @@ def test_an_overfitted_student_says_its_answer_and_stops(kinds, tmp_path):
         assert tokenizer.decode(made[0, ids["input_ids"].shape[1] :]) == said
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_student_bit_for_bit(kinds, answers, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train_student(answers, kinds["smollm"], tmp_path / name, QUICK, seed=seed, progress=False)
@@ -105,6 +107,7 @@ def test_one_seed_gives_one_student_bit_for_bit(kinds, answers, tmp_path):
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_resuming_equals_an_uninterrupted_training(kinds, answers, tmp_path, monkeypatch):
     recipe = QUICK | {"max_steps": 6, "save_steps": 2}
     train_student(answers, kinds["qwen"], tmp_path / "whole", recipe, progress=False)
