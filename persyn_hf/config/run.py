@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -16,7 +16,7 @@ from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Router
 from persyn_hf.config.scoring import Quality, Reward, Student
-from persyn_hf.config.settings import Settings
+from persyn_hf.config.settings import Settings, Unit
 from persyn_hf.config.students import Compare, Training
 from persyn_hf.config.teachers import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
@@ -33,7 +33,7 @@ class Spending(Settings):
             included. No request is sent whose longest answer could pass it; the rows that are left have `error` set.
     """
 
-    max_cost: float | None = Field(None, gt=0)
+    max_cost: Annotated[float | None, Unit("USD")] = Field(None, gt=0)
 
 
 class GenerationOptions(Spending):

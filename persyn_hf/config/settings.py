@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
@@ -260,20 +261,24 @@ def _explain_call(error: ValidationError, section: type[Settings], fields: Colle
 _BOUNDS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
 
 
+@dataclass(frozen=True)
+class Unit:
+    """What a number counts, as part of its field's type: `Annotated[float, Unit("USD")]`."""
+
+    name: str
+
+
 def _bounds(section: type[Settings], name: str) -> str:
     """What a number may be: "between 0 and 1"."""
-    limits = {
-        kind: getattr(one, kind)
-        for one in section.model_fields[name].metadata
-        for kind in ("ge", "gt", "le", "lt")
-        if hasattr(one, kind)
-    }
+    metadata = section.model_fields[name].metadata
+    unit = "".join(f" {one.name}" for one in metadata if isinstance(one, Unit))
+    limits = {kind: getattr(one, kind) for one in metadata for kind in ("ge", "gt", "le", "lt") if hasattr(one, kind)}
     if limits.keys() == {"ge", "le"}:
         return f"between {limits['ge']:g} and {limits['le']:g}"
     if limits == {"ge": 0}:
         return "a number that is not negative"
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in limits.items())
+    return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in limits.items()) + unit
 
 
 def _explain(error: ValidationError, root: type[Settings]) -> list[str]:
