@@ -70,8 +70,9 @@ def test_a_teacher_that_is_through_leaves_its_places_to_the_other():
         teachers = [teacher(name, server, max_concurrency=8) for name in "ab"]
         table = generate_routed(rows, teachers, progress=False, policy=FAST)
     assert table["error"][:] == [None] * 100
-    assert server.peak == 8
-    assert most["b"] == 8
+    # On a busy machine the server may see one fewer at once; half of the places would be 4.
+    assert 7 <= server.peak <= 8
+    assert 7 <= most["b"] <= 8
     assert 3 <= most["a"] <= 8
 
 
