@@ -13,7 +13,7 @@ PACKAGE = Path(persyn_hf.__file__).parent
 FLOORS = (
     {"errors", "text", "version"},
     {"columns", "config", "packages", "tables"},
-    {"endpoints", "models", "prompts", "personalize"},
+    {"endpoints", "ledger", "models", "prompts", "personalize"},
     {"generation", "scoring", "routing"},
     {"publishing", "doctor"},
     {"students", "run"},

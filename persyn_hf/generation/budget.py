@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from persyn_hf.config import Teacher
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
+from persyn_hf.ledger.completion import Completion
 
 #: Tokens that a chat template adds around one message, at most.
 _TEMPLATE_TOKENS = 64

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from persyn_hf.columns import UNNUMBERED, Message, RowNumbers
 from persyn_hf.config import Sampling
+from persyn_hf.ledger.completion import Completion
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,6 @@ class Request:
     sampling: Sampling
     seed: int
     numbers: RowNumbers = UNNUMBERED
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer.
-
-    Args:
-        text (`str`): The answer, without reasoning; never empty.
-        finish_reason (`str`): One of `columns.FINISH_REASONS`.
-        prompt_tokens, completion_tokens (`int`, *optional*): Usage; `None` where nobody could count.
-        reasoning (`str`, *optional*): What the model thought before it answered.
-        usage_source (`str`, *optional*): One of `columns.USAGE_SOURCES`: who counted the tokens.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    reasoning: str | None = None
-    usage_source: str | None = None
 
 
 class TeacherClient(Protocol):

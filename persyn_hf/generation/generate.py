@@ -18,7 +18,6 @@ from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
 from persyn_hf.generation.jobs import Plan, resolved
 from persyn_hf.generation.lane import RetryPolicy
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.run import Options, ask_teachers
 from persyn_hf.generation.table import (
     GENERATED_FEATURES,
@@ -28,6 +27,7 @@ from persyn_hf.generation.table import (
     require_known_routes,
     require_ranking,
 )
+from persyn_hf.ledger.ledger import Ledger
 
 TeacherLike = Teacher | Mapping[str, Any]
 LedgerLike = Ledger | str | os.PathLike[str] | None

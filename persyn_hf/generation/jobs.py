@@ -16,9 +16,10 @@ from datasets import Dataset
 from persyn_hf import columns
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.generation.budget import cost_of
-from persyn_hf.generation.client import Completion, Request
-from persyn_hf.generation.ledger import Origin
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.pool import Job
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Origin
 from persyn_hf.models.identity import teacher_identity
 
 #: Rows of the finished table that are read, keyed and looked up at once.

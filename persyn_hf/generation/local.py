@@ -15,7 +15,8 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import RowError, TeacherDownError, TeacherError
 from persyn_hf.generation.answer import read_answer
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
+from persyn_hf.ledger.completion import Completion
 from persyn_hf.models import loading
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
 from persyn_hf.generation.budget import Purse
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.lane import Lane, RetryPolicy
+from persyn_hf.ledger.completion import Completion
 
 #: Jobs that are drawn ahead of the requests.
 _READY = 16

@@ -16,15 +16,16 @@ from persyn_hf.endpoints.event_loop import Interrupt, say
 from persyn_hf.endpoints.server import server
 from persyn_hf.generation.budget import Budget, Purse
 from persyn_hf.generation.chat import ChatClient
-from persyn_hf.generation.client import Completion, Request, TeacherClient
+from persyn_hf.generation.client import Request, TeacherClient
 from persyn_hf.generation.describe import EndpointLimits
 from persyn_hf.generation.jobs import AHEAD, Asked, Exchange, Plan
 from persyn_hf.generation.lane import Lane
-from persyn_hf.generation.ledger import Ledger, Origin
 from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger, Origin
 from persyn_hf.packages import require
 
 _log = logging.getLogger(__name__)

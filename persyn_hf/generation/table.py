@@ -19,10 +19,10 @@ from persyn_hf import columns
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, DataError, LedgerError, RouterMismatchError
 from persyn_hf.generation.answer import presented
-from persyn_hf.generation.client import Completion
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.pool import Job
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 8 * 2**20

@@ -12,8 +12,9 @@ from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
 from persyn_hf.errors import RetryableError, TeacherError
 from persyn_hf.generation.answer import read_answer
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
+from persyn_hf.ledger.completion import Completion
 
 
 class TgiClient:

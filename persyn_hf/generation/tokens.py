@@ -13,7 +13,8 @@ from typing import Any
 from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, RowError, TeacherDownError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
+from persyn_hf.ledger.completion import Completion
 from persyn_hf.models import loading
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.packages import is_installed, require

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.ledger import APPLICATION_ID, COLUMN_TYPES, SCHEMA_VERSION, Ledger
+from persyn_hf.ledger.ledger import APPLICATION_ID, COLUMN_TYPES, SCHEMA_VERSION, Ledger
 
 #: Without these a row is no answer.
 _NEEDED = frozenset({"key", "text", "finish_reason"})

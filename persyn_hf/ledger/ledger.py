@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.client import Completion
+from persyn_hf.ledger.completion import Completion
 
 _log = logging.getLogger(__name__)
 #: Version of the table below.
