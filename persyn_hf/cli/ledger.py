@@ -141,7 +141,7 @@ def _write_parquet(ledger: Ledger, path: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from persyn_hf.ledger.ledger import COLUMN_TYPES
+    from persyn_hf.ledger.schema import COLUMN_TYPES
 
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMN_TYPES.items()])
     rows, count = ledger.rows(), 0

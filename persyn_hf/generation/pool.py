@@ -173,7 +173,7 @@ class TeacherPool:
     def _out_of_money(self) -> bool:
         if self._stalled is None or self._purse is None or not self._purse.budget.idle:
             return False
-        self.stopped = f"`max_cost` ({self._purse.budget.limit:g} USD) would have been passed"
+        self.stopped = self._purse.budget.exceeded
         return True
 
     def _launch(self) -> None:
