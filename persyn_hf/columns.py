@@ -16,6 +16,8 @@ from persyn_hf.errors import DataError, DuplicatePromptError, MissingColumnError
 PROMPT_ID = "prompt_id"
 PROMPT = "prompt"
 ANSWER = "answer"
+#: The form that a prompt's answer must have (`json_schema` …), as a chat request names it: JSON, or an object.
+RESPONSE_FORMAT = "response_format"
 
 TEACHER = "teacher"
 #: Which turn of a conversation a row asks for, which draw of the same answer it is, and which try of that draw.
@@ -36,6 +38,8 @@ MAX_TOKENS = "max_tokens"
 STOP = "stop"
 SEED = "seed"
 SYSTEM_PROMPT = "system_prompt"
+#: There where a teacher sends more keys with every request: JSON of them.
+EXTRA_BODY = "extra_body"
 #: The teacher that a row was routed to, where another one answered since that one was down.
 REROUTED_FROM = "rerouted_from"
 ERROR = "error"

@@ -20,6 +20,7 @@ from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Objective, Router
 from persyn_hf.config.run import STAGES, RunConfig
+from persyn_hf.config.sampling import Sampling
 from persyn_hf.config.scoring import (
     Alpha,
     Judge,
@@ -35,7 +36,7 @@ from persyn_hf.config.scoring import (
 )
 from persyn_hf.config.settings import Dtype, Settings, base_url, default_of, merged, read_settings, require_known
 from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
-from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teachers
+from persyn_hf.config.teachers import Teacher, require_distinct_teachers
 
 __all__ = [
     "CAR_BETA",

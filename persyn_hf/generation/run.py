@@ -264,8 +264,8 @@ def _lane(
         policy = replace(policy, down_after=teacher.down_after)
     if address is None:
         return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
-    if limits is not None and limits.served_model is not None and isinstance(client, ChatClient):
-        client.call(limits.served_model)
+    if limits is not None and isinstance(client, ChatClient):
+        client.adapt(limits.served_model, limits.no_whole_top_p)
     known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)
     share = server(address).join(known)
     stack.callback(share.close)
