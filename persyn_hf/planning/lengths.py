@@ -127,7 +127,7 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
     tokenizer = load_tokenizer(ModelFiles(name, identity(name, config.student.revision), "`student.model`:"))
 
     def count(messages: list[dict[str, Any]]) -> int:
-        text = "\n".join(_text(message) for message in messages)
+        text = "\n".join(said(message) for message in messages)
         if messages[0]["role"] == "system" or not tokenizer.chat_template:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
         return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
@@ -136,12 +136,7 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
 
 
 def _by_characters(messages: list[dict[str, Any]]) -> float:
-    return sum(len(_text(message)) for message in messages) / CHARACTERS_PER_TOKEN
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else columns.prompt_text([message])
+    return sum(len(said(message)) for message in messages) / CHARACTERS_PER_TOKEN
 
 
 def _means(sample: Dataset, name: str) -> dict[str, float]:
