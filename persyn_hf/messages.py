@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from persyn_hf.errors import DataError
@@ -185,10 +186,8 @@ def _call(call: Mapping[str, Any]) -> Message:
     function = function if isinstance(function, Mapping) else call
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        try:
+        with suppress(ValueError):
             arguments = json.loads(arguments)
-        except ValueError:
-            pass
     return {"name": function.get("name"), "arguments": arguments}
 
 

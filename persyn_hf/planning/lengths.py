@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.messages import said
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import identity, load_tokenizer
 from persyn_hf.packages import absent, pip_command

@@ -83,7 +83,7 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     shape = find_shape(table.column_names, prompts, where)
     tools = _tools_column(table, prompts)
     made = _made(table, shape, prompts, tools)
-    _require_sound(made, located, len(table))
+    _require_sound(made, located)
     beside = _beside(table, shape, prompts, tools, where)
     plain = made.kind in ("text", "messages", "a template")
     lines = [f"read as {shape.said(made.kind)}"] if shape.found or not plain else []
@@ -131,15 +131,12 @@ def _without_answer(prompt: Any, fate: str) -> tuple[Any, str | None]:
     return kept, said(prompt[-1])
 
 
-def _require_sound(made: _Made, located: Located, count: int) -> None:
+def _require_sound(made: _Made, located: Located) -> None:
     if made.wrong:
         (first, why), *others = made.wrong
         more = ", ".join(located.row(index) for index, _ in others[: _NAMED - 1])
-        also = (
-            f" The same or the like in {len(others)} more rows: {more}{' …' * (len(others) >= _NAMED)}."
-            if more
-            else ""
-        )
+        open_end = " …" if len(others) >= _NAMED else ""
+        also = f" The same or the like in {len(others)} more rows: {more}{open_end}." if more else ""
         raise DataError(f"{located.row(first)}: {why}{also}")
     seen: dict[str, int] = {}
     repeated = [(index, seen[key]) for index, key in enumerate(made.ids) if seen.setdefault(key, index) != index]
@@ -158,7 +155,7 @@ def _tools_column(table: Dataset, prompts: Prompts) -> str | None:
     if columns.TOOLS not in table.column_names or columns.TOOLS in (prompts.column, prompts.answer_column):
         return None
     found = 0
-    for value in table.select_columns([columns.TOOLS]).with_format(None)[:][columns.TOOLS]:
+    for value in table.with_format(None)[columns.TOOLS]:
         try:
             tools = columns.canonical_tools(value) or []
         except DataError:
@@ -202,7 +199,7 @@ def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]
     values: dict[str, Sequence[Any]] = {columns.PROMPT_ID: made.ids, columns.PROMPT: made.prompts}
     features = {columns.PROMPT_ID: Value("string"), columns.PROMPT: prompt_feature(made.prompts)}
     if prompts.answer_column is not None:
-        values[columns.ANSWER] = table.select_columns([prompts.answer_column])[:][prompts.answer_column]
+        values[columns.ANSWER] = list(table[prompts.answer_column])
         features[columns.ANSWER] = table.features[prompts.answer_column]
     elif prompts.last_assistant == "reference":
         values[columns.ANSWER], features[columns.ANSWER] = made.references, Value("string")
@@ -218,7 +215,7 @@ def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]
 
 
 def _differs(table: Dataset, ids: list[str]) -> bool:
-    return bool(table.select_columns([columns.PROMPT_ID])[:][columns.PROMPT_ID] != ids)
+    return list(table[columns.PROMPT_ID]) != ids
 
 
 def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:

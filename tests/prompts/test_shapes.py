@@ -33,54 +33,80 @@ SHAPES = {
     "alpaca with input": ({"instruction": "Add", "input": "1, 2"}, "Add\n\n1, 2", "`instruction` and `input`"),
     "alpaca with a system": (
         {"instruction": "Name a sea.", "input": None, "system": "Be brief."},
-        [{"role": "system", "content": "Be brief."}, *ASKED], "alpaca",
+        [{"role": "system", "content": "Be brief."}, *ASKED],
+        "alpaca",
     ),
     "messages": ({"messages": TALK}, ASKED, "messages, from the column `messages`"),
     "prompt of messages": ({"prompt": ASKED}, ASKED, None),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "Name a sea."}, {"from": "gpt", "value": "The Aral Sea."}]},
-        ASKED, "sharegpt, from the column `conversations`",
+        ASKED,
+        "sharegpt, from the column `conversations`",
     ),
     "sharegpt of openai's speakers": (
         {"conversations": [{"from": "user", "value": "Name a sea."}, {"from": "assistant", "value": "Aral"}]},
-        ASKED, "sharegpt",
+        ASKED,
+        "sharegpt",
     ),
     "sharegpt with a system": (
         {"conversations": [{"from": "human", "value": "Name a sea."}], "system": "Be brief."},
-        [{"role": "system", "content": "Be brief."}, *ASKED], "sharegpt",
+        [{"role": "system", "content": "Be brief."}, *ASKED],
+        "sharegpt",
     ),
     "sharegpt with a tool": (
-        {"conversations": [
-            {"from": "human", "value": "Name a sea."}, {"from": "function_call", "value": '{"name": "seas"}'},
-            {"from": "observation", "value": "Aral"}, {"from": "gpt", "value": "Aral."}]},
-        [*ASKED,
-         {"role": "assistant", "content": None,
-          "tool_calls": [{"type": "function", "function": {"name": "seas", "arguments": {}}}]},
-         {"role": "tool", "content": "Aral"}], "sharegpt",
+        {
+            "conversations": [
+                {"from": "human", "value": "Name a sea."},
+                {"from": "function_call", "value": '{"name": "seas"}'},
+                {"from": "observation", "value": "Aral"},
+                {"from": "gpt", "value": "Aral."},
+            ]
+        },
+        [
+            *ASKED,
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"type": "function", "function": {"name": "seas", "arguments": {}}}],
+            },
+            {"role": "tool", "content": "Aral"},
+        ],
+        "sharegpt",
     ),
     "a mapping of lists": (
-        {"conversation": {"role": ["user", "assistant"], "content": ["Name a sea.", "Aral"]}}, ASKED, "messages",
+        {"conversation": {"role": ["user", "assistant"], "content": ["Name a sea.", "Aral"]}},
+        ASKED,
+        "messages",
     ),
     "messages as JSON in a string": ({"prompt": json.dumps(TALK)}, ASKED, "messages within strings"),
     "messages as Python in a string": ({"prompt": repr(TALK)}, ASKED, "messages within strings"),
     "ChatML": (
-        {"prompt": "<|im_start|>user\nName a sea.<|im_end|>\n<|im_start|>assistant\n"}, ASKED, "ChatML within strings",
+        {"prompt": "<|im_start|>user\nName a sea.<|im_end|>\n<|im_start|>assistant\n"},
+        ASKED,
+        "ChatML within strings",
     ),
     "HH-RLHF": (
         {"chosen": "\n\nHuman: Name a sea.\n\nAssistant: Aral", "rejected": "\n\nHuman: Name a sea.\n\nAssistant: No"},
-        ASKED, "preference, from the column `chosen` and `rejected`",
+        ASKED,
+        "preference, from the column `chosen` and `rejected`",
     ),
     "explicit preferences": ({"prompt": "Name a sea.", "chosen": "Aral", "rejected": "No"}, "Name a sea.", None),
     "implicit preferences": (
-        {"chosen": TALK, "rejected": [*ASKED, {"role": "assistant", "content": "No."}]}, ASKED, "preference",
+        {"chosen": TALK, "rejected": [*ASKED, {"role": "assistant", "content": "No."}]},
+        ASKED,
+        "preference",
     ),
     "implicit preferences of strings": (
-        {"chosen": "Name a sea. Aral", "rejected": "Name a sea. No"}, "Name a sea.", "preference",
+        {"chosen": "Name a sea. Aral", "rejected": "Name a sea. No"},
+        "Name a sea.",
+        "preference",
     ),
     "a question with preferences": (
-        {"question": "Name a sea.", "chosen": "Aral", "rejected": "No"}, "Name a sea.", "`question`",
+        {"question": "Name a sea.", "chosen": "Aral", "rejected": "No"},
+        "Name a sea.",
+        "`question`",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -153,13 +179,30 @@ def test_a_conversation_of_answers_only_is_no_prompt(tmp_path):
 
 
 def test_other_columns_are_kept_and_ours_are_renamed(tmp_path, caplog):
-    row = {"prompt": "Hi", "id": "007", "teacher": "Ann", "answer": "4", "tags": ["a"], "meta": {"n": None},
-           "source_teacher": "x", "prompt_id": "17", "quality_math": 2}  # fmt: skip
+    row = {
+        "prompt": "Hi",
+        "id": "007",
+        "teacher": "Ann",
+        "answer": "4",
+        "tags": ["a"],
+        "meta": {"n": None},
+        "source_teacher": "x",
+        "prompt_id": "17",
+        "quality_math": 2,
+    }
     data = loaded(tmp_path, [row])
     assert data.column_names == [
-        "prompt_id", "prompt", "id", "source_source_teacher", "answer", "tags", "meta", "source_teacher",
-        "source_prompt_id", "source_quality_math",
-    ]  # fmt: skip
+        "prompt_id",
+        "prompt",
+        "id",
+        "source_source_teacher",
+        "answer",
+        "tags",
+        "meta",
+        "source_teacher",
+        "source_prompt_id",
+        "source_quality_math",
+    ]
     assert data[0]["meta"] == {"n": None} and data[0]["id"] == "007" and data[0]["source_source_teacher"] == "Ann"
     assert "the column `teacher` is called `source_source_teacher`, as `teacher` is ours" in caplog.text
     chosen = loaded(tmp_path, [row], keep_columns=["id"], answer_column="answer")
@@ -190,10 +233,15 @@ def test_tools_are_read_from_lists_and_from_json(tmp_path):
 
 def test_uneven_keys_stay_as_they_are(tmp_path):
     rows = [
-        {"messages": [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "Yes?",
-         "refusal": None, "weight": 0}, {"role": "user", "content": [{"type": "text", "text": "Go"}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": "Hi", "name": "Ann"},
+                {"role": "assistant", "content": "Yes?", "refusal": None, "weight": 0},
+                {"role": "user", "content": [{"type": "text", "text": "Go"}]},
+            ]
+        },
         {"messages": [{"role": "user", "content": "Bye"}]},
-    ]  # fmt: skip
+    ]
     made = loaded(tmp_path, rows)["prompt"][:]
     assert made[1] == [{"role": "user", "content": "Bye"}]
     assert made[0][0] == {"role": "user", "content": "Hi", "name": "Ann"}
@@ -208,10 +256,10 @@ WRONG = {
     "two kinds": ([{"prompt": "a"}, {"prompt": ASKED}], "the first is a string, this one is chat messages"),
     "no messages": ([{"messages": ASKED}, {"messages": []}], "row 1: A prompt is empty"),
     "no content": ([{"messages": [{"role": "user"}]}], r"must have `role` and `content`, got the keys \['role'\]"),
-    "a number as content": ([{"messages": [{"role": "user", "content": 5}]}], "must be a string or a list of parts, got int"),
+    "a number as content": ([{"messages": [{"role": "user", "content": 5}]}], "a string or a list of parts, got int"),
     "a stranger": ([{"conversations": [{"from": "narrator", "value": "x"}]}], "`from` must be one of human, user"),
     "system only": ([{"messages": [{"role": "system", "content": "x"}]}], "has no turn of a user"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRONG)

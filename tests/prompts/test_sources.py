@@ -31,10 +31,8 @@ def zstandard_frames(data):
 
 @pytest.mark.parametrize(
     ("suffix", "packed"),
-    [
-        ("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstandard_frames),
-    ],
-)  # fmt: skip
+    [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstandard_frames)],
+)
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -95,8 +93,8 @@ def test_splits_and_configurations_of_a_folder(tmp_path):
     assert load(tmp_path, split="test")[0]["prompt"] == "of test" and load(tmp_path)[0]["id"] == "007"
     with pytest.raises(ConfigError, match=r"there is no split `dev`; it has train, test"):
         load(tmp_path, split="dev")
-    card = "---\nconfigs:\n- config_name: main\n  data_files: train.csv\n- config_name: socratic\n  data_files: test.csv\n---\n"
-    (tmp_path / "README.md").write_text(card)
+    configs = "- config_name: main\n  data_files: train.csv\n- config_name: socratic\n  data_files: test.csv\n"
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     with pytest.raises(ConfigError, match=r"cannot be read: .*available configs: \['main', 'socratic'\]"):
         load(tmp_path)
     with pytest.raises(ConfigError, match=r"'other' not found. Available: \['main', 'socratic'\]"):
@@ -123,7 +121,7 @@ DAMAGED = {
     "empty.jsonl": (b"\n\n", r"it is empty"),
     "empty.csv": (b"prompt\n", r"it is empty"),
     "empty.txt": (b"", r"it is empty"),
-    "dict.json": (b'{"version": 1, "data": [{"prompt": "a"}]}', r"holds one object with the keys version, data; expected"),
+    "dict.json": (b'{"version": 1, "data": [{"prompt": "a"}]}', r"one object with the keys version, data; expected"),
     "broken.json": (b'[{"prompt": "a"},\n {"prompt" "b"}]', r"line 2, column 12: Expecting ':' delimiter"),
     "ragged.csv": (b"prompt,id\na,1\nb,2,3\n", r"line 3 has 3 cells, the first line names 2 columns"),
     "quote.csv": (b'prompt\n"never closed\n', r"line 2: unexpected end of data"),
@@ -132,7 +130,7 @@ DAMAGED = {
     "no.jsonl.gz": (LINES, r"Not a gzipped file"),
     "no.jsonl.zst": (LINES, r"compressed data is damaged"),
     "no.parquet": (b"PAR1 junk", r"no.parquet cannot be read: "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGED)
