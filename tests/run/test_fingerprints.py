@@ -159,6 +159,7 @@ TABLE = {
         "objective": ("bradley-terry", {"router"}),
         "tuning": ("full", {"router"}),
         "fallback": ("none", {"router"}),
+        "min_answered": (0.25, {"router"}),
         "folds": (3, {"router"}),
         "epochs": (9, {"router"}),
         "learning_rate": (0.1, {"router"}),
