@@ -13,6 +13,7 @@ PACKAGE = Path(persyn_hf.__file__).parent
 FLOORS = (
     {"errors", "text", "version"},
     {"columns", "config", "packages", "tables"},
+    {"hygiene"},
     {"endpoints", "models", "prompts", "personalize"},
     {"generation", "scoring", "routing"},
     {"publishing", "doctor"},

@@ -5,6 +5,7 @@ teachers and values out of range are reported by file and key, all at once. Keys
 """
 
 from persyn_hf.config.allocation import Allocation
+from persyn_hf.config.hygiene import COMPARED, Hygiene
 from persyn_hf.config.policies import (
     CAR_BETA,
     DRAWN,
@@ -39,6 +40,7 @@ from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teache
 
 __all__ = [
     "CAR_BETA",
+    "COMPARED",
     "DRAWN",
     "HELD_OUT_POLICIES",
     "POLICY_LABELS",
@@ -52,6 +54,7 @@ __all__ = [
     "ComparedStudent",
     "Decoding",
     "Dtype",
+    "Hygiene",
     "Judge",
     "LearnabilityMetric",
     "LmEval",
