@@ -4,6 +4,7 @@ Validation is complete before anything starts and does no I/O besides reading th
 teachers and values out of range are reported by file and key, all at once. Keys are looked up where they are needed.
 """
 
+from persyn_hf.config.accept import Accept
 from persyn_hf.config.allocation import Allocation
 from persyn_hf.config.hygiene import COMPARED, Hygiene
 from persyn_hf.config.policies import (
@@ -47,6 +48,7 @@ __all__ = [
     "MIX_STRONG_SHARE",
     "POLICIES",
     "STAGES",
+    "Accept",
     "Allocation",
     "AllocationPolicy",
     "Alpha",
