@@ -52,6 +52,11 @@ EXTRA_BODY = "extra_body"
 REROUTED_FROM = "rerouted_from"
 ERROR = "error"
 
+#: Of an attempt, where answers are asked for until one is good enough: whether it is, and, in a prompt's last row, why
+#: nobody answered.
+ACCEPTED = "accepted"
+ACCEPT_ERROR = "accept_error"
+
 QUALITY = "quality"
 QUALITY_ERROR = "quality_error"
 LEARNABILITY = "learnability"

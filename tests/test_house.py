@@ -14,6 +14,7 @@ FLOORS = (
     {"errors", "text", "version"},
     {"messages"},
     {"columns", "config", "packages", "tables"},
+    {"hygiene"},
     {"endpoints", "ledger", "models", "prompts", "personalize"},
     {"generation", "scoring", "routing"},
     {"publishing", "doctor"},
