@@ -20,6 +20,10 @@ class Prompts(Settings):
         column (`str`, defaults to `"prompt"`): The prompt column: strings or chat messages.
         answer_column (`str`, *optional*): The reference that verifiers read.
         limit (`int`, *optional*): Use only the first rows.
+        on_bad_prompt (`"error"` or `"drop"`, defaults to `"error"`): What becomes of a prompt that is empty, that a
+            teacher, the student or the reward model cannot read (too long, refused by its chat template), or whose
+            reference the verifier cannot read: the run stops before it asks anything, or leaves the prompt out and
+            counts it in its report.
     """
 
     source: str = Field(min_length=1)
@@ -29,6 +33,7 @@ class Prompts(Settings):
     column: str = "prompt"
     answer_column: str | None = None
     limit: int | None = Field(None, ge=1)
+    on_bad_prompt: Literal["error", "drop"] = "error"
 
 
 class Probe(Settings):

@@ -25,6 +25,7 @@ from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
+from persyn_hf.generation.twins import find_twins
 from persyn_hf.packages import require
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ async def ask_teachers(
                 if job is not None
             ],
             patience=options.policy.down_after_unseen,
+            problems=[str(twins) for twins in find_twins(plan.asked) if twins.apart],
         )
         spent = ledger.spent() if options.max_cost is not None else 0.0
         run = _Run(plan, ledger, options, Budget(options.max_cost, spent))
