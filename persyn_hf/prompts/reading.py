@@ -228,7 +228,8 @@ def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
 
     simple = {"role", "content"}
     if not isinstance(prompts[0], str) and all(
-        set(message) == simple and isinstance(message["content"], str) for prompt in prompts for message in prompt
+        not isinstance(prompt, str) and all(set(one) == simple and isinstance(one["content"], str) for one in prompt)
+        for prompt in prompts
     ):
         return List({"role": Value("string"), "content": Value("string")})
     return feature_of(prompts)

@@ -57,6 +57,7 @@ TABLE = {
         "seed": (7, {"probe-prompts", "probe", "router", "allocate", "generate"}),
         "max_cost": (3.0, NOTHING),
         "rows_per_shard": (9, CONTENT),
+        "confirm_above": (2.0, NOTHING),
     },
     "prompts": {
         "source": ("other.jsonl", {"router"}),  # its block names the source
@@ -66,6 +67,7 @@ TABLE = {
         "column": ("question", CONTENT),
         "answer_column": ("answer", CONTENT),
         "limit": (5, CONTENT),
+        "on_bad_prompt": ("drop", CONTENT),
     },
     "probe": {"size": (11, {"probe-prompts"}), "method": ("cover", {"probe-prompts"})},
     "teachers.0": {
