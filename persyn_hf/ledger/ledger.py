@@ -295,6 +295,20 @@ class Ledger:
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
 
 
+#: A ledger, or the path of one; `None` keeps nothing.
+LedgerLike = Ledger | str | os.PathLike[str] | None
+
+
+@contextmanager
+def open_ledger(ledger: LedgerLike) -> Iterator[Ledger]:
+    """A ledger for as long as the block runs; one that was given stays open."""
+    if isinstance(ledger, Ledger):
+        yield ledger
+        return
+    with Ledger("" if ledger is None else ledger) as opened:
+        yield opened
+
+
 def add_rows(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Adds rows of answers; the first of a key stays."""
     names, marks = ", ".join(COLUMN_TYPES), ",".join("?" * len(COLUMN_TYPES))
