@@ -290,7 +290,7 @@ class TeacherPool:
             self._retry(lane, attempt, error)
         except RowError as error:
             charged = error.maybe_charged
-            lane.succeeded()
+            lane.refused(error)
             self._on_error(attempt.job, str(error))
         except TeacherDownError as error:
             charged = False

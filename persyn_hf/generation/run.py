@@ -25,6 +25,7 @@ from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
+from persyn_hf.generation.twins import find_twins
 from persyn_hf.ledger.claims import Claims
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger, Origin
@@ -88,6 +89,7 @@ async def ask_teachers(
                 if job is not None
             ],
             patience=options.policy.down_after_unseen,
+            problems=[str(twins) for twins in find_twins(plan.asked) if twins.apart],
         )
         run = _Run(plan, claims, options)
         for asked, tally, own, several in zip(plan.asked, tallies, missing, clients, strict=True):
@@ -264,8 +266,8 @@ def _lane(
         policy = replace(policy, down_after=teacher.down_after)
     if address is None:
         return Lane(client, AdaptiveLimit(teacher.batch_size * _BATCHES_AHEAD, watch_latency=False), policy)
-    if limits is not None and limits.served_model is not None and isinstance(client, ChatClient):
-        client.call(limits.served_model)
+    if limits is not None and isinstance(client, ChatClient):
+        client.adapt(limits.served_model, limits.no_whole_top_p)
     known = teacher.max_concurrency or (limits.max_concurrency if limits is not None else None)
     share = server(address).join(known)
     stack.callback(share.close)

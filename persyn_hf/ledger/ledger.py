@@ -170,6 +170,18 @@ class Ledger:
             for values in part:
                 yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
 
+    def origins(self, model: str) -> Iterator[dict[str, Any]]:
+        """A teacher's answers without their texts: where each comes from, its tokens, and `key` in hex."""
+        names = ("key", "prompt_id", "revision", "seed", "sampling", "prompt_tokens", "completion_tokens")
+        query = (
+            f"SELECT {', '.join(names)} FROM completions WHERE model = ? AND prompt_id IS NOT NULL "
+            "AND coalesce(kind, 'teacher') = 'teacher' ORDER BY created"
+        )
+        with self.reading():
+            found = self._connection.execute(query, [model]).fetchall()
+        for values in found:
+            yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
+
     def totals(self) -> list[dict[str, Any]]:
         """By kind, model and revision: answers, truncated ones, tokens, USD, first and last time."""
         names = (
