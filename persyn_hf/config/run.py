@@ -28,11 +28,12 @@ STAGES = ("probe", "score", "router", "route", "generate", "publish")
 
 
 class Spending(Settings):
-    """What answers may cost.
+    """What answers and scores may cost.
 
     Args:
         max_cost (`float`, *optional*): USD that the answers of the ledger may cost in all, those that it has already
-            included. No request is sent whose longest answer could pass it; the rows that are left have `error` set.
+            included: teachers', judges' and those of a student behind a server. No request is sent whose longest
+            answer could pass it; the rows that are left have `error` or `quality_error` set.
     """
 
     max_cost: Annotated[float | None, Unit("USD")] = Field(None, gt=0)
@@ -49,14 +50,26 @@ class GenerationOptions(Spending):
     drop_truncated: bool = False
 
 
+class ScoreOptions(Spending):
+    """How [`score`] goes.
+
+    Args:
+        max_cost (`float`, *optional*): See [`Spending`].
+        batch_size (`int`, defaults to 512): Rows that are rendered, and given to a judge, at a time.
+    """
+
+    batch_size: int = Field(512, ge=1)
+
+
 class RunConfig(Spending):
     """One run, from prompts to the personalised dataset. The sections are the YAML file's.
 
     Args:
         output_dir (`str`): The run folder.
         seed (`int`, defaults to 0): Seeds the probe, the sampling of every row and the router.
-        max_cost (`float`, *optional*): USD that the answers of all teachers may cost, probe included and over all
-            reruns: the run stops before it would be passed, and goes on once it is raised.
+        max_cost (`float`, *optional*): USD that the answers of all teachers may cost, probe, judge and a student
+            behind a server included, and over all reruns: the run stops before it would be passed, and goes on once
+            it is raised.
         rows_per_shard (`int`, defaults to 20,000): Prompts in one shard of a stage's table: what is made, kept and
             made again as a whole. Scores of answers in another cut agree within rounding; all else is the same.
         confirm_above (`float`, defaults to 0): USD. Where a changed setting makes a run buy answers again that its

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +27,9 @@ from persyn_hf.generation.table import (
     require_known_routes,
     require_ranking,
 )
-from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger, LedgerLike, open_ledger
 
 TeacherLike = Teacher | Mapping[str, Any]
-LedgerLike = Ledger | str | os.PathLike[str] | None
 
 
 def generate_parallel(
@@ -155,7 +152,7 @@ def persyn_generate(
     if not values[columns.PROMPT]:
         return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen))}
     plan = _routed_plan(Dataset.from_dict(values), chosen, seed, score_names)
-    with _opened(ledger) as book:
+    with open_ledger(ledger) as book:
         finished = FinishedColumns(plan, book)
         _ask(plan, book, _options(chosen, False, None, None), finished)
         made = finished.values()
@@ -263,7 +260,7 @@ def _routed_plan(
 
 
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
-    with _opened(ledger) as book:
+    with open_ledger(ledger) as book:
         table = FinishedTable(plan, book, drop_truncated)
         _ask(plan, book, options, table)
         return table.finish()
@@ -272,12 +269,3 @@ def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: 
 def _ask(plan: Plan, ledger: Ledger, options: Options, table: FinishedTable) -> None:
     require_forms_understood(plan.table, [asked.teacher for asked in plan.asked])
     run_to_end(lambda interrupt: ask_teachers(plan, ledger, options, interrupt, table.advance))
-
-
-@contextmanager
-def _opened(ledger: LedgerLike) -> Iterator[Ledger]:
-    if isinstance(ledger, Ledger):
-        yield ledger
-        return
-    with Ledger("" if ledger is None else ledger) as opened:
-        yield opened
