@@ -18,7 +18,9 @@ from persyn_hf.generation.client import Completion
 
 _log = logging.getLogger(__name__)
 #: Version of the table below.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+#: The oldest that is read, and given the columns that it lacks.
+_OLDEST = 2
 APPLICATION_ID = 0x50455253  # "PERS"
 #: The columns by Arrow's names of types, in their order.
 COLUMN_TYPES = {
@@ -36,9 +38,15 @@ COLUMN_TYPES = {
     "sampling": "string",
     "cost": "float64",
     "created": "float64",
+    "cached_tokens": "int64",
+    "reasoning_tokens": "int64",
 }
+#: Columns that version 2 did not have, with their SQL types.
+_ADDED = {"cached_tokens": "INTEGER", "reasoning_tokens": "INTEGER"}
 #: Those of an answer, in the order of `Completion`.
-_ANSWER = "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source"
+_ANSWER = (
+    "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source, cached_tokens, reasoning_tokens"
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS completions (
     key BLOB PRIMARY KEY,
@@ -54,7 +62,9 @@ CREATE TABLE IF NOT EXISTS completions (
     seed INTEGER,
     sampling TEXT,
     cost REAL,
-    created REAL NOT NULL
+    created REAL NOT NULL,
+    cached_tokens INTEGER,
+    reasoning_tokens INTEGER
 )
 """
 #: Host parameters per statement; SQLite's old limit is 999.
@@ -144,6 +154,8 @@ class Ledger:
                 execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             elif execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 raise LedgerError(f"{self.path}: belongs to another program; name another path for `ledger`.")
+            elif _OLDEST <= version < SCHEMA_VERSION:
+                self._add_columns()
             elif version != SCHEMA_VERSION:
                 raise LedgerError(
                     f"{self.path}: has ledger format {version}, this version of persyn-hf reads {SCHEMA_VERSION}. "
@@ -152,6 +164,15 @@ class Ledger:
                 )
         finally:
             execute("COMMIT")
+
+    def _add_columns(self) -> None:
+        """Gives a ledger of an older version the columns that it lacks."""
+        execute = self._connection.execute
+        present = {row[1] for row in execute("PRAGMA table_info(completions)")}
+        for name, kind in _ADDED.items():
+            if name not in present:
+                execute(f"ALTER TABLE completions ADD COLUMN {name} {kind}")
+        execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     @property
     def _on_disk(self) -> bool:
@@ -205,9 +226,9 @@ class Ledger:
 
     def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Writes whole rows in one transaction, in the order of the table's columns."""
-        marks = ",".join("?" * len(COLUMN_TYPES))
+        names, marks = ", ".join(COLUMN_TYPES), ",".join("?" * len(COLUMN_TYPES))
         with self._writing():
-            self._connection.executemany(f"INSERT OR IGNORE INTO completions VALUES ({marks})", rows)
+            self._connection.executemany(f"INSERT OR IGNORE INTO completions ({names}) VALUES ({marks})", rows)
         self._written += len(rows)
         if self._written >= _CHECKPOINT and self._on_disk:
             self._move_on()
@@ -235,7 +256,7 @@ class Ledger:
                 yield dict(zip(names, (_text(values[0]), *values[1:]), strict=True))
 
     def totals(self) -> list[dict[str, Any]]:
-        """By model and revision: answers, truncated ones, tokens, USD, first and last time."""
+        """By model and revision: answers, cut ones, tokens, USD, first and last time."""
         names = (
             "model",
             "revision",
@@ -243,13 +264,16 @@ class Ledger:
             "truncated",
             "prompt_tokens",
             "completion_tokens",
+            "cached_tokens",
+            "reasoning_tokens",
             "cost",
             "first",
             "last",
         )
         query = """
-            SELECT coalesce(model, ''), coalesce(revision, ''), count(*), sum(finish_reason = 'length'),
-                coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), coalesce(sum(cost), 0.0),
+            SELECT coalesce(model, ''), coalesce(revision, ''), count(*), sum(finish_reason <> 'stop'),
+                coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+                coalesce(sum(cached_tokens), 0), coalesce(sum(reasoning_tokens), 0), coalesce(sum(cost), 0.0),
                 min(created), max(created)
             FROM completions GROUP BY 1, 2 ORDER BY 1, 2
         """
@@ -368,6 +392,8 @@ def _row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[
         origin.sampling,
         origin.cost,
         now,
+        completion.cached_tokens,
+        completion.reasoning_tokens,
     )
 
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -18,7 +19,7 @@ from datasets import Dataset, Features, List, Value
 from persyn_hf import columns
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, DataError, LedgerError, RouterMismatchError
-from persyn_hf.generation.answer import presented
+from persyn_hf.generation.answer import cleaned, presented
 from persyn_hf.generation.client import Completion
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
 from persyn_hf.generation.ledger import Ledger
@@ -30,6 +31,8 @@ IN_MEMORY_BYTES = 8 * 2**20
 _AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
 _NEVER_ASKED = "the run ended before this row was asked"
+#: Of an answer of an old ledger.
+_NOTHING_LEFT = "the answer holds nothing but special tokens"
 
 
 class FinishedTable:
@@ -41,7 +44,7 @@ class FinishedTable:
     Args:
         plan (`Plan`): Who was to answer what.
         ledger (`Ledger`): The answers.
-        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out.
+        drop_truncated (`bool`, defaults to `False`): Leave cut answers out.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
@@ -133,13 +136,16 @@ class FinishedTable:
         made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
         for row, asked, job, instead_of in pairs:
             completion = found.get(job.key)
-            if self._drop_truncated and completion is not None and completion.finish_reason == "length":
+            if self._drop_truncated and completion is not None and columns.is_cut(completion.finish_reason):
                 continue
-            values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
+            answer = _answer(asked, job, completion)
+            values = (row, *answer, *_asked_how(asked, job), instead_of, None)
             for column, value in zip(made.values(), values, strict=True):
                 column.append(value)
             if completion is None:
                 made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
+            elif answer[1] is None:
+                made[columns.ERROR][-1] = _NOTHING_LEFT
         return made
 
 
@@ -165,17 +171,21 @@ class FinishedColumns(FinishedTable):
             values += part[name].to_pylist()
 
 
-def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
+def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any, ...]:
     if completion is None:
-        return (asked.name, *[None] * 6)
-    text, thoughts = presented(completion, asked.teacher.reasoning)
+        return (asked.name, *[None] * 9)
+    clean = cleaned(completion, job.request, asked.teacher)
+    text, thoughts = presented(replace(completion, text=clean.text), asked.teacher.reasoning)
     return (
         asked.name,
-        text,
+        text if clean.text.strip() else None,
         thoughts,
         completion.finish_reason,
+        clean.leak,
         completion.prompt_tokens,
         completion.completion_tokens,
+        completion.cached_tokens,
+        completion.reasoning_tokens,
         completion.usage_source,
     )
 
@@ -250,8 +260,11 @@ GENERATED_FEATURES = {
     columns.COMPLETION: Value("string"),
     columns.REASONING: Value("string"),
     columns.FINISH_REASON: Value("string"),
+    columns.LEAK: Value("string"),
     columns.PROMPT_TOKENS: Value("int64"),
     columns.COMPLETION_TOKENS: Value("int64"),
+    columns.CACHED_TOKENS: Value("int64"),
+    columns.REASONING_TOKENS: Value("int64"),
     columns.USAGE_SOURCE: Value("string"),
     columns.TEMPERATURE: Value("float64"),
     columns.TOP_P: Value("float64"),

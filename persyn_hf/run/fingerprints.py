@@ -92,7 +92,7 @@ def _section(section: Settings, without: Set[str]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if name in without:
+        if name in without or (name in section.added and value == type(section).model_fields[name].default):
             continue
         if value is not None and name in section.files:
             kept[name] = _content(Path(value), name)

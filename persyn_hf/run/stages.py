@@ -198,7 +198,7 @@ def select_stage() -> Stage:
     return Stage("select", functions.best_answers, "score-answers", errors=columns.ERROR)
 
 
-_PRICES = frozenset({"price_per_million_prompt_tokens", "price_per_million_completion_tokens"})
+_PRICES = frozenset(name for name in Teacher.model_fields if name.startswith("price_per_million_"))
 #: How a teacher is reached decides no allocation; how many requests it takes at once does.
 _REACHED = Teacher.unkeyed - {"max_concurrency", "endpoint"}
 #: A router's block names the student; how it scored stands in the scored table.

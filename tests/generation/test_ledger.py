@@ -93,7 +93,7 @@ def test_refuses_another_format_with_a_way_out(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 2.*move the file away"):
+    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 3.*move the file away"):
         Ledger(path)
 
 
