@@ -28,10 +28,11 @@ def names_a_variable(value: str) -> bool:
         >>> [names_a_variable(value) for value in ("OPENAI_API_KEY", "sk-proj-1234", "hf_aB3dEf6hIj9lMn2p")]
         [True, False, False]
     """
-    return _VARIABLE.fullmatch(value) is not None and not any(map(_is_random, value.split("_")))
+    return _VARIABLE.fullmatch(value) is not None and not any(map(looks_random, value.split("_")))
 
 
-def _is_random(word: str) -> bool:
+def looks_random(word: str) -> bool:
+    """Whether a word is of random characters, as keys are, and no name."""
     if any(map(str.isdigit, word)):
         return len(word) >= _RANDOM
     return len(word) >= _LONG_RANDOM and not (word.isupper() or word.islower())

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from persyn_hf.config import Teacher
 from persyn_hf.errors import RetryableError, RowError, TeacherError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.finish import BROKEN_OFF, Finish, read_finish
-from persyn_hf.generation.special_tokens import Cleaned, without_leaks
+from persyn_hf.generation.special_tokens import Stripped, without_leaks
 from persyn_hf.generation.usage import Usage
+from persyn_hf.ledger.completion import Completion
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,6 @@ def presented(completion: Completion, mode: str) -> tuple[str, str | None]:
     return completion.text, completion.reasoning if mode == "separate" else None
 
 
-def cleaned(completion: Completion, request: Request, teacher: Teacher) -> Cleaned:
+def cleaned(completion: Completion, request: Request, teacher: Teacher) -> Stripped:
     """The answer without leaked tokens and invented turns, as a teacher's `leaks` setting wants it in the table."""
     return without_leaks(completion.text, request.messages, teacher.leaks)

@@ -6,8 +6,8 @@ import logging
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
-from persyn_hf.generation.client import Completion
 from persyn_hf.generation.finish import NOT_GIVEN
+from persyn_hf.ledger.completion import Completion
 from persyn_hf.text import tame
 
 _log = logging.getLogger(__name__)

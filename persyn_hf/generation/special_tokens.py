@@ -22,12 +22,28 @@ from typing import Any, Literal
 
 Mode = Literal["cut", "cut-words", "mark"]
 
-#: Tokens that end a turn or a text: ChatML, Llama 2 to 4, Gemma, Phi, GLM, DeepSeek, Cohere, Granite, gpt-oss, MiniMax.
+#: Tokens that end a turn or a text: ChatML, Llama 2 to 4, Gemma, Phi, GLM, DeepSeek, Cohere, Granite, gpt-oss and
+#: MiniMax.
 _ENDS = (
-    "<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<|end|>",
-    "<|return|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_message|>", "<|assistant_end|>",
-    "<end_of_turn>", "<eos>", "<turn|>", "</s>", "<｜end▁of▁sentence｜>", "[e~[",
-)  # fmt: skip
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<|end|>",
+    "<|return|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|end_of_message|>",
+    "<|assistant_end|>",
+    "<end_of_turn>",
+    "<eos>",
+    "<turn|>",
+    "</s>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+)
 _ROLE = "(?i:user|human|assistant|model|chatbot|system|developer|tool|ipython|observation)"
 #: Markers of a role, which open a turn.
 _OPENINGS = (
@@ -68,7 +84,7 @@ _NEAR = re.compile(r"\b(?:tokens?|markers?|tags?|delimiters?)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class Stripped:
     """An answer without what its model should not have shown.
 
     Args:
@@ -80,7 +96,7 @@ class Cleaned:
     leak: str | None = None
 
 
-def without_leaks(text: str, prompt: Iterable[Mapping[str, Any]] = (), mode: Mode = "cut") -> Cleaned:
+def without_leaks(text: str, prompt: Iterable[Mapping[str, Any]] = (), mode: Mode = "cut") -> Stripped:
     """Cuts leaked tokens and invented turns off an answer, and says what was found.
 
     Tokens that the prompt shows itself are left where they are. So is an invented turn in an answer that speaks of
@@ -93,16 +109,16 @@ def without_leaks(text: str, prompt: Iterable[Mapping[str, Any]] = (), mode: Mod
 
     Example:
         >>> without_leaks("42<|im_end|>")
-        Cleaned(text='42', leak='end-token')
+        Stripped(text='42', leak='end-token')
         >>> without_leaks("ChatML ends a turn with `<|im_end|>`")
-        Cleaned(text='ChatML ends a turn with `<|im_end|>`', leak=None)
+        Stripped(text='ChatML ends a turn with `<|im_end|>`', leak=None)
     """
     words = _WORDS.search(text)
     if words is None and "<" not in text and "[" not in text:
-        return Cleaned(text)  # as most answers are
+        return Stripped(text)  # as most answers are
     shown = "\n".join(str(message.get("content")) for message in prompt)
     found = _found(text, shown)
-    cleaned = _cut(text, found, _SPEAKS.search(shown) is not None, mode) if found else Cleaned(text)
+    cleaned = _cut(text, found, _SPEAKS.search(shown) is not None, mode) if found else Stripped(text)
     if words is None or cleaned.leak == "invented-turn":
         return cleaned
     return _words(cleaned, shown, mode)
@@ -128,7 +144,7 @@ def _is_html(match: re.Match[str], text: str) -> bool:
     return match[0] == "</s>" and text.count("<s>", 0, match.start()) >= text.count("</s>", 0, match.end())
 
 
-def _cut(text: str, found: Sequence[re.Match[str]], asked: bool, mode: Mode) -> Cleaned:
+def _cut(text: str, found: Sequence[re.Match[str]], asked: bool, mode: Mode) -> Stripped:
     start = _after_own_markers(text, found)
     found = [match for match in found if match.start() >= start]
     place = _turn(text, found, start)
@@ -141,10 +157,10 @@ def _cut(text: str, found: Sequence[re.Match[str]], asked: bool, mode: Mode) -> 
     before = text[start:] if place is None else text[start : _back(text, found, place)].rstrip()
     if place is not None:
         kept = mode == "mark" or (asked and (leak == "invented-turn" or not before.strip()))
-        return Cleaned(text if kept else before, leak)
+        return Stripped(text if kept else before, leak)
     if not start and (asked or _NEAR.search(text) or not any(match["end"] for match in found)):
-        return Cleaned(text)
-    return Cleaned(text if mode == "mark" else before, "special-token")
+        return Stripped(text)
+    return Stripped(text if mode == "mark" else before, "special-token")
 
 
 def _after_own_markers(text: str, found: Sequence[re.Match[str]]) -> int:
@@ -206,7 +222,7 @@ def _back(text: str, found: Sequence[re.Match[str]], place: int) -> int:
         place = before
 
 
-def _words(cleaned: Cleaned, shown: str, mode: Mode) -> Cleaned:
+def _words(cleaned: Stripped, shown: str, mode: Mode) -> Stripped:
     """Marks, or cuts, a turn that is opened by plain words."""
     text = cleaned.text
     code = list(_CODE.finditer(text))
@@ -214,5 +230,5 @@ def _words(cleaned: Cleaned, shown: str, mode: Mode) -> Cleaned:
         inside = any(block.start() <= match.start() < block.end() for block in code)
         if text[: match.start()].strip() and match[0] not in shown and not inside:
             kept = text[: match.start()].rstrip() if mode == "cut-words" else text
-            return Cleaned(kept, "turn-words")
+            return Stripped(kept, "turn-words")
     return cleaned

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from persyn_hf.errors import RetryableError, RowError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel, summarize_generation
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger
 from persyn_hf.personalize import count_kept, personalize
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, serve

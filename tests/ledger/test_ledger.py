@@ -5,9 +5,10 @@ import pytest
 
 from persyn_hf.config import Sampling
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.jobs import completion_key
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
 
 REQUEST = Request("p", ({"role": "user", "content": "Hi"},), Sampling(max_tokens=5), 7)
 
