@@ -104,7 +104,7 @@ def build_report(
                 allocated=allocated[teacher.name],
                 answered=len(own) - failed,
                 failed=failed,
-                truncated=sum(reason == "length" for _, reason in own),
+                truncated=sum(columns.is_cut(reason) for _, reason in own),
                 **means.get(teacher.name, {"quality": None, "learnability": None, "reward": None}),
             )
         )

@@ -260,7 +260,7 @@ def clean_stage(config: RunConfig, source: str) -> Stage:
     return Stage("clean", functions.judge_cleanliness, source, keyed={"hygiene": config.hygiene})
 
 
-_PRICES = frozenset({"price_per_million_prompt_tokens", "price_per_million_completion_tokens"})
+_PRICES = frozenset(name for name in Teacher.model_fields if name.startswith("price_per_million_"))
 #: How a teacher is reached decides no allocation; how many requests it takes at once does.
 _REACHED = Teacher.unkeyed - {"max_concurrency", "endpoint"}
 #: A router's block names the student; how it scored stands in the scored table.
