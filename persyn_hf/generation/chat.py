@@ -75,6 +75,8 @@ class ChatClient:
             body["top_p"] = sampling.top_p
         if sampling.stop:
             body["stop"] = sampling.stop
+        if request.tools:
+            body["tools"] = request.tools
         return encoded(body)
 
     def _read(self, content: bytes, request: Request) -> Completion:

@@ -19,6 +19,7 @@ class Request:
         sampling (`Sampling`): How the teacher samples.
         seed (`int`): The row's seed, in `[0, 2**31)`.
         numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt` of the row; not sent.
+        tools (`tuple[Message, ...]`, defaults to none): The functions that the answer may call.
     """
 
     prompt_id: str
@@ -26,6 +27,7 @@ class Request:
     sampling: Sampling
     seed: int
     numbers: RowNumbers = UNNUMBERED
+    tools: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)

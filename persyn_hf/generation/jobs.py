@@ -52,11 +52,17 @@ class Asked:
         return tuple(messages)
 
     def job(
-        self, prompt: columns.Prompt, prompt_id: str, seed: int, numbers: columns.RowNumbers = columns.UNNUMBERED
+        self,
+        prompt: columns.Prompt,
+        prompt_id: str,
+        seed: int,
+        numbers: columns.RowNumbers = columns.UNNUMBERED,
+        tools: Any = None,
     ) -> Job:
         """The request for one row, under its key."""
         own = row_seed(seed, prompt_id, numbers)
-        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, own, numbers)
+        offered = tuple(columns.canonical_tools(tools) or ())
+        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, own, numbers, offered)
         return Job(completion_key(self.model, self.revision, request), request)
 
     def origin(self, request: Request, completion: Completion) -> Origin:
@@ -136,8 +142,8 @@ class Plan:
     def jobs(self, asked: Asked, rows: Sequence[int] | None = None) -> Iterator[Job]:
         """The jobs of one teacher in the order of the table, or of some rows, made as they are drawn."""
         for batch in self._batches(self.rows(asked) if rows is None else rows):
-            for prompt, prompt_id, numbers in _identified(batch):
-                yield asked.job(prompt, prompt_id, self.seed, numbers)
+            for prompt, prompt_id, numbers, tools in _identified(batch):
+                yield asked.job(prompt, prompt_id, self.seed, numbers, tools)
 
     def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
         """What one teacher is sent for each of its prompts."""
@@ -153,11 +159,11 @@ class Plan:
         """Some of the finished table's rows: row of `table`, who answers it, its job, who should have."""
         batch = self._paired[start:stop]
         made = []
-        for offset, (prompt, prompt_id, numbers) in enumerate(_identified(batch)):
+        for offset, (prompt, prompt_id, numbers, tools) in enumerate(_identified(batch)):
             row = start + offset
             route = batch[columns.ROUTE][offset] if self.routed else None
             for asked, instead_of in self._answering(row, route):
-                made.append((row, asked, asked.job(prompt, prompt_id, self.seed, numbers), instead_of))
+                made.append((row, asked, asked.job(prompt, prompt_id, self.seed, numbers, tools), instead_of))
         return made
 
     def _answering(self, row: int, route: str | None) -> list[tuple[Asked, str | None]]:
@@ -181,7 +187,7 @@ class Plan:
     @cached_property
     def _identity(self) -> list[str]:
         """The columns that a row's request is made of."""
-        present = [name for name in columns.ROW_NUMBERS if name in self.table.column_names]
+        present = [name for name in (columns.TOOLS, *columns.ROW_NUMBERS) if name in self.table.column_names]
         return [columns.PROMPT_ID, columns.PROMPT, *present]
 
     def _batches(self, rows: Sequence[int]) -> Iterator[dict[str, list[Any]]]:
@@ -191,9 +197,11 @@ class Plan:
             yield only[part.start : part.stop] if isinstance(part, range) else only[list(part)]
 
 
-def _identified(batch: dict[str, list[Any]]) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers]]:
-    """Prompt, identity and numbers of every row of a batch."""
-    return zip(batch[columns.PROMPT], batch[columns.PROMPT_ID], columns.row_numbers(batch), strict=True)
+def _identified(batch: dict[str, list[Any]]) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers, Any]]:
+    """Prompt, identity, numbers and tools of every row of a batch."""
+    prompts = batch[columns.PROMPT]
+    tools = batch.get(columns.TOOLS) or [None] * len(prompts)
+    return zip(prompts, batch[columns.PROMPT_ID], columns.row_numbers(batch), tools, strict=True)
 
 
 #: Version of [`completion_key`]: raised when the same question gets another key.
@@ -215,14 +223,15 @@ def completion_key(model: str, revision: str, request: Request) -> str:
     Args:
         model (`str`): The model's name; empty for a local folder, whose revision is a digest.
         revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
-        request (`Request`): Messages, sampling parameters, row seed, and the row's numbers where any is set.
+        request (`Request`): Messages, sampling parameters, row seed, and the row's numbers and tools where any is set.
 
     Returns:
         `str`: 64 hex digits.
     """
     head, sampling = _key_head(model, revision), _key_sampling(request.sampling)
     numbers = "" if request.numbers == columns.UNNUMBERED else f",{_canonical(request.numbers)}"
-    text = f"[{head},{_canonical(request.messages)},{sampling},{request.seed}{numbers}]"
+    tools = f",{_canonical({'tools': request.tools})}" if request.tools else ""
+    text = f"[{head},{_canonical(request.messages)},{sampling},{request.seed}{numbers}{tools}]"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

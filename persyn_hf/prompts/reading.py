@@ -215,7 +215,7 @@ def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]
 
 
 def _differs(table: Dataset, ids: list[str]) -> bool:
-    return list(table[columns.PROMPT_ID]) != ids
+    return list(table.with_format(None)[columns.PROMPT_ID]) != ids
 
 
 def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
@@ -226,12 +226,19 @@ def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
     """
     from datasets import List, Value
 
-    simple = {"role", "content"}
-    if not isinstance(prompts[0], str) and all(
-        set(message) == simple and isinstance(message["content"], str) for prompt in prompts for message in prompt
-    ):
-        return List({"role": Value("string"), "content": Value("string")})
-    return feature_of(prompts)
+    text = Value("string")
+    return List({"role": text, "content": text}) if all(map(_is_simple, prompts)) else feature_of(prompts)
+
+
+def _is_simple(prompt: Any) -> bool:
+    """Whether a prompt is messages of a role and a text each."""
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and isinstance(message["role"], str)
+        and isinstance(message["content"], str)
+        for message in prompt
+    )
 
 
 def random_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:

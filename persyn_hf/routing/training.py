@@ -28,6 +28,7 @@ from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.tuning import Build, FineTuning, cross_validate_tuning, fine_tune
 from persyn_hf.routing.verdict import RouterReport, judge, learning_curve
+from persyn_hf.tables import require_table
 
 #: What a checkpoint may say about a teacher. Addresses and the names of keys stay out of it.
 TEACHER_KEYS = ("name", "model", "revision", "system_prompt", "sampling", "family", "license")
@@ -83,6 +84,7 @@ def train_router(
     """
     router, name, record = _settings(backbone, settings, options)
     _require_place(output_dir)
+    require_table(scored, "train_router", "scored", rows=True)
     table = read_rewards(scored)
     require_plain_names(table.teachers)
     described = describe_teachers(table.teachers, teachers)

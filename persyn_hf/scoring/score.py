@@ -54,7 +54,7 @@ from persyn_hf.scoring.reward import (
     add_weighted_quality,
     require_metrics,
 )
-from persyn_hf.tables import set_column
+from persyn_hf.tables import require_table, set_column
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def score(
         >>> scored = score(answers, "org/student", quality="math", alpha=0.4)  # doctest: +SKIP
         >>> both = score(scored, "org/other", quality=None, suffix="_other")  # doctest: +SKIP
     """
+    require_table(answers, "score", "answers")
     require_columns(answers.column_names, (PROMPT_ID, PROMPT, TEACHER, COMPLETION), "score")
     reward, student = _settings(student, settings, options)
     if student.teacher_system_prompts and system_prompts is None:
