@@ -20,6 +20,8 @@ from persyn_hf.messages import prompt_text as prompt_text
 PROMPT_ID = "prompt_id"
 PROMPT = "prompt"
 ANSWER = "answer"
+#: The form that a prompt's answer must have (`json_schema` …), as a chat request names it: JSON, or an object.
+RESPONSE_FORMAT = "response_format"
 #: The functions that a prompt's answer may call: a list of definitions, as TRL and chat templates take them.
 TOOLS = "tools"
 
@@ -44,9 +46,16 @@ MAX_TOKENS = "max_tokens"
 STOP = "stop"
 SEED = "seed"
 SYSTEM_PROMPT = "system_prompt"
+#: There where a teacher sends more keys with every request: JSON of them.
+EXTRA_BODY = "extra_body"
 #: The teacher that a row was routed to, where another one answered since that one was down.
 REROUTED_FROM = "rerouted_from"
 ERROR = "error"
+
+#: Of an attempt, where answers are asked for until one is good enough: whether it is, and, in a prompt's last row, why
+#: nobody answered.
+ACCEPTED = "accepted"
+ACCEPT_ERROR = "accept_error"
 
 QUALITY = "quality"
 QUALITY_ERROR = "quality_error"

@@ -182,9 +182,10 @@ def _beside(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None, w
         names = [name for name in names if name in prompts.keep_columns]
     beside: dict[str, str] = {}
     referenced = prompts.answer_column is not None or prompts.last_assistant == "reference"
+    free = {columns.RESPONSE_FORMAT} if referenced else {columns.RESPONSE_FORMAT, columns.ANSWER}
     for name in names:
         new = name
-        while (columns.is_own(new) and (new != columns.ANSWER or referenced)) or (
+        while (columns.is_own(new) and new not in free) or (
             new != name and (new in table.column_names or new in beside.values())
         ):
             new = f"{_RENAMED}{new}"
