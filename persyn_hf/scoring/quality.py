@@ -20,6 +20,7 @@ from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.rows import answered, as_batch, row_names
 from persyn_hf.scoring.verdicts import RANGE
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
+from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def persyn_quality(
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
         {'quality': 1.0}
     """
+    require_batch(batch_or_row, "persyn_quality")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
     running = {name: value for name, value in options.items() if name in ScorerOptions.model_fields}
     asked = {name: value for name, value in options.items() if name not in running}
