@@ -6,10 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import logging
 import os
-import re
-import threading
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,21 +15,15 @@ from typing import Any
 
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.packages import require
+from persyn_hf.scoring.mathematics import math_verifier
+from persyn_hf.scoring.thoughts import require_answer, without_thoughts
 
 Verifier = Callable[[Any, str, Any], float]
-
-#: A line that states a final answer: `A: 18`, `Answer: 18`, `#### 18`.
-_FINAL = re.compile(
-    r"^[ \t*]*(?:####|(?:final[ \t]+)?answer[ \t*]*:|A:)[ \t*]*(.+?)[ \t*]*$", re.IGNORECASE | re.MULTILINE
-)
 
 #: What decides the scores of the verifiers that come with this package.
 _PACKAGES = {"math": "math-verify", "reasoning-gym": "reasoning-gym"}
 #: The source of each module that a verifier was found in, as it is loaded.
 _digests: dict[str, str] = {}
-
-#: Longest stretch that is parsed where no answer is marked: the end of the completion.
-_TAIL = 2000
 
 
 def find_verifier(name: str) -> Verifier:
@@ -53,7 +44,7 @@ def find_verifier(name: str) -> Verifier:
         1.0
     """
     if name == "math":
-        _math_verify()
+        require("check mathematical answers", "math-verify")
         return math_verifier
     if name == "exact":
         return exact_verifier
@@ -110,24 +101,9 @@ def _loaded(name: str) -> ModuleType:
 
 
 def exact_verifier(prompt: Any, completion: str, answer: Any) -> float:
-    """1 if the completion is the answer, white space around either left out, else 0."""
-    return float(completion.strip() == str(require_answer(answer)).strip())
-
-
-def math_verifier(prompt: Any, completion: str, answer: Any) -> float:
-    """1 if the completion's final answer equals the reference, else 0 (math-verify).
-
-    The final answer is what stands after the last `A:`, `Answer:` or `####` that begins a line, or in `\\boxed{}`, or
-    else what math-verify finds in the text.
-    """
-    parse, verify = _math_verify()
-    # math-verify's timeouts are signals, which only the main thread may set.
-    limit = 5 if threading.current_thread() is threading.main_thread() else None
-    gold = parse(final_answer(str(require_answer(answer))), parsing_timeout=limit)
-    if not gold:
-        raise ScoringError(f"The reference answer {answer!r} is no mathematical expression that math-verify can read.")
-    found = parse(final_answer(completion), parsing_timeout=limit)
-    return float(verify(gold, found, timeout_seconds=limit))
+    """1 if the completion is the answer, thoughts and the white space around either left out, else 0; case counts."""
+    reference = str(require_answer(answer)).strip()
+    return float(reference in (completion.strip(), without_thoughts(completion).strip()))
 
 
 def reasoning_gym_verifier(prompt: Any, completion: str, answer: Any) -> float:
@@ -161,31 +137,6 @@ def _entry(answer: Any) -> Mapping[str, Any]:
         )
     found: Mapping[str, Any] = entry
     return found
-
-
-def final_answer(text: str) -> str:
-    """The stretch of a text in which its final answer stands."""
-    stated = _FINAL.findall(text)
-    boxed = text.rfind("\\boxed")
-    if stated and boxed < text.rfind(stated[-1]):
-        return str(stated[-1])
-    return text[boxed:] if boxed >= 0 else text[-_TAIL:]
-
-
-def require_answer(answer: Any) -> Any:
-    """Refuses a missing reference answer."""
-    if answer is None:
-        raise ScoringError("This verifier needs a reference: give the column `answer` (`prompts.answer_column`).")
-    return answer
-
-
-def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    require("check mathematical answers", "math-verify")
-    from math_verify import parse, verify
-
-    for name in ("math_verify.parser", "math_verify.grader"):  # warns for every process that timeouts are off
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return parse, verify
 
 
 def _reasoning_gym() -> tuple[Callable[[str], Any], Callable[[str], str | None]]:
