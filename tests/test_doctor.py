@@ -58,6 +58,7 @@ def test_every_extra_of_the_metadata_is_looked_for_but_those_for_development(ins
     found = said(doctor.check_extras())
     assert sorted(found) == [
         "extra demo", "extra lm-eval", "extra lora", "extra math", "extra reasoning-gym", "extra students",
+        "extra zstd",
     ]  # fmt: skip
     assert found["extra lora"] == ("note", "not installed: pip install 'persyn-hf[lora]'")
     assert found["extra students"] == ("ok", "trl 1.16.0")

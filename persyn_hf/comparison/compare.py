@@ -168,7 +168,7 @@ def _world(
     folder = RunFolder(path, whole.ledger, config.rows_per_shard)
     routed = folder.read("route")
     known = Known(
-        probe=read_rewards(folder.read("score"), "compare"),
+        probe=read_rewards(folder.read("score"), "compare", config.router.min_answered),
         routes=routed[columns.ROUTE][:],
         ids=routed[columns.PROMPT_ID][:],
         families={teacher.name: teacher.family for teacher in config.teachers},
@@ -259,12 +259,13 @@ def _facts(
 ) -> PolicyFacts:
     keep = set(kept)
     counts: Counter[str] = Counter()
-    rewards = []
+    rewards: list[float] = []
     for seed in seeds:
         teachers = [name for identity, name in zip(known.ids, chosen[policy, seed], strict=True) if identity in keep]
         counts.update(teachers)
         if known.parallel is not None:
-            rewards.append(mean_reward(known.parallel, kept, teachers))
+            reward = mean_reward(known.parallel, kept, teachers)
+            rewards += [] if reward is None else [reward]
     own = [names[policy, seed] for seed in seeds]
     tokens = [count for name in set(own) for count in sets[name][columns.COMPLETION_TOKENS] if count is not None]
     policies = list(dict.fromkeys(other for other, _ in names))

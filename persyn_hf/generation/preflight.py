@@ -130,7 +130,7 @@ async def _check(teacher: Teacher, patience: float) -> _Checked:
             wrong.append(str(error))
 
     try:
-        if teacher.api == "tgi":
+        if teacher.api == "tgi" or teacher.tokenizer is not None:
             await TeacherTokenizer(teacher, download=True).load()
     except TeacherDownError as error:
         wrong.append(str(error))
@@ -154,7 +154,7 @@ def _least(limits: Iterable[EndpointLimits]) -> EndpointLimits:
     smallest: dict[str, Any] = {
         field.name: min((value for each in known if (value := getattr(each, field.name)) is not None), default=None)
         for field in fields(EndpointLimits)
-        if field.name != "served_model"  # no limit, and each endpoint's own
+        if field.name not in ("served_model", "no_whole_top_p")  # no limits, and each endpoint's own
     }
     return EndpointLimits(**smallest)
 
@@ -181,7 +181,7 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequ
     count, longest = 0, 0
     long: list[int] = []
     for messages in prompts:
-        tokens = _tokens_over(tokenizer, messages, room)
+        tokens = _tokens_over(tokenizer, messages, teacher.sampling.extra_body, room)
         if tokens:
             long.append(count)
         count += 1
@@ -222,7 +222,7 @@ def _room(teacher: Teacher, limits: EndpointLimits) -> int | None:
     return min(rooms, default=None)
 
 
-def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], room: int) -> int:
+def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], more: Mapping[str, Any], room: int) -> int:
     """The length of a prompt that does not fit; 0 for one that does."""
     size = sum(len(str(message.get("content")).encode("utf-8", "replace")) + _TEMPLATE_BYTES for message in messages)
     if size <= room:
@@ -231,7 +231,7 @@ def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], room:
     if loaded is None:
         return 0
     try:
-        tokens = count_tokens(loaded, render(loaded, messages))
+        tokens = count_tokens(loaded, render(loaded, messages, more))
     except RowError:  # its own error, when its turn comes
         return 0
     return tokens if tokens > room else 0

@@ -107,22 +107,25 @@ def train_on_probe(
     """
     from persyn_hf.routing.training import train_router
 
-    usable = scored.filter(lambda reward: reward is not None, input_columns=columns.REWARD, desc="usable rewards")
-    answering = set(usable[columns.TEACHER])
+    answers_of = zip(scored[columns.TEACHER][:], scored[columns.REWARD][:], strict=True)
+    answering = {name for name, reward in answers_of if reward is not None}
     if len(answering) < 2:
         raise DataError(
             f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
             f"got a reward. {_reasons(scored)}Columns `error` and `quality_error` of {answers} have every reason."
         )
-    train_router(
-        usable,
-        student=student.model,
-        settings=router,
-        teachers=[_described(teacher) for teacher in teachers if teacher.name in answering],
-        reward_settings=reward.model_dump(),
-        metadata=metadata,
-        **how,
-    )
+    try:
+        train_router(
+            scored,
+            student=student.model,
+            settings=router,
+            teachers=[_described(teacher) for teacher in teachers if teacher.name in answering],
+            reward_settings=reward.model_dump(),
+            metadata=metadata,
+            **how,
+        )
+    except DataError as error:
+        raise DataError(f"{error} {_reasons(scored)}".rstrip()) from error
 
 
 def route_prompts(prompts: Dataset, *, router: str | Checkpoint, device: str | None = None) -> Dataset:
@@ -227,7 +230,7 @@ def _described(teacher: Teacher) -> dict[str, Any]:
         "family": teacher.family,
         "license": teacher.license,
         "system_prompt": teacher.system_prompt,
-        "sampling": teacher.sampling.model_dump(mode="json"),
+        "sampling": teacher.sampling.values,
     }
 
 

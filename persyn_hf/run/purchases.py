@@ -60,7 +60,7 @@ def teachers_to_ask(config: RunConfig, prompts: Dataset, ledger: Path) -> list[T
         ledger (`Path`): Where answers are kept; it need not be there.
     """
     from persyn_hf.generation.jobs import CHUNK, Plan, resolved
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
 
     if not ledger.is_file():
         return list(config.teachers)
@@ -87,7 +87,7 @@ def find_repurchases(config: RunConfig, prompts: Dataset, ledger: Path, former: 
         former (`Path`): The configuration of the run before, which names what the ledger does not keep.
     """
     from persyn_hf.generation.jobs import resolved
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
 
     if not ledger.is_file():
         return []
@@ -145,11 +145,9 @@ class _Asking:
     def _changes(
         self, asked: Asked, where: str, row: Mapping[str, Any], seed: int, before: Mapping[str, Any]
     ) -> list[str]:
-        from persyn_hf.generation.jobs import sampling_values
-
         teacher, changes = asked.teacher, []
         was = _flat(json.loads(row["sampling"] or "{}"), f"{where}.sampling")
-        now = _flat(json.loads(json.dumps(sampling_values(teacher.sampling))), f"{where}.sampling")
+        now = _flat(json.loads(json.dumps(teacher.sampling.values)), f"{where}.sampling")
         changes += [_change(key, was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)]
         if (row["revision"] or "") != asked.revision:
             changes.append(_change(f"{where}.revision", row["revision"] or None, asked.revision or None))

@@ -48,8 +48,10 @@ class RunReport:
         held_out (`Mapping[str, Any]`): Cross-validated rewards of the policies; empty for a pretrained router.
         fallback (`str`, *optional*): The teacher that gets every prompt because the router did not beat it.
         verdict (`str`, *optional*): Whether the router earns its place, and what would help where it does not.
-        generations (`int`): Answers that the run asked for, probe answers of the routed teacher used again.
+        generations (`int`): Answers that the run got; a probe answer that is used again counts once.
         generations_all (`int`): What generate-then-select would have asked for.
+        left_out (`Mapping[str, str]`): Teachers that mostly failed on the probe and are no candidates, with what they
+            gave.
         dropped (`Mapping[str, int]`): Prompts that were left out as bad ones, by reason.
         kept (`Mapping[str, int]`): Answers in the published set (`rows`), and those left out, by what became of them.
     """
@@ -60,13 +62,15 @@ class RunReport:
     verdict: str | None
     generations: int
     generations_all: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def saved(self) -> float:
-        """How many times fewer generations than generate-then-select."""
-        return self.generations_all / self.generations if self.generations else math.nan
+        """How many times fewer generations than generate-then-select, those that failed counted; NaN before any."""
+        asked = self.generations + sum(line.failed for line in self.teachers)
+        return self.generations_all / asked if asked else math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `report.json`."""
@@ -110,8 +114,9 @@ def build_report(
         held_out=held_out,
         fallback=(block or {}).get("fallback"),
         verdict=held_out.get("reason"),
-        generations=len(answers),
+        generations=sum(error is None for error, _ in answers.values()),
         generations_all=len(prompts) * len(config.teachers),
+        left_out=dict((block or {}).get("left_out") or {}),
     )
 
 
@@ -158,9 +163,13 @@ def print_report(report: RunReport, console: Console) -> None:
             _number(line.reward),
         )
     console.print(table)
+    for name, gave in report.left_out.items():
+        console.print(
+            f"{markup(name)} {markup(gave)} on the probe: it is no candidate (`router.min_answered`).", highlight=False
+        )
     if report.held_out:
         _print_held_out(report, console)
-    if total:
+    if total and report.generations:
         console.print(
             f"{report.generations} answers instead of {report.generations_all} "
             f"for generate-then-select: {report.saved:.1f}× fewer.",
