@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from persyn_hf import RunConfig, generate_parallel, load_personalized, persyn_generate
 from persyn_hf.cli import app
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger
 from persyn_hf.models.identity import folder_digest
 from persyn_hf.publishing.load import read_provenance
 from persyn_hf.routing.router import PersynRouter

@@ -139,6 +139,7 @@ def test_extras_are_those_of_the_metadata():
         "math": ["math-verify"],
         "reasoning-gym": ["reasoning-gym"],
         "students": ["trl"],
+        "zstd": ["zstandard"],
     }
     assert "torch" in packages.dependencies() and "trl" not in packages.dependencies()
 

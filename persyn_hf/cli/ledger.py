@@ -21,10 +21,12 @@ from persyn_hf.text import markup
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
 
 ledger_app = typer.Typer(
-    no_args_is_help=True, help="Show, export, prune and rescue the answers that a run has paid for."
+    no_args_is_help=True,
+    epilog="Example: persyn-hf ledger show runs/demo/ledger.sqlite",
+    help="Show, export, prune and rescue the answers that a run has paid for.",
 )
 app.add_typer(ledger_app, name="ledger")
 
@@ -105,8 +107,8 @@ def rescue(
 
     Exit code 3 where some of it could not be read.
     """
-    from persyn_hf.generation.rescue import PARTS
-    from persyn_hf.generation.rescue import rescue as take_over
+    from persyn_hf.ledger.rescue import PARTS
+    from persyn_hf.ledger.rescue import rescue as take_over
 
     count, damaged = take_over(ledger, output)
     typer.echo(f"{output}: {count:,} answers")
@@ -116,7 +118,7 @@ def rescue(
 
 
 def _existing(path: Path) -> Ledger:
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
 
     if not path.is_file():  # else it would be made
         raise LedgerError(f"{path}: there is no such ledger.")
@@ -141,7 +143,7 @@ def _write_parquet(ledger: Ledger, path: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from persyn_hf.generation.ledger import COLUMN_TYPES
+    from persyn_hf.ledger.schema import COLUMN_TYPES
 
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMN_TYPES.items()])
     rows, count = ledger.rows(), 0

@@ -57,6 +57,8 @@ class RunConfig(Spending):
             reruns: the run stops before it would be passed, and goes on once it is raised.
         rows_per_shard (`int`, defaults to 20,000): Prompts in one shard of a stage's table: what is made, kept and
             made again as a whole. Scores of answers in another cut agree within rounding; all else is the same.
+        confirm_above (`float`, defaults to 0): USD. Where a changed setting makes a run buy answers again that its
+            ledger has under the former one, and they cost more than this, the run asks first (or wants `--yes`).
         prompts (`Prompts`): Where prompts come from.
         probe (`Probe`): The prompts that every teacher answers.
         teachers (`tuple[Teacher, ...]`): Two at least, of different names.
@@ -76,6 +78,7 @@ class RunConfig(Spending):
     output_dir: str = Field(min_length=1)
     seed: int = Field(0, ge=0, lt=2**31)
     rows_per_shard: int = Field(20_000, ge=1)
+    confirm_above: Annotated[float, Unit("USD")] = Field(0.0, ge=0)
     prompts: Prompts
     probe: Probe = Probe()
     teachers: tuple[Teacher, ...]

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from persyn_hf.config.settings import Address, Dtype, KeyVariable, Settings
+from persyn_hf.config.connection import Connection
+from persyn_hf.config.settings import Address, Dtype, Settings
 
 Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalization = Literal["minmax", "zscore", "rank"]
@@ -15,37 +16,26 @@ LearnabilityMetric = Literal["mean-logprob", "rsr", "perplexity"]
 Metric = Literal["mean-logprob", "rsr", "perplexity", "completion_tokens"]
 
 
-class Service(Settings):
+class Service(Connection):
     """A model behind a server that scores.
 
     Args:
-        url (`str`): Base URL of the server.
-        api_key_env (`str`, *optional*): Environment variable that holds its key.
-        use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this server. Without either,
-            no key is sent.
+        url (`str`): Base URL of the server, read as a teacher's `endpoint`.
         max_concurrency (`int`, defaults to 32): Requests in flight at once.
         timeout (`float`, defaults to 120): Seconds for one request.
         attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
         max_response_bytes (`int`, defaults to 64 MiB): An answer is not read further than this.
     """
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset(
-        {"url", "api_key_env", "use_hub_token", "max_concurrency", "timeout", "attempts", "max_response_bytes"}
+    unkeyed: ClassVar[frozenset[str]] = Connection.reached | frozenset(
+        {"url", "max_concurrency", "timeout", "attempts", "max_response_bytes"}
     )
 
     url: Address
-    api_key_env: KeyVariable = None
-    use_hub_token: bool = False
     max_concurrency: int = Field(32, ge=1)
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
-
-    @model_validator(mode="after")
-    def _one_key(self) -> Service:
-        if self.api_key_env is not None and self.use_hub_token:
-            raise ValueError("give `api_key_env` or `use_hub_token`, not both")
-        return self
 
 
 class StudentEndpoint(Service):

@@ -18,6 +18,7 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.event_loop import say
 from persyn_hf.endpoints.faults import body_error
 from persyn_hf.endpoints.gate import Gate, gate
+from persyn_hf.endpoints.refusals import Refusals
 from persyn_hf.endpoints.wire import Wire, encoded, exchange
 from persyn_hf.errors import (
     PassingError,
@@ -88,10 +89,12 @@ async def ask_all(
 
     Raises:
         ConfigError: If a proxy of the environment would read the key.
-        TeacherDownError: If nothing can succeed: a refused key, no such path, a redirect, nobody listening.
+        TeacherDownError: If nothing can succeed: a refused key, no such path, a redirect, nobody listening, every
+            request refused in the same words.
     """
     wire = open_wire(endpoint, patience.timeout, patience.max_response_bytes)
     through = 0
+    refusals = Refusals()
 
     async def send(url: str, body: Mapping[str, Any] | None = None) -> Any:
         return await _json(wire, endpoint, patience.timeout, url, body)
@@ -101,7 +104,12 @@ async def ask_all(
         found: Result | RowError | RetryableError
         try:
             found = await _retried(patience, places, lambda: ask(send, item))
-        except (RowError, RetryableError) as error:
+            refusals.answered()
+        except RowError as error:
+            found = error
+            if (reason := refusals.refused(error)) is not None:
+                raise TeacherDownError(f"{endpoint.address}: {reason}") from None
+        except RetryableError as error:
             found = error
         through += 1
         if answered is not None:

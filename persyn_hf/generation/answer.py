@@ -7,7 +7,7 @@ from typing import Any
 
 from persyn_hf.config import Sampling
 from persyn_hf.errors import RetryableError, RowError
-from persyn_hf.generation.client import Completion
+from persyn_hf.ledger.completion import Completion
 
 #: What servers call the end of an answer → `columns.FINISH_REASONS`; whatever is not here is `stop`.
 _FINISH_REASONS = {

@@ -16,18 +16,20 @@ from persyn_hf.config import Teacher, merged, require_distinct_teachers
 from persyn_hf.config.run import GenerationOptions
 from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
+from persyn_hf.generation.forms import require_forms_understood
 from persyn_hf.generation.jobs import Plan, resolved
 from persyn_hf.generation.lane import RetryPolicy
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.run import Options, ask_teachers
 from persyn_hf.generation.table import (
     GENERATED_FEATURES,
     FinishedColumns,
     FinishedTable,
+    generated_features,
     prompt_table,
     require_known_routes,
     require_ranking,
 )
+from persyn_hf.ledger.ledger import Ledger
 
 TeacherLike = Teacher | Mapping[str, Any]
 LedgerLike = Ledger | str | os.PathLike[str] | None
@@ -151,7 +153,7 @@ def persyn_generate(
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
     batched, values = _batch(example, None if teachers is not None else chosen[0].name)
     if not values[columns.PROMPT]:
-        return {name: [] for name in (columns.PROMPT_ID, *GENERATED_FEATURES)}
+        return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen))}
     plan = _routed_plan(Dataset.from_dict(values), chosen, seed, score_names)
     with _opened(ledger) as book:
         finished = FinishedColumns(plan, book)
@@ -168,7 +170,7 @@ def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[
         columns.require_columns(example, [columns.ROUTE], "persyn_generate")
     names = [columns.PROMPT, *([columns.ROUTE] if teacher is None else [])]
     names += [columns.ROUTE_SCORES] if teacher is None and columns.ROUTE_SCORES in example else []
-    names += [name for name in columns.ROW_NUMBERS if name in example]
+    names += [name for name in (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT) if name in example]
     values = {name: list(example[name]) if batched else [example[name]] for name in names}
     if teacher is not None:
         values[columns.ROUTE] = [teacher] * len(values[columns.PROMPT])
@@ -268,6 +270,7 @@ def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: 
 
 
 def _ask(plan: Plan, ledger: Ledger, options: Options, table: FinishedTable) -> None:
+    require_forms_understood(plan.table, [asked.teacher for asked in plan.asked])
     run_to_end(lambda interrupt: ask_teachers(plan, ledger, options, interrupt, table.advance))
 
 

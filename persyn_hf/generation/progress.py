@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from persyn_hf import text
 from persyn_hf.endpoints.event_loop import say
-from persyn_hf.generation.client import Completion
+from persyn_hf.ledger.completion import Completion
 
 #: Seconds between two looks at the counters.
 _TICK = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -19,10 +20,11 @@ from persyn_hf import columns
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, DataError, LedgerError, RouterMismatchError
 from persyn_hf.generation.answer import presented
-from persyn_hf.generation.client import Completion
+from persyn_hf.generation.forms import require_forms
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.pool import Job
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 8 * 2**20
@@ -46,10 +48,11 @@ class FinishedTable:
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
         self._plan, self._ledger, self._drop_truncated = plan, ledger, drop_truncated
-        self._features = Features({**plan.table.features, **GENERATED_FEATURES})
+        self._added = generated_features([asked.teacher for asked in plan.asked])
+        self._features = Features({**plan.table.features, **self._added})
         self._schema = self._features.arrow_schema
         self._ahead = _AHEAD if plan.routed else max(1, _AHEAD // len(plan.asked))
-        self._generated = Features(GENERATED_FEATURES).arrow_schema
+        self._generated = Features(self._added).arrow_schema
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
         self._loose: list[pa.Table] = []
@@ -130,14 +133,16 @@ class FinishedTable:
             self._awaited = next(unsettled, None)
             if self._awaited is not None:
                 return None
-        made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
+        made: dict[str, list[Any]] = {name: [] for name in ("row", *self._added)}
         for row, asked, job, instead_of in pairs:
             completion = found.get(job.key)
             if self._drop_truncated and completion is not None and completion.finish_reason == "length":
                 continue
             values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
-            for column, value in zip(made.values(), values, strict=True):
+            for column, value in zip(made.values(), values, strict=False):
                 column.append(value)
+            if columns.EXTRA_BODY in made:
+                made[columns.EXTRA_BODY].append(_extra_body(asked.teacher))
             if completion is None:
                 made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
         return made
@@ -152,7 +157,7 @@ class FinishedColumns(FinishedTable):
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         super().__init__(plan, ledger)
-        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *GENERATED_FEATURES)}
+        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *self._added)}
 
     def values(self) -> dict[str, list[Any]]:
         """Adds the rest; a list for each column."""
@@ -190,6 +195,11 @@ def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
         job.request.seed,
         asked.teacher.system_prompt,
     )
+
+
+def _extra_body(teacher: Teacher) -> str | None:
+    extra = teacher.sampling.extra_body
+    return json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else None
 
 
 class _Spill:
@@ -264,6 +274,12 @@ GENERATED_FEATURES = {
 }
 
 
+def generated_features(teachers: Iterable[Teacher]) -> dict[str, Any]:
+    """The columns that generation by these teachers adds: `extra_body` is there where one of them sends more keys."""
+    more = any(teacher.sampling.extra_body for teacher in teachers)
+    return {**GENERATED_FEATURES, **({columns.EXTRA_BODY: Value("string")} if more else {})}
+
+
 def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
     """Checks prompts and gives them as a table with `prompt_id`.
 
@@ -276,7 +292,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
     """
     table = _as_table(prompts).with_format(None)
     columns.require_columns(table.column_names, [columns.PROMPT], stage)
-    taken = [name for name in GENERATED_FEATURES if name in table.column_names]
+    taken = [name for name in (*GENERATED_FEATURES, columns.EXTRA_BODY) if name in table.column_names]
     if taken:
         raise DataError(
             f"{stage} adds the column {', '.join(f'`{name}`' for name in taken)}, which the table already has; "
@@ -290,6 +306,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
                 ids.append(columns.prompt_id(prompt))
             except DataError as error:
                 raise DataError(f"Row {start + offset}: {error}") from error
+    require_forms(table)
     table, numbers = _numbered(table)
     columns.require_unique(
         (identity + columns.numbered(own) for identity, own in zip(ids, numbers, strict=True)),

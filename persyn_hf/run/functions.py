@@ -230,7 +230,7 @@ def _described(teacher: Teacher) -> dict[str, Any]:
         "family": teacher.family,
         "license": teacher.license,
         "system_prompt": teacher.system_prompt,
-        "sampling": teacher.sampling.model_dump(mode="json"),
+        "sampling": teacher.sampling.values,
     }
 
 

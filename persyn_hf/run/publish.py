@@ -33,6 +33,19 @@ class Tables:
     selected: Dataset | None = None
     block: dict[str, Any] | None = None
 
+    def put(self, stage: str, table: Dataset) -> None:
+        """Takes the table of a stage; one of a stage that nobody asks for is left aside."""
+        if stage == "probe":
+            self.probe = table
+        elif stage == "score":
+            self.scored = table
+        elif stage in ("route", "allocate"):
+            self.routed = table
+        elif stage == "generate":
+            self.generated = self.selected = table
+        elif stage == "select":
+            self.selected = table
+
 
 def publish(
     config: RunConfig, folder: Path, prompts: int, tables: Tables, router: PersynRouter, report: RunReport

@@ -11,7 +11,7 @@ starts at `route`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from persyn_hf import columns
@@ -25,18 +25,26 @@ PROMPTS, PROBE_PROMPTS = "prompts", "probe-prompts"
 ROUTER = "router"
 #: The stages that score answers.
 SCORES = ("score", "score-answers")
+#: The stages of a run by the one of `config.STAGES` that they belong to, where their names are others.
+_PART_OF = {PROBE_PROMPTS: "probe", "allocate": "route", "score-answers": "generate", "select": "generate"}
 
 
 def run_stages(
-    config: RunConfig, ledger: str | os.PathLike[str], folder: str | os.PathLike[str] = "", progress: bool = False
+    config: RunConfig,
+    ledger: str | os.PathLike[str],
+    folder: str | os.PathLike[str] = "",
+    progress: bool = False,
+    names: Callable[[], Sequence[str]] | None = None,
 ) -> Iterator[Stage]:
-    """All stages of a run, in order.
+    """All stages of a run, in order; each is made when it is drawn.
 
     Args:
         config (`RunConfig`): The run.
         ledger (`str` or `PathLike`): Where answers are kept.
         folder (`str` or `PathLike`): The run folder.
         progress (`bool`, defaults to `False`): Show progress bars.
+        names (`Callable`, *optional*): Gives the router's teachers, in the order of its scores, once there is a
+            router; default: all teachers.
     """
     allocated = config.allocation.active
     if config.router.pretrained is None:
@@ -45,12 +53,18 @@ def run_stages(
         yield score_stage(config, progress)
         yield router_stage(config, folder, progress)
     yield route_stage(config)
+    known = names() if names is not None else None
     if allocated:
-        yield allocate_stage(config, folder)
-    yield generate_stage(config, ledger, progress, source="allocate" if allocated else "route")
+        yield allocate_stage(config, folder, known)
+    yield generate_stage(config, ledger, progress, source="allocate" if allocated else "route", names=known)
     if config.allocation.top_k > 1:
         yield score_stage(config, progress, name="score-answers", source="generate")
         yield select_stage()
+
+
+def part_of(stage: Stage) -> str:
+    """The stage of `config.STAGES`, as `until` takes it, that a stage belongs to."""
+    return _PART_OF.get(stage.name, stage.name)
 
 
 def probe_prompts_stage(config: RunConfig, where: str = "probe") -> Stage:

@@ -12,8 +12,9 @@ from persyn_hf.endpoints.faults import retry_after
 from persyn_hf.endpoints.wire import POOL, Sessions
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, UnavailableError
 from persyn_hf.generation.chat import ChatClient
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel
+from persyn_hf.ledger.completion import Completion
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, serve
 

@@ -13,8 +13,9 @@ from persyn_hf.endpoints.faults import body_error, retry_after, status_error
 from persyn_hf.errors import ConfigError, TeacherError
 from persyn_hf.generation.answer import presented, split_reasoning
 from persyn_hf.generation.chat import ChatClient
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.describe import _from_models, _limits
+from persyn_hf.ledger.completion import Completion
 
 KEY = "sk-canary-0123456789"
 ENDPOINT = Endpoint("http://host", "org/model", KEY, "MY_KEY")

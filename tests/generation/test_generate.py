@@ -18,7 +18,6 @@ from persyn_hf.errors import (
     MissingColumnError,
     RouterMismatchError,
 )  # fmt: skip
-from persyn_hf.generation.client import Completion
 from persyn_hf.generation.generate import (
     GenerationSummary,
     generate_parallel,
@@ -27,8 +26,9 @@ from persyn_hf.generation.generate import (
     summarize_generation,
 )  # fmt: skip
 from persyn_hf.generation.jobs import Plan, resolved, row_seed
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.table import FinishedTable, prompt_table
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, echo, serve
 

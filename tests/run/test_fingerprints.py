@@ -57,6 +57,7 @@ TABLE = {
         "seed": (7, {"probe-prompts", "probe", "router", "allocate", "generate"}),
         "max_cost": (3.0, NOTHING),
         "rows_per_shard": (9, CONTENT),
+        "confirm_above": (2.0, NOTHING),
     },
     "prompts": {
         "source": ("other.jsonl", {"router"}),  # its block names the source
@@ -66,6 +67,7 @@ TABLE = {
         "column": ("question", CONTENT),
         "answer_column": ("answer", CONTENT),
         "limit": (5, CONTENT),
+        "on_bad_prompt": ("drop", CONTENT),
     },
     "probe": {"size": (11, {"probe-prompts"}), "method": ("cover", {"probe-prompts"})},
     "teachers.0": {
@@ -77,6 +79,13 @@ TABLE = {
         "api": ("tgi", NOTHING),
         "api_key_env": ("A_KEY", NOTHING),
         "use_hub_token": (True, NOTHING),
+        "api_key_header": ("api-key", NOTHING),
+        "extra_headers": ({"x-title": "mine"}, NOTHING),
+        "extra_query": ({"api-version": "2024-10-21"}, NOTHING),
+        "dialect": ("azure", NOTHING),  # what it sets counts by itself
+        "tokenizer": ("org/tokenizer", NOTHING),
+        "stream": (True, NOTHING),
+        "stream_usage": (False, NOTHING),
         "system_prompt": ("Be brief.", {"probe", "router", "allocate", "generate"}),
         "reasoning": ("keep", {"probe", "router", "allocate", "generate"}),
         "max_concurrency": (3, {"allocate"}),
@@ -95,7 +104,8 @@ TABLE = {
         "license": ("mit", {"router", "allocate"}),
     },
     "teachers.0.sampling": dict.fromkeys(
-        ("temperature", "top_p", "max_tokens", "stop"), (None, {"probe", "router", "allocate", "generate"})
+        ("temperature", "top_p", "max_tokens", "stop", "seed", "extra_body", "max_tokens_field", "seed_field"),
+        (None, {"probe", "router", "allocate", "generate"}),
     ),
     "student": {
         "model": ("HERE/other", SCORES | {"router"}),
@@ -112,6 +122,9 @@ TABLE = {
         "url": ("http://127.0.0.1:2", NOTHING),
         "api_key_env": ("A_KEY", NOTHING),
         "use_hub_token": (True, NOTHING),
+        "api_key_header": ("api-key", NOTHING),
+        "extra_headers": ({"x-title": "mine"}, NOTHING),
+        "extra_query": ({"api-version": "2024-10-21"}, NOTHING),
         "max_concurrency": (3, NOTHING),
         "timeout": (9.0, NOTHING),
         "attempts": (2, NOTHING),
@@ -252,6 +265,10 @@ TABLE = {
         "top_p": (0.7, JUDGED),
         "max_tokens": (7, JUDGED),
         "stop": (["."], JUDGED),
+        "seed": (3, JUDGED),
+        "extra_body": ({"top_k": 20}, JUDGED),
+        "max_tokens_field": ("max_completion_tokens", JUDGED),
+        "seed_field": ("random_seed", JUDGED),
     },
     "compare.lm_eval": {
         "tasks": (["gsm8k"], JUDGED),
@@ -262,13 +279,19 @@ TABLE = {
         "include_path": ("HERE/tasks", JUDGED),
     },
 }
-SAMPLING = {"temperature": 0.7, "top_p": 0.7, "max_tokens": 7, "stop": ["."]}
+SAMPLING = {
+    "temperature": 0.7, "top_p": 0.7, "max_tokens": 7, "stop": ["."], "seed": None, "extra_body": {"top_k": 20},
+    "max_tokens_field": "max_completion_tokens", "seed_field": "random_seed",
+}  # fmt: skip
 #: Sections that stand under another one's name in the table.
 JUDGE = {"url": "http://127.0.0.1:1", "model": "judge"}
 OF_A_JUDGE = {
     "url": ("http://127.0.0.1:2", NOTHING),
     "api_key_env": ("A_KEY", NOTHING),
     "use_hub_token": (True, NOTHING),
+    "api_key_header": ("api-key", NOTHING),
+    "extra_headers": ({"x-title": "mine"}, NOTHING),
+    "extra_query": ({"api-version": "2024-10-21"}, NOTHING),
     "max_concurrency": (3, NOTHING),
     "timeout": (9.0, NOTHING),
     "attempts": (2, NOTHING),
