@@ -103,10 +103,11 @@ def find_in_values(value: Any, where: str, allowed: Collection[str] = ()) -> lis
     """
     found: list[Leak] = []
     for path, text in _texts(value):
-        # A key of a mapping says what its value is: `{"api_key": "…"}`.
-        name = path[-1] if path else ""
-        leaks = find_in_text(text, _at(where, path), allowed)
-        found += leaks or (find_in_text(f"{name}={text}", _at(where, path), allowed) if "\n" not in text else [])
+        place = _at(where, path)
+        leaks = find_in_text(text, place, allowed)
+        if not leaks and path and "\n" not in text and not find_in_text(path[-1], ""):
+            leaks = find_in_text(f"{path[-1]}={text}", place, allowed)  # its key says what it is: `{"api_key": "…"}`
+        found += leaks
     return found
 
 

@@ -281,7 +281,7 @@ def _written_keys(head: str) -> dict[str, tuple[str, Any]]:
     for block in blocks:
         text = "\n".join(block).rstrip()
         try:
-            value = yaml.safe_load(text)
+            value = yaml.safe_load(f"{text}\n")
         except yaml.YAMLError:
             continue
         if isinstance(value, dict) and len(value) == 1:

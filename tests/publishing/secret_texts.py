@@ -16,6 +16,7 @@ LOWER, DIGITS = string.ascii_lowercase, string.digits
 ALNUM = string.ascii_letters + DIGITS
 URL = ALNUM + "-_"
 HEX = DIGITS + "abcdef"
+SCHEMES = ("https", "postgres", "mongodb+srv", "redis")
 
 
 def _jwt(random: Random) -> str:
@@ -70,9 +71,7 @@ KEYS: dict[str, Callable[[Random], str]] = {
     "pypi": _plain("pypi-AgEIcHlwaS5vcmcC", URL, 150),
     "json web token": _jwt,
     "bearer": lambda r: f"Authorization: Bearer {_draw(r, ALNUM, 40)}",
-    "address": lambda r: (
-        f"{r.choice(['https', 'postgres', 'mongodb+srv', 'redis'])}://{_draw(r, LOWER, 6)}:{_draw(r, ALNUM, 14)}@db.acme.io/x"
-    ),
+    "address": lambda r: f"{r.choice(SCHEMES)}://{_draw(r, LOWER, 6)}:{_draw(r, ALNUM, 14)}@db.acme.io/x",
     "discord": _discord,
     "discord webhook": lambda r: f"https://discord.com/api/webhooks/{_draw(r, DIGITS[1:], 18)}/{_draw(r, URL, 68)}",
     "azure": lambda r: f"AccountName=acme;AccountKey={_draw(r, ALNUM + '+/', 86)}==;EndpointSuffix=core.windows.net",
@@ -110,45 +109,67 @@ def around(random: Random, key: str, cut: bool) -> str:
 
 
 _WORDS = (
-    "learn machine travel guide slovakia library model teacher student prompt answer token matrix vector graph energy "
-    "market history river mountain number theory system design review kitchen garden music"
-).split()
+    "learn", "machine", "travel", "guide", "slovakia", "library", "model", "teacher", "student", "prompt", "answer",
+    "token", "matrix", "vector", "graph", "energy", "market", "history", "river", "mountain", "number", "theory",
+    "system", "design", "review", "kitchen", "garden", "music",
+)  # fmt: skip
 _GERMAN = (
-    "donau dampf schiff fahrts gesellschaft kapitän rechts schutz versicherung hochschul prüfung kraft wagen".split()
+    "donau",
+    "dampf",
+    "schiff",
+    "fahrts",
+    "gesellschaft",
+    "kapitän",
+    "rechts",
+    "schutz",
+    "versicherung",
+    "kraft",
 )
+_FILL_IN = (
+    "sk-your-api-key-goes-here", "hf_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "<your-token>", "$TOKEN",
+    "sk-1234567890abcdef1234567890abcdef",
+)  # fmt: skip
 
 
-def _slug(random: Random, count: int) -> str:
-    return "-".join(random.choice(_WORDS) for _ in range(count))
+def _words(random: Random, count: int, between: str = " ") -> str:
+    return between.join(random.choice(_WORDS) for _ in range(count))
+
+
+def _slug(random: Random) -> str:
+    return _words(random, random.randint(4, 7), "-")
 
 
 def _camel(random: Random, count: int) -> str:
     return "".join(random.choice(_WORDS).title() for _ in range(count))
 
 
+def _number(random: Random) -> int:
+    return random.randint(10, 999)
+
+
 #: Kind → one text that is no secret.
 HARMLESS: dict[str, Callable[[Random], str]] = {
-    "slug": lambda r: f"See https://example.{r.choice(['sk', 'de'])}/sk-{_slug(r, r.randint(4, 7))}-{r.randint(1990, 2030)} for more.",
-    "package": lambda r: f"pip install sk-learn-{_slug(r, r.randint(3, 6))} from conda-forge",
-    "placeholder": lambda r: f"OPENAI_API_KEY=sk-{r.choice('xX*.')  * r.randint(16, 48)}",
-    "advice": lambda r: f"export {r.choice(['KEY', 'OPENAI_API_KEY', 'HF_TOKEN'])}={r.choice(['sk-your-api-key-goes-here', 'hf_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx', '<your-token>', '$TOKEN', 'sk-1234567890abcdef1234567890abcdef'])}",
-    "uuid": lambda r: f"task-{uuid.UUID(int=r.getrandbits(128))} took {r.randint(1, 90)} s",
+    "slug": lambda r: f"See https://example.sk/sk-{_slug(r)}-{r.randint(1990, 2030)} for more.",
+    "package": lambda r: f"pip install sk-learn-{_slug(r)} from conda-forge",
+    "placeholder": lambda r: f"OPENAI_API_KEY=sk-{r.choice('xX*.') * r.randint(16, 48)}",
+    "advice": lambda r: f"export {r.choice(['KEY', 'OPENAI_API_KEY', 'HF_TOKEN'])}={r.choice(_FILL_IN)}",
+    "uuid": lambda r: f"task-{uuid.UUID(int=r.getrandbits(128))} took {_number(r)} s",
     "commit": lambda r: f"commit {_draw(r, HEX, 40)}\nMerge: {_draw(r, HEX, 7)} {_draw(r, HEX, 7)}",
-    "image": lambda r: "![](data:image/png;base64,iVBORw0KGgo" + _draw(r, ALNUM + "+/", 400) + "=)",
-    "dna": lambda r: "ATG" + _draw(r, "ACGT", 300),
-    "german": lambda r: "Die " + "".join(r.choice(_GERMAN) for _ in range(6)).title() + "sordnung gilt.",
-    "explanation": lambda r: f"A PEM file begins with -----BEGIN {r.choice(['RSA ', 'EC ', ''])}PRIVATE KEY----- and {_slug(r, 4).replace('-', ' ')}.",
-    "hash in maths": lambda r: f"SHA-256 of {r.randint(1, 99)} is {_draw(r, HEX, 64)}, so the sum is {r.randint(1, 10**9)}.",
-    "code": lambda r: f"api_key = os.environ[\"{_slug(r, 2).upper().replace('-', '_')}_API_KEY\"]\nclient = {_camel(r, 3)}(api_key=api_key)",
-    "settings": lambda r: f"access_token_expire_minutes = {r.randint(10, 90)}\nsecret_key = settings.{'_'.join(_slug(r, 4).split('-'))}",
-    "identifier": lambda r: f"hf_{_camel(r, 7)}Configuration and hf_hub_download_{_slug(r, 3).replace('-', '_')}",
-    "question": lambda r: f"What is an API key? The {_slug(r, 5).replace('-', ' ')} token is {r.choice(['secret', 'public'])}: {_slug(r, 2)}",
-    "mail": lambda r: f"Write to {r.choice(_WORDS)}@{r.choice(_WORDS)}.example or see http://user:password@localhost:8080/",
-    "price": lambda r: f"Bearer bonds of {r.randint(1, 999)},{r.randint(100, 999)} EUR; basic {_slug(r, 3)} rules",
-    "latex": lambda r: r"\text{hf}_{\alpha} = \frac{" + str(r.randint(1, 99)) + r"}{x}, \quad K_{sk-" + str(r.randint(1, 9)) + "}",
-    "emoji": lambda r: f"👨‍👩‍👧 {_slug(r, 4)} ✔️ می‌خواهم {r.randint(1, 99)}",
-    "prose": lambda r: f"The desk-{_slug(r, 5)} and the risk-{_slug(r, 4)} of the task-{_slug(r, 3)}.",
-}  # fmt: skip
+    "image": lambda r: f"![](data:image/png;base64,iVBORw0KGgo{_draw(r, ALNUM + '+/', 400)}=)",
+    "dna": lambda r: f"ATG{_draw(r, 'ACGT', 300)}",
+    "german": lambda r: f"Die {''.join(r.choice(_GERMAN) for _ in range(6)).title()}sordnung gilt.",
+    "explanation": lambda r: f"A PEM file begins with -----BEGIN RSA PRIVATE KEY----- and {_words(r, 20)}.",
+    "hash in maths": lambda r: f"SHA-256 of {_number(r)} is {_draw(r, HEX, 64)}, so the sum is {_number(r)}.",
+    "code": lambda r: f"api_key = os.environ['{_words(r, 2, '_').upper()}_API_KEY']\nclient = {_camel(r, 3)}(api_key)",
+    "settings": lambda r: f"access_token_minutes = {_number(r)}\nsecret_key = settings.{_words(r, 4, '_')}",
+    "identifier": lambda r: f"hf_{_camel(r, 7)}Configuration and hf_hub_download_{_words(r, 3, '_')}",
+    "question": lambda r: f"What is an API key? The {_words(r, 5)} token is secret: {_words(r, 2, '-')}",
+    "mail": lambda r: f"Write to {r.choice(_WORDS)}@mail.example or see http://user:password@localhost:8080/",
+    "price": lambda r: f"Bearer bonds of {_number(r)},{_number(r)} EUR; basic {_words(r, 3, '-')} rules",
+    "latex": lambda r: rf"\text{{hf}}_{{\alpha}} = \frac{{{_number(r)}}}{{x}}, \quad K_{{sk-{_number(r)}}}",
+    "emoji": lambda r: f"👨‍👩‍👧 {_slug(r)} ✔️ می‌خواهم {_number(r)}",
+    "prose": lambda r: f"The desk-{_slug(r)} and the risk-{_slug(r)} of the task-{_slug(r)}.",
+}
 
 
 def keys(seed: int, count: int) -> list[tuple[str, str]]:
