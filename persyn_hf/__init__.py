@@ -20,7 +20,7 @@ _HOME = {
     "Sampling": "persyn_hf.config",
     "Teacher": "persyn_hf.config",
     "prompt_id": "persyn_hf.columns",
-    "Ledger": "persyn_hf.generation.ledger",
+    "Ledger": "persyn_hf.ledger.ledger",
     "generate_parallel": "persyn_hf.generation.generate",
     "generate_routed": "persyn_hf.generation.generate",
     "persyn_generate": "persyn_hf.generation.generate",
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
     from persyn_hf.config import Quality, RunConfig, Sampling, Teacher
     from persyn_hf.errors import PersynError
     from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
     from persyn_hf.personalize import personalize
     from persyn_hf.publishing.load import load_personalized
     from persyn_hf.publishing.personalized import push_personalized, save_personalized

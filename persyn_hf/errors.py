@@ -88,10 +88,12 @@ class TeacherError(PersynError):
     Attributes:
         maybe_charged (`bool`): Whether the server may have made an answer, and charges for it, all the same.
         status (`int`, *optional*): The HTTP status that said so; `None` where no response did.
+        is_page (`bool`): Whether the response was a page for browsers.
     """
 
     maybe_charged: bool = False
     status: int | None = None
+    is_page: bool = False
 
 
 class RetryableError(TeacherError):

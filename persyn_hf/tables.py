@@ -1,21 +1,19 @@
-"""Tables: read from anywhere, written whole or not at all, held one piece at a time."""
+"""Tables: accepted at the boundary, written whole or not at all, held one piece at a time."""
 
 from __future__ import annotations
 
-import os
+import json
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from persyn_hf.errors import ConfigError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 #: Arrow data of one piece; that of a row group, as `Dataset.to_parquet` writes them.
 PIECE_BYTES = 100_000_000
 
@@ -62,55 +60,6 @@ def _mapped_again(table: Any) -> Any:
     return table
 
 
-def read_table(
-    source: str, where: str, *, config: str | None = None, split: str = "train", revision: str | None = None
-) -> Dataset:
-    """Reads a table: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a saved dataset, a folder or a Hub dataset.
-
-    Args:
-        source (`str`): Where it is.
-        where (`str`): Names the setting in errors ("run.yaml: prompts.source").
-        config, split, revision (`str`, *optional*): Of a Hub dataset; `split` of a saved one too.
-
-    Raises:
-        ConfigError: If it cannot be read.
-    """
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetGenerationError
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    suffix = Path(source).suffix
-    looks_local = suffix in _READERS or source.startswith((".", "/", "~"))
-    try:
-        if os.path.isfile(source):
-            if suffix not in _READERS:
-                raise ConfigError(f"{where}: {source} must end in {', '.join(_READERS)}.")
-            return load_dataset(_READERS[suffix], data_files=source, split="train")
-        if any(os.path.isfile(os.path.join(source, name)) for name in ("state.json", "dataset_dict.json")):
-            saved = load_from_disk(source)
-            if isinstance(saved, DatasetDict):
-                saved = saved[split]
-            assert isinstance(saved, Dataset)
-            return saved
-        if looks_local and not os.path.isdir(source):
-            raise ConfigError(f"{where}: there is no file {source}.")
-        return load_dataset(source, config, split=split, revision=revision)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        DatasetGenerationError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-    ) as error:
-        if isinstance(error, ConfigError):
-            raise
-        said = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ is not None else error
-        reason = str(said).splitlines()[0] if str(said) else type(said).__name__
-        raise ConfigError(f"{where}: {source} cannot be read: {reason}") from error
-
-
 def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str) -> Dataset:
     """Adds or replaces one column of a stated type, also where every value is null."""
     from datasets import Features, Value
@@ -150,6 +99,27 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one."""
     with replaced(path) as staged:
         staged.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old text or the new one; what is no finite number is written as null.
+
+    JSON has no NaN and no infinity: `jq` and JavaScript refuse a file that holds one.
+    """
+    write_atomically(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON, with null in the place of NaN and infinity."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

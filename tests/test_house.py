@@ -12,8 +12,10 @@ PACKAGE = Path(persyn_hf.__file__).parent
 # From the ground up. A module imports from the floors below its own; siblings on one floor never import each other.
 FLOORS = (
     {"errors", "text", "version"},
+    {"messages"},
     {"columns", "config", "packages", "tables"},
-    {"endpoints", "models", "prompts", "personalize"},
+    {"hygiene"},
+    {"endpoints", "ledger", "models", "prompts", "personalize"},
     {"generation", "scoring", "routing"},
     {"publishing", "doctor"},
     {"students", "run"},

@@ -4,7 +4,9 @@ Validation is complete before anything starts and does no I/O besides reading th
 teachers and values out of range are reported by file and key, all at once. Keys are looked up where they are needed.
 """
 
+from persyn_hf.config.accept import Accept
 from persyn_hf.config.allocation import Allocation
+from persyn_hf.config.hygiene import COMPARED, Hygiene
 from persyn_hf.config.policies import (
     CAR_BETA,
     DRAWN,
@@ -20,6 +22,7 @@ from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Objective, Router
 from persyn_hf.config.run import STAGES, RunConfig
+from persyn_hf.config.sampling import Sampling
 from persyn_hf.config.scoring import (
     Alpha,
     Judge,
@@ -35,16 +38,18 @@ from persyn_hf.config.scoring import (
 )
 from persyn_hf.config.settings import Dtype, Settings, base_url, default_of, merged, read_settings, require_known
 from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
-from persyn_hf.config.teachers import Sampling, Teacher, require_distinct_teachers
+from persyn_hf.config.teachers import Teacher, require_distinct_teachers
 
 __all__ = [
     "CAR_BETA",
+    "COMPARED",
     "DRAWN",
     "HELD_OUT_POLICIES",
     "POLICY_LABELS",
     "MIX_STRONG_SHARE",
     "POLICIES",
     "STAGES",
+    "Accept",
     "Allocation",
     "AllocationPolicy",
     "Alpha",
@@ -52,6 +57,7 @@ __all__ = [
     "ComparedStudent",
     "Decoding",
     "Dtype",
+    "Hygiene",
     "Judge",
     "LearnabilityMetric",
     "LmEval",

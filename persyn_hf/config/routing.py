@@ -23,6 +23,8 @@ class Router(Settings):
         tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): What of the backbone is trained.
         fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What a router becomes that does not beat
             the best single teacher on held-out prompts.
+        min_answered (`float`, defaults to 0.5): The share of the probe, 0 to 1, that a teacher must have answered. One
+            that mostly failed is no candidate: the router does not know it, and it is no fallback.
         folds (`int`, defaults to 5): Folds of the cross-validation; fine-tuning trains that many models more.
         epochs (`int`, defaults to 4): Passes over the probe in fine-tuning.
         learning_rate (`float`, *optional*): Learning rate of fine-tuning. Left out: the one of `tuning`.
@@ -44,6 +46,7 @@ class Router(Settings):
     objective: Objective = "regression"
     tuning: Literal["frozen", "full", "lora"] = "frozen"
     fallback: Literal["best-single", "none"] = "best-single"
+    min_answered: float = Field(0.5, ge=0, le=1)
     folds: int = Field(5, ge=2)
     epochs: int = Field(4, ge=1)
     learning_rate: float | None = Field(None, gt=0)

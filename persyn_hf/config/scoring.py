@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from persyn_hf.config.settings import Address, Dtype, KeyVariable, Settings
+from persyn_hf.config.connection import Connection
+from persyn_hf.config.settings import Address, Dtype, Settings
 
 Alpha = Annotated[float, Field(ge=0.0, le=1.0)]
 Normalization = Literal["minmax", "zscore", "rank"]
@@ -15,37 +17,50 @@ LearnabilityMetric = Literal["mean-logprob", "rsr", "perplexity"]
 Metric = Literal["mean-logprob", "rsr", "perplexity", "completion_tokens"]
 
 
-class Service(Settings):
+class Service(Connection):
     """A model behind a server that scores.
 
     Args:
-        url (`str`): Base URL of the server.
-        api_key_env (`str`, *optional*): Environment variable that holds its key.
-        use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this server. Without either,
-            no key is sent.
+        url (`str`): Base URL of the server, read as a teacher's `endpoint`.
         max_concurrency (`int`, defaults to 32): Requests in flight at once.
         timeout (`float`, defaults to 120): Seconds for one request.
         attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
         max_response_bytes (`int`, defaults to 64 MiB): An answer is not read further than this.
+        price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD for a
+            million tokens.
     """
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset(
-        {"url", "api_key_env", "use_hub_token", "max_concurrency", "timeout", "attempts", "max_response_bytes"}
+    unkeyed: ClassVar[frozenset[str]] = Connection.reached | frozenset(
+        {
+            "url",
+            "max_concurrency",
+            "timeout",
+            "attempts",
+            "max_response_bytes",
+            "price_per_million_prompt_tokens",
+            "price_per_million_completion_tokens",
+        }
     )
 
     url: Address
-    api_key_env: KeyVariable = None
-    use_hub_token: bool = False
     max_concurrency: int = Field(32, ge=1)
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
+    price_per_million_prompt_tokens: float = Field(0.0, ge=0)
+    price_per_million_completion_tokens: float = Field(0.0, ge=0)
 
-    @model_validator(mode="after")
-    def _one_key(self) -> Service:
-        if self.api_key_env is not None and self.use_hub_token:
-            raise ValueError("give `api_key_env` or `use_hub_token`, not both")
-        return self
+    @property
+    def has_price(self) -> bool:
+        """Whether its answers cost money."""
+        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+
+    def price(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """USD for so many tokens."""
+        return (
+            prompt_tokens * self.price_per_million_prompt_tokens
+            + completion_tokens * self.price_per_million_completion_tokens
+        ) / 1e6
 
 
 class StudentEndpoint(Service):
@@ -110,16 +125,45 @@ class Judge(Service):
 
     Args:
         model (`str`): The model that the server serves.
+        revision (`str`, *optional*): Words that tell one model of this name from another, such as a date. Scores of
+            the ledger count for the revision that they were given by.
         template (`str`, *optional*): The request as a Jinja template over `prompt`, `completion` and `answer`. The
-            last line of the judge's reply must be the score alone (`7`, `Score: 7`, `7/10` or `[[7]]`).
-        temperature (`float`, defaults to 0): 0 is greedy decoding.
+            last line of the judge's reply must be the score alone (`7`, `Score: **7**`, `7/10`, `[[7]]`,
+            `{"score": 7}`).
+        temperature (`float`, defaults to 0): 0 is greedy decoding. `null` leaves it to the server, as models need
+            that refuse to be told.
         max_tokens (`int`, defaults to 512): The longest reply, in tokens.
+        max_tokens_field (`str`, defaults to `"max_tokens"`): The request's key for `max_tokens`.
+        seed (`int`, defaults to 0): The seed of every request; `null` sends none.
+        extra_body (`dict`, defaults to `{}`): More keys of the request, such as `reasoning_effort`.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"revision", "max_tokens_field", "seed", "extra_body"})
+    #: Keys of the request that have a setting of their own, or that persyn_hf sets.
+    own_keys: ClassVar[frozenset[str]] = frozenset(
+        {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "seed", "stream"}
+    )
+
     model: str = Field(min_length=1)
+    revision: str | None = None
     template: str | None = None
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: float | None = Field(0.0, ge=0.0)
     max_tokens: int = Field(512, ge=1)
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    seed: int | None = Field(0, ge=0)
+    extra_body: dict[str, Any] = Field({})
+
+    @field_validator("extra_body")
+    @classmethod
+    def _only_more(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(cls.own_keys & value.keys())
+        if taken:
+            raise ValueError(f"`extra_body` must not set {', '.join(taken)}, which have settings of their own")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"`extra_body` must be JSON: {error}") from None
+        return value
 
 
 class QualitySource(Settings):

@@ -28,10 +28,11 @@ def names_a_variable(value: str) -> bool:
         >>> [names_a_variable(value) for value in ("OPENAI_API_KEY", "sk-proj-1234", "hf_aB3dEf6hIj9lMn2p")]
         [True, False, False]
     """
-    return _VARIABLE.fullmatch(value) is not None and not any(map(_is_random, value.split("_")))
+    return _VARIABLE.fullmatch(value) is not None and not any(map(looks_random, value.split("_")))
 
 
-def _is_random(word: str) -> bool:
+def looks_random(word: str) -> bool:
+    """Whether a word is of random characters, as keys are, and no name."""
     if any(map(str.isdigit, word)):
         return len(word) >= _RANDOM
     return len(word) >= _LONG_RANDOM and not (word.isupper() or word.islower())
@@ -82,14 +83,17 @@ class Settings(BaseModel):
         files (`frozenset[str]`): Fields that name a file or a folder. They count with its content.
         code (`frozenset[str]`): Fields that name a function. They count with its source.
 
-    A fifth, `renamed` (`Mapping[str, str]`), has the former names of fields with those that they have now. A former
-    name is an error that says so.
+    Two more: `added` (`frozenset[str]`) names fields that came after the section was first released. They count only
+    where they differ from their default, so that what was made before them stays as good as it was. `renamed`
+    (`Mapping[str, str]`) has the former names of fields with those that they have now. A former name is an error that
+    says so.
     """
 
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     checkpoints: ClassVar[Mapping[str, str]] = {}
     files: ClassVar[frozenset[str]] = frozenset()
     code: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
 
     # A text in a wrong place may be a key: errors do not repeat it.

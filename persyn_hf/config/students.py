@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from persyn_hf.config.allocation import PolicyOptions
 from persyn_hf.config.policies import Policy
 from persyn_hf.config.prompts import Prompts
+from persyn_hf.config.sampling import Sampling, wrong_locally
 from persyn_hf.config.scoring import Quality, Student
 from persyn_hf.config.settings import Settings
-from persyn_hf.config.teachers import Sampling
 
 
 class Lora(Settings):
@@ -102,6 +102,12 @@ class Decoding(Sampling):
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+
+    @model_validator(mode="after")
+    def _in_this_process(self) -> Decoding:
+        if problems := wrong_locally(self):
+            raise ValueError("; ".join(problems).replace("sampling.", ""))
+        return self
 
 
 class LmEval(Settings):

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from persyn_hf.config.settings import Dtype, KeyVariable, Settings, base_url
+from persyn_hf.config.connection import Connection
+from persyn_hf.config.dialects import DIALECTS, DialectName, with_dialect
+from persyn_hf.config.sampling import Sampling, unknown_extras, wrong_locally
+from persyn_hf.config.settings import Dtype, base_url
+
+#: Keys of `extra_body` that Text Generation Inference's `/generate` knows, or that are honoured here.
+TGI_EXTRAS = frozenset(
+    {
+        "adapter_id", "best_of", "chat_template_kwargs", "decoder_input_details", "frequency_penalty", "grammar",
+        "repetition_penalty", "top_k", "top_n_tokens", "truncate", "typical_p", "watermark",
+    }
+)  # fmt: skip
 
 
-class Sampling(Settings):
-    """How a teacher samples. Every field is part of the ledger's key.
-
-    Args:
-        temperature (`float`, defaults to 1.0): 0 is greedy decoding.
-        top_p (`float`, defaults to 1.0): Nucleus sampling mass, in (0, 1].
-        max_tokens (`int`, defaults to 1024): The longest completion, in tokens.
-        stop (`tuple[str, ...]`, defaults to `()`): Strings that end a completion.
-    """
-
-    temperature: float = Field(1.0, ge=0.0, le=10.0)
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    max_tokens: int = Field(1024, ge=1)
-    stop: tuple[str, ...] = ()
-
-
-class Teacher(Settings):
+class Teacher(Connection):
     """A teacher: a model *and* how it is asked.
 
     Args:
@@ -35,17 +30,26 @@ class Teacher(Settings):
         revision (`str`, *optional*): Commit, tag or branch of `model`.
         backend (`"endpoint"` or `"local"`, defaults to `"endpoint"`): Over HTTP, or in this process.
         endpoint (`str` or `tuple[str, ...]`, *optional*): Base URL of the server, or of several that serve the same
-            model; required for `backend: endpoint`.
+            model; required for `backend: endpoint`. A host alone is asked under `/v1`, a base with a path as it
+            stands, and a full route (`…/chat/completions`) at that address.
         api (`"chat"` or `"tgi"`, defaults to `"chat"`): Protocol of the endpoint: `/v1/chat/completions`, or the
             `/generate` of Text Generation Inference, with the chat template rendered here.
-        api_key_env (`str`, *optional*): Environment variable that holds the endpoint's key.
-        use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this endpoint.
-        system_prompt (`str`, *optional*): Put before the prompt's own messages; seen by the student only with
-            `student.teacher_system_prompts`.
+        dialect (`str`, *optional*): Form of the chat protocol that the service speaks, which sets defaults of
+            `sampling`, `api_key_header` and `stream_usage`. It is never guessed.
+        tokenizer (`str`, *optional*): Hub repository id or local folder of the tokenizer, where `model` is only the
+            name that a server gives it. With it, prompts that are too long are found before anything is asked.
+        system_prompt (`str`, *optional*): Put before the prompt's own messages, joined with their system message where
+            they have one; seen by the student only with `student.teacher_system_prompts`.
+        stream (`bool`, defaults to `False`): Read the answer as a stream of events, for services that give no other.
+        stream_usage (`bool`, defaults to `True`): Ask a stream for its token counts (`stream_options`).
         sampling (`Sampling`): Sampling parameters.
         reasoning (`"separate"`, `"keep"` or `"drop"`, defaults to `"separate"`): What becomes of a reasoning model's
             thoughts (`reasoning_content`, or `<think>` text): their own column, back into the completion between
             `<think>` tags, or nothing. The ledger keeps them in every case, so it can be changed without asking again.
+        leaks (`"cut"`, `"cut-words"` or `"mark"`, defaults to `"cut"`): What becomes of special tokens at the end of
+            an answer (`<|im_end|>`, `</s>` …) and of turns that the model invented behind it: they are cut off;
+            turns that plain words open (`User:`, `### Instruction`) too; or all of it stays. The column `leak` marks
+            the row in every case, and the ledger keeps the answer as it came.
         max_concurrency (`int`, *optional*): Requests in flight at once to one endpoint, at most. `None`: what `/info`
             says, or what is learnt while asking.
         timeout (`float`, defaults to 120): Seconds for one request.
@@ -63,18 +67,24 @@ class Teacher(Settings):
         dtype (defaults to `"auto"`), device (*optional*): For `backend: local`.
         price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD for a
             million tokens.
+        price_per_million_cached_tokens (`float`, *optional*): USD for a million tokens of prompts that the server
+            read from its cache. `None`: they cost what others do.
+        price_per_million_reasoning_tokens (`float`, *optional*): USD for a million tokens of reasoning. `None`: they
+            cost what the completion's others do.
         family (`str`, *optional*): Model family ("Qwen2.5"), for the Family-Strong baseline.
         license (`str`, *optional*): SPDX or Hub licence identifier, for the cards.
     """
 
     #: How it is reached and run. The ledger's keys leave these out likewise.
-    unkeyed: ClassVar[frozenset[str]] = frozenset(
+    unkeyed: ClassVar[frozenset[str]] = Connection.reached | frozenset(
         {
             "backend",
             "endpoint",
             "api",
-            "api_key_env",
-            "use_hub_token",
+            "dialect",  # what it sets counts by itself
+            "tokenizer",
+            "stream",
+            "stream_usage",
             "max_concurrency",
             "timeout",
             "hedge_after",
@@ -88,7 +98,17 @@ class Teacher(Settings):
     )
     #: What is known of it and decides no answer.
     facts: ClassVar[frozenset[str]] = frozenset(
-        {"price_per_million_prompt_tokens", "price_per_million_completion_tokens", "family", "license"}
+        {
+            "price_per_million_prompt_tokens",
+            "price_per_million_completion_tokens",
+            "price_per_million_cached_tokens",
+            "price_per_million_reasoning_tokens",
+            "family",
+            "license",
+        }
+    )
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"leaks", "price_per_million_cached_tokens", "price_per_million_reasoning_tokens"}
     )
 
     name: str = Field(min_length=1)
@@ -97,11 +117,14 @@ class Teacher(Settings):
     backend: Literal["endpoint", "local"] = "endpoint"
     endpoint: str | tuple[str, ...] | None = None
     api: Literal["chat", "tgi"] = "chat"
-    api_key_env: KeyVariable = None
-    use_hub_token: bool = False
+    dialect: DialectName | None = None
+    tokenizer: str | None = Field(None, min_length=1)
     system_prompt: str | None = None
+    stream: bool = False
+    stream_usage: bool = True
     sampling: Sampling = Sampling()
     reasoning: Literal["separate", "keep", "drop"] = "separate"
+    leaks: Literal["cut", "cut-words", "mark"] = "cut"
     max_concurrency: int | None = Field(None, ge=1)
     timeout: float = Field(120.0, gt=0)
     hedge_after: float | None = Field(None, gt=0)
@@ -114,6 +137,8 @@ class Teacher(Settings):
     device: str | None = None
     price_per_million_prompt_tokens: float = Field(0.0, ge=0)
     price_per_million_completion_tokens: float = Field(0.0, ge=0)
+    price_per_million_cached_tokens: float | None = Field(None, ge=0)
+    price_per_million_reasoning_tokens: float | None = Field(None, ge=0)
     family: str | None = None
     license: str | None = None
 
@@ -126,14 +151,42 @@ class Teacher(Settings):
     @property
     def has_price(self) -> bool:
         """Whether its answers cost money."""
-        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+        return any(self.prices)
 
-    def price(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """USD for so many tokens."""
+    @property
+    def prices(self) -> tuple[float, float, float, float]:
+        """USD for a million tokens of the prompt, of the completion, of a cached prompt and of reasoning."""
+        asked, made = self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens
+        cached, reasoning = self.price_per_million_cached_tokens, self.price_per_million_reasoning_tokens
+        return asked, made, asked if cached is None else cached, made if reasoning is None else reasoning
+
+    def price(
+        self, prompt_tokens: float, completion_tokens: float, cached_tokens: float = 0, reasoning_tokens: float = 0
+    ) -> float:
+        """USD for so many tokens.
+
+        Args:
+            prompt_tokens, completion_tokens (`float`): All of them.
+            cached_tokens (`float`, defaults to 0): Those of the prompt that came from the server's cache.
+            reasoning_tokens (`float`, defaults to 0): Those of the completion that went into reasoning.
+        """
+        asked, made, cached, reasoning = self.prices
         return (
-            prompt_tokens * self.price_per_million_prompt_tokens
-            + completion_tokens * self.price_per_million_completion_tokens
+            prompt_tokens * asked
+            + completion_tokens * made
+            + cached_tokens * (cached - asked)
+            + reasoning_tokens * (reasoning - made)
         ) / 1e6
+
+    @model_validator(mode="before")
+    @classmethod
+    def _speaks_its_dialect(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or data.get("dialect") not in DIALECTS:
+            return data
+        sampling = data.get("sampling", {})
+        if isinstance(sampling, Sampling):
+            sampling = {name: getattr(sampling, name) for name in sampling.model_fields_set}
+        return with_dialect(data, sampling) if isinstance(sampling, Mapping) else data
 
     @field_validator("endpoint")
     @classmethod
@@ -150,8 +203,27 @@ class Teacher(Settings):
             raise ValueError("`endpoint` is required: the server's base URL, or set `backend: local`")
         if self.backend == "local" and self.endpoint is not None:
             raise ValueError("`endpoint` must be left out with `backend: local`")
-        if self.api_key_env is not None and self.use_hub_token:
-            raise ValueError("give `api_key_env` or `use_hub_token`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_is_understood(self) -> Teacher:
+        """Refuses what generation in this process, or TGI's own protocol, cannot honour."""
+        problems = []
+        if self.backend == "local":
+            problems += wrong_locally(self.sampling)
+            problems += [
+                f"`{name}` is of an endpoint; leave it out with `backend: local`"
+                for name in ("api_key_header", "dialect", "extra_headers", "extra_query", "stream", "tokenizer")
+                if getattr(self, name)
+            ]
+        elif self.api == "tgi":
+            problems += unknown_extras(self.sampling, TGI_EXTRAS, "`api: tgi`")
+            if self.stream:
+                problems.append("`stream` is for `api: chat`; `api: tgi` answers whole")
+            if self.dialect not in (None, "tgi"):
+                problems.append(f"`dialect: {self.dialect}` is a form of `api: chat`")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.proxies import keep_key_from_proxies, proxy_of
+from persyn_hf.endpoints.proxies import is_of_the_hub, keep_key_from_proxies, proxy_of
 from persyn_hf.endpoints.wire import Reply, Rules, SessionWire, Wire
 
 
@@ -73,11 +73,11 @@ class AiohttpWire:
         Raises:
             httpx2.TransportError: If there is no whole response.
             httpx2.InvalidURL: If nobody can be asked there.
-            OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set.
+            OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set and the address is the Hub's.
             RowError, TeacherDownError: As `Rules` has them.
         """
-        if constants.is_offline_mode():
-            raise OfflineModeIsEnabled(f"cannot reach {url}: `HF_HUB_OFFLINE` is set")
+        if constants.is_offline_mode() and is_of_the_hub(url):
+            raise OfflineModeIsEnabled("`HF_HUB_OFFLINE` is set")
         target = _url(url)
         if self._session is None:
             self._session = self._open(target.scheme)

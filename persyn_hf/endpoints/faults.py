@@ -6,11 +6,12 @@ column says; for the others, `requests` asks again what may pass, up to a number
 | seen | error | again? |
 |---|---|---|
 | connection refused, 502, 503, 504, 520 to 527, 530 | `UnavailableError` | while patience lasts; opens the circuit |
+| a 500 whose words say that nobody serves behind a gateway | `UnavailableError` | likewise |
 | connection broken, 408, 409, 425, other 5xx | `RetryableError` | yes |
 | 429, 498, 529, `overloaded_error`, `capacity_exceeded` | `RetryableError(overloaded)` | yes, with fewer in flight |
 | 424, `incomplete_generation`, an empty completion | `RetryableError` | once |
 | 400, 413, 422 and other 4xx | `RowError` | never |
-| 401, 402, 403, 404, 405, 410, a redirect, a compressed answer | `TeacherDownError` | never, by no row |
+| 401, 402, 403, 404, 405, 410, 501, a redirect, a compressed answer | `TeacherDownError` | never, by no row |
 | an error event under 200 | as its `error_type` | |
 """
 
@@ -27,6 +28,7 @@ import httpx2
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from persyn_hf.endpoints.endpoint import Endpoint
+from persyn_hf.endpoints.refusals import advice, named_parameters
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
 
 #: The status that stands for an `error_type` of an event under 200.
@@ -48,6 +50,19 @@ _UNAVAILABLE = frozenset({502, 503, 504, *range(520, 528), 530})
 _PASSING = frozenset({408, 409, 425})
 #: Statuses that say something of the server, and not of the page that was asked for.
 OF_THE_SERVER = frozenset({401, 402, 403, 408, 425}) | _OVERLOADED | _UNAVAILABLE
+#: Refusals of a request, which may be of a parameter in it.
+_REFUSALS = frozenset({400, 422})
+#: Nothing is served at that address, or not by this method.
+_NOT_THERE = frozenset({404, 405, 410, 501})
+#: Names of a refused key under a status of another meaning, as LiteLLM sends them under 400.
+_WRONG_KEY = frozenset({"auth_error", "authentication_error", "invalid_api_key", "invalid_authentication"})
+#: Words of a gateway that answers 500 where nobody serves behind it.
+_UPSTREAM = re.compile(
+    r"connection (error|refused)|cannot connect|connect call failed|service ?unavailable|upstream|no healthy",
+    re.IGNORECASE,
+)
+#: Problems of one request that are repeated, at most.
+_PROBLEMS = 4
 #: A quota that waiting does not refill, as OpenAI names it under 429.
 _SPENT = "insufficient_quota"
 
@@ -57,7 +72,7 @@ def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return perhaps_charged(RetryableError(f"no answer from {endpoint.address} in time", attempts=3))
     if isinstance(error, OfflineModeIsEnabled):
-        return TeacherDownError("HF_HUB_OFFLINE blocks every endpoint; unset it to ask over HTTP")
+        return TeacherDownError(f"HF_HUB_OFFLINE blocks {endpoint.address}, which is the Hub's; unset it to ask there")
     if isinstance(error, httpx2.InvalidURL):
         return TeacherDownError(f"nobody can be asked at {endpoint.address}: it is no valid address")
     if isinstance(error, httpx2.ConnectError):
@@ -76,7 +91,14 @@ def perhaps_charged(error: TeacherError) -> TeacherError:
     return error
 
 
-def status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[str, str]) -> TeacherError:
+def status_error(
+    endpoint: Endpoint,
+    status: int,
+    text: str,
+    headers: Mapping[str, str],
+    url: str | None = None,
+    sent: bytes | None = None,
+) -> TeacherError:
     """What is meant by a response whose status is not 200.
 
     Args:
@@ -84,28 +106,38 @@ def status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[st
         status (`int`): Its status.
         text (`str`): Its body, or the beginning of it.
         headers (`Mapping[str, str]`): Its headers.
+        url (`str`, *optional*): The address that was asked, where it is not the configured one.
+        sent (`bytes`, *optional*): The request's body.
     """
-    error = _status_error(endpoint, status, text, headers)
-    error.status = status
+    kind, words, named = _error_body(text)
+    said = _said(endpoint, status, kind, words)
+    if status in _REFUSALS and (line := advice(words, named, sent, endpoint.options)):
+        said = f"{said}; {line}"
+    error = _status_error(endpoint, status, kind, said, headers, url)
+    error.status, error.is_page = status, text.lstrip("\ufeff \t\r\n")[:1] == "<"
     return error
 
 
-def _status_error(endpoint: Endpoint, status: int, text: str, headers: Mapping[str, str]) -> TeacherError:
-    kind, words = _error_body(text)
+def _said(endpoint: Endpoint, status: int, kind: str, words: str) -> str:
     detail = endpoint.clean(words)
-    said = f"HTTP {status}" + (f" ({endpoint.clean(kind)})" if kind else "") + (f": {detail}" if detail else "")
+    return f"HTTP {status}" + (f" ({endpoint.clean(kind)})" if kind else "") + (f": {detail}" if detail else "")
+
+
+def _status_error(
+    endpoint: Endpoint, status: int, kind: str, said: str, headers: Mapping[str, str], url: str | None
+) -> TeacherError:
     if 300 <= status < 400:
         target = endpoint.clean(headers.get("location", "nowhere"))
         return TeacherDownError(
             f"{endpoint.address} redirects to {target}, and a key or a prompt is never sent on to another address; "
             f"configure the final one as `{endpoint.setting}`"
         )
-    if status in (401, 403):
+    if status in (401, 403) or (status in _REFUSALS and kind in _WRONG_KEY):
         mend = f"check {endpoint.key_name}" if endpoint.key_name else "name its variable (set `api_key_env`)"
         return TeacherDownError(f"{endpoint.address} refused the key (HTTP {status}): {mend}")
-    if status in (404, 405, 410):
+    if status in _NOT_THERE:
         what = "this" if endpoint.model is None else f"`{endpoint.model}`"
-        return TeacherDownError(f"{endpoint.address} does not serve {what} there ({said})")
+        return TeacherDownError(f"{url or endpoint.address} does not serve {what} there ({said})")
     if status == 402 or kind == _SPENT:
         return TeacherDownError(f"{endpoint.address} wants payment ({said})")
     return _by_status(status, kind, said, retry_after(headers))
@@ -121,7 +153,7 @@ def body_error(endpoint: Endpoint, text: str, wanted: str = "completion") -> Tea
     """
     lines = text.splitlines() if "data:" in text[:4096] else [text]
     for line in lines:
-        kind, words = _error_body(line.removeprefix("data:").strip())
+        kind, words, _ = _error_body(line.removeprefix("data:").strip())
         if line.lstrip()[:1] in ("{", "d") and (kind or words):
             said = f"error event in a stream ({endpoint.clean(kind)}): {endpoint.clean(words)}"
             return _by_status(_STATUS_OF.get(kind, 500), kind, said, None)
@@ -131,7 +163,7 @@ def body_error(endpoint: Endpoint, text: str, wanted: str = "completion") -> Tea
 def _by_status(status: int, kind: str, said: str, wait: float | None) -> TeacherError:
     if status in _OVERLOADED or kind in _OVERLOADED_TYPES:
         return RetryableError(said, retry_after=wait, overloaded=True)
-    if status in _UNAVAILABLE:
+    if status in _UNAVAILABLE or (status == 500 and _UPSTREAM.search(said)):
         return UnavailableError(said, retry_after=wait, overloaded=True)
     if status == 424 or kind == "incomplete_generation":
         return RetryableError(said, retry_after=wait, attempts=2)
@@ -140,22 +172,37 @@ def _by_status(status: int, kind: str, said: str, wait: float | None) -> Teacher
     return RowError(said)
 
 
-def _error_body(text: str) -> tuple[str, str]:
-    """The type and the words of an error, from TGI's form, OpenAI's form (and Anthropic's) or FastAPI's."""
+def _error_body(text: str) -> tuple[str, str, list[str]]:
+    """The type, the words and the named parameters of an error, from TGI's form, OpenAI's form (and Anthropic's),
+    FastAPI's (and Mistral's) or a list of one (Gemini's)."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        return "", "" if text.lstrip()[:1] in ("<", "", "{", "[") else text
+        return "", "" if text.lstrip()[:1] in ("<", "", "{", "[") else text, []
+    if isinstance(body, list) and len(body) == 1:
+        body = body[0]
     if not isinstance(body, dict):
-        return "", ""
+        return "", "", []
     inner: Any = body.get("error", body.get("detail", body.get("message")))
     kinds = [body.get("error_type")]
     if isinstance(inner, dict):
         kinds += [inner.get("type"), inner.get("code")]
-        inner = inner.get("message")
+        inner = inner.get("message", inner.get("detail"))
+    if isinstance(inner, list):
+        inner = "; ".join(map(_located, inner[:_PROBLEMS]))
     named = [kind for kind in kinds if kind and isinstance(kind, str)]
-    telling = (kind for kind in named if kind in _OVERLOADED_TYPES or kind == _SPENT)
-    return next(telling, named[0] if named else ""), (str(inner) if inner is not None else "")
+    telling = (kind for kind in named if kind in _OVERLOADED_TYPES or kind == _SPENT or kind in _WRONG_KEY)
+    words = str(inner) if inner is not None else ""
+    return next(telling, named[0] if named else ""), words, list(named_parameters(body))
+
+
+def _located(problem: Any) -> str:
+    """One problem of FastAPI's list: where, and what."""
+    if not isinstance(problem, dict):
+        return str(problem)
+    location = problem.get("loc")
+    where = ".".join(map(str, location)) if isinstance(location, list) else ""
+    return f"{where}: {problem.get('msg')}" if where else str(problem.get("msg", problem))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from huggingface_hub import get_token
 
-from persyn_hf.config import Service, Settings, Teacher
+from persyn_hf.config import Settings
+from persyn_hf.config.connection import VARIABLE, Connection, variables_in
 from persyn_hf.config.settings import names_a_variable
 from persyn_hf.errors import ConfigError
 
@@ -43,6 +45,47 @@ def find_key(variable: str | None, use_hub_token: bool, needed_by: str) -> str |
     return _whole(key, f"the environment variable {variable}", needed_by)
 
 
+def with_variables(
+    server: Connection, needed_by: str
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """The headers and query parameters of a server's requests, with the values of the variables that they name.
+
+    Args:
+        server (`Connection`): With `extra_headers` and `extra_query`.
+        needed_by (`str`): What needs them, for errors.
+
+    Returns:
+        `tuple`: Headers, query parameters, and the variables' values, which nothing may show.
+
+    Raises:
+        ConfigError: If a variable is not set, or holds what no header can carry. Its value is not in the message.
+    """
+    secrets: list[str] = []
+
+    def filled(value: str) -> str:
+        def found(reference: re.Match[str]) -> str:
+            secrets.append(_variable_value(reference[1], needed_by))
+            return secrets[-1]
+
+        return VARIABLE.sub(found, value)
+
+    headers = tuple((name, filled(value)) for name, value in server.extra_headers.items())
+    query = tuple((name, filled(value)) for name, value in server.extra_query.items())
+    return headers, query, tuple(secrets)
+
+
+def _variable_value(variable: str, needed_by: str) -> str:
+    value = os.environ.get(variable, "").rstrip("\r\n")
+    if not value:
+        raise ConfigError(f"{needed_by}: the environment variable {variable} is not set; export it before the run.")
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(
+            f"{needed_by}: the environment variable {variable} holds a line break or another character that no header "
+            "can carry."
+        )
+    return value
+
+
 def _whole(key: str, where: str, needed_by: str) -> str:
     if key.isascii() and key.isprintable() and " " not in key:
         return key
@@ -72,11 +115,21 @@ def _missing(section: object, path: str) -> Iterator[str]:
         for place, one in enumerate(section):
             yield from _missing(one, f"{path}[{place}]")
     elif isinstance(section, Settings):
-        if isinstance(section, Teacher | Service):
+        if isinstance(section, Connection):
             setting = "use_hub_token" if section.use_hub_token else "api_key_env"
             try:
                 find_key(section.api_key_env, section.use_hub_token, f"`{path}.{setting}`")
             except ConfigError as error:
                 yield str(error)
+            yield from _missing_variables(section, path)
         for name in type(section).model_fields:
             yield from _missing(getattr(section, name), f"{path}.{name}")
+
+
+def _missing_variables(section: Connection, path: str) -> Iterator[str]:
+    for setting in ("extra_headers", "extra_query"):
+        for name, variable in variables_in(getattr(section, setting)):
+            try:
+                _variable_value(variable, f"`{path}.{setting}.{name}`")
+            except ConfigError as error:
+                yield str(error)

@@ -1,4 +1,4 @@
-"""Proxies of the environment: who goes through one, and which key must not."""
+"""The environment's rules for addresses: who goes through a proxy, which key must not, and what is offline."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import ipaddress
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from huggingface_hub import constants
+
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.errors import ConfigError
+
+#: Domains of the Hub. Inference Endpoints (`huggingface.cloud`) are servers of their own.
+_HUB = ("huggingface.co", "hf.co", "hf.space")
 
 
 def proxy_of(address: str) -> str | None:
@@ -27,13 +32,28 @@ def keep_key_from_proxies(endpoint: Endpoint, own_sessions: bool = False) -> Non
         ConfigError: Naming `NO_PROXY`.
     """
     parts = urlsplit(endpoint.address)
-    if endpoint.key is None or parts.scheme == "https":
+    if not endpoint.hidden or parts.scheme == "https":
         return
     if (_named_for if own_sessions else proxy_of)(endpoint.address) is not None:
+        named = endpoint.key_name or "of `extra_headers` or `extra_query`"
         raise ConfigError(
             f"{endpoint.address} would be asked through the proxy that HTTP_PROXY names, and over plain HTTP a proxy "
-            f"reads the key ({endpoint.key_name}): use https, or add {parts.hostname} to NO_PROXY."
+            f"reads the key ({named}): use https, or add {parts.hostname} to NO_PROXY."
         )
+
+
+def is_of_the_hub(address: str) -> bool:
+    """Tells whether an address is the Hub's own, which `HF_HUB_OFFLINE` blocks; this machine never is.
+
+    Example:
+        >>> [is_of_the_hub(f"https://{host}/v1") for host in ("router.huggingface.co", "10.0.0.7:8000", "localhost")]
+        [True, False, False]
+    """
+    host = (urlsplit(address).hostname or "").lower().rstrip(".")
+    if _is_loopback(host):
+        return False
+    named = (urlsplit(constants.ENDPOINT).hostname or "").lower()
+    return host == named or any(host == hub or host.endswith(f".{hub}") for hub in _HUB)
 
 
 def _named_for(address: str) -> str | None:

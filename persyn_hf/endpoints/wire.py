@@ -96,11 +96,11 @@ async def exchange(
     """
     try:
         async with asyncio.timeout(within):
-            reply = await wire.ask(method, url, content)
+            reply = await wire.ask(method, endpoint.asked(url), content)
     except (httpx2.HTTPError, httpx2.InvalidURL, OfflineModeIsEnabled, TimeoutError) as error:
         raise transport_error(endpoint, error) from None
     if not reply.is_success:
-        raise status_error(endpoint, reply.status, reply.text, reply.headers)
+        raise status_error(endpoint, reply.status, reply.text, reply.headers, url, content)
     return reply
 
 
@@ -121,7 +121,7 @@ class Rules:
     """What is sent to an endpoint beside the requests, and what is accepted of it.
 
     Args:
-        endpoint (`Endpoint`): Its key, where it has one, becomes a header.
+        endpoint (`Endpoint`): Its key, where it has one, and its own headers are sent.
         timeout (`float`): Seconds without a byte.
         max_bytes (`int`): Of one answer.
     """
@@ -133,10 +133,9 @@ class Rules:
     @property
     def headers(self) -> dict[str, str]:
         """Headers of every request."""
-        key = {} if self.endpoint.key is None else {"authorization": f"Bearer {self.endpoint.key}"}
         # What is compressed has no bound: 16 MB of gzip can be 16 GB.
         sent = {"user-agent": f"persyn-hf/{__version__}", "accept": "*/*", "accept-encoding": "identity"}
-        return {**sent, "content-type": "application/json", **key}
+        return {**sent, "content-type": "application/json", **self.endpoint.sent_headers}
 
     def bound(self, status: int, headers: Mapping[str, str]) -> int:
         """Bytes that may be read of a response.

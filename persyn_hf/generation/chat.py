@@ -9,13 +9,17 @@ from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
+from persyn_hf.endpoints.conversation import assembled, chat_body, is_stream
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
 from persyn_hf.errors import RetryableError, TeacherError
-from persyn_hf.generation.answer import read_answer
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.answer import Said, read_answer
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer
+from persyn_hf.generation.usage import read_usage
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.prompts.sending import joined_system
 
 
 class ChatClient:
@@ -36,6 +40,8 @@ class ChatClient:
     def __init__(self, teacher: Teacher, address: str | None = None) -> None:
         endpoint = Endpoint.of(teacher, address)
         self._endpoint = endpoint
+        self._teacher = teacher
+        self._no_whole_top_p = False
         self._url = endpoint.url("/v1/chat/completions")
         self._tokenizer = TeacherTokenizer(teacher, download=False)
         self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes)
@@ -43,9 +49,15 @@ class ChatClient:
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
 
-    def call(self, model: str) -> None:
-        """Lets requests name the model as the endpoint lists it."""
-        self._endpoint = replace(self._endpoint, model=model)
+    def adapt(self, model: str | None, no_whole_top_p: bool) -> None:
+        """Lets requests be as the endpoint wants them.
+
+        Args:
+            model (`str`, *optional*): What it calls the model, where that is not what is configured.
+            no_whole_top_p (`bool`): Whether it refuses a `top_p` of 1, which is then left out and means the same.
+        """
+        self._endpoint = replace(self._endpoint, model=model or self._endpoint.model)
+        self._no_whole_top_p = no_whole_top_p
 
     async def complete(self, request: Request) -> Completion:
         """Answers one request; see [`TeacherClient`]."""
@@ -62,25 +74,25 @@ class ChatClient:
 
     def _body(self, request: Request) -> bytes:
         sampling = request.sampling
-        body: dict[str, Any] = {
-            # First, so that a router in between finds it without reading the messages.
-            "model": self._endpoint.model,
-            "messages": request.messages,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "seed": request.seed,
-            "stream": False,
-        }
-        if sampling.top_p < 1:  # 1.0 is no restriction, and TGI refuses it
-            body["top_p"] = sampling.top_p
-        if sampling.stop:
-            body["stop"] = sampling.stop
-        return encoded(body)
+        if self._no_whole_top_p and sampling.top_p == 1:
+            sampling = sampling.model_copy(update={"top_p": None})
+        return encoded(
+            chat_body(
+                self._endpoint.model,
+                joined_system(request.messages),
+                sampling,
+                request.seed,
+                request.more,
+                stream=self._teacher.stream,
+                stream_usage=self._teacher.stream_usage,
+            )
+        )
 
     def _read(self, content: bytes, request: Request) -> Completion:
         """Reads the first choice."""
         try:
-            answer = json.loads(content)
+            streamed = self._teacher.stream and is_stream(content)
+            answer = assembled(content) if streamed else json.loads(content)
         except (ValueError, RecursionError):
             raise body_error(self._endpoint, content.decode("utf-8", "replace")) from None
         choices = answer.get("choices") if isinstance(answer, dict) else None
@@ -90,18 +102,17 @@ class ChatClient:
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
-        usage: Any = answer.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        return read_answer(
+        said = Said(
             text_of(message),
             choice.get("finish_reason"),
-            request.sampling,
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
             # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
             message.get("reasoning_content") or message.get("reasoning"),
-            self._endpoint.clean,
+            message.get("refusal"),
+            message.get("tool_calls") or message.get("function_call"),
+            choice.get("stop_reason"),
+            read_usage(answer.get("usage")),
         )
+        return read_answer(said, request, self._endpoint.clean)
 
 
 def text_of(message: Mapping[str, Any]) -> object:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from persyn_hf.columns import UNNUMBERED, Message, RowNumbers
 from persyn_hf.config import Sampling
+from persyn_hf.ledger.completion import Completion
 
 
 @dataclass(frozen=True)
@@ -17,35 +19,23 @@ class Request:
         prompt_id (`str`): Identity of the prompt.
         messages (`tuple[Message, ...]`): What is sent, the teacher's system prompt included.
         sampling (`Sampling`): How the teacher samples.
-        seed (`int`): The row's seed, in `[0, 2**31)`.
+        seed (`int`, *optional*): The request's seed; `None` where none is sent.
         numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt` of the row; not sent.
+        own_body (`Mapping[str, Any]`, defaults to none): Keys of the request's body that this row has of its own, such
+            as `response_format`. They go before the teacher's `extra_body`.
     """
 
     prompt_id: str
     messages: tuple[Message, ...]
     sampling: Sampling
-    seed: int
+    seed: int | None
     numbers: RowNumbers = UNNUMBERED
+    own_body: Mapping[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer.
-
-    Args:
-        text (`str`): The answer, without reasoning; never empty.
-        finish_reason (`str`): One of `columns.FINISH_REASONS`.
-        prompt_tokens, completion_tokens (`int`, *optional*): Usage; `None` where nobody could count.
-        reasoning (`str`, *optional*): What the model thought before it answered.
-        usage_source (`str`, *optional*): One of `columns.USAGE_SOURCES`: who counted the tokens.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    reasoning: str | None = None
-    usage_source: str | None = None
+    @property
+    def more(self) -> dict[str, Any]:
+        """The keys of the body beside those that every request has: the teacher's, and the row's own."""
+        return {**self.sampling.extra_body, **self.own_body}
 
 
 class TeacherClient(Protocol):

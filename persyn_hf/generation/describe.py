@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -17,12 +18,16 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import OF_THE_SERVER
 from persyn_hf.endpoints.wire import Wire, exchange
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
-from persyn_hf.generation.answer import count
+from persyn_hf.generation.usage import count
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0
 _FIRST_DELAY, _LAST_DELAY = 0.1, 2.0
 _COMMIT_LENGTH = 40
+#: Names under which servers tell the context, which holds the prompt and the answer: vLLM, OpenRouter, Groq, Mistral.
+_TOTAL = ("max_model_len", "context_length", "context_window", "max_context_length")
+#: Stands for what is no JSON: a page for browsers.
+_PAGE = object()
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class EndpointLimits:
         max_stop (`int`, *optional*): Stop strings.
         served_model (`str`, *optional*): What the endpoint calls the model, where that is not what is configured:
             requests must name it so.
+        no_whole_top_p (`bool`): Whether it refuses a `top_p` of 1, as Text Generation Inference does.
     """
 
     max_input_tokens: int | None = None
@@ -42,6 +48,7 @@ class EndpointLimits:
     max_concurrency: int | None = None
     max_stop: int | None = None
     served_model: str | None = None
+    no_whole_top_p: bool = False
 
 
 async def describe(teacher: Teacher, address: str, patience: float) -> EndpointLimits:
@@ -63,9 +70,14 @@ async def describe(teacher: Teacher, address: str, patience: float) -> EndpointL
         if teacher.api == "chat":
             listed = await _until_answered(wire, endpoint, "/v1/models", patience)
             limits = _from_models(endpoint, listed)
-            if limits.max_total_tokens is not None:
+            if limits.max_total_tokens is not None or limits.max_input_tokens is not None:
                 return limits
-            return replace(await _from_info_if_any(wire, endpoint), served_model=limits.served_model)
+            info = await _from_info_if_any(wire, endpoint)
+            if listed is _PAGE and info == EndpointLimits():
+                raise ConfigError(
+                    f"{endpoint.url('/v1/models')} is a web page, so no model server is asked there; check `endpoint`."
+                )
+            return replace(info, served_model=limits.served_model)
         info = await _until_answered(wire, endpoint, "/info", patience)
         if not isinstance(info, dict) or not isinstance(info.get("model_id"), str):
             raise ConfigError(f"{address} has no `/info` with a `model_id`: it is no TGI; set `api: chat`.")
@@ -91,13 +103,15 @@ async def _get(wire: Wire, endpoint: Endpoint, path: str) -> Any:
     try:
         reply = await exchange(wire, endpoint, "GET", endpoint.url(path), within=_TIMEOUT)
     except TeacherError as error:
-        if error.status is not None and error.status >= 400 and error.status not in OF_THE_SERVER:
-            return None  # no such page; `transformers serve` has one that fails with 500 without a network
+        of_the_key = isinstance(error, TeacherDownError) and error.status == 400
+        if error.status is not None and error.status >= 400 and error.status not in OF_THE_SERVER and not of_the_key:
+            # No such page; `transformers serve` has one that fails with 500 without a network.
+            return _PAGE if error.is_page else None
         raise
     try:
         return json.loads(reply.content)
     except (ValueError, RecursionError):
-        return None
+        return _PAGE
 
 
 def _from_models(endpoint: Endpoint, listed: Any) -> EndpointLimits:
@@ -106,17 +120,44 @@ def _from_models(endpoint: Endpoint, listed: Any) -> EndpointLimits:
     model = endpoint.model or ""
     entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
     if not entries:
-        _log.info("%s lists no models; it is taken to serve `%s`", endpoint.address, model)
+        _log.warning(
+            "%s lists no models, so that neither the address nor the name `%s` could be checked",
+            endpoint.url("/v1/models"),
+            model,
+        )
         return EndpointLimits()
     for same in (str.__eq__, _same):  # one that is named exactly so goes before one that differs in case
         for entry in entries:
             named = _called(model, entry, same)
             if named is not None:
                 served = named if named != model else None
-                return EndpointLimits(max_total_tokens=count(entry.get("max_model_len")), served_model=served)
+                return replace(_lengths(entry, entries), served_model=served)
+    if any(_matches(model, entry.get("id")) for entry in entries):  # a gateway's wildcard: `openai/*`
+        return EndpointLimits()
     listed_ids = ", ".join(f"`{endpoint.clean(str(entry.get('id')))}`" for entry in entries[:5])
     more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
     raise ConfigError(f"{endpoint.address} serves {listed_ids}{more}, but `model` is `{model}`.")
+
+
+def _lengths(entry: dict[str, Any], entries: list[dict[str, Any]]) -> EndpointLimits:
+    """How long prompts and answers may be: an entry's own word, or that of the model that a LoRA stands on."""
+    total = next(filter(None, (count(entry.get(name)) for name in _TOTAL)), None)
+    about = entry.get("model_info")
+    told = {**about, **entry} if isinstance(about, dict) else entry
+    most = count(told.get("max_input_tokens")) or None
+    parent = entry.get("parent")
+    if total is None and most is None and isinstance(parent, str) and parent != entry.get("id"):
+        found = next((one for one in entries if one is not entry and parent in (one.get("id"), one.get("root"))), None)
+        if found is not None:
+            return _lengths(found, [one for one in entries if one is not entry])
+    return EndpointLimits(max_input_tokens=most, max_total_tokens=total)
+
+
+def _matches(model: str, listed: object) -> bool:
+    """Tells whether a listed name with `*` stands for a model."""
+    if not isinstance(listed, str) or "*" not in listed:
+        return False
+    return re.fullmatch(".*".join(map(re.escape, listed.split("*"))), model) is not None
 
 
 def _called(model: str, entry: dict[str, Any], same: Callable[[str, str], bool]) -> str | None:
@@ -172,4 +213,5 @@ def _limits(info: dict[str, Any]) -> EndpointLimits:
         max_total_tokens=count(info.get("max_total_tokens")),
         max_concurrency=count(info.get("max_concurrent_requests")) or None,
         max_stop=count(info.get("max_stop_sequences")),
+        no_whole_top_p=True,
     )

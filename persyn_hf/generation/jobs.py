@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 from datasets import Dataset
 
 from persyn_hf import columns
-from persyn_hf.config import Sampling, Teacher
+from persyn_hf.config import Teacher
 from persyn_hf.generation.budget import cost_of
-from persyn_hf.generation.client import Completion, Request
-from persyn_hf.generation.ledger import Origin
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.pool import Job
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Origin
 from persyn_hf.models.identity import teacher_identity
+from persyn_hf.prompts.sending import canonical_format
 
 #: Rows of the finished table that are read, keyed and looked up at once.
 CHUNK = 256
@@ -42,7 +44,7 @@ class Asked:
 
     @cached_property
     def _sampling(self) -> str:
-        return json.dumps(sampling_values(self.teacher.sampling), ensure_ascii=False, sort_keys=True)
+        return json.dumps(self.teacher.sampling.values, ensure_ascii=False, sort_keys=True)
 
     def messages(self, prompt: columns.Prompt) -> tuple[columns.Message, ...]:
         """What is sent for a prompt: its messages after the teacher's own system prompt."""
@@ -52,11 +54,17 @@ class Asked:
         return tuple(messages)
 
     def job(
-        self, prompt: columns.Prompt, prompt_id: str, seed: int, numbers: columns.RowNumbers = columns.UNNUMBERED
+        self,
+        prompt: columns.Prompt,
+        prompt_id: str,
+        seed: int,
+        numbers: columns.RowNumbers = columns.UNNUMBERED,
+        own_body: Mapping[str, Any] | None = None,
     ) -> Job:
         """The request for one row, under its key."""
-        own = row_seed(seed, prompt_id, numbers)
-        request = Request(prompt_id, self.messages(prompt), self.teacher.sampling, own, numbers)
+        sampling = self.teacher.sampling
+        own = row_seed(seed, prompt_id, numbers) if sampling.seed == "per-row" else sampling.seed
+        request = Request(prompt_id, self.messages(prompt), sampling, own, numbers, own_body or {})
         return Job(completion_key(self.model, self.revision, request), request)
 
     def origin(self, request: Request, completion: Completion) -> Origin:
@@ -136,8 +144,8 @@ class Plan:
     def jobs(self, asked: Asked, rows: Sequence[int] | None = None) -> Iterator[Job]:
         """The jobs of one teacher in the order of the table, or of some rows, made as they are drawn."""
         for batch in self._batches(self.rows(asked) if rows is None else rows):
-            for prompt, prompt_id, numbers in _identified(batch):
-                yield asked.job(prompt, prompt_id, self.seed, numbers)
+            for prompt, prompt_id, numbers, own_body in _identified(batch):
+                yield asked.job(prompt, prompt_id, self.seed, numbers, own_body)
 
     def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
         """What one teacher is sent for each of its prompts."""
@@ -153,11 +161,11 @@ class Plan:
         """Some of the finished table's rows: row of `table`, who answers it, its job, who should have."""
         batch = self._paired[start:stop]
         made = []
-        for offset, (prompt, prompt_id, numbers) in enumerate(_identified(batch)):
+        for offset, (prompt, prompt_id, numbers, own_body) in enumerate(_identified(batch)):
             row = start + offset
             route = batch[columns.ROUTE][offset] if self.routed else None
             for asked, instead_of in self._answering(row, route):
-                made.append((row, asked, asked.job(prompt, prompt_id, self.seed, numbers), instead_of))
+                made.append((row, asked, asked.job(prompt, prompt_id, self.seed, numbers, own_body), instead_of))
         return made
 
     def _answering(self, row: int, route: str | None) -> list[tuple[Asked, str | None]]:
@@ -181,7 +189,8 @@ class Plan:
     @cached_property
     def _identity(self) -> list[str]:
         """The columns that a row's request is made of."""
-        present = [name for name in columns.ROW_NUMBERS if name in self.table.column_names]
+        asked_for = (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT)
+        present = [name for name in asked_for if name in self.table.column_names]
         return [columns.PROMPT_ID, columns.PROMPT, *present]
 
     def _batches(self, rows: Sequence[int]) -> Iterator[dict[str, list[Any]]]:
@@ -191,19 +200,18 @@ class Plan:
             yield only[part.start : part.stop] if isinstance(part, range) else only[list(part)]
 
 
-def _identified(batch: dict[str, list[Any]]) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers]]:
-    """Prompt, identity and numbers of every row of a batch."""
-    return zip(batch[columns.PROMPT], batch[columns.PROMPT_ID], columns.row_numbers(batch), strict=True)
+def _identified(
+    batch: dict[str, list[Any]],
+) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers, dict[str, Any]]]:
+    """Prompt, identity, numbers and own keys of the request of every row of a batch."""
+    prompts, ids = batch[columns.PROMPT], batch[columns.PROMPT_ID]
+    formats = map(canonical_format, batch.get(columns.RESPONSE_FORMAT, [None] * len(prompts)))
+    own = [{} if form is None else {columns.RESPONSE_FORMAT: form} for form in formats]
+    return zip(prompts, ids, columns.row_numbers(batch), own, strict=True)
 
 
 #: Version of [`completion_key`]: raised when the same question gets another key.
 _KEY_VERSION = 1
-
-
-@lru_cache(maxsize=256)
-def sampling_values(sampling: Sampling) -> dict[str, Any]:
-    """The sampling parameters as plain values."""
-    return sampling.model_dump(mode="json")
 
 
 def completion_key(model: str, revision: str, request: Request) -> str:
@@ -215,14 +223,16 @@ def completion_key(model: str, revision: str, request: Request) -> str:
     Args:
         model (`str`): The model's name; empty for a local folder, whose revision is a digest.
         revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
-        request (`Request`): Messages, sampling parameters, row seed, and the row's numbers where any is set.
+        request (`Request`): Messages, sampling parameters, seed, the row's numbers where any is set, and the row's
+            own keys of the body where it has any.
 
     Returns:
         `str`: 64 hex digits.
     """
-    head, sampling = _key_head(model, revision), _key_sampling(request.sampling)
+    head, sampling, seed = _key_head(model, revision), request.sampling.canonical, _canonical(request.seed)
     numbers = "" if request.numbers == columns.UNNUMBERED else f",{_canonical(request.numbers)}"
-    text = f"[{head},{_canonical(request.messages)},{sampling},{request.seed}{numbers}]"
+    own = f",{_canonical(request.own_body)}" if request.own_body else ""
+    text = f"[{head},{_canonical(request.messages)},{sampling},{seed}{numbers}{own}]"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -232,11 +242,6 @@ _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 @lru_cache(maxsize=256)
 def _key_head(model: str, revision: str) -> str:
     return _canonical([_KEY_VERSION, model, revision])[1:-1]
-
-
-@lru_cache(maxsize=256)
-def _key_sampling(sampling: Sampling) -> str:
-    return _canonical(sampling_values(sampling))
 
 
 class Exchange:

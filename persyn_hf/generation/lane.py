@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
+from persyn_hf.endpoints.refusals import Refusals
 from persyn_hf.endpoints.server import SLOT_POLL, Server, Share
-from persyn_hf.errors import RetryableError, UnavailableError
+from persyn_hf.errors import RetryableError, RowError, UnavailableError
 from persyn_hf.generation.client import TeacherClient
 
 #: A teacher that refuses everything for load is alive (its limit may be per minute): it is waited for longer.
@@ -65,6 +66,7 @@ class Lane:
         self._failures = 0
         self._failing_since: float | None = None
         self._seen = False
+        self._refusals = Refusals()
 
     @property
     def is_open(self) -> bool:
@@ -118,8 +120,14 @@ class Lane:
         """The server answered, in so many seconds; or it refused the row, which says nothing against it either."""
         self._failures, self._failing_since, self._seen = 0, None, True
         if seconds is not None:
+            self._refusals.answered()
             before = seconds if self._answer_takes is None else self._answer_takes
             self._answer_takes = (1 - _MEMORY) * before + _MEMORY * seconds
+
+    def refused(self, error: RowError) -> None:
+        """The server refused a row; where it refuses every one in the same words, the endpoint is down."""
+        self.succeeded()
+        self.down = self.down or self._refusals.refused(error)
 
     def failed(self, error: RetryableError) -> None:
         """Takes into account what a failure says about the endpoint as a whole; call before [`leave`]."""

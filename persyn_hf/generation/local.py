@@ -14,8 +14,11 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import RowError, TeacherDownError, TeacherError
-from persyn_hf.generation.answer import read_answer
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.answer import Said, read_answer
+from persyn_hf.generation.client import Request
+from persyn_hf.generation.tokens import render
+from persyn_hf.generation.usage import Usage
+from persyn_hf.ledger.completion import Completion
 from persyn_hf.models import loading
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles
@@ -120,15 +123,19 @@ def complete_batch(
 
 def _row(local: LocalModel, position: int, request: Request) -> _Row | RowError:
     try:
-        text = local.tokenizer.apply_chat_template([*request.messages], add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
-        return RowError(f"the chat template refused the messages: {error}")
+        text = render(local.tokenizer, request.messages, request.more)
+    except RowError as error:
+        return error
     ids = local.tokenizer(text, add_special_tokens=False)["input_ids"]
     room = local.context - len(ids)
     if room < 1:
         return RowError(f"the prompt has {len(ids)} tokens, the context holds {local.context} with the answer")
     budget = min(request.sampling.max_tokens, room)
-    generator = torch.Generator().manual_seed(request.seed)
+    generator = torch.Generator()
+    if request.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(request.seed)
     return _Row(position, request, ids, budget, torch.rand(budget, generator=generator, dtype=torch.float64))
 
 
@@ -190,22 +197,28 @@ def _result(local: LocalModel, row: _Row, reason: str, cut: int | None = None) -
     if cut is None and reason == "stop":
         cut = _stop_position(local, row)
     try:
-        return read_answer(_text(local, row)[:cut], reason, row.request.sampling, len(row.ids), len(row.tokens))
+        said = Said(_text(local, row)[:cut], reason, usage=Usage(len(row.ids), len(row.tokens)))
+        return read_answer(said, row.request)
     except TeacherError as error:
         return RowError(str(error))
 
 
 class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships no types
-    """Temperature, `top_p` and the draw of every row by itself; greedy decoding then takes the one token left.
+    """Penalty, temperature, limits and the draw of every row by itself; greedy decoding then takes the one token left.
 
     `do_sample=True` would draw all rows from one stream, so that a row's text depended on its neighbours.
     """
 
     def __init__(self, rows: Sequence[_Row]) -> None:
-        self._sampled = [index for index, row in enumerate(rows) if row.request.sampling.temperature > 0]
+        self._rows = rows
+        self._steps = 0  # tokens of this chunk that no row has been given yet
+        self._penalties = [float(row.request.more.get("repetition_penalty", 1.0)) for row in rows]
+        self._sampled = [index for index, row in enumerate(rows) if not row.request.sampling.is_greedy]
         samplings: list[Sampling] = [rows[index].request.sampling for index in self._sampled]
         self._temperature = torch.tensor([s.temperature for s in samplings])[:, None]
         self._top_p = torch.tensor([s.top_p for s in samplings])[:, None]
+        self._top_k = [int(s.extra_body.get("top_k", 0)) for s in samplings]
+        self._min_p = torch.tensor([float(s.extra_body.get("min_p", 0.0)) for s in samplings])[:, None]
         longest = max(len(row.draws) for row in rows) + _CHUNK
         self._draws = torch.zeros(len(self._sampled), longest, dtype=torch.float64)
         self._at = torch.tensor([len(rows[index].tokens) for index in self._sampled], dtype=torch.long)
@@ -214,10 +227,12 @@ class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships n
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Leaves, in each sampled row of `scores` (batch, vocabulary), only the drawn token finite."""
+        scores = self._penalised(scores, input_ids)
+        self._steps += 1
         if not self._sampled:
             return scores
         where = torch.tensor(self._sampled, device=scores.device)
-        logits = scores[where].float() / self._temperature.to(scores.device)
+        logits = self._limited(scores[where].float() / self._temperature.to(scores.device))
         draws = self._draws.gather(1, self._at[:, None]).to(scores.device)
         chosen = _draw(logits, self._top_p.to(scores.device), draws)
         self._at += 1
@@ -225,6 +240,28 @@ class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships n
         scores[where] = float("-inf")
         scores[where, chosen] = 0.0
         return scores
+
+    def _penalised(self, scores: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Lowers the logits of tokens that a row holds already, prompt included, by its repetition penalty."""
+        if all(penalty == 1.0 for penalty in self._penalties):
+            return scores
+        scores = scores.clone()
+        for index, (row, penalty) in enumerate(zip(self._rows, self._penalties, strict=True)):
+            if penalty != 1.0:  # padding is no token of the row
+                own = len(row.ids) + len(row.tokens) + self._steps
+                seen = torch.unique(input_ids[index, input_ids.shape[1] - own :])
+                logits = scores[index, seen]
+                scores[index, seen] = torch.where(logits > 0, logits / penalty, logits * penalty)
+        return scores
+
+    def _limited(self, logits: torch.Tensor) -> torch.Tensor:
+        """Leaves the `top_k` most likely tokens, and those at least `min_p` times as likely as the first."""
+        for place, top_k in enumerate(self._top_k):
+            if 0 < top_k < logits.shape[-1]:
+                least = logits[place].topk(top_k).values[-1]
+                logits[place] = logits[place].masked_fill(logits[place] < least, float("-inf"))
+        least = logits.max(dim=-1, keepdim=True).values + self._min_p.to(logits.device).log()
+        return logits.masked_fill(logits < least, float("-inf"))
 
 
 def _draw(logits: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
@@ -244,7 +281,7 @@ def _draw(logits: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor) -> tor
 
 def _invert(cumulative: torch.Tensor, indices: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     # The nucleus is the smallest set that reaches top_p; its mass may exceed top_p, and the draw is over all of it.
-    last = (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
+    last = (cumulative < torch.minimum(top_p, cumulative[:, -1:])).sum(dim=-1, keepdim=True)
     mass = torch.where(top_p < 1, cumulative.gather(1, last), 1.0)
     place = torch.searchsorted(cumulative, draws * mass, right=True)
     return indices.gather(1, torch.minimum(place, last))[:, 0]

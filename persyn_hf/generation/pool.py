@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
 from persyn_hf.generation.budget import Purse
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.lane import Lane, RetryPolicy
+from persyn_hf.ledger.completion import Completion
 
 #: Jobs that are drawn ahead of the requests.
 _READY = 16
@@ -172,7 +173,7 @@ class TeacherPool:
     def _out_of_money(self) -> bool:
         if self._stalled is None or self._purse is None or not self._purse.budget.idle:
             return False
-        self.stopped = f"`max_cost` ({self._purse.budget.limit:g} USD) would have been passed"
+        self.stopped = self._purse.budget.exceeded
         return True
 
     def _launch(self) -> None:
@@ -289,7 +290,7 @@ class TeacherPool:
             self._retry(lane, attempt, error)
         except RowError as error:
             charged = error.maybe_charged
-            lane.succeeded()
+            lane.refused(error)
             self._on_error(attempt.job, str(error))
         except TeacherDownError as error:
             charged = False

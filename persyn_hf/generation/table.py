@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import tempfile
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -17,12 +14,14 @@ from datasets import Dataset, Features, List, Value
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
-from persyn_hf.errors import ConfigError, DataError, LedgerError, RouterMismatchError
-from persyn_hf.generation.answer import presented
-from persyn_hf.generation.client import Completion
+from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
+from persyn_hf.generation.answer import cleaned, presented
+from persyn_hf.generation.forms import require_forms
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.pool import Job
+from persyn_hf.generation.spill import Spill
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 8 * 2**20
@@ -30,6 +29,8 @@ IN_MEMORY_BYTES = 8 * 2**20
 _AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
 _NEVER_ASKED = "the run ended before this row was asked"
+#: Of an answer of an old ledger.
+_NOTHING_LEFT = "the answer holds nothing but special tokens"
 
 
 class FinishedTable:
@@ -41,19 +42,20 @@ class FinishedTable:
     Args:
         plan (`Plan`): Who was to answer what.
         ledger (`Ledger`): The answers.
-        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out.
+        drop_truncated (`bool`, defaults to `False`): Leave cut answers out.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
         self._plan, self._ledger, self._drop_truncated = plan, ledger, drop_truncated
-        self._features = Features({**plan.table.features, **GENERATED_FEATURES})
+        self._added = generated_features([asked.teacher for asked in plan.asked])
+        self._features = Features({**plan.table.features, **self._added})
         self._schema = self._features.arrow_schema
         self._ahead = _AHEAD if plan.routed else max(1, _AHEAD // len(plan.asked))
-        self._generated = Features(GENERATED_FEATURES).arrow_schema
+        self._generated = Features(self._added).arrow_schema
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
         self._loose: list[pa.Table] = []
-        self._spill = _Spill(self._schema)
+        self._spill = Spill(self._schema, _BATCH)
         self._size = 0
         self._next = 0
         self._awaited: str | None = None
@@ -130,16 +132,21 @@ class FinishedTable:
             self._awaited = next(unsettled, None)
             if self._awaited is not None:
                 return None
-        made: dict[str, list[Any]] = {name: [] for name in ("row", *GENERATED_FEATURES)}
+        made: dict[str, list[Any]] = {name: [] for name in ("row", *self._added)}
         for row, asked, job, instead_of in pairs:
             completion = found.get(job.key)
-            if self._drop_truncated and completion is not None and completion.finish_reason == "length":
+            if self._drop_truncated and completion is not None and columns.is_cut(completion.finish_reason):
                 continue
-            values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
-            for column, value in zip(made.values(), values, strict=True):
+            answer = _answer(asked, job, completion)
+            values = (row, *answer, *_asked_how(asked, job), instead_of, None)
+            for column, value in zip(made.values(), values, strict=False):
                 column.append(value)
+            if columns.EXTRA_BODY in made:
+                made[columns.EXTRA_BODY].append(_extra_body(asked.teacher))
             if completion is None:
                 made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
+            elif answer[1] is None:
+                made[columns.ERROR][-1] = _NOTHING_LEFT
         return made
 
 
@@ -152,7 +159,7 @@ class FinishedColumns(FinishedTable):
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         super().__init__(plan, ledger)
-        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *GENERATED_FEATURES)}
+        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *self._added)}
 
     def values(self) -> dict[str, list[Any]]:
         """Adds the rest; a list for each column."""
@@ -165,17 +172,21 @@ class FinishedColumns(FinishedTable):
             values += part[name].to_pylist()
 
 
-def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
+def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any, ...]:
     if completion is None:
-        return (asked.name, *[None] * 6)
-    text, thoughts = presented(completion, asked.teacher.reasoning)
+        return (asked.name, *[None] * 9)
+    clean = cleaned(completion, job.request, asked.teacher)
+    text, thoughts = presented(replace(completion, text=clean.text), asked.teacher.reasoning)
     return (
         asked.name,
-        text,
+        text if clean.text.strip() else None,
         thoughts,
         completion.finish_reason,
+        clean.leak,
         completion.prompt_tokens,
         completion.completion_tokens,
+        completion.cached_tokens,
+        completion.reasoning_tokens,
         completion.usage_source,
     )
 
@@ -192,56 +203,9 @@ def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
     )
 
 
-class _Spill:
-    """A temporary file that a table is written to, piece by piece; there is none before the first piece.
-
-    It is removed when the process that made it ends.
-
-    What cannot be written is raised at the end: a full disk for temporary files stops no run whose answers the ledger
-    still takes.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._path = ""
-        self._stack = ExitStack()
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        self._failed: OSError | None = None
-
-    def write(self, pieces: Iterable[pa.Table]) -> None:
-        """Adds pieces; does nothing after a failure."""
-        if self._failed is not None:
-            return
-        try:
-            self._writer = self._writer or self._opened()
-            for piece in pieces:
-                self._writer.write_table(piece, max_chunksize=_BATCH)
-        except OSError as error:
-            self._failed = error
-
-    def close(self) -> str:
-        """The path of the whole file.
-
-        Raises:
-            LedgerError: If it could not be written.
-        """
-        try:
-            self._stack.close()
-            if self._failed is not None:
-                raise self._failed
-        except OSError as error:
-            raise LedgerError(
-                f"The finished table cannot be written to {tempfile.gettempdir()}: {error}. Make room there, or set "
-                "TMPDIR, and run again; answers that are in the ledger are not asked for twice."
-            ) from error
-        return self._path
-
-    def _opened(self) -> pa.RecordBatchStreamWriter:
-        folder, owner = tempfile.mkdtemp(prefix="persyn-hf-"), os.getpid()
-        atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
-        self._path = os.path.join(folder, "generated.arrow")
-        file = self._stack.enter_context(pa.OSFile(self._path, "wb"))
-        return self._stack.enter_context(pa.ipc.new_stream(file, self._schema))
+def _extra_body(teacher: Teacher) -> str | None:
+    extra = teacher.sampling.extra_body
+    return json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else None
 
 
 #: The columns that generation adds, with their types, so that a column of nulls keeps its type.
@@ -250,8 +214,11 @@ GENERATED_FEATURES = {
     columns.COMPLETION: Value("string"),
     columns.REASONING: Value("string"),
     columns.FINISH_REASON: Value("string"),
+    columns.LEAK: Value("string"),
     columns.PROMPT_TOKENS: Value("int64"),
     columns.COMPLETION_TOKENS: Value("int64"),
+    columns.CACHED_TOKENS: Value("int64"),
+    columns.REASONING_TOKENS: Value("int64"),
     columns.USAGE_SOURCE: Value("string"),
     columns.TEMPERATURE: Value("float64"),
     columns.TOP_P: Value("float64"),
@@ -262,6 +229,12 @@ GENERATED_FEATURES = {
     columns.REROUTED_FROM: Value("string"),
     columns.ERROR: Value("string"),
 }
+
+
+def generated_features(teachers: Iterable[Teacher]) -> dict[str, Any]:
+    """The columns that generation by these teachers adds: `extra_body` is there where one of them sends more keys."""
+    more = any(teacher.sampling.extra_body for teacher in teachers)
+    return {**GENERATED_FEATURES, **({columns.EXTRA_BODY: Value("string")} if more else {})}
 
 
 def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
@@ -276,7 +249,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
     """
     table = _as_table(prompts).with_format(None)
     columns.require_columns(table.column_names, [columns.PROMPT], stage)
-    taken = [name for name in GENERATED_FEATURES if name in table.column_names]
+    taken = [name for name in (*GENERATED_FEATURES, columns.EXTRA_BODY) if name in table.column_names]
     if taken:
         raise DataError(
             f"{stage} adds the column {', '.join(f'`{name}`' for name in taken)}, which the table already has; "
@@ -290,6 +263,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
                 ids.append(columns.prompt_id(prompt))
             except DataError as error:
                 raise DataError(f"Row {start + offset}: {error}") from error
+    require_forms(table)
     table, numbers = _numbered(table)
     columns.require_unique(
         (identity + columns.numbered(own) for identity, own in zip(ids, numbers, strict=True)),

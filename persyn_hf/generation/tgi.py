@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from persyn_hf.config import Teacher
@@ -10,10 +11,12 @@ from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
-from persyn_hf.errors import RetryableError, TeacherError
-from persyn_hf.generation.answer import read_answer
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.errors import RetryableError, RowError, TeacherError
+from persyn_hf.generation.answer import Said, read_answer
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
+from persyn_hf.generation.usage import Usage, count
+from persyn_hf.ledger.completion import Completion
 
 
 class TgiClient:
@@ -43,7 +46,7 @@ class TgiClient:
     async def complete(self, request: Request) -> Completion:
         """Answers one request; see [`TeacherClient`]."""
         tokenizer = await self._tokenizer.load()
-        prompt = without_begin(tokenizer, render(tokenizer, request.messages))
+        prompt = without_begin(tokenizer, render(tokenizer, request.messages, request.more))
         body = encoded({"inputs": prompt, "parameters": _parameters(request)})
         reply = await exchange(self._wire, self._endpoint, "POST", self._url, body)
         try:
@@ -72,29 +75,47 @@ class TgiClient:
                 attempts=3,
             )
         prefill = details.get("prefill")
-        return read_answer(
-            answer.get("generated_text"),
-            details.get("finish_reason"),
-            request.sampling,
-            len(prefill) if isinstance(prefill, list) else None,
-            details.get("generated_tokens"),
-            clean=self._endpoint.clean,
-        )
+        asked = len(prefill) if isinstance(prefill, list) else None
+        usage = Usage(asked or None, count(details.get("generated_tokens")) or None)
+        said = Said(answer.get("generated_text"), details.get("finish_reason"), usage=usage)
+        return read_answer(said, request, self._endpoint.clean)
 
 
 def _parameters(request: Request) -> dict[str, Any]:
     sampling = request.sampling
     parameters: dict[str, Any] = {
         "details": True,  # the finish reason and the number of tokens are there
-        "do_sample": sampling.temperature > 0,
+        "do_sample": not sampling.is_greedy,
         "max_new_tokens": sampling.max_tokens,
         "return_full_text": False,
-        "seed": request.seed,
     }
+    if request.seed is not None:
+        parameters["seed"] = request.seed
     if sampling.stop:
         parameters["stop"] = list(sampling.stop)
-    if sampling.temperature > 0:  # TGI refuses 0 and a `top_p` of 1
-        parameters["temperature"] = sampling.temperature
-        if sampling.top_p < 1:
+    if not sampling.is_greedy:  # TGI refuses a temperature of 0 and a `top_p` of 1
+        if sampling.temperature is not None:
+            parameters["temperature"] = sampling.temperature
+        if sampling.top_p is not None and sampling.top_p < 1:
             parameters["top_p"] = sampling.top_p
-    return parameters
+    more = request.more
+    more.pop("chat_template_kwargs", None)  # the template is rendered here
+    form = more.pop("response_format", None)
+    return parameters | more | ({} if form is None else {"grammar": _grammar(form)})
+
+
+def _grammar(form: Mapping[str, Any]) -> dict[str, Any]:
+    """TGI's own name for the form of an answer.
+
+    Raises:
+        RowError: If it has none.
+    """
+    schema = form.get("json_schema")
+    if form.get("type") == "json_schema" and isinstance(schema, Mapping) and "schema" in schema:
+        return {"type": "json", "value": schema["schema"]}
+    if form.get("type") in ("json", "regex") and "value" in form:
+        return dict(form)
+    raise RowError(
+        f"`response_format` of type {form.get('type')!r} has no counterpart in `api: tgi`; use json_schema, or "
+        "`api: chat`"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -13,14 +13,17 @@ from typing import Any
 from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, RowError, TeacherDownError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
+from persyn_hf.generation.finish import settled
+from persyn_hf.ledger.completion import Completion
 from persyn_hf.models import loading
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.packages import is_installed, require
+from persyn_hf.prompts.sending import joined_system
 
 
 class TeacherTokenizer:
-    """The tokenizer of a teacher's `model` and `revision`, loaded when it is first needed.
+    """A teacher's `tokenizer`, or that of its `model` and `revision`, loaded when it is first needed.
 
     Args:
         teacher (`Teacher`): Whose.
@@ -29,7 +32,8 @@ class TeacherTokenizer:
     """
 
     def __init__(self, teacher: Teacher, download: bool) -> None:
-        self._of = (teacher.model, teacher.revision, download)
+        named = teacher.tokenizer
+        self._of = (named or teacher.model, None if named else teacher.revision, download or named is not None)
         self._loading: asyncio.Task[Any] | None = None
 
     def load_here(self) -> Any | None:
@@ -61,16 +65,19 @@ class TeacherTokenizer:
             if asked is None:
                 # A template here may refuse what the server's took; the answer is there all the same.
                 with suppress(RowError):
-                    asked = count_tokens(tokenizer, render(tokenizer, request.messages))
+                    asked = count_tokens(tokenizer, render(tokenizer, request.messages, request.more))
                     source = "tokenizer"
-        return replace(completion, prompt_tokens=asked, completion_tokens=made, usage_source=source)
+        reason = settled(completion.finish_reason, made, request.sampling.max_tokens)
+        return replace(
+            completion, prompt_tokens=asked, completion_tokens=made, usage_source=source, finish_reason=reason
+        )
 
 
 @lru_cache(maxsize=32)
 def _load(model: str, revision: str | None, download: bool, home: str | None) -> Any | None:
     if not download and not is_installed("transformers"):
         return None
-    require("render prompts for `api: tgi` (`api: chat` needs none)", "transformers")
+    require("render prompts for `api: tgi` or a `tokenizer` (`api: chat` needs none)", "transformers")
     try:
         pinned = loading.identity(model, revision) if download else revision
         files = ModelFiles(model, pinned, "the teacher", TeacherDownError, local_only=not download)
@@ -79,27 +86,34 @@ def _load(model: str, revision: str | None, download: bool, home: str | None) ->
         if not download:
             return None
         raise TeacherDownError(
-            f"`api: tgi` renders prompts with the teacher's own tokenizer, which cannot be loaded ({error}); "
-            "use `api: chat`, where the server renders them"
+            f"the tokenizer of `{model}`, with which prompts are rendered here, cannot be loaded ({error}); name "
+            "another one as `tokenizer`, or use `api: chat` without it, where the server renders them"
         ) from error
     if tokenizer.chat_template:
         return tokenizer
     if download:
         raise TeacherDownError(
             f"`{model}` has no chat template, so `api: tgi` cannot render messages for it; a teacher must be a chat "
-            "model, or use `api: chat` where the server has a template of its own"
+            "model, or use `api: chat` without `tokenizer` where the server has a template of its own"
         )
     return None
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], more: Mapping[str, Any]) -> str:
     """Messages as the one text that the model was trained to continue.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): With a chat template.
+        messages (`Sequence[Message]`): A conversation; its first system messages are joined.
+        more (`Mapping[str, Any]`): More keys of the request, of which the template is given `chat_template_kwargs`.
 
     Raises:
         RowError: If the chat template refuses them.
     """
+    options = more.get("chat_template_kwargs") or {}
+    joined = joined_system(messages)
     try:
-        return str(tokenizer.apply_chat_template([*messages], add_generation_prompt=True, tokenize=False))
+        return str(tokenizer.apply_chat_template(joined, add_generation_prompt=True, tokenize=False, **options))
     except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
         raise RowError(f"the chat template refused the messages: {error}") from None
 

@@ -63,7 +63,7 @@ class Provenance:
         router (`Mapping[str, Any]`): The router's `persyn` block; empty where no router is named.
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
-        generations (`int`, *optional*): Answers asked for in the whole run.
+        generations (`int`, *optional*): Answers that the whole run got.
         generations_all (`int`, *optional*): What generate-then-select would have asked for.
         cost, cost_all (`float`, *optional*): USD for the one and, estimated, for the other.
         prompts_source, prompts_revision (`str`, *optional*): Where the prompts come from.

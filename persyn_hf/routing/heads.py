@@ -61,7 +61,35 @@ class Head:
         return Head(self.means * factor, self.weight * factor)
 
 
-def teacher_means(rewards: Array) -> Array:
+def count_missing(values: Array) -> Array:
+    """The same values, with every missing one counted as the lowest that is known.
+
+    All policies are compared so: on the same prompts, and a teacher that gave no answer earns the least there is. No
+    policy then earns more than the oracle, the best reward of each prompt.
+
+    Args:
+        values (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+
+    Returns:
+        `ndarray` of the same shape: A prompt of which nothing is known stays NaN.
+    """
+    known = ~np.isnan(values)
+    if not known.any():
+        return values
+    counted: Array = np.where(known, values, values[known].min())
+    counted[~known.any(axis=1)] = np.nan
+    return counted
+
+
+def teacher_means(values: Array) -> Array:
+    """Mean value per teacher over the prompts of which something is known; a missing one counts as the lowest."""
+    counted = count_missing(values)
+    counted = counted[~np.isnan(counted).any(axis=1)]
+    means: Array = counted.mean(axis=0) if len(counted) else np.zeros(values.shape[1])
+    return means
+
+
+def known_means(rewards: Array) -> Array:
     """Mean reward per teacher over the prompts that it answered; the lowest mean where it answered none."""
     known = ~np.isnan(rewards)
     counts = known.sum(axis=0)
@@ -72,6 +100,9 @@ def teacher_means(rewards: Array) -> Array:
 
 def fit_path(objective: str, features: Array, rewards: Array, strengths: tuple[float, ...]) -> list[Head]:
     """Fits one head per strength, from the strongest to the weakest, each going on from the one before.
+
+    A head starts from means in which missing rewards count as the lowest; what a prompt adds is learnt from the known
+    rewards alone, since an outage says nothing about prompts.
 
     Args:
         objective (`str`): One of `OBJECTIVES`.
@@ -86,10 +117,11 @@ def fit_path(objective: str, features: Array, rewards: Array, strengths: tuple[f
     means = teacher_means(rewards)
     scale = pair_scale(np.broadcast_to(means, rewards.shape), rewards)
     start = np.zeros((features.shape[1], rewards.shape[1]))
+    deviations = rewards - known_means(rewards)
     if objective == "regression":
-        return [Head(means, weight) for weight in shrunken_weights(features, rewards - means, strengths)]
+        return [Head(means, weight) for weight in shrunken_weights(features, deviations, strengths)]
     if objective == "expected-reward":
-        start = scale * shrunken_weights(features, rewards - means, (1.0,))[0]
+        start = scale * shrunken_weights(features, deviations, (1.0,))[0]
     return _descent_path(objective, features, rewards, Head(means * scale, start), strengths)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persyn_hf.config import Settings, Teacher
+from persyn_hf.config import Settings, Teacher, default_of
 from persyn_hf.errors import ConfigError
 from persyn_hf.models.identity import resolve_revision, teacher_identity
 from persyn_hf.version import __version__
@@ -92,7 +92,7 @@ def _section(section: Settings, without: Set[str]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if name in without:
+        if name in without or (name in section.added and value == default_of(type(section), name)):
             continue
         if value is not None and name in section.files:
             kept[name] = _content(Path(value), name)

@@ -15,9 +15,9 @@ from persyn_hf.config.publishing import StudentRepository
 from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
+from persyn_hf.prompts.sources import read_table
 from persyn_hf.students.fitting import Lesson, TrainingReport, fit
 from persyn_hf.students.labels import INPUT_IDS, LABELS, count_rows, label_row, learns_something
-from persyn_hf.tables import read_table
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,0 +1,134 @@
+"""The connection to a server: the key's header, and more headers and query parameters of every request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from persyn_hf.config.settings import KeyVariable, Settings, looks_random, names_a_variable
+
+#: A reference to an environment variable, as shells and most configuration files write it.
+VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
+#: Headers that the client sets by itself.
+_OWNED = frozenset(
+    {
+        "accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect",
+        "host", "keep-alive", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade", "user-agent",
+    }
+)  # fmt: skip
+#: Parts of the names of headers and parameters whose values are keys.
+_SECRET = ("key", "token", "secret", "password", "auth", "cookie", "credential", "signature")
+
+
+def variables_in(values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The environment variables that values name, each with the key of its value.
+
+    Example:
+        >>> list(variables_in({"x-api-key": "${MY_KEY}", "x-title": "mine"}))
+        [('x-api-key', 'MY_KEY')]
+    """
+    for name, value in values.items():
+        for variable in VARIABLE.findall(value):
+            yield name, variable
+
+
+def _problems(values: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with values; none of them is repeated, since one may be a key."""
+    for name, value in values.items():
+        bare = VARIABLE.sub("", value)
+        if any(not names_a_variable(variable) for variable in VARIABLE.findall(value)):
+            yield f"`{name}`: `${{…}}` must hold the name of an environment variable"
+        elif "$" in bare or not value.isprintable() or not value.isascii():
+            yield f"`{name}`: the value must be ASCII on one line, and `${{NAME}}` stands for an environment variable"
+        elif bare == value and any(part in name.lower() for part in _SECRET):
+            yield f"`{name}`: the value may be a key; put it into an environment variable and write `${{NAME}}`"
+        elif any(map(looks_random, re.split(r"[^A-Za-z0-9]+", bare))):
+            yield f"`{name}`: the value looks like a key; put it into an environment variable and write `${{NAME}}`"
+
+
+def _headers(value: dict[str, str]) -> dict[str, str]:
+    problems = list(_problems(value))
+    lower = [name.lower() for name in value]
+    for name in value:
+        if not _HEADER.fullmatch(name):
+            problems.append("one of the names is no name of a header")
+        elif name.lower() in _OWNED:
+            problems.append(f"`{name}` is set by persyn_hf")
+        elif name.lower() == "authorization":
+            problems.append(f"`{name}` is made of `api_key_env`; for another header of the key, set `api_key_header`")
+        elif lower.count(name.lower()) > 1:
+            problems.append(f"`{name}` stands twice, in different case")
+    if problems:
+        raise ValueError("; ".join(dict.fromkeys(problems)))
+    return value
+
+
+def _query(value: dict[str, str]) -> dict[str, str]:
+    problems = list(_problems(value))
+    if "" in value:
+        problems.append("a parameter has no name")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return value
+
+
+def _references(value: Any) -> Any:
+    """Values with `{env: NAME}`, another way to name a variable, as `${NAME}`."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _reference(one) for name, one in value.items()}
+
+
+def _reference(value: Any) -> Any:
+    named = value.get("env") if isinstance(value, Mapping) and len(value) == 1 else None
+    return f"${{{named}}}" if isinstance(named, str) else value
+
+
+def _header_name(value: str | None) -> str | None:
+    if value is not None and (not _HEADER.fullmatch(value) or value.lower() in _OWNED):
+        raise ValueError("must be the name of a header that persyn_hf does not set by itself, such as `api-key`")
+    return value
+
+
+class Connection(Settings):
+    """The connection to a server.
+
+    Args:
+        api_key_env (`str`, *optional*): Environment variable that holds the server's key.
+        use_hub_token (`bool`, defaults to `False`): Send the Hugging Face token to this server. Without either,
+            no key is sent.
+        api_key_header (`str`, *optional*): Header that carries the key by itself, such as Azure's `api-key`. Left out:
+            `Authorization: Bearer …`.
+        extra_headers (`dict[str, str]`, defaults to `{}`): More headers of every request. `${NAME}` stands for the
+            value of an environment variable, which is read when something is asked and kept nowhere.
+        extra_query (`dict[str, str]`, defaults to `{}`): Query parameters of every request, such as Azure's
+            `api-version`; `${NAME}` as in `extra_headers`.
+    """
+
+    #: How the server is reached. It decides no answer.
+    reached: ClassVar[frozenset[str]] = frozenset(
+        {"api_key_env", "use_hub_token", "api_key_header", "extra_headers", "extra_query"}
+    )
+
+    api_key_env: KeyVariable = None
+    use_hub_token: bool = False
+    api_key_header: Annotated[str | None, AfterValidator(_header_name)] = None
+    extra_headers: Annotated[dict[str, str], BeforeValidator(_references), AfterValidator(_headers)] = Field(
+        default_factory=dict
+    )
+    extra_query: Annotated[dict[str, str], BeforeValidator(_references), AfterValidator(_query)] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Connection:
+        if self.api_key_env is not None and self.use_hub_token:
+            raise ValueError("give `api_key_env` or `use_hub_token`, not both")
+        header = (self.api_key_header or "").lower()
+        if header and header in map(str.lower, self.extra_headers):
+            raise ValueError(f"`api_key_header` and `extra_headers` both set `{self.api_key_header}`")
+        return self

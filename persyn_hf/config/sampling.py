@@ -1,0 +1,172 @@
+"""What decides an answer beside the model and the prompt: the sampling parameters of a request."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, StrictInt, model_validator
+
+from persyn_hf.config.settings import Settings
+
+#: Keys of a chat request that have a setting of their own, or that persyn_hf sets, with what to use instead.
+OWNED = {
+    "model": "the teacher's `model`",
+    "messages": "the prompt and `system_prompt`",
+    "stream": "`stream`",
+    "stream_options": "`stream_usage`",
+    "n": "the column `sample` of the prompts",
+    "temperature": "`sampling.temperature`",
+    "top_p": "`sampling.top_p`",
+    "max_tokens": "`sampling.max_tokens`",
+    "max_completion_tokens": "`sampling.max_tokens` with `sampling.max_tokens_field: max_completion_tokens`",
+    "max_new_tokens": "`sampling.max_tokens`",
+    "seed": "`sampling.seed`",
+    "random_seed": "`sampling.seed` with `sampling.seed_field: random_seed`",
+    "stop": "`sampling.stop`",
+    # Of TGI's `/generate`, and of the completions' routes.
+    "inputs": "the prompt",
+    "prompt": "the prompt",
+    "parameters": "its keys by themselves",
+    "do_sample": "`sampling.temperature`",
+    "details": "nothing; it is always asked for",
+    "return_full_text": "nothing; only the answer is asked for",
+}
+#: Keys of `extra_body` that generation in this process honours.
+LOCAL_EXTRAS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
+_FIELD = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+def _json_only(value: dict[str, Any]) -> dict[str, Any]:
+    problems = list(json_problems(value, "extra_body"))
+    owned = [
+        f"`extra_body.{key}` is set by persyn_hf; use {instead}" for key, instead in OWNED.items() if key in value
+    ]
+    if problems or owned:
+        raise ValueError("; ".join([*problems, *owned]))
+    return value
+
+
+def json_problems(value: object, path: str) -> Iterator[str]:
+    """What in a value is no JSON, by its path.
+
+    Example:
+        >>> list(json_problems({"top_k": 20, "a": [1.0, float("nan")]}, "extra_body"))
+        ['`extra_body.a[1]` is nan, which JSON has no number for']
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            yield f"`{path}` is {value}, which JSON has no number for"
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            if isinstance(key, str):
+                yield from json_problems(one, f"{path}.{key}")
+            else:
+                yield f"`{path}` has the key {key!r}, but keys of JSON are texts; put it in quotes"
+    elif isinstance(value, list | tuple):
+        for place, one in enumerate(value):
+            yield from json_problems(one, f"{path}[{place}]")
+    else:
+        yield f"`{path}` is a {type(value).__name__}, which JSON does not have; put a text in quotes"
+
+
+#: More keys of a request, as JSON values.
+ExtraBody = Annotated[dict[str, Any], AfterValidator(_json_only)]
+
+
+class Sampling(Settings):
+    """How a teacher samples. Every field is part of the ledger's key; what is `null` is left to the server.
+
+    Args:
+        temperature (`float` or `None`, defaults to 1.0): 0 is greedy decoding. `null`: it is not sent, and the
+            server's own default counts.
+        top_p (`float` or `None`, defaults to 1.0): Nucleus sampling mass, in (0, 1]. `null`: it is not sent.
+        max_tokens (`int`, defaults to 1024): The longest completion, in tokens.
+        stop (`tuple[str, ...]`, defaults to `()`): Strings that end a completion.
+        seed (`"per-row"`, `int` or `None`, defaults to `"per-row"`): Seed of a request: one for each row, made of the
+            run's seed and the prompt; the same one for every row; or `null`: none is sent, so that the same request
+            may have another answer next time.
+        extra_body (`dict`, defaults to `{}`): More keys of the request's body, as the service names them: `top_k`,
+            `min_p`, `repetition_penalty`, `reasoning_effort`, `chat_template_kwargs`, `response_format` … Keys that
+            have a setting of their own are refused.
+        max_tokens_field (`str`, defaults to `"max_tokens"`): What the service calls `max_tokens`:
+            `max_completion_tokens` for OpenAI's reasoning models.
+        seed_field (`str`, defaults to `"seed"`): What the service calls `seed`: `random_seed` for Mistral's.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"seed", "extra_body", "max_tokens_field", "seed_field"})
+
+    temperature: float | None = Field(1.0, ge=0.0, le=10.0, allow_inf_nan=False)
+    top_p: float | None = Field(1.0, gt=0.0, le=1.0)
+    max_tokens: int = Field(1024, ge=1)
+    stop: tuple[str, ...] = ()
+    seed: Literal["per-row"] | Annotated[StrictInt, Field(ge=0, lt=2**53)] | None = "per-row"
+    extra_body: ExtraBody = Field(default_factory=dict)
+    max_tokens_field: str = Field("max_tokens", pattern=_FIELD)
+    seed_field: str = Field("seed", pattern=_FIELD)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Sampling:
+        taken = {"model", "messages", "stream", "stop", "temperature", "top_p", *self.extra_body}
+        for setting, name in (("max_tokens_field", self.max_tokens_field), ("seed_field", self.seed_field)):
+            if name in taken:
+                raise ValueError(f"`{setting}` is `{name}`, which is another key of the request")
+        if self.max_tokens_field == self.seed_field:
+            raise ValueError(f"`max_tokens_field` and `seed_field` are both `{self.seed_field}`")
+        return self
+
+    def __hash__(self) -> int:
+        return hash((self.temperature, self.top_p, self.max_tokens, self.stop, self.seed, *sorted(self.extra_body)))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken, as far as is known here."""
+        return self.temperature == 0
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The parameters as plain values, for ledgers and cards; those that came later only where they are set."""
+        plain = self.model_dump(mode="json", include=set(Sampling.model_fields))
+        unset = {
+            name
+            for name in Sampling.added
+            if getattr(self, name) == Sampling.model_fields[name].get_default(call_default_factory=True)
+        }
+        return {name: value for name, value in plain.items() if name not in unset}
+
+    @cached_property
+    def canonical(self) -> str:
+        """The same as one text, in which equal parameters are written in one way."""
+        return json.dumps(self.values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def wrong_locally(sampling: Sampling) -> list[str]:
+    """What of sampling parameters generation in this process cannot honour, a sentence each."""
+    extra = sampling.extra_body
+    problems = unknown_extras(sampling, LOCAL_EXTRAS, "`backend: local`")
+    problems += [
+        f"`sampling.{name}: null` leaves it to a server; `backend: local` has none"
+        for name in ("temperature", "top_p")
+        if getattr(sampling, name) is None
+    ]
+    number, top_k = (int, float), extra.get("top_k", 0)
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < -1:
+        problems.append("`sampling.extra_body.top_k` must be a whole number; 0 and -1 are no limit")
+    for name, lowest, highest in (("min_p", 0.0, 1.0), ("repetition_penalty", 1e-6, 100.0)):
+        value = extra.get(name, lowest)
+        if isinstance(value, bool) or not isinstance(value, number) or not lowest <= value <= highest:
+            problems.append(f"`sampling.extra_body.{name}` must be a number between {lowest:g} and {highest:g}")
+    if not isinstance(extra.get("chat_template_kwargs", {}), Mapping):
+        problems.append("`sampling.extra_body.chat_template_kwargs` must be a mapping")
+    return problems
+
+
+def unknown_extras(sampling: Sampling, known: frozenset[str], where: str) -> list[str]:
+    """Keys of `extra_body` that are not among the known ones, a sentence each."""
+    unknown = sorted(set(sampling.extra_body) - known)
+    return [f"`sampling.extra_body.{key}`: {where} knows {', '.join(sorted(known))}" for key in unknown]
