@@ -218,6 +218,7 @@ TABLE = {
         "language": (("en",), NOTHING),
         "keep_truncated": (True, NOTHING),
         "allow_secrets": (True, NOTHING),
+        "allow_findings": (("0" * 12,), NOTHING),
         "dry_run": (True, NOTHING),
         "files_per_commit": (9, NOTHING),
     },
