@@ -63,6 +63,7 @@ class Provenance:
         router (`Mapping[str, Any]`): The router's `persyn` block; empty where no router is named.
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
+        dropped_prompts (`Mapping[str, int]`): Prompts left out before anything was asked, by reason.
         generations (`int`, *optional*): Answers that the whole run got.
         generations_all (`int`, *optional*): What generate-then-select would have asked for.
         cost, cost_all (`float`, *optional*): USD for the one and, estimated, for the other.
@@ -77,6 +78,7 @@ class Provenance:
     router_repo_id: str | None = None
     router_revision: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped_prompts: Mapping[str, int] = field(default_factory=dict)
     generations: int | None = None
     generations_all: int | None = None
     cost: float | None = None
@@ -136,8 +138,8 @@ def gather(
         router (`Mapping[str, Any]`, *optional*): The router's `persyn` block.
         scored (`Dataset`, *optional*): The scored probe; gives every teacher's strength.
         prices (`Mapping`, *optional*): Per teacher, USD per million prompt and completion tokens.
-        run (`Any`): `dropped`, `generations`, `generations_all`, `cost`, `cost_all`, `prompts_source`,
-            `prompts_revision`, `router_repo_id`, `router_revision`.
+        run (`Any`): `dropped`, `dropped_prompts`, `generations`, `generations_all`, `cost`, `cost_all`,
+            `prompts_source`, `prompts_revision`, `router_repo_id`, `router_revision`.
     """
     block: dict[str, Any] = without_local_paths(router or {})
     run = without_local_paths(run) | {key: run[key] for key in ("router_repo_id",) if key in run}

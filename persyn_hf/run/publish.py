@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import RunConfig
-from persyn_hf.run.report import RunReport
+from persyn_hf.run.report import DROPPED_WORDS, LEFT_OUT_WORDS, RunReport
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -104,6 +104,8 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
         "cost": cost,
         "cost_all": cost_all,
         "prices": prices,
+        "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
+        "dropped_prompts": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
         "prompts_source": config.prompts.source,
         "prompts_revision": config.prompts.revision,
     }
