@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig
-from persyn_hf.run.report import RunReport
+from persyn_hf.run.report import PaidScores, RunReport
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,6 +73,12 @@ def publish(
     return push_personalized(tables.selected, saved=folder, **common)
 
 
+def _published(scores: PaidScores) -> dict[str, Any]:
+    """What a card says of paid scores; a student, which may be a folder of this machine, is named elsewhere."""
+    facts = asdict(scores)
+    return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
+
+
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
     """What cards say of a run beside its tables."""
     from persyn_hf.publishing.provenance import run_costs
@@ -89,6 +95,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
         "cost": cost,
         "cost_all": cost_all,
         "prices": prices,
+        "scores": [_published(scores) for scores in report.scores],
         "prompts_source": config.prompts.source,
         "prompts_revision": config.prompts.revision,
     }
