@@ -67,6 +67,9 @@ class Provenance:
         generations (`int`, *optional*): Answers that the whole run got.
         generations_all (`int`, *optional*): What generate-then-select would have asked for.
         cost, cost_all (`float`, *optional*): USD for the one and, estimated, for the other.
+        scores (`Sequence[Mapping[str, Any]]`): What judges, and a student behind a server, were paid for: `kind`
+            (`judge` or `student`), `model` of a judge, `replies`, `unread` (replies that held no score),
+            `prompt_tokens`, `completion_tokens` and `cost` in USD, which is not in `cost` above.
         prompts_source, prompts_revision (`str`, *optional*): Where the prompts come from.
         versions (`Mapping[str, str]`): Of the libraries that wrote the data.
     """
@@ -83,6 +86,7 @@ class Provenance:
     generations_all: int | None = None
     cost: float | None = None
     cost_all: float | None = None
+    scores: Sequence[Mapping[str, Any]] = ()
     prompts_source: str | None = None
     prompts_revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -138,7 +142,7 @@ def gather(
         router (`Mapping[str, Any]`, *optional*): The router's `persyn` block.
         scored (`Dataset`, *optional*): The scored probe; gives every teacher's strength.
         prices (`Mapping`, *optional*): Per teacher, USD per million prompt and completion tokens.
-        run (`Any`): `dropped`, `dropped_prompts`, `generations`, `generations_all`, `cost`, `cost_all`,
+        run (`Any`): `dropped`, `dropped_prompts`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
             `prompts_source`, `prompts_revision`, `router_repo_id`, `router_revision`.
     """
     block: dict[str, Any] = without_local_paths(router or {})
