@@ -90,7 +90,7 @@ def test_public_names_are_pinned():
         "generate_routed", "keep_best", "load_personalized", "persyn_generate", "persyn_learnability",
         "persyn_quality", "persyn_route", "personalize", "pin_quality", "pin_router", "pin_student",
         "preference_pairs", "prompt_id", "push_pairs", "push_personalized", "remove_teacher", "run", "sample_probe",
-        "save_personalized", "score", "train_router", "train_student",
+        "save_personalized", "score", "train_router", "train_student", "verifier",
     ]  # fmt: skip
 
 
