@@ -97,6 +97,15 @@ class RouteOptions(Settings):
     endpoint: Annotated[str | None, AfterValidator(_address)] = None
     api_key_env: KeyVariable = None
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> RouteOptions:
+        local = [name for name in ("device", "dtype") if getattr(self, name) is not None]
+        if self.endpoint is not None and local:
+            raise ValueError(f"`{local[0]}` is for a router in this process; leave it out beside `endpoint`")
+        if self.endpoint is None and self.api_key_env is not None:
+            raise ValueError("`api_key_env` is the key of a server; give its `endpoint`, or leave it out")
+        return self
+
 
 class PairOptions(Settings):
     """Which preference pairs are made of scored answers.

@@ -238,13 +238,17 @@ def _unseen(router: PersynRouter, table: RewardTable) -> RewardTable:
 def _cross_validated(block: Mapping[str, Any]) -> str:
     """The figures that the router's own cross-validation found, as a sentence; empty where there are none."""
     held_out = block.get("held_out") or {}
-    means = {key: entry["mean"] for key in HELD_OUT_POLICIES if (entry := held_out.get(key))}
+    means = {key: entry["mean"] for key in HELD_OUT_POLICIES if _is_interval(entry := held_out.get(key))}
     if not means:
         return ""
     rewards = ", ".join(f"{POLICY_LABELS[key]} {mean:.3f}" for key, mean in means.items())
     closed = held_out.get("gap_closed")
-    gap = f"gap closed {closed['mean']:.3f}" if closed else "no gap to close"
+    gap = f"gap closed {closed['mean']:.3f}" if _is_interval(closed) else "no gap to close"
     return f"Its cross-validation on them found: {rewards}; {gap}. "
+
+
+def _is_interval(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and isinstance(entry.get("mean"), int | float)
 
 
 def _aligned(router: PersynRouter, table: RewardTable, name: str) -> RewardTable:
