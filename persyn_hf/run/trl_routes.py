@@ -106,10 +106,8 @@ def export_routes(
 def _table(routed: Dataset, names: Sequence[str]) -> Dataset:
     from datasets import Dataset
 
-    kept: dict[str, list[Any]] = {
-        columns.PROMPT: [columns.canonical_messages(prompt) for prompt in routed[columns.PROMPT]]
-    }
-    kept[TEACHER_ID] = list(names)
+    prompts = [columns.canonical_messages(prompt) for prompt in routed[columns.PROMPT]]
+    kept: dict[str, list[Any]] = {columns.PROMPT: prompts, TEACHER_ID: list(names)}
     if columns.PROMPT_ID in routed.column_names:
         kept[columns.PROMPT_ID] = list(routed[columns.PROMPT_ID])
     return Dataset.from_dict(kept)
