@@ -96,3 +96,29 @@ class RouteOptions(Settings):
     dtype: str | None = None
     endpoint: Annotated[str | None, AfterValidator(_address)] = None
     api_key_env: KeyVariable = None
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> RouteOptions:
+        local = [name for name in ("device", "dtype") if getattr(self, name) is not None]
+        if self.endpoint is not None and local:
+            raise ValueError(f"`{local[0]}` is for a router in this process; leave it out beside `endpoint`")
+        if self.endpoint is None and self.api_key_env is not None:
+            raise ValueError("`api_key_env` is the key of a server; give its `endpoint`, or leave it out")
+        return self
+
+
+class PairOptions(Settings):
+    """Which preference pairs are made of scored answers.
+
+    Args:
+        which (`"best-worst"`, `"adjacent"` or `"all"`, defaults to `"best-worst"`): The best and the worst answer of a
+            prompt, every two neighbours in the order of their values, or every two answers.
+        by (`"reward"` or `"quality"`, defaults to `"reward"`): The column that is compared.
+        min_margin (`float`, defaults to 0): The smallest difference of a pair. Equal values never make one.
+        keep_truncated (`bool`, defaults to `False`): Pair answers that were cut by `max_tokens` too.
+    """
+
+    which: Literal["best-worst", "adjacent", "all"] = "best-worst"
+    by: Literal["reward", "quality"] = "reward"
+    min_margin: float = Field(0.0, ge=0, allow_inf_nan=False)
+    keep_truncated: bool = False

@@ -145,6 +145,9 @@ def _verify_numbers(files: ModelFiles, block: Mapping[str, Any]) -> None:
     length = block.get("max_length")
     if length is not None and length < 1:
         raise files.wrong(f": `{PERSYN_KEY}.max_length` in `config.json` must be at least 1, got {length}.")
+    left_out = block.get("left_out") or {}
+    if not all(isinstance(gave, str) and is_plain(f"{name}{gave}") for name, gave in left_out.items()):
+        raise files.wrong(f": `{PERSYN_KEY}.left_out` in `config.json` must hold texts of one line.")
     for kind, means in (block.get("probe_means") or {}).items():
         if not isinstance(means, Mapping) or not all(isinstance(one, int | float | None) for one in means.values()):
             raise files.wrong(

@@ -238,13 +238,19 @@ def _unseen(router: PersynRouter, table: RewardTable) -> RewardTable:
 def _cross_validated(block: Mapping[str, Any]) -> str:
     """The figures that the router's own cross-validation found, as a sentence; empty where there are none."""
     held_out = block.get("held_out") or {}
-    means = {key: entry["mean"] for key in HELD_OUT_POLICIES if (entry := held_out.get(key))}
+    means = {key: mean for key in HELD_OUT_POLICIES if (mean := _mean(held_out.get(key))) is not None}
     if not means:
         return ""
     rewards = ", ".join(f"{POLICY_LABELS[key]} {mean:.3f}" for key, mean in means.items())
-    closed = held_out.get("gap_closed")
-    gap = f"gap closed {closed['mean']:.3f}" if closed else "no gap to close"
+    closed = _mean(held_out.get("gap_closed"))
+    gap = "no gap to close" if closed is None else f"gap closed {closed:.3f}"
     return f"Its cross-validation on them found: {rewards}; {gap}. "
+
+
+def _mean(entry: Any) -> float | None:
+    """The mean of an interval as a router's block has it; `None` where there is none."""
+    mean = entry.get("mean") if isinstance(entry, Mapping) else None
+    return float(mean) if isinstance(mean, int | float) else None
 
 
 def _aligned(router: PersynRouter, table: RewardTable, name: str) -> RewardTable:

@@ -23,7 +23,7 @@ from persyn_hf.columns import (
     require_columns,
 )
 from persyn_hf.config import Reward, Student, StudentEndpoint, default_of, merged, read_settings
-from persyn_hf.errors import DataError
+from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
@@ -100,6 +100,7 @@ def persyn_learnability(
     require_batch(batch_or_row, "persyn_learnability")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_learnability")
     asked = read_student(student, options, "persyn_learnability")
+    _refuse_ignored(asked)
     metrics: tuple[str, ...] = asked.metrics or (default_of(Reward, "learnability_metric"),)
     require_metrics(metrics)
     batch, single = as_batch(batch_or_row)
@@ -168,6 +169,10 @@ STUDENT_OPTIONS = {
 }
 
 
+#: Fields that a student behind a server does not read.
+_IN_PROCESS = ("dtype", "device", "attn_implementation", "token_budget")
+
+
 def read_student(
     name: str, options: Mapping[str, Any], source: str, keywords: Mapping[str, str] = STUDENT_OPTIONS
 ) -> Student:
@@ -185,6 +190,20 @@ def read_student(
     if options.get("student_endpoint") is not None:
         options = {**options, "student_endpoint": parse_endpoint(options["student_endpoint"])}
     return merged(Student, {"model": name}, options, source, keywords)
+
+
+def _refuse_ignored(student: Student) -> None:
+    """Refuses what a student behind a server does not read.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    given = [name for name in _IN_PROCESS if getattr(student, name) != default_of(Student, name)]
+    if student.endpoint is not None and given:
+        raise ConfigError(
+            f"persyn_learnability: `{given[0]}` cannot be set for a student behind a server: it is for one in this "
+            "process."
+        )
 
 
 def load_scorer(student: Student, rank: int | None = None) -> Scorer:

@@ -38,3 +38,20 @@ def test_an_answer_that_is_used_again_counts_once_and_every_sample_by_itself():
         None,
     )
     assert [(line.answered, line.failed) for line in without.teachers] == [(2, 0), (0, 1)]
+
+
+def test_teachers_that_are_no_candidates_are_told():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from persyn_hf.run.report import print_report
+
+    generated = table([("p", "a", 0, "stop", None), ("q", "b", 0, None, "HTTP 402")])
+    routed = Dataset.from_dict({"prompt_id": ["p", "q"], "route": ["a", "b"]})
+    block = {"left_out": {"c[/red]": "answered 4 of 30 prompts"}}
+    report = build_report(CONFIG, routed, None, None, routed, generated, block)
+    assert (report.generations, report.saved) == (1, 2.0) and report.to_dict()["left_out"] == block["left_out"]
+    shown = StringIO()
+    print_report(report, Console(file=shown, width=200))
+    assert "c[/red] answered 4 of 30 prompts on the probe: it is no candidate" in shown.getvalue()
