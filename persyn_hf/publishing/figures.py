@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
 from persyn_hf.packages import require
 from persyn_hf.publishing.markdown import fixed, one_line
+from persyn_hf.publishing.metadata import is_known
 from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
 INK, FAINT, BAR, ACCENT = "#727a84", "#727a8455", "#727a8480", "#2f81f7"
@@ -65,7 +66,7 @@ def describe_figures(provenance: Provenance) -> dict[str, str]:
     alts = {"allocation": _allocation_alt(provenance)}
     if any(teacher.strength is not None for teacher in provenance.teachers):
         alts["teachers"] = _teachers_alt(provenance)
-    if "router" in (provenance.router.get("held_out") or {}):
+    if is_known((provenance.router.get("held_out") or {}).get("router")):
         alts["reward"] = _rewards_alt(provenance)
     return alts
 
@@ -178,7 +179,7 @@ def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
 def _policies(provenance: Provenance) -> dict[str, Any]:
     """The held-out entry of every policy that has one, in the order of the card's table."""
     held_out = provenance.router["held_out"]
-    return {key: held_out[key] for key in HELD_OUT_POLICIES if key in held_out}
+    return {key: held_out[key] for key in HELD_OUT_POLICIES if is_known(held_out.get(key))}
 
 
 def _rewards(provenance: Provenance) -> bytes:
