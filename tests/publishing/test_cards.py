@@ -10,8 +10,8 @@ from PIL import Image
 
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
-from persyn_hf.publishing.figures import Figures, _far_from, describe_figures
 from persyn_hf.publishing.contents import write_facts
+from persyn_hf.publishing.figures import Figures, _far_from, describe_figures
 from persyn_hf.publishing.markdown import escape, repository_link
 from persyn_hf.publishing.metadata import (
     join_card,
@@ -324,8 +324,9 @@ def test_no_figure_that_is_no_number_is_published():
 
 def test_the_card_says_how_each_teacher_was_asked_and_what_was_left_out():
     sampling = {
-        "temperature": None, "top_p": 0.9, "max_tokens": 64, "stop": [], "seed": None,
-        "max_tokens_field": "max_tokens", "extra_body": {"top_k": 20, "chat_template_kwargs": {"enable_thinking": False}},
+        "temperature": None, "top_p": 0.9, "max_tokens": 64, "stop": [],
+        "seed": None, "max_tokens_field": "max_tokens",
+        "extra_body": {"top_k": 20, "chat_template_kwargs": {"enable_thinking": False}},
     }  # fmt: skip
     teacher = TeacherShare("a", 1, 1.0, 1, sampling=sampling)
     provenance = Provenance(
