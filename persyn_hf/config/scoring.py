@@ -170,18 +170,20 @@ class QualitySource(Settings):
     """One of several sources of quality. Exactly one of `verifier`, `reward_model` and `judge` is given.
 
     Args:
-        verifier, reward_model, revision, judge: As in the section `quality`.
+        verifier, trust_verifier, reward_model, revision, judge: As in the section `quality`.
         name (`str`, *optional*): Its column is `quality_<name>`; by default `math`, `exact`, `reasoning_gym`, a
             function's name, `reward_model` or `judge`.
         weight (`float`, defaults to 1): Its share of the weighted mean.
         range (`tuple[float, float]`, *optional*): The least and the greatest value it gives. Known for the verifiers
-            `math`, `exact` and `reasoning-gym` (0 to 1) and for a judge (1 to 10).
+            `math`, `exact`, `reasoning-gym` and `json-schema` (0 to 1) and for a judge (1 to 10).
     """
 
     checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
     code: ClassVar[frozenset[str]] = frozenset({"verifier"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"trust_verifier"})
 
     verifier: str | None = None
+    trust_verifier: bool = False
     reward_model: str | None = None
     revision: str | None = None
     judge: Judge | None = None
@@ -207,8 +209,11 @@ class Quality(Settings):
     """How good an answer is: exactly one of the first four.
 
     Args:
-        verifier (`str`, *optional*): `math`, `exact`, `reasoning-gym`, or `package.module:function` called with
-            `(prompt, completion, answer)` and returning a number.
+        verifier (`str`, *optional*): `math`, `exact`, `reasoning-gym`, `json-schema`, the name of an entry point in
+            the group `persyn_hf.verifiers`, or `package.module:function`, called with `(prompt, completion, answer)`
+            and returning a number. Naming a module imports it; the function must be marked by `@persyn_hf.verifier`.
+        trust_verifier (`bool`, defaults to `False`): Call any function that `verifier` names, marked or not, with
+            every prompt and answer.
         reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
         judge (`Judge`, *optional*): A model behind a chat endpoint.
         sources (`tuple[QualitySource, ...]`, *optional*): Several of these with weights.
@@ -219,8 +224,10 @@ class Quality(Settings):
 
     checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
     code: ClassVar[frozenset[str]] = frozenset({"verifier"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"trust_verifier"})
 
     verifier: str | None = None
+    trust_verifier: bool = False
     reward_model: str | None = None
     revision: str | None = None
     judge: Judge | None = None
@@ -240,7 +247,11 @@ class Quality(Settings):
             return self.sources
         return (
             QualitySource(
-                verifier=self.verifier, reward_model=self.reward_model, revision=self.revision, judge=self.judge
+                verifier=self.verifier,
+                trust_verifier=self.trust_verifier,
+                reward_model=self.reward_model,
+                revision=self.revision,
+                judge=self.judge,
             ),
         )
 

@@ -27,6 +27,7 @@ from persyn_hf.generation.table import (
     require_ranking,
 )
 from persyn_hf.ledger.ledger import Ledger, LedgerLike, open_ledger
+from persyn_hf.tables import require_batch
 
 TeacherLike = Teacher | Mapping[str, Any]
 
@@ -145,12 +146,14 @@ def persyn_generate(
     """
     if (teacher is None) == (teachers is None):
         raise ConfigError("persyn_generate needs exactly one of `teacher` and `teachers`.")
+    require_batch(example, "persyn_generate")
     columns.require_columns(example, [columns.PROMPT], "persyn_generate")
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
     batched, values = _batch(example, None if teachers is not None else chosen[0].name)
     if not values[columns.PROMPT]:
         return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen))}
-    plan = _routed_plan(Dataset.from_dict(values), chosen, seed, score_names)
+    rows = [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=True)]
+    plan = _routed_plan(rows, chosen, seed, score_names)
     with open_ledger(ledger) as book:
         finished = FinishedColumns(plan, book)
         _ask(plan, book, _options(chosen, False, None, None), finished)
@@ -166,7 +169,7 @@ def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[
         columns.require_columns(example, [columns.ROUTE], "persyn_generate")
     names = [columns.PROMPT, *([columns.ROUTE] if teacher is None else [])]
     names += [columns.ROUTE_SCORES] if teacher is None and columns.ROUTE_SCORES in example else []
-    names += [name for name in (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT) if name in example]
+    names += [name for name in (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT, columns.TOOLS) if name in example]
     values = {name: list(example[name]) if batched else [example[name]] for name in names}
     if teacher is not None:
         values[columns.ROUTE] = [teacher] * len(values[columns.PROMPT])

@@ -131,7 +131,9 @@ def plan(
     if shares is None:
         notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
     notes += _speed_notes(config.teachers, tokens_per_second)
-    notes += [f"The judge {one.model} has no price, so its cost is not counted." for one in judged if not one.cost]
+    notes += [
+        f"The judge {one.model} has no price, so what it costs is not counted." for one in judged if not one.cost
+    ]
     missing = absent("torch", "transformers")
     if missing and probe:
         notes.append(f"What scoring takes is left out: it needs {' and '.join(missing)} ({pip_command(*missing)}).")

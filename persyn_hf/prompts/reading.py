@@ -185,9 +185,10 @@ def _beside(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None, w
         names = [name for name in names if name in prompts.keep_columns]
     beside: dict[str, str] = {}
     referenced = prompts.answer_column is not None or prompts.last_assistant == "reference"
+    free = {columns.RESPONSE_FORMAT} if referenced else {columns.RESPONSE_FORMAT, columns.ANSWER}
     for name in names:
         new = name
-        while (columns.is_own(new) and (new != columns.ANSWER or referenced)) or (
+        while (columns.is_own(new) and new not in free) or (
             new != name and (new in table.column_names or new in beside.values())
         ):
             new = f"{_RENAMED}{new}"
@@ -218,7 +219,7 @@ def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]
 
 
 def _differs(table: Dataset, ids: list[str]) -> bool:
-    return list(table[columns.PROMPT_ID]) != ids
+    return list(table.with_format(None)[columns.PROMPT_ID]) != ids
 
 
 def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
@@ -229,13 +230,19 @@ def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
     """
     from datasets import List, Value
 
-    simple = {"role", "content"}
-    if not isinstance(prompts[0], str) and all(
-        not isinstance(prompt, str) and all(set(one) == simple and isinstance(one["content"], str) for one in prompt)
-        for prompt in prompts
-    ):
-        return List({"role": Value("string"), "content": Value("string")})
-    return feature_of(prompts)
+    text = Value("string")
+    return List({"role": text, "content": text}) if all(map(_is_simple, prompts)) else feature_of(prompts)
+
+
+def _is_simple(prompt: Any) -> bool:
+    """Whether a prompt is messages of a role and a text each."""
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and isinstance(message["role"], str)
+        and isinstance(message["content"], str)
+        for message in prompt
+    )
 
 
 def random_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:

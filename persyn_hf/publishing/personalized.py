@@ -23,7 +23,7 @@ from persyn_hf.publishing.parquet import plan_shards
 from persyn_hf.publishing.provenance import Provenance, gather
 from persyn_hf.publishing.push import Published, Push, collect, find_in_dataset, write_content
 from persyn_hf.publishing.repository import Repository, Snapshot
-from persyn_hf.tables import replaced
+from persyn_hf.tables import replaced, require_table
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -234,6 +234,8 @@ def _prepare(
     """The personalised tables by split, and the run's facts with what was left out of them."""
     facts = dict(run or {})
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+    for table in splits.values():
+        require_table(data if not hasattr(table, "column_names") else table, "push")
     dropped: dict[str, int] = {}
     for name, table in splits.items():
         if _is_personalized(table):

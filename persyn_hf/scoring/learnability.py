@@ -32,6 +32,7 @@ from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.rows import answered, as_batch, row_names
+from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def persyn_learnability(
         ...     persyn_learnability, batched=True, fn_kwargs=pin_student("org/student")
         ... )  # doctest: +SKIP
     """
+    require_batch(batch_or_row, "persyn_learnability")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_learnability")
     asked = read_student(student, options, "persyn_learnability")
     metrics: tuple[str, ...] = asked.metrics or (default_of(Reward, "learnability_metric"),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.rows import answered, as_batch, row_names
 from persyn_hf.scoring.verdicts import RANGE
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
+from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def persyn_quality(
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
         {'quality': 1.0}
     """
+    require_batch(batch_or_row, "persyn_quality")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
     running = {name: value for name, value in options.items() if name in ScorerOptions.model_fields}
     asked = {name: value for name, value in options.items() if name not in running}
@@ -138,6 +140,7 @@ def source_values(
         [batch[COMPLETION][row] for row in rows],
         [references[row] for row in rows],
         row_names(batch, rows),
+        answer_column in batch,
     )
     columns: dict[str, list[float | None]] = {}
     errors: list[str | None] = [None] * len(batch[COMPLETION])
@@ -183,6 +186,7 @@ class _Answers:
     completions: list[str]
     references: list[Any]
     names: list[str]
+    has_references: bool
 
 
 def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
@@ -195,26 +199,63 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Accoun
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
         return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
     assert part.verifier is not None
-    return _verified(find_verifier(part.verifier) if isinstance(part.verifier, str) else part.verifier, answers)
+    named = isinstance(part.verifier, str)
+    return _verified(
+        find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers
+    )
 
 
-def _verified(verifier: Callable[[Any, str, Any], Any], answers: _Answers) -> list[float]:
+def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
     found = []
+    unreadable = []
     for prompt, completion, reference, name in zip(
         answers.prompts, answers.completions, answers.references, answers.names, strict=True
     ):
         try:
-            value = verifier(prompt, completion, reference)
+            found.append(_number(verifier(prompt, completion, reference), known))
         except ScoringError as error:
-            raise ScoringError(f"{name}: {error}") from error
-        if not hasattr(value, "__float__") or not math.isfinite(float(value)):
-            raise ScoringError(f"{name}: the verifier must return a finite number, got {value!r}.")
-        found.append(float(value))
+            unreadable.append(f"{name}: {_explained(error, reference, answers.has_references)}")
+        except Exception as error:
+            raise ScoringError(f"{name}: the verifier raised {type(error).__name__}: {error}") from error
+    if unreadable:
+        more = len(unreadable) - _NAMED
+        raise ScoringError(
+            (f"{len(unreadable)} rows cannot be verified.\n" if len(unreadable) > 1 else "")
+            + "\n".join(unreadable[:_NAMED])
+            + (f"\n… and {more} more." if more > 0 else "")
+        )
     return found
 
 
+#: Rows that an error names.
+_NAMED = 20
+
+
+def _number(value: Any, known: tuple[float, float] | None) -> float:
+    """What a verifier returned, if it is a score.
+
+    Raises:
+        ScoringError: If it is no finite number, or outside the range that is known of the verifier.
+    """
+    try:
+        number = float(value) if hasattr(value, "__float__") else math.nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array or a tensor of several numbers
+        number = math.nan
+    if not math.isfinite(number):
+        raise ScoringError(f"the verifier must return a finite number, got {value!r:.200}.")
+    if known is not None and not known[0] <= number <= known[1]:
+        raise ScoringError(f"the verifier must return a number from {known[0]} to {known[1]} (`range`), got {number}.")
+    return number
+
+
+def _explained(error: ScoringError, reference: Any, has_references: bool) -> str:
+    if reference is None and has_references and "needs a reference" in str(error):
+        return "the verifier needs a reference, and this row's is null."
+    return str(error)
+
+
 #: What the verifiers by name give.
-_RANGES = {"math": (0.0, 1.0), "exact": (0.0, 1.0), "reasoning-gym": (0.0, 1.0)}
+_RANGES = {"math": (0.0, 1.0), "exact": (0.0, 1.0), "reasoning-gym": (0.0, 1.0), "json-schema": (0.0, 1.0)}
 
 #: Ways to bring unlike scales together that need all rows of a prompt, as `score` has them.
 WITHIN_PROMPT = ("minmax", "zscore", "rank")
@@ -228,6 +269,7 @@ class Source:
     weight: float = 1.0
     range: tuple[float, float] | None = None
     verifier: str | Verifier | None = None
+    trust_verifier: bool = False
     reward_model: str | None = None
     revision: str | None = None
     judge: Judge | None = None
@@ -334,6 +376,7 @@ def _source(part: QualitySource) -> Source:
         part.weight,
         part.range or known,
         part.verifier,
+        part.trust_verifier,
         part.reward_model,
         part.revision,
         part.judge,

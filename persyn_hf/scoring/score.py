@@ -59,7 +59,7 @@ from persyn_hf.scoring.reward import (
     add_weighted_quality,
     require_metrics,
 )
-from persyn_hf.tables import set_column
+from persyn_hf.tables import require_table, set_column
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ def score(
         >>> scored = score(answers, "org/student", quality="math", alpha=0.4)  # doctest: +SKIP
         >>> both = score(scored, "org/other", quality=None, suffix="_other")  # doctest: +SKIP
     """
+    require_table(answers, "score", "answers")
     require_columns(answers.column_names, (PROMPT_ID, PROMPT, TEACHER, COMPLETION), "score")
     how = merged(ScoreOptions, None, {name: options.pop(name) for name in _OF_THE_PASS & options.keys()}, "score")
     reward, student = _settings(student, settings, options)

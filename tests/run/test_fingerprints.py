@@ -149,6 +149,7 @@ TABLE = {
     },
     "quality": {
         "verifier": (None, NOTHING),  # these four exclude each other; see the tests below
+        "trust_verifier": (True, NOTHING),
         "reward_model": (None, NOTHING),
         "judge": (None, NOTHING),
         "sources": ([{"verifier": "exact"}], QUALITY | {"router"}),
@@ -157,6 +158,7 @@ TABLE = {
     },
     "quality.sources.0": {
         "verifier": ("persyn_hf.demo.prompts:share_met", QUALITY | {"router"}),
+        "trust_verifier": (True, NOTHING),
         "reward_model": (None, NOTHING),
         "revision": ("v2", QUALITY),
         "judge": (None, NOTHING),
