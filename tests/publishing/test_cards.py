@@ -11,7 +11,7 @@ from PIL import Image
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
 from persyn_hf.publishing.contents import write_facts
-from persyn_hf.publishing.figures import Figures, _far_from, describe_figures
+from persyn_hf.publishing.figures import Figures, _cut_lines, _far_from, describe_figures
 from persyn_hf.publishing.markdown import escape, repository_link
 from persyn_hf.publishing.metadata import (
     join_card,
@@ -378,3 +378,19 @@ def test_what_a_person_wrote_is_kept_to_the_letter(head, body, line, start):
 @pytest.mark.parametrize("text", ["# T\n\n---\n\nrule\n", "a ---\n---\nb\n", "| a |\n|---|\n"])
 def test_a_card_without_metadata_is_all_body(text):
     assert split_card(text) == ({}, text)
+
+
+def test_no_line_runs_through_a_name():
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    grid = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
+    lines = axis.contour(*grid, grid[1], levels=[0.5, 0.8])
+    _cut_lines(lines, [(0.3, 0.4, 0.6, 0.6)])
+    through, beside = (path.vertices for path in lines.get_paths())
+    assert not ((through[:, 0] >= 0.3) & (through[:, 0] <= 0.6)).any() and len(beside) == 101
+    path = lines.get_paths()[0]
+    starts = [
+        tuple(place.round(2)) for place, code in zip(path.vertices, path.codes, strict=True) if code == path.MOVETO
+    ]
+    assert len(starts) == 2 and {x for x, _ in starts} <= {0.0, 1.0, 0.29, 0.61}
