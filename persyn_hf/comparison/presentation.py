@@ -213,6 +213,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
                 panel.plot([cell.value.mean], [place], "o", color=color)
                 panel.plot(cell.by_seed, [place] * len(cell.by_seed), "|", color="0.4", markersize=8)
             panel.set_yticks(range(len(cells)), [policy_label(cell.policy) for cell in reversed(cells)])
-            panel.set_title(f"{student}: {evaluation}")
+            panel.set_title(student)
+            panel.set_xlabel(evaluation)
             panel.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})

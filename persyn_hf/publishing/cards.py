@@ -5,6 +5,7 @@ Whatever a template prints is escaped, unless it is `Markup` that our own code m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from markupsafe import Markup
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, Publish, merged
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import markdown, metadata
+from persyn_hf.publishing.local_paths import public_name, without_local_paths
 from persyn_hf.publishing.metadata import join_card
 from persyn_hf.publishing.provenance import Provenance
 
@@ -149,7 +151,8 @@ def student_card(
 
     Args:
         report (`Mapping`): What the training did, in plain values: `student`, `student_revision`, `seed`, `steps`,
-            `loss` (nats/token), `counts`, `settings`, `versions`. What is absent is left out.
+            `loss` (nats/token), `counts`, `settings`, `versions`, and `teachers`: the rows of each. What is absent is
+            left out.
         location (`str`): Repository id or folder of the trained student, as `pipeline` takes it.
         dataset_location, dataset_revision, router_location, router_revision (`str`, *optional*): What it stands on.
         results (`Sequence[Mapping]`): Rows of the evaluation: `task`, `metric`, `value`, and `low`, `high`, `baseline`
@@ -166,6 +169,8 @@ def student_card(
         True
     """
     asked = merged(Publish, None, options, "student_card", ("license", "language"))
+    report = without_local_paths(report)
+    dataset_location = public_name(dataset_location) if dataset_location is not None else None
     counts = report.get("counts") or {}
     facts = [
         ("training rows", counts.get("rows")),
@@ -178,6 +183,7 @@ def student_card(
         "student_card.md.jinja",
         title=_title(location, "Fine-tuned student"),
         report=_REPORT | dict(report),
+        teachers=report.get("teachers") or {},
         facts=[(name, value) for name, value in facts if value is not None],
         location=location,
         dataset_location=dataset_location,
@@ -200,6 +206,24 @@ def _dollars(value: float | None) -> Markup:
     if value is None:
         return Markup("–")
     return Markup(f"\\${value:.2f}" if value >= 1 or value == 0 else f"\\${value:.2g}")
+
+
+def _sampled(sampling: Mapping[str, Any]) -> str:
+    """How a teacher was asked, field by field; what is left to the server is said last."""
+    sent, left = [], []
+    for key, value in sampling.items():
+        if value is None:
+            left.append(key)
+        elif isinstance(value, Mapping):
+            sent += [f"{key}.{name} {json.dumps(one, ensure_ascii=False)}" for name, one in value.items()]
+        elif value not in ([], ()) and (key, value) not in _UNSAID:
+            sent.append(f"{key} {json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value}")
+    said = ", ".join(sent)
+    return f"{said}{'; ' if said else ''}left to the server: {', '.join(left)}" if left else said
+
+
+#: Fields that say nothing where they are as usual.
+_UNSAID = (("max_tokens_field", "max_tokens"), ("seed_field", "seed"))
 
 
 def _priced(provenance: Provenance) -> bool:
@@ -229,6 +253,8 @@ def _environment() -> Any:
         code=markdown.code,
         dollars=_dollars,
         fixed=markdown.fixed,
+        known=metadata.is_known,
+        sampled=_sampled,
         marker=lambda name: Markup(str(name).replace("--", "- -")),
         repository=markdown.repository_link,
         revision=lambda value: markdown.escape(markdown.short_revision(value)),

@@ -245,7 +245,7 @@ def write_facts(configs: Mapping[str, Provenance]) -> bytes:
         "format": FORMAT,
         "configs": {name: provenance.to_dict() for name, provenance in sorted(configs.items())},
     }
-    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def figure_names(provenance: Provenance, config_name: str) -> dict[str, cards.Figure]:

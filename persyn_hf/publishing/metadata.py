@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,12 @@ def merge_metadata(old: Mapping[str, Any], new: Mapping[str, Any], asked: frozen
     return merged
 
 
+def is_known(entry: Any) -> bool:
+    """Whether an entry of the held-out results has a mean that is a number."""
+    mean = entry.get("mean") if isinstance(entry, Mapping) else None
+    return isinstance(mean, int | float) and math.isfinite(mean)
+
+
 def _model_index(provenance: Provenance, location: str) -> Metadata:
     held_out = provenance.router.get("held_out") or {}
     prompts = provenance.router.get("prompts") or {}
@@ -167,11 +174,11 @@ def _model_index(provenance: Provenance, location: str) -> Metadata:
             "value": round(held_out[key]["mean"], 6),
         }
         for key in _EVALUATED
-        if key in held_out
+        if is_known(held_out.get(key))
     ]
-    if "router" not in held_out:
+    if not metrics or not is_known(held_out.get("router")):
         return {}
-    if held_out.get("gap_closed"):
+    if is_known(held_out.get("gap_closed")):
         gap = round(held_out["gap_closed"]["mean"], 6)
         metrics.append({"type": "gap_closed", "name": "Share of the gap to the oracle closed", "value": gap})
     dataset = {

@@ -249,7 +249,7 @@ def _prepare(
             dropped[reason] = dropped.get(reason, 0) + count
         splits[name] = personalize(table, keep_truncated)
     if dropped:
-        facts["dropped"] = dropped
+        facts["dropped"] = dropped | dict(facts.get("dropped") or {})
     return splits, facts
 
 

@@ -24,14 +24,14 @@ _PAIRS = frozenset(
 )
 
 
-def looks_random(value: str) -> bool:
+def is_random_text(value: str) -> bool:
     """Whether a machine drew a text, and nobody wrote it as words or as a placeholder.
 
     Drawn text changes between small letters, capitals and digits in nearly every second place, or its neighbouring
     letters are not those of words.
 
     Example:
-        >>> looks_random("learn-is-a-machine-learning-library"), looks_random("9fQ2xLw8Zr41TnbV7cKd")
+        >>> is_random_text("learn-is-a-machine-learning-library"), is_random_text("9fQ2xLw8Zr41TnbV7cKd")
         (False, True)
     """
     if is_placeholder(value):
@@ -50,8 +50,8 @@ def _changes(value: str) -> float:
 
 
 def looks_drawn(value: str) -> bool:
-    """As [`looks_random`], for values behind a prefix that stands in no word: less is enough."""
-    return looks_random(value) or (not is_placeholder(value) and _changes(value) >= 0.1)
+    """As [`is_random_text`], for values behind a prefix that stands in no word: less is enough."""
+    return is_random_text(value) or (not is_placeholder(value) and _changes(value) >= 0.1)
 
 
 def is_placeholder(value: str) -> bool:

@@ -82,7 +82,8 @@ def publish(
         "scored": tables.scored,
         "run": _facts(config, prompts, tables, router, report),
     }
-    save_personalized(tables.selected, folder, **common)
+    pushed = settings.dataset_repo_id is not None  # the push searches for secrets itself
+    save_personalized(tables.selected, folder, **common, allow_secrets=pushed or settings.allow_secrets)
     if settings.dataset_repo_id is None:
         return None
     return push_personalized(tables.selected, saved=folder, **common)
@@ -105,13 +106,17 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
     }
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
     facts: dict[str, Any] = {
-        "generations": report.generations,
+        "generations": sum(line.answered for line in report.teachers),
+        "failed": sum(line.failed for line in report.teachers),
+        "dropped": {reason.replace("_", " "): count for reason, count in tables.left_out.items()},
+        "hygiene": {reason.replace("_", " "): count for reason, count in report.dropped.items()},
+        "judges": [part.judge.model for part in config.quality.parts if part.judge] if config.quality else [],
         "generations_all": report.generations_all,
         "cost": cost,
         "cost_all": cost_all,
         "prices": prices,
         "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
-        "dropped_prompts": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
+        "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
         "scores": [_published(scores) for scores in report.scores],
         "prompts_source": config.prompts.source,
         "prompts_revision": config.prompts.revision,

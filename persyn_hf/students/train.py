@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -248,9 +249,16 @@ def _publish(
 
     dataset = os.fspath(data) if isinstance(data, str | os.PathLike) else None
     location = repository.push_to_hub or str(folder)
-    card = student_card(report.to_dict(), location=location, dataset_location=dataset, license=repository.license)
+    facts = report.to_dict() | {"teachers": _rows_of_teachers(data)}
+    card = student_card(facts, location=location, dataset_location=dataset, license=repository.license)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return push.send(folder, card).url if push is not None else None
+
+
+def _rows_of_teachers(data: Dataset | str | os.PathLike[str]) -> dict[str, int]:
+    """The rows of each teacher, most first; nothing where the table does not name them."""
+    table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
+    return dict(Counter(table[columns.TEACHER][:]).most_common()) if columns.TEACHER in table.column_names else {}
 
 
 def _checked_push(repository: StudentRepository) -> StudentPush | None:
