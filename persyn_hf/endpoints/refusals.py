@@ -138,7 +138,7 @@ class Refusals:
         self._count, self.doubts, self.seen = 0, 0, True
 
     def believes(self, error: TeacherDownError) -> bool:
-        """Whether a refusal of all requests is to be believed: one that may be meant for its row only when repeated."""
+        """Whether a refusal of all requests is meant so: one that may be meant for its row has to come repeatedly."""
         self.doubts += 1
         return not error.doubtful or self.doubts >= (_DOUBTS if self.seen else _FIRST_DOUBTS)
 
