@@ -61,6 +61,8 @@ ERROR = "error"
 #: nobody answered.
 ACCEPTED = "accepted"
 ACCEPT_ERROR = "accept_error"
+#: Why `hygiene` leaves an answer out of the published set.
+LEFT_OUT = "left_out"
 
 QUALITY = "quality"
 QUALITY_ERROR = "quality_error"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import DataError
-from persyn_hf.tables import pieces
+from persyn_hf.tables import pieces, require_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,6 +70,7 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
         MissingColumnError: If the table is not one of answers.
         DataError: If nothing is left to train on, or a prompt is empty.
     """
+    require_table(answers, "personalize", "answers")
     columns.require_columns(
         answers.column_names,
         (columns.PROMPT, columns.COMPLETION, columns.TEACHER, columns.FINISH_REASON),

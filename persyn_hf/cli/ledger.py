@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from persyn_hf.ledger.ledger import Ledger
 
 ledger_app = typer.Typer(
-    no_args_is_help=True, help="Show, export, prune and rescue the answers that a run has paid for."
+    no_args_is_help=True,
+    epilog="Example: persyn-hf ledger show runs/demo/ledger.sqlite",
+    help="Show, export, prune and rescue the answers that a run has paid for.",
 )
 app.add_typer(ledger_app, name="ledger")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +26,10 @@ from persyn_hf.generation.table import (
     require_known_routes,
     require_ranking,
 )
-from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger, LedgerLike, open_ledger
+from persyn_hf.tables import require_batch
 
 TeacherLike = Teacher | Mapping[str, Any]
-LedgerLike = Ledger | str | os.PathLike[str] | None
 
 
 def generate_parallel(
@@ -148,13 +146,15 @@ def persyn_generate(
     """
     if (teacher is None) == (teachers is None):
         raise ConfigError("persyn_generate needs exactly one of `teacher` and `teachers`.")
+    require_batch(example, "persyn_generate")
     columns.require_columns(example, [columns.PROMPT], "persyn_generate")
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
     batched, values = _batch(example, None if teachers is not None else chosen[0].name)
     if not values[columns.PROMPT]:
         return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen))}
-    plan = _routed_plan(Dataset.from_dict(values), chosen, seed, score_names)
-    with _opened(ledger) as book:
+    rows = [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=True)]
+    plan = _routed_plan(rows, chosen, seed, score_names)
+    with open_ledger(ledger) as book:
         finished = FinishedColumns(plan, book)
         _ask(plan, book, _options(chosen, False, None, None), finished)
         made = finished.values()
@@ -169,7 +169,7 @@ def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[
         columns.require_columns(example, [columns.ROUTE], "persyn_generate")
     names = [columns.PROMPT, *([columns.ROUTE] if teacher is None else [])]
     names += [columns.ROUTE_SCORES] if teacher is None and columns.ROUTE_SCORES in example else []
-    names += [name for name in (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT) if name in example]
+    names += [name for name in (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT, columns.TOOLS) if name in example]
     values = {name: list(example[name]) if batched else [example[name]] for name in names}
     if teacher is not None:
         values[columns.ROUTE] = [teacher] * len(values[columns.PROMPT])
@@ -270,7 +270,7 @@ def _routed_plan(
 
 
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
-    with _opened(ledger) as book:
+    with open_ledger(ledger) as book:
         table = FinishedTable(plan, book, drop_truncated)
         _ask(plan, book, options, table)
         return table.finish()
@@ -279,12 +279,3 @@ def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: 
 def _ask(plan: Plan, ledger: Ledger, options: Options, table: FinishedTable) -> None:
     require_forms_understood(plan.table, [asked.teacher for asked in plan.asked])
     run_to_end(lambda interrupt: ask_teachers(plan, ledger, options, interrupt, table.advance))
-
-
-@contextmanager
-def _opened(ledger: LedgerLike) -> Iterator[Ledger]:
-    if isinstance(ledger, Ledger):
-        yield ledger
-        return
-    with Ledger("" if ledger is None else ledger) as opened:
-        yield opened

@@ -27,6 +27,7 @@ from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
+from persyn_hf.generation.twins import find_twins
 from persyn_hf.ledger.claims import Claims
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger, Origin
@@ -91,6 +92,7 @@ async def ask_teachers(
                 if job is not None
             ],
             patience=options.policy.down_after_unseen,
+            problems=[str(twins) for twins in find_twins(plan.asked) if twins.apart],
         )
         run = _Run(plan, claims, options)
         for asked, tally, own, several in zip(plan.asked, tallies, missing, clients, strict=True):

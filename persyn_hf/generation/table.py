@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,9 @@ from persyn_hf.generation.jobs import CHUNK, Asked, Plan
 from persyn_hf.generation.spill import Spill
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.prompts.formats import rows_table
+from persyn_hf.prompts.reading import prompt_feature
+from persyn_hf.tables import require_table
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 8 * 2**20
@@ -247,6 +249,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
             `turn`, `sample` and `attempt` is no whole number, or the table already has columns that generation would
             add.
     """
+    require_table(prompts, stage, "routed" if stage == "generate_routed" else "prompts", rows=True)
     table = _as_table(prompts).with_format(None)
     columns.require_columns(table.column_names, [columns.PROMPT], stage)
     taken = [name for name in (*GENERATED_FEATURES, columns.EXTRA_BODY) if name in table.column_names]
@@ -256,11 +259,13 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
             "rename or remove it first."
         )
     ids = []
-    only = table.select_columns([columns.PROMPT])
+    only = table.select_columns([name for name in (columns.PROMPT, columns.TOOLS) if name in table.column_names])
     for start in range(0, len(table), CHUNK):
-        for offset, prompt in enumerate(only[start : start + CHUNK][columns.PROMPT]):
+        batch = only[start : start + CHUNK]
+        tools = batch.get(columns.TOOLS) or [None] * len(batch[columns.PROMPT])
+        for offset, (prompt, offered) in enumerate(zip(batch[columns.PROMPT], tools, strict=True)):
             try:
-                ids.append(columns.prompt_id(prompt))
+                ids.append(columns.prompt_id(prompt, offered))
             except DataError as error:
                 raise DataError(f"Row {start + offset}: {error}") from error
     require_forms(table)
@@ -284,11 +289,18 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
 def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
     if isinstance(prompts, Dataset):
         return prompts
-    rows = [{columns.PROMPT: row} if isinstance(row, str) else dict(row) for row in prompts]
+    rows = [_as_row(row, index) for index, row in enumerate(prompts)]
     if not rows:
         return Dataset.from_dict({columns.PROMPT: []})
-    names = list(dict.fromkeys(chain(*rows)))  # `from_list` reads the keys of the first row alone
-    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    return rows_table(rows, types={columns.PROMPT: prompt_feature})
+
+
+def _as_row(row: Any, index: int) -> dict[str, Any]:
+    if isinstance(row, Mapping):
+        return dict(row)
+    if isinstance(row, str | list):  # a prompt by itself
+        return {columns.PROMPT: row}
+    raise DataError(f"Row {index}: expected a mapping with `{columns.PROMPT}`, or a prompt, got {type(row).__name__}.")
 
 
 def _numbered(table: Dataset) -> tuple[Dataset, list[columns.RowNumbers]]:

@@ -172,6 +172,18 @@ class Ledger:
             for values in part:
                 yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
 
+    def origins(self, model: str) -> Iterator[dict[str, Any]]:
+        """A teacher's answers without their texts: where each comes from, its tokens, and `key` in hex."""
+        names = ("key", "prompt_id", "revision", "seed", "sampling", "prompt_tokens", "completion_tokens")
+        query = (
+            f"SELECT {', '.join(names)} FROM completions WHERE model = ? AND prompt_id IS NOT NULL "
+            "AND coalesce(kind, 'teacher') = 'teacher' ORDER BY created"
+        )
+        with self.reading():
+            found = self._connection.execute(query, [model]).fetchall()
+        for values in found:
+            yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
+
     def totals(self) -> list[dict[str, Any]]:
         """By kind, model and revision: answers, cut ones, tokens, USD, first and last time."""
         names = (
@@ -298,6 +310,20 @@ class Ledger:
         else:
             way = "Check the path, its permissions and the disk, and run again."
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
+
+
+#: A ledger, or the path of one; `None` keeps nothing.
+LedgerLike = Ledger | str | os.PathLike[str] | None
+
+
+@contextmanager
+def open_ledger(ledger: LedgerLike) -> Iterator[Ledger]:
+    """A ledger for as long as the block runs; one that was given stays open."""
+    if isinstance(ledger, Ledger):
+        yield ledger
+        return
+    with Ledger("" if ledger is None else ledger) as opened:
+        yield opened
 
 
 def add_rows(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:

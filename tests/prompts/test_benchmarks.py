@@ -6,7 +6,7 @@ import pytest
 
 from persyn_hf.config import Compare, Hygiene, LmEval
 from persyn_hf.errors import ConfigError
-from persyn_hf.hygiene.benchmarks import compared_benchmarks, load_benchmarks, task_texts
+from persyn_hf.prompts.benchmarks import compared_benchmarks, load_benchmarks, task_texts
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ConfigError, match="`compare` needs the section `compare`"):
         load_benchmarks(Hygiene(decontaminate=("compare",)), None)
     (tmp_path / "bench.jsonl").write_text(json.dumps({"question": "Who?"}) + "\n")
-    with pytest.raises(ConfigError, match=r"there is no column `prompt` in .*; it has question"):
-        load_benchmarks(Hygiene(decontaminate=(str(tmp_path / "bench.jsonl"),)), None)
+    with pytest.raises(ConfigError, match=r"there is no column `text` in .*; it has question"):
+        load_benchmarks(Hygiene(decontaminate=(str(tmp_path / "bench.jsonl"),), decontaminate_column="text"), None)
     with pytest.raises(ConfigError, match=r"hygiene\.decontaminate: there is no file"):
         load_benchmarks(Hygiene(decontaminate=(str(tmp_path / "none.jsonl"),)), None)
