@@ -15,9 +15,9 @@ from persyn_hf import columns
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
 from persyn_hf.generation.answer import cleaned, presented
+from persyn_hf.generation.attempts import Job
 from persyn_hf.generation.forms import require_forms
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
-from persyn_hf.generation.pool import Job
 from persyn_hf.generation.spill import Spill
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
