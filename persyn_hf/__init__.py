@@ -20,13 +20,14 @@ _HOME = {
     "Sampling": "persyn_hf.config",
     "Teacher": "persyn_hf.config",
     "prompt_id": "persyn_hf.columns",
-    "Ledger": "persyn_hf.generation.ledger",
+    "Ledger": "persyn_hf.ledger.ledger",
     "generate_parallel": "persyn_hf.generation.generate",
     "generate_routed": "persyn_hf.generation.generate",
     "persyn_generate": "persyn_hf.generation.generate",
     "persyn_learnability": "persyn_hf.scoring.learnability",
     "persyn_quality": "persyn_hf.scoring.quality",
     "pin_quality": "persyn_hf.scoring.quality",
+    "verifier": "persyn_hf.scoring.verifiers",
     "pin_student": "persyn_hf.scoring.learnability",
     "score": "persyn_hf.scoring.score",
     "PersynRouter": "persyn_hf.routing.router",
@@ -82,6 +83,7 @@ __all__ = [  # pinned by a test
     "score",
     "train_router",
     "train_student",
+    "verifier",
 ]
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ if TYPE_CHECKING:
     from persyn_hf.config import Quality, RunConfig, Sampling, Teacher
     from persyn_hf.errors import PersynError
     from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
     from persyn_hf.personalize import personalize
     from persyn_hf.publishing.load import load_personalized
     from persyn_hf.publishing.personalized import push_personalized, save_personalized
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from persyn_hf.scoring.learnability import persyn_learnability, pin_student
     from persyn_hf.scoring.quality import persyn_quality, pin_quality
     from persyn_hf.scoring.score import score
+    from persyn_hf.scoring.verifiers import verifier
     from persyn_hf.students.train import train_student
 
 

@@ -5,19 +5,25 @@ Column names live here and nowhere else. A stage adds columns and removes none.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable
 from numbers import Integral
 from typing import Any
 
 from persyn_hf.errors import DataError, DuplicatePromptError, MissingColumnError
+from persyn_hf.messages import Message as Message
+from persyn_hf.messages import Prompt as Prompt
+from persyn_hf.messages import canonical_messages as canonical_messages
+from persyn_hf.messages import canonical_tools as canonical_tools
+from persyn_hf.messages import prompt_id as prompt_id
+from persyn_hf.messages import prompt_text as prompt_text
 
 PROMPT_ID = "prompt_id"
 PROMPT = "prompt"
 ANSWER = "answer"
 #: The form that a prompt's answer must have (`json_schema` …), as a chat request names it: JSON, or an object.
 RESPONSE_FORMAT = "response_format"
+#: The functions that a prompt's answer may call: a list of definitions, as TRL and chat templates take them.
+TOOLS = "tools"
 
 TEACHER = "teacher"
 #: Which turn of a conversation a row asks for, which draw of the same answer it is, and which try of that draw.
@@ -26,10 +32,17 @@ TURN = "turn"
 SAMPLE = "sample"
 ATTEMPT = "attempt"
 COMPLETION = "completion"
+#: There where a teacher called functions: the calls of each answer, null where it called none.
+TOOL_CALLS = "tool_calls"
 REASONING = "reasoning"
 FINISH_REASON = "finish_reason"
 PROMPT_TOKENS = "prompt_tokens"
 COMPLETION_TOKENS = "completion_tokens"
+#: Those of the prompt that the server read from its cache, and those of the completion that went into reasoning.
+CACHED_TOKENS = "cached_tokens"
+REASONING_TOKENS = "reasoning_tokens"
+#: Special tokens or an invented turn in the completion: one of `LEAKS`, null where there is none.
+LEAK = "leak"
 USAGE_SOURCE = "usage_source"
 #: How a row was asked: the teacher's sampling, the row's seed, and the system prompt before the prompt's messages.
 TEMPERATURE = "temperature"
@@ -43,6 +56,13 @@ EXTRA_BODY = "extra_body"
 #: The teacher that a row was routed to, where another one answered since that one was down.
 REROUTED_FROM = "rerouted_from"
 ERROR = "error"
+
+#: Of an attempt, where answers are asked for until one is good enough: whether it is, and, in a prompt's last row, why
+#: nobody answered.
+ACCEPTED = "accepted"
+ACCEPT_ERROR = "accept_error"
+#: Why `hygiene` leaves an answer out of the published set.
+LEFT_OUT = "left_out"
 
 QUALITY = "quality"
 QUALITY_ERROR = "quality_error"
@@ -63,6 +83,9 @@ ROUTE_SCORES = "route_scores"
 #: There where a prompt has several teachers: all of them, best first; `ROUTE` is the first.
 ROUTES = "routes"
 
+#: All of the names above: what a stage adds stands nowhere else.
+OWN = frozenset(value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str))
+
 #: What tells the rows of one prompt and teacher apart, and the key of every row of answers: see [`row_keys`].
 ROW_NUMBERS = (TURN, SAMPLE, ATTEMPT)
 ROW_KEY = (PROMPT_ID, TEACHER, *ROW_NUMBERS)
@@ -72,17 +95,42 @@ GENERATED_STAGE = (TEACHER, COMPLETION, FINISH_REASON, PROMPT_TOKENS, COMPLETION
 SCORED_STAGE = (QUALITY, LEARNABILITY, REWARD, STUDENT, STUDENT_REVISION, LEARNABILITY_METRIC)
 ROUTED_STAGE = (ROUTE, ROUTE_SCORES)
 
-#: Why a completion ended, as every client reports it.
-FINISH_REASONS = ("stop", "length", "content_filter")
+#: Why a completion ended, by the names that every client uses; a reason that none of them knows stays as it was given.
+FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls")
 #: Who counted a row's tokens: the server, or the teacher's tokenizer where the server reports no usage.
 USAGE_SOURCES = ("server", "tokenizer")
 
-Message = dict[str, Any]
-Prompt = str | Sequence[Mapping[str, Any]]
+#: What was found in a completion that its model should not have shown: see [`generation.special_tokens`].
+LEAKS = ("end-token", "invented-turn", "special-token", "turn-words")
+
 #: The values of `ROW_NUMBERS` and of `ROW_KEY` in one row, and the numbers of a row that has none.
 RowNumbers = tuple[int, int, int]
 RowKey = tuple[str, str, int, int, int]
 UNNUMBERED: RowNumbers = (0, 0, 0)
+
+
+def is_cut(finish_reason: str | None) -> bool:
+    """Tells whether an answer ended before its end: every reason but `stop`, an unknown one included.
+
+    Args:
+        finish_reason (`str`, *optional*): As the table has it; `None`, as of a table that was not generated here, is
+            no cut.
+
+    Example:
+        >>> [is_cut(reason) for reason in ("stop", None, "length", "content_filter", "no such reason")]
+        [False, False, True, True, True]
+    """
+    return finish_reason is not None and finish_reason != "stop"
+
+
+def is_own(name: str) -> bool:
+    """Whether a column's name is one of ours: a stage's, or the quality by one of several sources.
+
+    Example:
+        >>> is_own("teacher"), is_own("quality_math"), is_own("source")
+        (True, True, False)
+    """
+    return name in OWN or name.startswith(f"{QUALITY}_")
 
 
 def require_columns(present: Iterable[str], needed: Iterable[str], stage: str) -> None:
@@ -101,88 +149,6 @@ def require_columns(present: Iterable[str], needed: Iterable[str], stage: str) -
     if missing:
         names = ", ".join(f"`{name}`" for name in missing)
         raise MissingColumnError(f"{stage} needs the column {names}; the table has {', '.join(have) or 'no columns'}.")
-
-
-def canonical_messages(prompt: Prompt) -> list[Message]:
-    """Turns a prompt of either kind into chat messages with null keys dropped.
-
-    Arrow gives every message of a column the union of all keys, with nulls where a message had none; dropping them
-    makes a prompt the same before and after a trip through Arrow.
-
-    Args:
-        prompt (`str` or list of chat messages): A string becomes one user message.
-
-    Returns:
-        `list[dict]`: Messages with at least `role` and `content`.
-
-    Raises:
-        DataError: If the prompt is empty, is neither a string nor messages, or a message has no role or content.
-
-    Example:
-        >>> canonical_messages("Hi")
-        [{'role': 'user', 'content': 'Hi'}]
-        >>> canonical_messages([{"role": "user", "content": "Hi", "name": None}])
-        [{'role': 'user', 'content': 'Hi'}]
-    """
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise DataError("A prompt is empty; every prompt needs at least one character that is not white space.")
-        return [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
-        raise DataError(f"A prompt must be a string or a list of chat messages, got {type(prompt).__name__}.")
-    messages = []
-    for message in prompt:
-        if not isinstance(message, Mapping):
-            raise DataError(f"A chat message must be a mapping with `role` and `content`, got {message!r:.80}.")
-        kept = {key: value for key, value in message.items() if value is not None}
-        if not isinstance(kept.get("role"), str) or "content" not in kept:
-            raise DataError(f"A chat message must have `role` and `content`, got the keys {sorted(kept)}.")
-        messages.append(kept)
-    if not any(_has_text(message["content"]) for message in messages):
-        raise DataError("A prompt is empty: none of its messages has content.")
-    return messages
-
-
-def _has_text(content: Any) -> bool:
-    return bool(content.strip()) if isinstance(content, str) else bool(content)
-
-
-def prompt_id(prompt: Prompt) -> str:
-    """The identity of a prompt: 16 hex digits of the SHA-256 of its canonical messages.
-
-    A string and the one user message that it stands for have the same identity.
-
-    Example:
-        >>> prompt_id("Hi") == prompt_id([{"role": "user", "content": "Hi"}])
-        True
-    """
-    text = _canonical(canonical_messages(prompt))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """What a router reads: the text of a prompt's messages.
-
-    A prompt that is one user message gives its content; a longer conversation gives `role: content` paragraphs, so
-    that a system prompt or an earlier turn is seen as what it is. Parts of a message that are not text are left out.
-
-    Example:
-        >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
-        'system: Be brief.\\n\\nuser: Hi'
-    """
-    messages = canonical_messages(prompt)
-    if len(messages) == 1 and messages[0]["role"] == "user":
-        return _content_text(messages[0]["content"])
-    return "\n\n".join(f"{message['role']}: {_content_text(message['content'])}" for message in messages)
-
-
-def _content_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
 def row_numbers(table: Any) -> list[RowNumbers]:

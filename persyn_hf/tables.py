@@ -1,23 +1,104 @@
-"""Tables: read from anywhere, written whole or not at all, held one piece at a time."""
+"""Tables: accepted at the boundary, written whole or not at all, held one piece at a time."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persyn_hf.errors import ConfigError
+from persyn_hf.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 #: Arrow data of one piece; that of a row group, as `Dataset.to_parquet` writes them.
 PIECE_BYTES = 100_000_000
+
+
+def require_table(given: object, stage: str, argument: str = "data", *, rows: bool = False) -> None:
+    """Refuses what is easily passed in the place of a table, and says what to pass instead.
+
+    A mapping of splits or of columns, a data frame and a string can all be walked over, and would be taken for rows.
+
+    Args:
+        given (`object`): What a function was called with.
+        stage (`str`): Name of the function, for the message.
+        argument (`str`, defaults to `"data"`): Name of its argument, for the message.
+        rows (`bool`, defaults to `False`): Take an iterable of rows too, streamed ones among them.
+
+    Raises:
+        DataError: If it is no table.
+    """
+    said = _instead(given, argument)
+    if said is None:
+        if isinstance(getattr(given, "column_names", None), list) and hasattr(given, "select_columns"):
+            streamed = not hasattr(given, "__len__")
+            if rows or not streamed:
+                return
+            said = f"is streamed; pass `Dataset.from_list(list({argument}))`"
+        elif rows and isinstance(given, Iterable):
+            return
+        elif isinstance(given, Iterable):
+            said = f"is {_article(given)}; pass a `Dataset`, for rows `Dataset.from_list(list({argument}))`"
+        else:
+            said = f"is {_article(given)}; pass a `Dataset`"
+    raise DataError(f"{stage}: `{argument}` {said}.")
+
+
+def require_batch(given: object, stage: str) -> None:
+    """Refuses what is no row and no batch of rows, for functions that `Dataset.map` calls.
+
+    Args:
+        given (`object`): What the function was called with.
+        stage (`str`): Name of the function, for the message.
+
+    Raises:
+        DataError: If it is a table, a mapping of splits or no mapping at all.
+    """
+    splits = any(kind.__name__ in ("DatasetDict", "IterableDatasetDict") for kind in type(given).__mro__)
+    if splits or not isinstance(given, Mapping):
+        raise DataError(
+            f"{stage}: expected a row or a batch of rows, got {_article(given)}. It is a function for `map`: call "
+            f"`dataset.map({stage}, batched=True, fn_kwargs={{...}})` on a `Dataset`."
+        )
+
+
+def _instead(given: object, argument: str) -> str | None:
+    """Why something is no table and what to pass instead; `None` where it may be one."""
+    kinds = {kind.__name__ for kind in type(given).__mro__}
+    library = type(given).__module__.partition(".")[0]
+    if given is None:
+        return "is None; pass a `Dataset`, as `load_dataset(...)` or another stage gives one"
+    if kinds & {"DatasetDict", "IterableDatasetDict"}:
+        names = [str(name) for name in given] if isinstance(given, Mapping) else []
+        split = names[0] if names else "train"
+        return f'holds the splits {", ".join(names) or "of none"}; pass one of them, `{argument}["{split}"]`'
+    if library in ("pandas", "polars"):
+        return f"is a {library} {type(given).__name__}; pass `Dataset.from_{library}({argument})`"
+    if library == "pyarrow":
+        return f"is a pyarrow {type(given).__name__}; pass `Dataset({argument})`, from `datasets`"
+    if isinstance(given, Mapping):
+        return (
+            f"is a mapping with the keys {', '.join(map(str, list(given)[:8])) or 'of none'}; pass "
+            f"`Dataset.from_dict({argument})` where these are columns, or `[{argument}]` where it is one row"
+        )
+    if isinstance(given, str | bytes | os.PathLike):
+        return (
+            f"is {_article(given)}; pass a `Dataset`: of a file or a Hub dataset "
+            '`load_dataset(..., split="train")`, of a run\'s prompts `persyn_hf.prompts.load_prompts(...)`'
+        )
+    return None
+
+
+def _article(given: object) -> str:
+    name = "path" if isinstance(given, os.PathLike) else type(given).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def pieces(data: Dataset, piece_bytes: int | None = None) -> Iterator[pa.Table]:
@@ -62,55 +143,6 @@ def _mapped_again(table: Any) -> Any:
     return table
 
 
-def read_table(
-    source: str, where: str, *, config: str | None = None, split: str = "train", revision: str | None = None
-) -> Dataset:
-    """Reads a table: a `.jsonl`, `.json`, `.csv` or `.parquet` file, a saved dataset, a folder or a Hub dataset.
-
-    Args:
-        source (`str`): Where it is.
-        where (`str`): Names the setting in errors ("run.yaml: prompts.source").
-        config, split, revision (`str`, *optional*): Of a Hub dataset; `split` of a saved one too.
-
-    Raises:
-        ConfigError: If it cannot be read.
-    """
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetGenerationError
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    suffix = Path(source).suffix
-    looks_local = suffix in _READERS or source.startswith((".", "/", "~"))
-    try:
-        if os.path.isfile(source):
-            if suffix not in _READERS:
-                raise ConfigError(f"{where}: {source} must end in {', '.join(_READERS)}.")
-            return load_dataset(_READERS[suffix], data_files=source, split="train")
-        if any(os.path.isfile(os.path.join(source, name)) for name in ("state.json", "dataset_dict.json")):
-            saved = load_from_disk(source)
-            if isinstance(saved, DatasetDict):
-                saved = saved[split]
-            assert isinstance(saved, Dataset)
-            return saved
-        if looks_local and not os.path.isdir(source):
-            raise ConfigError(f"{where}: there is no file {source}.")
-        return load_dataset(source, config, split=split, revision=revision)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        DatasetGenerationError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-    ) as error:
-        if isinstance(error, ConfigError):
-            raise
-        said = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ is not None else error
-        reason = str(said).splitlines()[0] if str(said) else type(said).__name__
-        raise ConfigError(f"{where}: {source} cannot be read: {reason}") from error
-
-
 def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str) -> Dataset:
     """Adds or replaces one column of a stated type, also where every value is null."""
     from datasets import Features, Value
@@ -150,6 +182,27 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one."""
     with replaced(path) as staged:
         staged.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old text or the new one; what is no finite number is written as null.
+
+    JSON has no NaN and no infinity: `jq` and JavaScript refuse a file that holds one.
+    """
+    write_atomically(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON, with null in the place of NaN and infinity."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

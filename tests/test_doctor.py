@@ -4,7 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from persyn_hf import doctor, packages
+from persyn_hf import packages
+from persyn_hf.doctor import installation as doctor
+from persyn_hf.doctor.findings import Finding
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def installed(monkeypatch):
     return others
 
 
-def said(findings: list[doctor.Finding]) -> dict[str, tuple[str, str]]:
+def said(findings: list[Finding]) -> dict[str, tuple[str, str]]:
     return {finding.topic: (finding.state, finding.message) for finding in findings}
 
 
@@ -56,6 +58,7 @@ def test_every_extra_of_the_metadata_is_looked_for_but_those_for_development(ins
     found = said(doctor.check_extras())
     assert sorted(found) == [
         "extra demo", "extra lm-eval", "extra lora", "extra math", "extra reasoning-gym", "extra students",
+        "extra zstd",
     ]  # fmt: skip
     assert found["extra lora"] == ("note", "not installed: pip install 'persyn-hf[lora]'")
     assert found["extra students"] == ("ok", "trl 1.16.0")

@@ -12,7 +12,8 @@ from persyn_hf.cli.app import SetOption, app, merged_overrides, moved_to_set
 from persyn_hf.config import Allocation, Policy, Settings
 from persyn_hf.config.overrides import read_overridden
 from persyn_hf.errors import ConfigError
-from persyn_hf.tables import read_table, replaced
+from persyn_hf.prompts.sources import read_table
+from persyn_hf.tables import replaced
 from persyn_hf.text import tame_lines
 
 if TYPE_CHECKING:

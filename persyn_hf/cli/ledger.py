@@ -21,10 +21,12 @@ from persyn_hf.text import markup
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
 
 ledger_app = typer.Typer(
-    no_args_is_help=True, help="Show, export, prune and rescue the answers that a run has paid for."
+    no_args_is_help=True,
+    epilog="Example: persyn-hf ledger show runs/demo/ledger.sqlite",
+    help="Show, export, prune and rescue the answers that a run has paid for.",
 )
 app.add_typer(ledger_app, name="ledger")
 
@@ -48,10 +50,12 @@ def show(ledger: LedgerArgument) -> None:
     with _existing(ledger) as opened:
         totals = opened.totals()
     table = Table(box=None)
-    for name in ("model", "revision", "answers", "truncated", "prompt tokens", "completion tokens", "USD", "last"):
+    counted = ["answers", "truncated", "prompt_tokens", "completion_tokens"]
+    counted += [name for name in ("cached_tokens", "reasoning_tokens") if any(line[name] for line in totals)]
+    for name in ("model", "revision", *[name.replace("_", " ") for name in counted], "USD", "last"):
         table.add_column(name, justify="left" if name in ("model", "revision") else "right")
     for line in totals:
-        counts = [f"{line[name]:,}" for name in ("answers", "truncated", "prompt_tokens", "completion_tokens")]
+        counts = [f"{line[name]:,}" for name in counted]
         last = datetime.fromtimestamp(line["last"]).strftime("%Y-%m-%d %H:%M")
         names = [markup(line["model"] or "(unknown)"), markup(line["revision"][:20])]
         table.add_row(*names, *counts, f"{line['cost']:.4f}", last)
@@ -78,7 +82,7 @@ def prune(
     ledger: LedgerArgument,
     model: Annotated[str | None, typer.Option(help="Only answers of this model.")] = None,
     older_than: Annotated[float | None, typer.Option(help="Only answers older than so many days.", min=0)] = None,
-    truncated: Annotated[bool, typer.Option("--truncated", help="Only answers that `max_tokens` cut.")] = False,
+    truncated: Annotated[bool, typer.Option("--truncated", help="Only answers that were cut.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many; remove none.")] = False,
 ) -> None:
     """Remove answers, which a later run would ask (and pay) for again. At least one condition is needed."""
@@ -88,7 +92,7 @@ def prune(
     if older_than is not None:
         conditions.append(("created < ?", [time.time() - older_than * _DAY]))
     if truncated:
-        conditions.append(("finish_reason = 'length'", []))
+        conditions.append(("finish_reason <> 'stop'", []))
     if not conditions:
         raise ConfigError("`ledger prune` needs a condition: --model, --older-than or --truncated.")
     where = " AND ".join(text for text, _ in conditions)
@@ -105,8 +109,8 @@ def rescue(
 
     Exit code 3 where some of it could not be read.
     """
-    from persyn_hf.generation.rescue import PARTS
-    from persyn_hf.generation.rescue import rescue as take_over
+    from persyn_hf.ledger.rescue import PARTS
+    from persyn_hf.ledger.rescue import rescue as take_over
 
     count, damaged = take_over(ledger, output)
     typer.echo(f"{output}: {count:,} answers")
@@ -116,7 +120,7 @@ def rescue(
 
 
 def _existing(path: Path) -> Ledger:
-    from persyn_hf.generation.ledger import Ledger
+    from persyn_hf.ledger.ledger import Ledger
 
     if not path.is_file():  # else it would be made
         raise LedgerError(f"{path}: there is no such ledger.")
@@ -141,7 +145,7 @@ def _write_parquet(ledger: Ledger, path: Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from persyn_hf.generation.ledger import COLUMN_TYPES
+    from persyn_hf.ledger.schema import COLUMN_TYPES
 
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMN_TYPES.items()])
     rows, count = ledger.rows(), 0

@@ -192,4 +192,5 @@ def read_benchmarks(results: Mapping[str, Any]) -> Iterator[Judged]:
 
 
 def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, str)
+    """Whether a value is a finite number: the mean over no document is NaN, which compares with nothing."""
+    return hasattr(value, "__float__") and not isinstance(value, str) and math.isfinite(value)

@@ -111,9 +111,12 @@ def _router_line(reference: str, rewards: Mapping[str, float]) -> Iterator[str]:
     if not {reference, "oracle"} <= set(rewards):
         return
     others = {policy: value for policy, value in rewards.items() if policy not in (reference, "oracle")}
-    if not others or rewards["oracle"] <= max(others.values()):
+    if not others:
         return
     name = max(others, key=lambda policy: others[policy])
+    if rewards["oracle"] - others[name] <= 1e-12:
+        yield f"Router: no gap to close: {policy_label(name)} earns the oracle's mean reward, {others[name]:.3f}."
+        return
     share = (rewards[reference] - others[name]) / (rewards["oracle"] - others[name])
     yield (
         f"Router: {policy_label(reference)} earns a mean reward of {rewards[reference]:.3f}, the best other policy "

@@ -9,6 +9,7 @@ import numpy as np
 
 from persyn_hf.config import CAR_BETA, MIX_STRONG_SHARE, Policy
 from persyn_hf.errors import DataError
+from persyn_hf.routing.heads import count_missing
 from persyn_hf.routing.policies import Basis, policy_routes, prompt_rewards
 from persyn_hf.routing.rewards import RewardTable
 
@@ -55,16 +56,27 @@ def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
     return [basis.teachers[index] for index in policy_routes(policy, basis, len(known.ids), seed)]
 
 
-def mean_reward(table: RewardTable, ids: Sequence[str], teachers: Sequence[str]) -> float:
-    """The mean reward that an allocation earns on prompts that every teacher has answered; missing ones left out."""
+def mean_reward(table: RewardTable, ids: Sequence[str], teachers: Sequence[str]) -> float | None:
+    """The mean reward that an allocation earns; a missing one counts as the lowest, so that none passes the oracle.
+
+    Args:
+        table (`RewardTable`): Scored answers of every teacher.
+        ids (`Sequence[str]`): `prompt_id` of the prompts; those that the table lacks are left out.
+        teachers (`Sequence[str]`): The teacher of each prompt. One that the table lacks has answered nothing.
+
+    Returns:
+        `float`: `None` where the table has none of the prompts.
+    """
     row_of = {identity: row for row, identity in enumerate(table.ids)}
     column_of = {name: column for column, name in enumerate(table.teachers)}
+    rewards = count_missing(table.rewards)
+    lowest = float(rewards.min(initial=np.inf))
     earned = [
-        table.rewards[row_of[identity], column_of[teacher]]
+        rewards[row_of[identity], column_of[teacher]] if teacher in column_of else lowest
         for identity, teacher in zip(ids, teachers, strict=True)
-        if identity in row_of and teacher in column_of
+        if identity in row_of
     ]
-    return float(np.nanmean(earned))
+    return float(np.mean(earned)) if earned else None
 
 
 def _probe_basis(known: Known) -> Basis:

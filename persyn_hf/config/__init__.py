@@ -4,7 +4,9 @@ Validation is complete before anything starts and does no I/O besides reading th
 teachers and values out of range are reported by file and key, all at once. Keys are looked up where they are needed.
 """
 
+from persyn_hf.config.accept import Accept
 from persyn_hf.config.allocation import Allocation
+from persyn_hf.config.hygiene import COMPARED, Hygiene
 from persyn_hf.config.policies import (
     CAR_BETA,
     DRAWN,
@@ -40,12 +42,14 @@ from persyn_hf.config.teachers import Teacher, require_distinct_teachers
 
 __all__ = [
     "CAR_BETA",
+    "COMPARED",
     "DRAWN",
     "HELD_OUT_POLICIES",
     "POLICY_LABELS",
     "MIX_STRONG_SHARE",
     "POLICIES",
     "STAGES",
+    "Accept",
     "Allocation",
     "AllocationPolicy",
     "Alpha",
@@ -53,6 +57,7 @@ __all__ = [
     "ComparedStudent",
     "Decoding",
     "Dtype",
+    "Hygiene",
     "Judge",
     "LearnabilityMetric",
     "LmEval",

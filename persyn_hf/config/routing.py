@@ -23,12 +23,14 @@ class Router(Settings):
         tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): What of the backbone is trained.
         fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What a router becomes that does not beat
             the best single teacher on held-out prompts.
+        min_answered (`float`, defaults to 0.5): The share of the probe, 0 to 1, that a teacher must have answered. One
+            that mostly failed is no candidate: the router does not know it, and it is no fallback.
         folds (`int`, defaults to 5): Folds of the cross-validation; fine-tuning trains that many models more.
         epochs (`int`, defaults to 4): Passes over the probe in fine-tuning.
         learning_rate (`float`, *optional*): Learning rate of fine-tuning. Left out: the one of `tuning`.
         batch_size (`int`, defaults to 16): Prompts in one step of fine-tuning.
         lora_rank (`int`, defaults to 16): Rank of the adapters, for `tuning: lora`.
-        max_length (`int`, defaults to 512): Tokens of a prompt that the router reads.
+        max_length (`int`, defaults to 512): Tokens of a prompt that the router reads, at least 16.
         dtype (`"float32"`, `"bfloat16"` or `"float16"`, defaults to `"float32"`): Of the saved weights. A frozen
             backbone is run in it; fine-tuning keeps float32 weights and uses mixed precision.
         device (`str`, *optional*): Where it is trained and run; default: `cuda` where there is one, else `cpu`.
@@ -44,12 +46,13 @@ class Router(Settings):
     objective: Objective = "regression"
     tuning: Literal["frozen", "full", "lora"] = "frozen"
     fallback: Literal["best-single", "none"] = "best-single"
+    min_answered: float = Field(0.5, ge=0, le=1)
     folds: int = Field(5, ge=2)
     epochs: int = Field(4, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)
     lora_rank: int = Field(16, ge=1)
-    max_length: int = Field(512, ge=1)  # the template's own tokens come off it, which is looked at when it is known
+    max_length: int = Field(512, ge=16)  # the template's own tokens come off it, which is looked at when it is known
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
 

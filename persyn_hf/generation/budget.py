@@ -1,13 +1,14 @@
-"""Money: what an answer cost, and a budget that is not passed, whatever comes back."""
+"""Money: what an answer of a teacher costs, and what its requests set aside."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from persyn_hf.config import Teacher
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.money import Budget
 
 #: Tokens that a chat template adds around one message, at most.
 _TEMPLATE_TOKENS = 64
@@ -33,52 +34,12 @@ def cost_of(teacher: Teacher, request: Request, completion: Completion) -> float
     """USD of one answer: by its usage, or the worst case where nobody could count."""
     if completion.prompt_tokens is None or completion.completion_tokens is None:
         return worst_case(teacher, request)
-    return price(teacher, completion.prompt_tokens, completion.completion_tokens)
-
-
-class Budget:
-    """What a run may cost, shared by its teachers.
-
-    Before a request is sent its worst case is set aside; when the answer is there, the rest of that is free again. So
-    the sum never passes the limit, and towards the end fewer requests run at once.
-
-    Args:
-        limit (`float`, *optional*): USD; `None` is no limit.
-        spent (`float`, defaults to 0): USD that are spent already.
-    """
-
-    def __init__(self, limit: float | None, spent: float = 0.0) -> None:
-        self.limit = limit
-        self.spent = spent
-        self.held = 0.0
-        self._holds = 0
-        self._watchers: list[Callable[[], None]] = []
-
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Calls `changed` whenever money is free again."""
-        self._watchers.append(changed)
-
-    def hold(self, amount: float) -> bool:
-        """Sets an amount aside, if it fits."""
-        if self.limit is not None and self.spent + self.held + amount > self.limit:
-            return False
-        self.held += amount
-        self._holds += 1
-        return True
-
-    def settle(self, held: float, cost: float) -> None:
-        """What was set aside for a request has cost this much."""
-        self._holds -= 1
-        self.held = self.held - held if self._holds else 0.0
-        self.spent += cost
-        if self.limit is not None:
-            for changed in self._watchers:
-                changed()
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is set aside: what does not fit now never will."""
-        return self._holds == 0
+    return teacher.price(
+        completion.prompt_tokens,
+        completion.completion_tokens,
+        completion.cached_tokens or 0,
+        completion.reasoning_tokens or 0,
+    )
 
 
 class Purse:
@@ -104,9 +65,9 @@ class Purse:
     def paid(self, held: float, request: Request, completion: Completion) -> None:
         """The request was answered."""
         if not self._free:
-            self.budget.settle(held, cost_of(self._teacher, request, completion))
+            self.budget.paid(held, cost_of(self._teacher, request, completion))
 
     def failed(self, held: float, charged: bool) -> None:
         """The request was not answered; one that the server may have charged for counts with its worst case."""
         if not self._free:
-            self.budget.settle(held, held if charged else 0.0)
+            self.budget.failed(held, held if charged else 0.0)

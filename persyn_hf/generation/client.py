@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from persyn_hf.columns import UNNUMBERED, Message, RowNumbers
 from persyn_hf.config import Sampling
+from persyn_hf.ledger.completion import Completion
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,6 @@ class Request:
     def more(self) -> dict[str, Any]:
         """The keys of the body beside those that every request has: the teacher's, and the row's own."""
         return {**self.sampling.extra_body, **self.own_body}
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer.
-
-    Args:
-        text (`str`): The answer, without reasoning; never empty.
-        finish_reason (`str`): One of `columns.FINISH_REASONS`.
-        prompt_tokens, completion_tokens (`int`, *optional*): Usage; `None` where nobody could count.
-        reasoning (`str`, *optional*): What the model thought before it answered.
-        usage_source (`str`, *optional*): One of `columns.USAGE_SOURCES`: who counted the tokens.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    reasoning: str | None = None
-    usage_source: str | None = None
 
 
 class TeacherClient(Protocol):

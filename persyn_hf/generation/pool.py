@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
 from persyn_hf.generation.budget import Purse
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.lane import Lane, RetryPolicy
+from persyn_hf.ledger.completion import Completion
 
 #: Jobs that are drawn ahead of the requests.
 _READY = 16
@@ -172,7 +173,7 @@ class TeacherPool:
     def _out_of_money(self) -> bool:
         if self._stalled is None or self._purse is None or not self._purse.budget.idle:
             return False
-        self.stopped = f"`max_cost` ({self._purse.budget.limit:g} USD) would have been passed"
+        self.stopped = self._purse.budget.exceeded
         return True
 
     def _launch(self) -> None:

@@ -14,18 +14,26 @@ from persyn_hf.config import Teacher
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
 from persyn_hf.endpoints.event_loop import Interrupt, say
 from persyn_hf.endpoints.server import server
-from persyn_hf.generation.budget import Budget, Purse
+from persyn_hf.generation.answer import cleaned
+from persyn_hf.generation.budget import Purse
 from persyn_hf.generation.chat import ChatClient
-from persyn_hf.generation.client import Completion, Request, TeacherClient
+from persyn_hf.generation.client import Request, TeacherClient
 from persyn_hf.generation.describe import EndpointLimits
-from persyn_hf.generation.jobs import AHEAD, Asked, Exchange, Plan
+from persyn_hf.generation.jobs import Asked, Exchange, Plan
 from persyn_hf.generation.lane import Lane
-from persyn_hf.generation.ledger import Ledger, Origin
+from persyn_hf.generation.missing import Missing
+from persyn_hf.generation.notices import Notices
 from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, progress_shown
 from persyn_hf.generation.tgi import TgiClient
+from persyn_hf.generation.twins import find_twins
+from persyn_hf.ledger.claims import Claims
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger, Origin
+from persyn_hf.ledger.money import Budget
 from persyn_hf.packages import require
+from persyn_hf.text import tame
 
 _log = logging.getLogger(__name__)
 #: Batches of a local model that are gathered, so that rows of similar length meet.
@@ -73,7 +81,9 @@ async def ask_teachers(
         for client in {id(client): client for several in clients for client in several}.values():
             stack.push_async_callback(client.aclose)
         tallies = [Tally(asked.name, len(plan.rows(asked))) for asked in plan.asked]
-        work = [_missing(plan.jobs(asked), ledger, tally) for asked, tally in zip(plan.asked, tallies, strict=True)]
+        claims = stack.enter_context(Claims(ledger))
+        missing = [Missing(claims, tally) for tally in tallies]
+        work = [own.draw(plan.jobs(asked)) for asked, own in zip(plan.asked, missing, strict=True)]
         first = [next(jobs, None) for jobs in work]
         limits = await preflight(
             [
@@ -82,11 +92,11 @@ async def ask_teachers(
                 if job is not None
             ],
             patience=options.policy.down_after_unseen,
+            problems=[str(twins) for twins in find_twins(plan.asked) if twins.apart],
         )
-        spent = ledger.spent() if options.max_cost is not None else 0.0
-        run = _Run(plan, ledger, options, Budget(options.max_cost, spent))
-        for asked, tally, own in zip(plan.asked, tallies, clients, strict=True):
-            run.add(asked, tally, own, limits, stack)
+        run = _Run(plan, claims, options)
+        for asked, tally, own, several in zip(plan.asked, tallies, missing, clients, strict=True):
+            run.add(asked, tally, own, several, limits, stack)
         interrupt.attach(functools.partial(run.drain, interrupt))
         with progress_shown(tallies, options.progress) as tells:
             try:
@@ -100,10 +110,12 @@ async def ask_teachers(
 class _Run:
     """All teachers of one run."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, options: Options, budget: Budget) -> None:
-        self._plan, self._ledger, self._options, self._budget = plan, ledger, options, budget
+    def __init__(self, plan: Plan, claims: Claims, options: Options) -> None:
+        self._plan, self._claims, self._options = plan, claims, options
+        self._ledger, self._budget = claims.ledger, Budget(options.max_cost, claims)
         self._kept: list[tuple[str, Completion, Origin]] = []
         self._tallies: dict[str, Tally] = {}
+        self._missing: dict[str, Missing] = {}
         self._pools: dict[str, TeacherPool] = {}
         rerouting = plan.routed and any(asked.teacher.on_teacher_down == "reroute" for asked in plan.asked)
         self._exchange = Exchange([asked.name for asked in plan.asked]) if rerouting else None
@@ -112,23 +124,27 @@ class _Run:
         self,
         asked: Asked,
         tally: Tally,
+        missing: Missing,
         clients: Sequence[TeacherClient],
         limits: Mapping[tuple[str, str], EndpointLimits],
         stack: AsyncExitStack,
     ) -> None:
         """Makes a teacher ready to be asked."""
-        teacher = asked.teacher
+        teacher, notices = asked.teacher, Notices(asked.teacher)
 
         def answered(job: Job, completion: Completion) -> None:
             origin = asked.origin(job.request, completion)
             self._kept.append((job.key, completion, origin))
-            tally.count(completion, origin.cost or 0.0)
+            missing.settled(job.key)
+            tally.count(completion, origin.cost or 0.0, cleaned(completion, job.request, teacher).leak)
+            notices.heed(completion)
             if len(self._kept) >= _COMMIT:
                 self._commit()
 
         def failed(job: Job, message: str) -> None:
             self._plan.errors[job.key] = message
             tally.failed += 1
+            missing.failed(job.key)
 
         local = teacher.backend == "local"
         if local:
@@ -148,6 +164,7 @@ class _Run:
         )
         tally.in_flight = lambda: pool.in_flight
         self._pools[teacher.name], self._tallies[teacher.name] = pool, tally
+        self._missing[teacher.name] = missing
 
     async def go(self, jobs: Sequence[Iterator[Job]], ahead: Callable[[], object]) -> None:
         """Asks all teachers; ends when each is through."""
@@ -189,18 +206,21 @@ class _Run:
         for name, tally in self._tallies.items():
             missing = tally.total - tally.found - tally.answered
             if missing and not interrupted:
-                _log.warning("teacher %s: %d of %d rows have no answer", name, missing, tally.total)
+                _log.warning("teacher %s: %d of %d rows have no answer", tame(name), missing, tally.total)
 
     def _commit(self) -> None:
         if self._kept:
             kept, self._kept = self._kept, []
-            self._ledger.put_many(kept)
+            self._claims.keep(kept, self._budget.written())
 
     async def _one(self, asked: Asked, jobs: Iterator[Job]) -> None:
-        pool, name = self._pools[asked.name], asked.name
+        pool, name, missing = self._pools[asked.name], asked.name, self._missing[asked.name]
         handed: list[int] = []
         while True:
             await pool.run(jobs)
+            while late := await missing.wait(lambda: pool.down is not None or pool.stopped is not None):
+                await pool.run(iter(late))
+            missing.leave()
             if pool.down is not None or pool.stopped is not None:
                 self._plan.left[name] = pool.stopped or f"the teacher is down: {pool.down}"
                 if self._exchange is not None:
@@ -213,7 +233,7 @@ class _Run:
                 return
             handed += rows
             self._tallies[name].total += len(rows)
-            jobs = _missing(self._plan.jobs(asked, rows), self._ledger, self._tallies[name])
+            jobs = missing.draw(self._plan.jobs(asked, rows))
 
     async def _hand_on(self, asked: Asked, rows: Sequence[int]) -> None:
         """Hands the rows of a teacher that is down to the next best ones."""
@@ -230,7 +250,7 @@ class _Run:
         self._tallies[asked.name].total -= len(taken)
         _log.warning(
             "teacher %s is down: %d of its rows go to the next best teachers of `route_scores`, %d to none",
-            asked.name,
+            tame(asked.name),
             len(taken),
             len(unanswered) - len(taken),
         )
@@ -295,14 +315,6 @@ class _LocalClient:
     async def aclose(self) -> None:
         if self._batcher is not None:
             await self._batcher.aclose()
-
-
-def _missing(jobs: Iterator[Job], ledger: Ledger, tally: Tally) -> Iterator[Job]:
-    """The jobs that the ledger has no answer for."""
-    while chunk := list(itertools.islice(jobs, AHEAD)):
-        found = ledger.get_many([job.key for job in chunk])
-        tally.found += len(found)
-        yield from (job for job in chunk if job.key not in found)
 
 
 def endpoint_client(teacher: Teacher, address: str) -> TeacherClient:

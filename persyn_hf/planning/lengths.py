@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.errors import ConfigError
+from persyn_hf.messages import said
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import identity, load_tokenizer
 from persyn_hf.packages import absent, pip_command
@@ -127,7 +128,7 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
     tokenizer = load_tokenizer(ModelFiles(name, identity(name, config.student.revision), "`student.model`:"))
 
     def count(messages: list[dict[str, Any]]) -> int:
-        text = "\n".join(_text(message) for message in messages)
+        text = "\n".join(said(message) for message in messages)
         if messages[0]["role"] == "system" or not tokenizer.chat_template:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
         return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
@@ -136,12 +137,7 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
 
 
 def _by_characters(messages: list[dict[str, Any]]) -> float:
-    return sum(len(_text(message)) for message in messages) / CHARACTERS_PER_TOKEN
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else columns.prompt_text([message])
+    return sum(len(said(message)) for message in messages) / CHARACTERS_PER_TOKEN
 
 
 def _means(sample: Dataset, name: str) -> dict[str, float]:

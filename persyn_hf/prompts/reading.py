@@ -1,66 +1,248 @@
-"""Reads prompts from a file, a saved dataset or the Hub into the table that all stages share."""
+"""Reads prompts of any shape into the table that all stages share."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import Prompts
-from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.tables import read_table
+from persyn_hf.errors import ConfigError, DataError, DuplicatePromptError
+from persyn_hf.messages import ASSISTANT, Message, said
+from persyn_hf.prompts.formats import feature_of
+from persyn_hf.prompts.shapes import Shape, find_shape, reader_of
+from persyn_hf.prompts.sources import Located, locate
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_log = logging.getLogger(__name__)
+#: Rows that an error names.
+_NAMED = 5
+#: Before the name of a column that would collide with one of ours.
+_RENAMED = "source_"
 
-def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
-    """Loads and checks the prompts of a run.
+
+@dataclass
+class _Made:
+    """What the rows became.
 
     Args:
-        prompts (`Prompts`): Source, column names and limit.
-        where (`str`, defaults to `"prompts"`): Names the section in errors ("run.yaml: prompts").
+        kind (`str`): The kind of cells they were made of, in words.
+        prompts (`list`): Strings, or messages.
+        ids (`list[str]`): Their identities.
+        references (`list`): Answers that stood at the end of conversations.
+        tools (`list`): Canonical definitions, or `None`.
+        wrong (`list[tuple[int, str]]`): Rows that hold no prompt, and why.
+    """
+
+    kind: str
+    prompts: list[Any] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    references: list[str | None] = field(default_factory=list)
+    tools: list[list[Message] | None] = field(default_factory=list)
+    wrong: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def answered(self) -> int:
+        """Prompts whose answer was taken off."""
+        return sum(reference is not None for reference in self.references)
+
+
+def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Dataset:
+    """Loads and checks the prompts of a run.
+
+    The source's other columns are kept beside. One whose name is ours (`teacher`, `reward` …) gets `source_` before
+    it. A shape that was found by looking, renamed columns and answers that were taken off are said in a line each.
+
+    Args:
+        prompts (`Prompts`): Source, shape and columns.
+        where (`str`, defaults to `"prompts"`): Name of the section in errors ("run.yaml: prompts").
+        unique (`bool`, defaults to `True`): Refuse a prompt that stands twice.
 
     Returns:
-        `Dataset`: `prompt_id`, `prompt` and, where an answer column is named, `answer`.
+        `Dataset`: `prompt_id`, `prompt` (all strings, or all messages), `answer` and `tools` where there are any, and
+        the other columns.
 
     Raises:
-        ConfigError: If the source cannot be read or a column is not there.
-        DataError: If a prompt is empty or stands twice; the message names the row.
+        ConfigError: If the source cannot be read, a column is not there, or it is not clear which holds the prompts.
+        DataError: If a row holds no prompt or one stands twice; names file and row.
+
+    Example:
+        >>> load_prompts(Prompts(source="talks.jsonl", format="sharegpt"))  # doctest: +SKIP
     """
-    data = read_table(
+    located = locate(
         prompts.source, f"{where}.source", config=prompts.config, split=prompts.split, revision=prompts.revision
     )
-    for key, name in (("column", prompts.column), ("answer_column", prompts.answer_column)):
-        if name is not None and name not in data.column_names:
-            raise ConfigError(
-                f"{where}.{key}: there is no column `{name}` in {prompts.source}; "
-                f"it has {', '.join(data.column_names)}."
-            )
+    table = located.table
     if prompts.limit is not None:
-        data = data.select(range(min(prompts.limit, len(data))))
-    if len(data) == 0:
-        raise DataError(f"{where}.source: {prompts.source} holds no prompts.")
-    named = {columns.PROMPT: data[prompts.column][:]}
-    if prompts.answer_column is not None:
-        named[columns.ANSWER] = data[prompts.answer_column][:]
-    return with_ids(named, features=data.features, prompts=prompts)
+        table = table.select(range(min(prompts.limit, len(table))))
+    if len(table) == 0:
+        raise DataError(f"{where}.source: {prompts.location} holds no prompts.")
+    shape = find_shape(table.column_names, prompts, where)
+    tools = _tools_column(table, prompts)
+    made = _made(table, shape, prompts, tools)
+    _require_sound(made, located, unique)
+    beside = _beside(table, shape, prompts, tools, where)
+    plain = made.kind in ("text", "messages", "a template")
+    lines = [f"read as {shape.said(made.kind)}"] if shape.found or not plain else []
+    lines += [f"the answer at the end of {made.answered} conversations was {_FATES[prompts.last_assistant]}"] * bool(
+        made.answered
+    )
+    lines += [f"the column `{old}` is called `{new}`, as `{old}` is ours" for old, new in beside.items() if old != new]
+    for line in lines:
+        _log.warning("%s: %s.", prompts.location, line)
+    return _table(made, table, prompts, beside)
 
 
-def with_ids(named: dict[str, list[Any]], features: Any, prompts: Prompts) -> Dataset:
-    """Adds `prompt_id` to columns of prompts, and refuses empty and repeated prompts."""
-    from datasets import Dataset, Features, Value
+_FATES = {"drop": "dropped", "reference": "kept as the reference `answer`"}
 
-    ids = []
-    for index, prompt in enumerate(named[columns.PROMPT]):
+
+def _made(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None) -> _Made:
+    names = [*shape.reads, *(name for name in (shape.system, tools) if name is not None)]
+    cells = table.select_columns(list(dict.fromkeys(names))).with_format(None)[:]
+    rows = [dict(zip(cells, values, strict=True)) for values in zip(*cells.values(), strict=True)]
+    reader = reader_of(shape, rows)
+    made = _Made(reader.kind)
+    for index, row in enumerate(rows):
         try:
-            ids.append(columns.prompt_id(prompt))
+            prompt, reference = _without_answer(reader.read(row), prompts.last_assistant)
+            offered = None if tools is None else columns.canonical_tools(row[tools])
+            made.ids.append(columns.prompt_id(prompt, offered))
         except DataError as error:
-            raise DataError(f"{prompts.source}, row {index}: {error}") from error
-    columns.require_unique(ids, prompts.source)
-    kept = {columns.PROMPT_ID: Value("string"), columns.PROMPT: features[prompts.column]}
-    if columns.ANSWER in named:
-        kept[columns.ANSWER] = features[prompts.answer_column]
-    return Dataset.from_dict({columns.PROMPT_ID: ids, **named}, features=Features(kept))
+            made.wrong.append((index, str(error)))
+            continue
+        made.prompts.append(prompt)
+        made.references.append(reference)
+        made.tools.append(offered)
+    return made
+
+
+def _without_answer(prompt: Any, fate: str) -> tuple[Any, str | None]:
+    """A prompt without the answer at its end, and the answer's text."""
+    if isinstance(prompt, str) or fate == "error" or not prompt or prompt[-1]["role"] != ASSISTANT:
+        return prompt, None
+    kept = list(prompt)
+    while kept and kept[-1]["role"] == ASSISTANT:
+        kept.pop()
+    if not kept:
+        raise DataError("A prompt is empty: the conversation holds an answer only.")
+    return kept, said(prompt[-1])
+
+
+def _require_sound(made: _Made, located: Located, unique: bool) -> None:
+    if made.wrong:
+        (first, why), *others = made.wrong
+        more = ", ".join(located.row(index) for index, _ in others[: _NAMED - 1])
+        open_end = " …" if len(others) >= _NAMED else ""
+        also = f" The same or the like in {len(others)} more rows: {more}{open_end}." if more else ""
+        raise DataError(f"{located.row(first)}: {why}{also}")
+    if not unique:
+        return
+    seen: dict[str, int] = {}
+    repeated = [(index, seen[key]) for index, key in enumerate(made.ids) if seen.setdefault(key, index) != index]
+    if repeated:
+        (again, before), names = repeated[0], ", ".join(dict(located.parts))
+        raise DuplicatePromptError(
+            f"{names} needs every prompt once; {len(repeated)} rows repeat an earlier prompt, first "
+            f"{located.row(again)}, which repeats {located.row(before)}. Drop the duplicates before this stage."
+        )
+
+
+def _tools_column(table: Dataset, prompts: Prompts) -> str | None:
+    """The column of tools: the named one, or `tools` where every cell holds functions or nothing."""
+    if prompts.tools_column is not None:
+        return prompts.tools_column
+    if columns.TOOLS not in table.column_names or columns.TOOLS in (prompts.column, prompts.answer_column):
+        return None
+    found = 0
+    for value in table.with_format(None)[columns.TOOLS]:
+        try:
+            tools = columns.canonical_tools(value) or []
+        except DataError:
+            return None
+        if not all("function" in tool or "type" in tool for tool in tools):
+            return None
+        found += bool(tools)
+    return columns.TOOLS if found else None
+
+
+def _beside(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None, where: str) -> dict[str, str]:
+    """The columns that are kept beside the prompts, by their names in the source: their names in the table."""
+    taken = {*shape.reads, shape.system, tools, prompts.answer_column}
+    if shape.format == "preference":
+        taken |= {"chosen", "rejected"}
+    names = [name for name in table.column_names if name not in taken]
+    if prompts.keep_columns is not None:
+        unknown = [name for name in prompts.keep_columns if name not in table.column_names]
+        if unknown:
+            raise ConfigError(
+                f"{where}.keep_columns: there is no column `{unknown[0]}` in {prompts.location}; it has "
+                f"{', '.join(table.column_names)}."
+            )
+        names = [name for name in names if name in prompts.keep_columns]
+    beside: dict[str, str] = {}
+    referenced = prompts.answer_column is not None or prompts.last_assistant == "reference"
+    free = {columns.RESPONSE_FORMAT} if referenced else {columns.RESPONSE_FORMAT, columns.ANSWER}
+    for name in names:
+        new = name
+        while (columns.is_own(new) and new not in free) or (
+            new != name and (new in table.column_names or new in beside.values())
+        ):
+            new = f"{_RENAMED}{new}"
+        beside[name] = new
+    return beside
+
+
+def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]) -> Dataset:
+    """The new columns, and those that are kept beside them."""
+    from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
+
+    values: dict[str, Sequence[Any]] = {columns.PROMPT_ID: made.ids, columns.PROMPT: made.prompts}
+    features = {columns.PROMPT_ID: Value("string"), columns.PROMPT: prompt_feature(made.prompts)}
+    if prompts.answer_column is not None:
+        values[columns.ANSWER] = list(table[prompts.answer_column])
+        features[columns.ANSWER] = table.features[prompts.answer_column]
+    elif prompts.last_assistant == "reference":
+        values[columns.ANSWER], features[columns.ANSWER] = made.references, Value("string")
+    if any(made.tools):
+        values[columns.TOOLS], features[columns.TOOLS] = made.tools, List(Json())
+    front = Dataset.from_dict(dict(values), features=Features(features))
+    beside = {old: new for old, new in beside.items() if old != columns.PROMPT_ID or _differs(table, made.ids)}
+    if not beside:
+        return front
+    kept = table.select_columns(list(beside)).flatten_indices()
+    kept = kept.rename_columns({old: new for old, new in beside.items() if old != new})
+    return concatenate_datasets([front, kept], axis=1)
+
+
+def _differs(table: Dataset, ids: list[str]) -> bool:
+    return list(table.with_format(None)[columns.PROMPT_ID]) != ids
+
+
+def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
+    """The type of a column of prompts: strings, messages of role and content, or messages as the JSON they are.
+
+    Arrow's type for messages gives every one of them the keys of all others; only where all have the same keys does
+    it hold them as they are.
+    """
+    from datasets import List, Value
+
+    text = Value("string")
+    return List({"role": text, "content": text}) if all(map(_is_simple, prompts)) else feature_of(prompts)
+
+
+def _is_simple(prompt: Any) -> bool:
+    """Whether a prompt is messages of a role and a text each."""
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and isinstance(message["role"], str)
+        and isinstance(message["content"], str)
+        for message in prompt
+    )
 
 
 def random_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import PublishError
+from persyn_hf.publishing.local_paths import without_local_paths
 from persyn_hf.scoring.reward import normalize
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Provenance:
         router (`Mapping[str, Any]`): The router's `persyn` block; empty where no router is named.
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
-        generations (`int`, *optional*): Answers asked for in the whole run.
+        generations (`int`, *optional*): Answers that the whole run got.
         generations_all (`int`, *optional*): What generate-then-select would have asked for.
         cost, cost_all (`float`, *optional*): USD for the one and, estimated, for the other.
         prompts_source, prompts_revision (`str`, *optional*): Where the prompts come from.
@@ -138,7 +139,8 @@ def gather(
         run (`Any`): `dropped`, `generations`, `generations_all`, `cost`, `cost_all`, `prompts_source`,
             `prompts_revision`, `router_repo_id`, `router_revision`.
     """
-    block = dict(router or {})
+    block: dict[str, Any] = without_local_paths(router or {})
+    run = without_local_paths(run) | {key: run[key] for key in ("router_repo_id",) if key in run}
     counts = _count(splits)
     total = sum(rows for rows, _, _ in counts.values())
     described = {teacher["name"]: teacher for teacher in block.get("teachers", [])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(("prompt_format", "prompt_template"), (str, "a text")),
     **dict.fromkeys(("max_length", "seed"), (int, "a whole number")),
     **dict.fromkeys(("scale", "strength"), (_NUMBER, "a number")),
-    **dict.fromkeys(("held_out", "probe_means", "reward"), (Mapping, "an object")),
+    **dict.fromkeys(("held_out", "left_out", "probe_means", "probe_prompts", "reward"), (Mapping, "an object")),
     "roster": (list, "a list"),
 }
 _TEACHER_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -74,7 +75,21 @@ def verify_config(files: ModelFiles, config: Mapping[str, Any]) -> tuple[Mapping
             f"{_shown(list(teachers))}."
         )
     _verify_numbers(files, block)
-    return block, teachers
+    return _finite(block), teachers
+
+
+def _finite(value: Any) -> Any:
+    """A block without NaN and infinity, which are no JSON; earlier versions wrote an interval of NaN for no gap."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    mean = value.get("mean", 0.0)
+    if isinstance(mean, float) and not math.isfinite(mean):
+        return None
+    return {key: _finite(one) for key, one in value.items()}
 
 
 def names_problem(names: Sequence[str]) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persyn_hf.routing.heads import STRENGTHS, Array, fit_path, teacher_means
+from persyn_hf.routing.heads import STRENGTHS, Array, count_missing, fit_path, teacher_means
 from persyn_hf.routing.intervals import bootstrap_means
 
 #: How sure held-out data must be that a router gains anything, before it takes the best single teacher's place: the
@@ -71,12 +71,11 @@ def _one_round(objective: str, features: Array, rewards: Array, fold: np.ndarray
 
 
 def nearest_rewards(known: Array, rewards: Array, asked: Array, neighbours: int = 20) -> Array:
-    """Mean rewards of the nearest prompts by cosine, shape `(asked, teachers)`."""
+    """Mean rewards of the nearest prompts by cosine, shape `(asked, teachers)`; missing ones count as the lowest."""
     left = asked / np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-12)
     right = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
     near = np.argsort(-(left @ right.T), axis=1)[:, :neighbours]
-    filled = np.where(np.isnan(rewards), teacher_means(rewards), rewards)
-    nearest: Array = filled[near].mean(axis=1)
+    nearest: Array = count_missing(rewards)[near].mean(axis=1)
     return nearest
 
 
@@ -91,9 +90,10 @@ def choose_strength(rounds: list[OutOfFold], rewards: Array, allowed: list[np.nd
 
     Args:
         rounds (`list[OutOfFold]`): From [`cross_validate`].
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing, which counts as the lowest.
         allowed (`list[ndarray]`, *optional*): For each round, the prompts to choose by; all by default.
     """
+    rewards = count_missing(rewards)
     earned = np.zeros(len(rounds[0].strengths))
     for number, held_out in enumerate(rounds):
         rows = slice(None) if allowed is None else allowed[number]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from persyn_hf.config import POLICY_LABELS, Policy
-from persyn_hf.errors import RouterMismatchError
+from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, Policy
+from persyn_hf.errors import DataError, RouterMismatchError
 from persyn_hf.routing.crossval import nearest_rewards
-from persyn_hf.routing.heads import Array
-from persyn_hf.routing.intervals import Interval, bootstrap_means, gap_closed, interval
+from persyn_hf.routing.heads import Array, count_missing
+from persyn_hf.routing.intervals import Interval, bootstrap_means, gap_interval, interval
 from persyn_hf.routing.policies import Basis, policy_routes
 from persyn_hf.routing.rewards import RewardTable, read_rewards
 from persyn_hf.routing.router import PersynRouter
+from persyn_hf.routing.seen import seen_prompts
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -42,13 +45,13 @@ class Evaluation:
     in_sample: bool
 
     @property
-    def gap_closed(self) -> Interval:
-        """The router's share of the gap between the best single teacher and the oracle."""
+    def gap_closed(self) -> Interval | None:
+        """The router's share of the gap between the best single teacher and the oracle, where there is one."""
         return self.policies["router"].gap_closed
 
     @property
-    def pair_accuracy(self) -> Interval:
-        """Share of teacher pairs that the router orders rightly."""
+    def pair_accuracy(self) -> Interval | None:
+        """Share of teacher pairs that the router orders rightly; `None` where all rewards are equal."""
         return self.rankings["router"].pair_accuracy
 
     @property
@@ -57,8 +60,8 @@ class Evaluation:
         return self.rankings["router"].hit3
 
     @property
-    def calibration_error(self) -> Interval:
-        """How far the router's pair probabilities lie from what happens, 0 to 1."""
+    def calibration_error(self) -> Interval | None:
+        """Calibration error of the router's pair probabilities, 0 to 1; `None` where all rewards are equal."""
         return self.rankings["router"].calibration_error
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,7 +86,9 @@ class Evaluation:
         for name, ranking in self.rankings.items():
             error = _cell(ranking.calibration_error) if name == "router" else "–"
             order.add_row(POLICY_LABELS[name], _cell(ranking.pair_accuracy), _cell(ranking.hit3), error)
-        note = "In brackets: bootstrap 95% intervals over prompts."
+        note = "In brackets: bootstrap 95% intervals over prompts. A missing answer counts as the lowest reward."
+        if self.gap_closed is None:
+            note += " There is no gap to close: the best single teacher earns what the oracle does."
         if self.in_sample:
             note += " The baselines were chosen on these very prompts: the router does not say how its probe went."
         return Group(routes, order, note)
@@ -110,7 +115,8 @@ def evaluate_router(
     """Judges a router on scored answers of prompts that it was not trained on, and prints a table.
 
     The best single teacher and the other baselines are chosen by what the router's checkpoint says of its training
-    prompts, never on the prompts that are evaluated.
+    prompts, never on the prompts that are evaluated. Prompts that the router was trained on are left out, with a
+    warning. A missing answer counts as the lowest reward, for all policies alike.
 
     Args:
         router (`PersynRouter`): The router.
@@ -125,14 +131,15 @@ def evaluate_router(
         `Evaluation`: Every measure with its interval.
 
     Raises:
-        MissingColumnError, DataError: If a table is not what it must be.
+        MissingColumnError, DataError: If a table is not what it must be, or has no prompts but those that the router
+            was trained on; the error has the cross-validated figures.
         RouterMismatchError: If a table has other teachers than the router.
 
     Example:
         >>> result = evaluate_router(router, held_out, probe)  # doctest: +SKIP
         >>> result.gap_closed.low > 0  # doctest: +SKIP
     """
-    table = _aligned(router, read_rewards(scored, "evaluate_router"), "scored")
+    table = _unseen(router, _aligned(router, read_rewards(scored, "evaluate_router"), "scored"))
     neighbours = None if probe is None else _aligned(router, read_rewards(probe, "evaluate_router"), "probe")
     known = neighbours or _stored_probe(router)
     scores = router.scores(table.prompts)
@@ -201,8 +208,47 @@ def _stored_probe(router: PersynRouter) -> RewardTable | None:
     )
 
 
+def _unseen(router: PersynRouter, table: RewardTable) -> RewardTable:
+    """The prompts that the router was not trained on.
+
+    Raises:
+        DataError: If fewer than two are left.
+    """
+    seen = seen_prompts(router.metadata, table.prompts)
+    if seen is None:
+        warnings.warn(
+            "This router does not record the prompts that it was trained on: whether these are held out cannot be "
+            "verified.",
+            stacklevel=3,
+        )
+        return table
+    if not seen.any():
+        return table
+    count, left = int(seen.sum()), len(seen) - int(seen.sum())
+    told = f"The router was trained on {count} of these {len(seen)} prompts"
+    if left < 2:
+        raise DataError(
+            f"{told}, so their rewards would flatter it. {_cross_validated(router.metadata)}Evaluate it on scored "
+            "answers to other prompts."
+        )
+    warnings.warn(f"{told}; they are left out, and {left} are evaluated.", stacklevel=3)
+    return table.subset(np.flatnonzero(~seen))
+
+
+def _cross_validated(block: Mapping[str, Any]) -> str:
+    """The figures that the router's own cross-validation found, as a sentence; empty where there are none."""
+    held_out = block.get("held_out") or {}
+    means = {key: entry["mean"] for key in HELD_OUT_POLICIES if (entry := held_out.get(key))}
+    if not means:
+        return ""
+    rewards = ", ".join(f"{POLICY_LABELS[key]} {mean:.3f}" for key, mean in means.items())
+    closed = held_out.get("gap_closed")
+    gap = f"gap closed {closed['mean']:.3f}" if closed else "no gap to close"
+    return f"Its cross-validation on them found: {rewards}; {gap}. "
+
+
 def _aligned(router: PersynRouter, table: RewardTable, name: str) -> RewardTable:
-    strangers = sorted(set(table.teachers) - set(router.teachers))
+    strangers = sorted(set(table.teachers) - set(router.teachers) - set(router.metadata.get("left_out") or {}))
     if strangers:
         raise RouterMismatchError(
             f"`{name}` has answers of {strangers}; the router was trained for {router.teachers}."
@@ -210,10 +256,8 @@ def _aligned(router: PersynRouter, table: RewardTable, name: str) -> RewardTable
     return table.reordered(router.teachers)
 
 
-def _cell(value: Interval) -> str:
-    if np.isnan(value.mean):
-        return "–"
-    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+def _cell(value: Interval | None) -> str:
+    return "–" if value is None else str(value)
 
 
 _BINS = 10
@@ -226,13 +270,14 @@ class PolicyResult:
     Args:
         reward (`Interval`): Mean reward per prompt.
         regret (`Interval`): Oracle's reward minus this one.
-        gap_closed (`Interval`): `(reward − best single) / (oracle − best single)`.
+        gap_closed (`Interval`, *optional*): `(reward − best single) / (oracle − best single)`; `None` where there is
+            no gap to close.
         hit1 (`Interval`): Share of prompts whose teacher is (one of) the best.
     """
 
     reward: Interval
     regret: Interval
-    gap_closed: Interval
+    gap_closed: Interval | None
     hit1: Interval
 
 
@@ -241,43 +286,47 @@ class RankingResult:
     """How well scores order the teachers of a prompt.
 
     Args:
-        pair_accuracy (`Interval`): Share of teacher pairs with different rewards that the scores order rightly.
+        pair_accuracy (`Interval`, *optional*): Share of teacher pairs with different rewards that the scores order
+            rightly; `None` where there is no such pair.
         hit3 (`Interval`): Share of prompts with a best teacher among the three highest scores.
-        calibration_error (`Interval`): Expected calibration error of `σ(s_i − s_j)` over those pairs, 0 to 1; it means
-            something only where the scores are Bradley–Terry scores.
+        calibration_error (`Interval`, *optional*): Expected calibration error of `σ(s_i − s_j)` over those pairs, 0 to
+            1; it means something only where the scores are Bradley–Terry scores.
     """
 
-    pair_accuracy: Interval
+    pair_accuracy: Interval | None
     hit3: Interval
-    calibration_error: Interval
+    calibration_error: Interval | None
 
 
 def judge_routes(rewards: Array, routes: dict[str, np.ndarray], seed: int = 0) -> dict[str, PolicyResult]:
     """Rewards, regrets, gaps and hits of several ways of routing the same prompts.
 
     Args:
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing, which counts as the lowest and is no
+            hit. Prompts without any reward are left out.
         routes (`dict[str, ndarray]`): Teacher indices of shape `(prompts,)`, `best_single` and `oracle` among them.
         seed (`int`, defaults to 0): Of the bootstrap.
+
+    Raises:
+        DataError: If no prompt has a reward.
     """
     names = list(routes)
-    best = np.nanmax(rewards, axis=1)
-    rows = np.arange(len(rewards))
-    earned = np.stack([rewards[rows, route] for route in routes.values()], axis=1)
-    hits = np.where(np.isnan(earned), np.nan, earned >= best[:, None] - 1e-12)
+    rows = _rewarded(rewards)
+    counted = count_missing(rewards)
+    chosen = [(rows, route[rows]) for route in routes.values()]
+    earned = np.stack([counted[cells] for cells in chosen], axis=1)
+    known = np.stack([~np.isnan(rewards[cells]) for cells in chosen], axis=1)
+    hits = known & (earned >= counted[rows].max(axis=1)[:, None] - 1e-12)
     count = len(names)
     values = np.concatenate([earned, hits], axis=1)
-    means, draws = np.nanmean(values, axis=0)[None], bootstrap_means(values, seed)
+    means, draws = values.mean(axis=0)[None], bootstrap_means(values, seed)
     single, top = names.index("best_single"), names.index("oracle")
     results = {}
     for column, name in enumerate(names):
         results[name] = PolicyResult(
             reward=interval(means[0, column], draws[:, column]),
             regret=interval(means[0, top] - means[0, column], draws[:, top] - draws[:, column]),
-            gap_closed=interval(
-                float(gap_closed(means[0, column], means[0, single], means[0, top])),
-                gap_closed(draws[:, column], draws[:, single], draws[:, top]),
-            ),
+            gap_closed=gap_interval(means[0, [column, single, top]], draws[:, [column, single, top]]),
             hit1=interval(means[0, count + column], draws[:, count + column]),
         )
     return results
@@ -290,7 +339,12 @@ def judge_scores(rewards: Array, scores: Array, seed: int = 0) -> RankingResult:
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
         scores (`ndarray` of shape `(prompts, teachers)`): Bradley–Terry scores.
         seed (`int`, defaults to 0): Of the bootstrap.
+
+    Raises:
+        DataError: If no prompt has a reward.
     """
+    rows = _rewarded(rewards)
+    rewards, scores = rewards[rows], scores[rows]
     upper = np.triu_indices(rewards.shape[1], 1)
     reward_gap = rewards[:, upper[0]] - rewards[:, upper[1]]
     score_gap = scores[:, upper[0]] - scores[:, upper[1]]
@@ -312,4 +366,13 @@ def judge_scores(rewards: Array, scores: Array, seed: int = 0) -> RankingResult:
         total, sure, good = (means[:, k * _BINS : (k + 1) * _BINS] for k in range(3))
         pairs = np.maximum(total.sum(1), 1e-12)
         summaries.append((good.sum(1) / pairs, means[:, -1], np.abs(good - sure).sum(1) / pairs))
-    return RankingResult(*(interval(summaries[0][k][0], summaries[1][k]) for k in range(3)))
+    accuracy, hit, error = (interval(summaries[0][k][0], summaries[1][k]) for k in range(3))
+    return RankingResult(accuracy, hit, error) if pair.any() else RankingResult(None, hit, None)
+
+
+def _rewarded(rewards: Array) -> NDArray[np.int64]:
+    """The prompts that have a reward."""
+    rows: NDArray[np.int64] = np.flatnonzero(~np.isnan(rewards).all(axis=1))
+    if not rows.size:
+        raise DataError(f"A router is judged by rewards; none of {len(rewards)} prompts has one.")
+    return rows

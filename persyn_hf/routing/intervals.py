@@ -44,6 +44,8 @@ def bootstrap_means(values: Array, seed: int = 0, draws: int = DRAWS) -> Array:
     require("find bootstrap intervals", "scipy")
     from scipy.stats import bootstrap
 
+    if len(values) == 1:  # every draw is this prompt
+        return np.repeat(np.nan_to_num(values), draws, axis=0)
     known = ~np.isnan(values)
     filled, count = np.where(known, values, 0.0), len(values)
 
@@ -72,9 +74,30 @@ def interval(mean: float, draws: Array) -> Interval:
     return Interval(float(mean), float(low), float(high))
 
 
+#: A smaller gap than this, in reward per prompt, is none.
+_NO_GAP = 1e-12
+
+
 def gap_closed(router: Array, best_single: Array, oracle: Array) -> Array:
     """`(router − best single) / (oracle − best single)`; NaN where there is no gap to close."""
     gap = oracle - best_single
     with np.errstate(divide="ignore", invalid="ignore"):
-        closed: Array = np.where(gap > 1e-12, (router - best_single) / gap, np.nan)
+        closed: Array = np.where(gap > _NO_GAP, (router - best_single) / gap, np.nan)
     return closed
+
+
+def gap_interval(means: Array, draws: Array) -> Interval | None:
+    """A policy's share of the gap between the best single teacher and the oracle, with its interval.
+
+    Args:
+        means (`ndarray` of shape `(3,)`): Mean rewards of the policy, the best single teacher and the oracle.
+        draws (`ndarray` of shape `(draws, 3)`): Bootstrap draws of the three.
+
+    Returns:
+        `Interval`: Of `(policy − best single) / (oracle − best single)`; `None` where there is no gap to close.
+    """
+    closed = float(gap_closed(*means))
+    if np.isnan(closed):
+        return None
+    drawn = gap_closed(draws[:, 0], draws[:, 1], draws[:, 2])
+    return interval(closed, drawn if np.isfinite(drawn).any() else np.array([closed]))

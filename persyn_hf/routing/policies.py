@@ -127,7 +127,7 @@ def prompt_rewards(table: RewardTable, ids: Sequence[str]) -> Array:
 
 
 def mean_quality(probe: RewardTable) -> Array:
-    """Mean quality of each teacher, by which the strongest is chosen.
+    """Mean quality of each teacher, by which the strongest is chosen; a missing one counts as the lowest.
 
     Raises:
         DataError: If the table has no `quality`.

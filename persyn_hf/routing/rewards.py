@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class RewardTable:
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where there is none.
         quality, learnability (`ndarray` of shape `(prompts, teachers)`, *optional*): Raw, NaN where missing.
         student, student_revision (`str`, *optional*): Where the table names one student only.
+        left_out (`Mapping[str, str]`): Teachers that mostly failed and are no candidates, with what they gave.
     """
 
     prompts: list[Any]
@@ -35,14 +36,18 @@ class RewardTable:
     learnability: Array | None = None
     student: str | None = None
     student_revision: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def means(self) -> Array:
-        """Mean reward per teacher, shape `(teachers,)`."""
+        """Mean reward per teacher, shape `(teachers,)`; a missing one counts as the lowest."""
         return teacher_means(self.rewards)
 
     def mean_scores(self) -> dict[str, dict[str, float]]:
-        """Mean `reward` of each teacher, and its mean `quality` and `learnability` where the table has them."""
+        """Mean `reward` of each teacher, and its mean `quality` and `learnability` where the table has them.
+
+        A missing value counts as the lowest.
+        """
         known = {"reward": self.rewards, "quality": self.quality, "learnability": self.learnability}
         return {
             name: dict(zip(self.teachers, map(float, teacher_means(values)), strict=True))
@@ -63,33 +68,28 @@ class RewardTable:
 
         rewards = pick(self.rewards)
         assert rewards is not None
-        return RewardTable(
-            self.prompts,
-            self.ids,
-            list(teachers),
-            rewards,
-            pick(self.quality),
-            pick(self.learnability),
-            self.student,
-            self.student_revision,
+        return replace(
+            self,
+            teachers=list(teachers),
+            rewards=rewards,
+            quality=pick(self.quality),
+            learnability=pick(self.learnability),
         )
 
     def subset(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> RewardTable:
         """The same table with only some prompts."""
         index = np.asarray(rows, dtype=int)
-        return RewardTable(
-            [self.prompts[row] for row in index],
-            [self.ids[row] for row in index],
-            self.teachers,
-            self.rewards[index],
-            None if self.quality is None else self.quality[index],
-            None if self.learnability is None else self.learnability[index],
-            self.student,
-            self.student_revision,
+        return replace(
+            self,
+            prompts=[self.prompts[row] for row in index],
+            ids=[self.ids[row] for row in index],
+            rewards=self.rewards[index],
+            quality=None if self.quality is None else self.quality[index],
+            learnability=None if self.learnability is None else self.learnability[index],
         )
 
 
-def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
+def read_rewards(scored: Any, stage: str = "train_router", min_answered: float = 0.0) -> RewardTable:
     """Reads a scored table, in which a row is one answer, into a matrix.
 
     Where a teacher has several answers to a prompt, told apart by `turn`, `sample` or `attempt`, the mean of those
@@ -100,13 +100,16 @@ def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
     Args:
         scored (`Dataset`, or an iterable of rows): With `prompt_id`, `prompt`, `teacher` and `reward`.
         stage (`str`): Who asks, for messages.
+        min_answered (`float`, defaults to 0): A teacher that answered a smaller share of the prompts is left out, and
+            one that has rewards of a smaller share of the prompts than the teacher with most.
 
     Returns:
         `RewardTable`: Prompts in order of first appearance, teachers with the best mean reward first.
 
     Raises:
         MissingColumnError: If a column is absent.
-        DataError: If two rows have the same key, or fewer than two teachers or prompts have rewards.
+        DataError: If two rows have the same key, a value is infinite, or fewer than two teachers or prompts have
+            rewards.
     """
     data = _as_columns(scored)
     columns.require_columns(data, [columns.PROMPT_ID, columns.PROMPT, columns.TEACHER, columns.REWARD], stage)
@@ -122,10 +125,13 @@ def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
         if name not in data:
             return None
         values = np.array([np.nan if value is None else float(value) for value in data[name]])
+        if np.isinf(values).any():
+            raise DataError(f"{stage} needs finite numbers in the column `{name}`, got an infinite one.")
         return _cell_means(values, rows, teachers, (len(ids), len(names)))
 
     rewards = matrix(columns.REWARD)
     assert rewards is not None
+    failed = _failing(data, names, rows, teachers, rewards, min_answered)
     prompts = dict(zip(data[columns.PROMPT_ID][:], data[columns.PROMPT][:], strict=True))
     order = np.argsort(-teacher_means(rewards), kind="stable")
     table = RewardTable(
@@ -137,14 +143,47 @@ def read_rewards(scored: Any, stage: str = "train_router") -> RewardTable:
         matrix(columns.LEARNABILITY),
         _only(data, columns.STUDENT),
         _only(data, columns.STUDENT_REVISION),
-    ).reordered([names[column] for column in order if not np.isnan(rewards[:, column]).all()])
+        failed,
+    ).reordered(
+        [names[column] for column in order if not np.isnan(rewards[:, column]).all() and names[column] not in failed]
+    )
     table = table.subset(np.flatnonzero((~np.isnan(table.rewards)).sum(axis=1) >= 2))
     if len(table.teachers) < 2 or len(table.prompts) < 2:
         raise DataError(
             f"{stage} needs at least two prompts on which at least two teachers have a reward; "
             f"got {len(table.prompts)} such prompts and {len(table.teachers)} teachers with rewards."
+            + "".join(f" {line}" for line in left_out_lines(table, min_answered))
         )
     return table
+
+
+def left_out_lines(table: RewardTable, min_answered: float) -> list[str]:
+    """One sentence for each teacher that mostly failed: what it gave, and the option that keeps it."""
+    return [
+        f"The teacher {name!r} is no candidate: it {gave}; `router.min_answered` asks for a share of {min_answered:g}."
+        for name, gave in table.left_out.items()
+    ]
+
+
+def _failing(
+    data: Mapping[str, Sequence[Any]], names: Sequence[str], rows: Any, teachers: Any, rewards: Array, minimum: float
+) -> dict[str, str]:
+    """The teachers that mostly failed, with what they gave. A judge's failures count only beside other teachers'."""
+    known = ~np.isnan(rewards)
+    answered = known
+    if columns.ERROR in data:
+        answered = np.zeros_like(known)
+        fine = np.array([error is None for error in data[columns.ERROR]], dtype=bool)
+        answered[rows[fine], teachers[fine]] = True
+    asked, counts, rewarded = len(rewards), answered.sum(axis=0), known.sum(axis=0)
+    most = int(rewarded.max(initial=0))
+    failing = {}
+    for column, name in enumerate(names):
+        if counts[column] < minimum * asked:
+            failing[name] = f"answered {counts[column]} of {asked} prompts"
+        elif rewarded[column] < minimum * most:
+            failing[name] = f"has rewards of {rewarded[column]} prompts, where another teacher has {most}"
+    return failing
 
 
 def _as_columns(scored: Any) -> Mapping[str, Sequence[Any]]:
@@ -161,6 +200,7 @@ def _as_columns(scored: Any) -> Mapping[str, Sequence[Any]]:
             columns.LEARNABILITY,
             columns.STUDENT,
             columns.STUDENT_REVISION,
+            columns.ERROR,
             *columns.ROW_NUMBERS,
         )
         return {name: list(scored[name]) if name in wanted else [] for name in names}

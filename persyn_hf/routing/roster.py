@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from persyn_hf.config import Router, default_of
 from persyn_hf.errors import DataError, RouterMismatchError
 from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.heads import Array, Head
-from persyn_hf.routing.rewards import read_rewards
+from persyn_hf.routing.rewards import left_out_lines, read_rewards
 from persyn_hf.routing.router import PersynRouter
+from persyn_hf.routing.seen import PROBE_KEY, seen_record
 from persyn_hf.routing.training import describe_teachers, require_plain_names, save_router
 
 #: Strengths tried for the new row, strongest first; the first leaves only its mean.
@@ -32,6 +35,7 @@ def add_teacher(
     folds: int = 5,
     seed: int = 0,
     device: str | None = None,
+    min_answered: float = default_of(Router, "min_answered"),
 ) -> PersynRouter:
     """Gives a router one more teacher, from that teacher's answers to the old probe; nothing else is trained.
 
@@ -47,18 +51,25 @@ def add_teacher(
         folds (`int`, defaults to 5), seed (`int`, defaults to 0): Of the cross-validation.
         device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
 
+        min_answered (`float`, defaults to 0.5): Share of the prompts, 0 to 1, that each teacher must have answered.
+
     Returns:
         `PersynRouter`: A new one, the new teacher last. A router that had fallen back to its best single teacher stays
         so, and falls back to the new one where that is better.
 
     Raises:
         RouterMismatchError: If the table has not exactly one teacher that the router does not know.
-        DataError: If the new teacher and an old one never answered the same prompt with different rewards.
+        DataError: If the new teacher mostly failed, or never got another reward than an old one on the same prompt.
 
     Example:
         >>> wider = add_teacher(router, scored_with_the_new_one, "router-v2")  # doctest: +SKIP
     """
-    table = read_rewards(scored, "add_teacher")
+    table = read_rewards(scored, "add_teacher", min_answered)
+    failed = [name for name in table.left_out if name not in router.teachers]
+    if failed:
+        raise DataError(
+            " ".join(left_out_lines(replace(table, left_out={failed[0]: table.left_out[failed[0]]}), min_answered))
+        )
     require_plain_names(table.teachers)
     new = [name for name in table.teachers if name not in router.teachers]
     if len(new) != 1:
@@ -67,6 +78,7 @@ def add_teacher(
         )
     described = describe_teachers(new, None if teacher is None else [teacher])
     table = table.reordered([*router.teachers, *new])
+    means, scores = table.means, table.mean_scores()
     table = table.subset(np.flatnonzero(~np.isnan(table.rewards[:, -1])))
     model, tokenizer = copy.deepcopy(router.model), router.tokenizer
     has_bias, linear = backbones.final_linear(model)
@@ -85,9 +97,12 @@ def add_teacher(
         torch.cat([linear.bias.data, row.bias.to(linear.bias)]) if has_bias else None,
     )
     block = _block(router, [*router.metadata["teachers"], *described])
-    for name, values in table.mean_scores().items():
+    if PROBE_KEY in block:
+        block[PROBE_KEY] = seen_record(table.prompts, block[PROBE_KEY])
+    block["left_out"] = {name: gave for name, gave in block.get("left_out", {}).items() if name != new[0]}
+    for name, values in scores.items():
         block.setdefault("probe_means", {}).setdefault(name, {})[new[0]] = values[new[0]]
-    if router.fallback is not None and table.means[-1] > table.means[table.teachers.index(router.fallback)]:
+    if router.fallback is not None and means[-1] > means[table.teachers.index(router.fallback)]:
         block["fallback"] = new[0]
     block["roster"] = [*block.get("roster", []), {"added": new[0], "prompts": len(table.prompts)}]
     return _saved(model, tokenizer, block, table.teachers, output_dir, device)

@@ -24,10 +24,12 @@ from persyn_hf.routing.block import PERSYN_KEY, names_problem
 from persyn_hf.routing.checkpoint import library_version
 from persyn_hf.routing.crossval import cross_validate
 from persyn_hf.routing.heads import POWER, STRENGTHS, Array, Head, fit_path
-from persyn_hf.routing.rewards import RewardTable, read_rewards
+from persyn_hf.routing.rewards import RewardTable, left_out_lines, read_rewards
 from persyn_hf.routing.router import PersynRouter
+from persyn_hf.routing.seen import PROBE_KEY, seen_record
 from persyn_hf.routing.tuning import Build, FineTuning, cross_validate_tuning, fine_tune
 from persyn_hf.routing.verdict import RouterReport, judge, learning_curve
+from persyn_hf.tables import require_table
 
 #: What a checkpoint may say about a teacher. Addresses and the names of keys stay out of it.
 TEACHER_KEYS = ("name", "model", "revision", "system_prompt", "sampling", "family", "license")
@@ -50,7 +52,8 @@ def train_router(
     With `tuning="frozen"` the backbone's features are computed once and a linear head is fitted on them, which takes
     seconds on a CPU; otherwise the backbone is fine-tuned. Scores start from the teachers' mean rewards, and what a
     prompt adds is regularised: as strongly, or for as many epochs, as held-out prompts say. A router that does not
-    beat the best single teacher there falls back to it, with a warning.
+    beat the best single teacher there falls back to it, with a warning. A missing answer counts as the lowest reward
+    there, and a teacher that answered less than `min_answered` of the prompts is left out, with a warning.
 
     Args:
         scored (`Dataset`): One row per prompt and teacher, with `prompt_id`, `prompt`, `teacher`, `reward`. A null
@@ -83,7 +86,10 @@ def train_router(
     """
     router, name, record = _settings(backbone, settings, options)
     _require_place(output_dir)
-    table = read_rewards(scored)
+    require_table(scored, "train_router", "scored", rows=True)
+    table = read_rewards(scored, "train_router", router.min_answered)
+    for line in left_out_lines(table, router.min_answered):
+        warnings.warn(line, stacklevel=2)
     require_plain_names(table.teachers)
     described = describe_teachers(table.teachers, teachers)
     backbone_revision = resolve_revision(name, router.revision)
@@ -111,6 +117,8 @@ def train_router(
         "student_revision": table.student_revision,
         "reward": record.reward_settings,
         "teachers": described,
+        "left_out": dict(table.left_out),
+        PROBE_KEY: seen_record(table.prompts),
         "probe_means": table.mean_scores(),
         "prompt_column": record.prompt_column,
         **_reading(tokenizer),

@@ -17,8 +17,8 @@ from persyn_hf.routing.crossval import (
     earns_its_place,
     nested_routes,
 )
-from persyn_hf.routing.heads import Array, pair_scale
-from persyn_hf.routing.intervals import Interval, bootstrap_means, gap_closed, interval
+from persyn_hf.routing.heads import Array, count_missing, pair_scale
+from persyn_hf.routing.intervals import Interval, bootstrap_means, gap_interval, interval
 from persyn_hf.routing.rewards import RewardTable
 
 #: Columns of [`policy_rewards`].
@@ -37,7 +37,8 @@ class RouterReport:
         held_out (`dict[str, Interval]`): Mean reward per prompt of `router`, `best_single`, `random`, `oracle`, `knn`.
             `best_single` is the best teacher of the training folds; `router` is the candidate, before any fallback.
         gain (`Interval`): Router minus best single, per prompt.
-        gap_closed (`Interval`): `(router − best single) / (oracle − best single)`.
+        gap_closed (`Interval`, *optional*): `(router − best single) / (oracle − best single)`; `None` where there is
+            no gap to close.
         fallback (`str`, *optional*): The teacher that every prompt goes to, where the router brought no gain.
         reason (`str`): Why it fell back or did not, in one sentence.
         learning_curve (`list[tuple[int, float]]`): Training prompts and gain, by cross-validation.
@@ -57,7 +58,7 @@ class RouterReport:
     strength: float
     held_out: dict[str, Interval]
     gain: Interval
-    gap_closed: Interval
+    gap_closed: Interval | None
     fallback: str | None
     reason: str
     learning_curve: list[tuple[int, float]]
@@ -82,7 +83,7 @@ class RouterReport:
             "prompts": self.prompts,
             "folds": self.folds,
             "gain": self.gain.as_dict(),
-            "gap_closed": self.gap_closed.as_dict(),
+            "gap_closed": None if self.gap_closed is None else self.gap_closed.as_dict(),
             "reason": self.reason,
             "learning_curve": [[count, round(gain, 6)] for count, gain in self.learning_curve],
             "more_prompts": self.more_prompts,
@@ -95,7 +96,8 @@ class RouterReport:
         for name, value in self.held_out.items():
             lines.append(f"{POLICY_LABELS[name]:{width}}  {value.mean:.4f}  {value.low:.4f} to {value.high:.4f}")
         gap = self.gap_closed
-        lines.append(f"{'gap closed':{width}}  {gap.mean:.3f}  {gap.low:.3f} to {gap.high:.3f}")
+        if gap is not None:
+            lines.append(f"{'gap closed':{width}}  {gap.mean:.3f}  {gap.low:.3f} to {gap.high:.3f}")
         return "\n".join([*lines, self.reason])
 
 
@@ -121,8 +123,8 @@ def judge(
     step = choose_strength(rounds, rewards)
     falls_back = fallback == "best-single" and not earns_its_place(values[:, 0] - values[:, 1], seed)
     points = curve(gain.mean)
-    needed: int | None = 0
-    if gain.low <= 0:
+    needed: int | None = 0 if closed is not None else None
+    if closed is not None and gain.low <= 0:
         needed = prompts_needed(points, float(np.nanstd(values[:, 0] - values[:, 1])), len(rewards))
     scores = np.broadcast_to(table.means, rewards.shape) if falls_back else rounds[0].scores[step]
     scale = pair_scale(scores, rewards)
@@ -137,7 +139,7 @@ def judge(
         gain=gain,
         gap_closed=closed,
         fallback=table.teachers[0] if falls_back else None,
-        reason=explain_gain(table.teachers, gain, falls_back, needed, table.teachers[0]),
+        reason=explain_gain(table.teachers, gain, falls_back, needed, closed is not None),
         learning_curve=points,
         more_prompts=needed or None,
         scores=scores * scale,
@@ -147,20 +149,22 @@ def judge(
 
 
 def policy_rewards(rewards: Array, rounds: list[OutOfFold]) -> Array:
-    """Rewards per prompt of router, best single, random, oracle and kNN, averaged over rounds; NaN where unknown.
+    """Rewards per prompt of router, best single, random, oracle and kNN, averaged over rounds.
 
-    The router's are earned by strengths that were chosen without the prompt's fold.
+    The router's are earned by strengths that were chosen without the prompt's fold. A missing reward counts as the
+    lowest, for all alike.
 
     Returns:
         `ndarray` of shape `(prompts, 5)`.
     """
+    rewards = count_missing(rewards)
     values = [
         np.stack(
             [
                 chosen_rewards(rewards, routes),
                 chosen_rewards(rewards, held_out.best_single),
-                np.nanmean(rewards, axis=1),
-                np.nanmax(rewards, axis=1),
+                rewards.mean(axis=1),
+                rewards.max(axis=1),
                 chosen_rewards(rewards, held_out.knn.argmax(axis=1)),
             ],
             axis=1,
@@ -171,13 +175,12 @@ def policy_rewards(rewards: Array, rounds: list[OutOfFold]) -> Array:
     return mean
 
 
-def policy_intervals(values: Array, seed: int) -> tuple[dict[str, Interval], Interval, Interval]:
+def policy_intervals(values: Array, seed: int) -> tuple[dict[str, Interval], Interval, Interval | None]:
     """Intervals of the policies, of the gain over the best single teacher, and of the gap closed."""
     means, draws = np.nanmean(values, axis=0), bootstrap_means(values, seed)
     policies = {name: interval(means[i], draws[:, i]) for i, name in enumerate(_COLUMNS)}
     gain = interval(means[0] - means[1], draws[:, 0] - draws[:, 1])
-    closed = float(gap_closed(means[0], means[1], means[3]))
-    return policies, gain, interval(closed, gap_closed(draws[:, 0], draws[:, 1], draws[:, 3]))
+    return policies, gain, gap_interval(means[[0, 1, 3]], draws[:, [0, 1, 3]])
 
 
 def learning_curve(
@@ -222,8 +225,19 @@ def prompts_needed(curve: Sequence[tuple[int, float]], spread: float, have: int)
     return None
 
 
-def explain_gain(teachers: Sequence[str], gain: Interval, fallback: bool, more: int | None, best: str) -> str:
-    """One sentence on whether the router earns its place."""
+def explain_gain(teachers: Sequence[str], gain: Interval, fallback: bool, more: int | None, gap: bool = True) -> str:
+    """One or two sentences on whether the router earns its place.
+
+    Args:
+        teachers (`Sequence[str]`): Best first.
+        gain (`Interval`): Router minus best single teacher.
+        fallback (`bool`): Whether every prompt goes to that teacher.
+        more (`int`, *optional*): Probe prompts that would show a gain; 0 where it is shown, `None` where none would.
+        gap (`bool`, defaults to `True`): Whether any router could gain.
+    """
+    if not gap:
+        where = "every prompt goes to it" if fallback else "any routes are as good"
+        return f"There is no gap to close: {teachers[0]!r} earns on held-out prompts what the oracle does; {where}."
     figures = f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
     if more:
         advice = f" About {more} more probe prompts would be needed to show a gain, if its learning curve goes on."
@@ -234,7 +248,7 @@ def explain_gain(teachers: Sequence[str], gain: Interval, fallback: bool, more: 
     if fallback:
         return (
             f"The router does not beat the best single teacher on held-out prompts: {figures} reward per prompt; "
-            f"every prompt goes to {best!r}.{advice}"
+            f"every prompt goes to {teachers[0]!r}.{advice}"
         )
     if gain.low > 0:
         return f"The router beats the best single of {len(teachers)} teachers on held-out prompts by {figures}."

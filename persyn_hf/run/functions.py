@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from persyn_hf import columns
-from persyn_hf.config import Allocation, Probe, Quality, Reward, Router, Student, Teacher
+from persyn_hf.config import Allocation, Hygiene, Probe, Quality, Reward, Router, Student, Teacher
 from persyn_hf.errors import DataError
 from persyn_hf.models.identity import teacher_identity
 from persyn_hf.run.fingerprints import Checkpoint
-from persyn_hf.tables import write_atomically
+from persyn_hf.tables import set_column, write_atomically
 from persyn_hf.text import tame
 
 if TYPE_CHECKING:
@@ -107,22 +107,25 @@ def train_on_probe(
     """
     from persyn_hf.routing.training import train_router
 
-    usable = scored.filter(lambda reward: reward is not None, input_columns=columns.REWARD, desc="usable rewards")
-    answering = set(usable[columns.TEACHER])
+    answers_of = zip(scored[columns.TEACHER][:], scored[columns.REWARD][:], strict=True)
+    answering = {name for name, reward in answers_of if reward is not None}
     if len(answering) < 2:
         raise DataError(
             f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
             f"got a reward. {_reasons(scored)}Columns `error` and `quality_error` of {answers} have every reason."
         )
-    train_router(
-        usable,
-        student=student.model,
-        settings=router,
-        teachers=[_described(teacher) for teacher in teachers if teacher.name in answering],
-        reward_settings=reward.model_dump(),
-        metadata=metadata,
-        **how,
-    )
+    try:
+        train_router(
+            scored,
+            student=student.model,
+            settings=router,
+            teachers=[_described(teacher) for teacher in teachers if teacher.name in answering],
+            reward_settings=reward.model_dump(),
+            metadata=metadata,
+            **how,
+        )
+    except DataError as error:
+        raise DataError(f"{error} {_reasons(scored)}".rstrip()) from error
 
 
 def route_prompts(prompts: Dataset, *, router: str | Checkpoint, device: str | None = None) -> Dataset:
@@ -208,6 +211,14 @@ def best_answers(scored: Dataset) -> Dataset:
     from persyn_hf.routing.allocation.result import keep_best
 
     return keep_best(scored)
+
+
+def judge_cleanliness(answers: Dataset, *, hygiene: Hygiene) -> Dataset:
+    """Says of every answer why `hygiene` leaves it out, in `left_out`; null for one that stays."""
+    from persyn_hf.hygiene.answers import reasons
+
+    found = [reason for batch in answers.iter(1000) for reason in reasons(batch, hygiene)]
+    return set_column(answers, columns.LEFT_OUT, found, "string")
 
 
 def _reasons(scored: Dataset) -> str:

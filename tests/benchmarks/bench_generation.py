@@ -22,7 +22,7 @@ from pathlib import Path
 from datasets import Dataset, disable_progress_bars
 
 from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger
 from tests.benchmarks.endpoint import HANGS, MIX, Behaviour, answered_before, counters_of, running
 
 #: Seconds that a request may take where requests hang.

@@ -8,8 +8,8 @@ import time
 from datasets import Dataset
 
 from persyn_hf.generation import run as engine
-from persyn_hf.generation.client import Completion
 from persyn_hf.generation.generate import generate_parallel
+from persyn_hf.ledger.completion import Completion
 
 
 class Instant:

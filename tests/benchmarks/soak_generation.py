@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from persyn_hf.generation.generate import generate_parallel
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger
 from tests.benchmarks.bench_generation import DEADLINE, lost, prompts
 from tests.benchmarks.endpoint import MIX, Behaviour, counters_of, running
 

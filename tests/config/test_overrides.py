@@ -136,9 +136,12 @@ def test_an_empty_section_of_the_file_can_be_filled(tmp_path):
 
 
 REFUSED = [
-    ("alhpa=1", "--set: `alhpa`: unknown key; this section knows allocation, compare, max_cost, output_dir, probe"),
+    ("alhpa=1", "--set: `alhpa`: unknown key; this section knows accept, allocation, compare"),
     ("reward.alhpa=1", "--set: `reward.alhpa`: unknown key; this section knows alpha, learnability_metric, normaliz"),
-    ("teachers.0.sampling.top_q=1", "--set: `teachers.0.sampling.top_q`: unknown key; this section knows extra_body, max_tokens"),
+    (
+        "teachers.0.sampling.top_q=1",
+        "--set: `teachers.0.sampling.top_q`: unknown key; this section knows extra_body, max_tokens",
+    ),
     ("teachers.llama.timeout=1", "--set: `teachers`: has no such entry; entries go by index, 0 to 2, or by name: Qwe"),
     ("teachers.3.timeout=1", "--set: `teachers`: has no such entry; entries go by index, 0 to 2"),
     ("compare.seeds.9=1", "--set: `compare.seeds`: has no such entry; entries go by index, 0 to 2."),

@@ -16,7 +16,7 @@ import yaml
 from starlette.responses import JSONResponse
 
 from persyn_hf.endpoints.event_loop import run_to_end
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, serve
 

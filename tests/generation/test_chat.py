@@ -12,8 +12,9 @@ from persyn_hf.endpoints.faults import retry_after
 from persyn_hf.endpoints.wire import POOL, Sessions
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, UnavailableError
 from persyn_hf.generation.chat import ChatClient
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel
+from persyn_hf.ledger.completion import Completion
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, serve
 
@@ -169,7 +170,7 @@ def test_reasoning_is_shown_as_the_teacher_says_and_paid_for_once(tmp_path):
         ("stop", "stop"), ("eos_token", "stop"), ("stop_sequence", "stop"), ("end_turn", "stop"), ("eos", "stop"),
         ("length", "length"), ("max_tokens", "length"), ("MAX_TOKENS", "length"), ("model_length", "length"),
         ("content_filter", "content_filter"), ("SAFETY", "content_filter"), ("refusal", "content_filter"),
-        (None, "stop"), ("something new", "stop"),
+        (None, "stop"), ("something new", "something new"),
     ],
 )  # fmt: skip
 def test_finish_reasons_have_one_name(said, expected):

@@ -18,7 +18,6 @@ from persyn_hf.errors import (
     MissingColumnError,
     RouterMismatchError,
 )  # fmt: skip
-from persyn_hf.generation.client import Completion
 from persyn_hf.generation.generate import (
     GenerationSummary,
     generate_parallel,
@@ -27,8 +26,9 @@ from persyn_hf.generation.generate import (
     summarize_generation,
 )  # fmt: skip
 from persyn_hf.generation.jobs import Plan, resolved, row_seed
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.table import FinishedTable, prompt_table
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, echo, serve
 
@@ -52,8 +52,9 @@ PROMPTS = Dataset.from_dict({"prompt": ["one", "two", "three"], "answer": ["1", 
 def test_every_teacher_answers_every_prompt_in_prompt_order(server):
     table = generate_parallel(PROMPTS, teachers(server), seed=5, progress=False)
     assert table.column_names == [
-        "prompt_id", "prompt", "answer", "teacher", "completion", "reasoning", "finish_reason",
-        "prompt_tokens", "completion_tokens", "usage_source", "temperature", "top_p", "max_tokens", "stop", "seed",
+        "prompt_id", "prompt", "answer", "teacher", "completion", "reasoning", "finish_reason", "leak",
+        "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens",
+        "usage_source", "temperature", "top_p", "max_tokens", "stop", "seed",
         "system_prompt", "rerouted_from", "error",
     ]  # fmt: skip
     assert table["prompt"][:] == ["one", "one", "two", "two", "three", "three"]

@@ -10,7 +10,7 @@ import time
 import pyarrow.parquet
 import pytest
 
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import serve
 

@@ -8,9 +8,10 @@ import pytest
 from persyn_hf.config import Sampling
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
 from persyn_hf.errors import LedgerError, RetryableError, RowError, TeacherDownError, UnavailableError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
+from persyn_hf.ledger.completion import Completion
 
 FAST = RetryPolicy(base_delay=0.001, max_delay=0.01, down_after=0.2, down_after_unseen=0.1)
 

@@ -11,7 +11,7 @@ from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
 from persyn_hf.generation.jobs import completion_key, row_seed
 from persyn_hf.generation.lane import RetryPolicy
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import free_port, serve
 

@@ -12,8 +12,8 @@ from persyn_hf import columns
 from persyn_hf.errors import ConfigError
 from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
 from persyn_hf.generation.jobs import row_seed
-from persyn_hf.generation.ledger import Ledger
 from persyn_hf.generation.pool import RetryPolicy
+from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import chat_body, free_port, serve
 

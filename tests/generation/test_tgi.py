@@ -9,12 +9,13 @@ from transformers import AutoTokenizer
 
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, UnavailableError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel
 from persyn_hf.generation.pool import RetryPolicy
 from persyn_hf.generation.run import endpoint_client
 from persyn_hf.generation.tgi import TgiClient
 from persyn_hf.generation.tokens import without_begin
+from persyn_hf.ledger.completion import Completion
 from tests.generation.servers import serve_app
 from tests.generation.tgi_server import Tgi
 
@@ -210,7 +211,7 @@ def test_a_whole_run_against_a_capped_server(model, api):
     with serve_app(server.app()) as url:
         teacher = {
             "name": "t", "model": model, "endpoint": url, "api": api, "sampling": {"max_tokens": 9, "top_p": 0.9},
-            "system_prompt": "Be brief.",
+            "system_prompt": "Be brief.", "leaks": "mark",  # the double says the rendered prompt
         }  # fmt: skip
         table = generate_parallel([f"prompt {n}" for n in range(60)], [teacher], progress=False, policy=FAST)
     assert table["error"][:] == [None] * 60

@@ -41,9 +41,9 @@ def test_unreadable_sources(tmp_path):
     (tmp_path / "c.jsonl").write_text("{nonsense")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_prompts(Prompts(source=str(tmp_path / "c.jsonl")))
-    (tmp_path / "d.txt").write_text("x")
+    (tmp_path / "d.docx").write_text("x")
     with pytest.raises(ConfigError, match="must end in"):
-        load_prompts(Prompts(source=str(tmp_path / "d.txt")))
+        load_prompts(Prompts(source=str(tmp_path / "d.docx")))
 
 
 def test_the_probe_is_seeded_and_in_order(tmp_path):

@@ -94,11 +94,12 @@ def table() -> RewardTable:
 
 def test_scores_of_every_policy_by_hand(table: RewardTable) -> None:
     basis = Basis(table.teachers, table, {"c": "Kin", "a": "Other"}, "Kin", table.rewards)
-    assert policy_scores("strong", basis, 2) == pytest.approx(np.array([[0.8, 0.3, 0.55]] * 2))
-    # 0.8 / (1 + 3·3), 0.3 / (1 + 3·0.3), 0.55 / (1 + 3·1)
-    assert policy_scores("car", basis, 1) == pytest.approx(np.array([[0.08, 0.3 / 1.9, 0.1375]]))
+    # What is missing of "c" counts as the lowest: quality (0.5 + 0.6 + 0.2) / 3, learnability (-1 - 1 - 3) / 3.
+    assert policy_scores("strong", basis, 2) == pytest.approx(np.array([[0.8, 0.3, 1.3 / 3]] * 2))
+    # 0.8 / (1 + 3·3), 0.3 / (1 + 3·0.3), 1.3 / 3 / (1 + 3·5/3)
+    assert policy_scores("car", basis, 1) == pytest.approx(np.array([[0.08, 0.3 / 1.9, 1.3 / 18]]))
     family = policy_scores("family-strong", basis, 1)[0]
-    assert family[2] == pytest.approx(0.55) and family[2] > family[0] > family[1]  # a stranger is the last resort
+    assert family[2] == pytest.approx(1.3 / 3) and family[2] > family[0] > family[1]  # a stranger is the last resort
     oracle = policy_scores("oracle", basis, 3)
     assert oracle[0, :2].tolist() == [0.2, 0.9] and oracle[0, 2] == oracle[2, 0] < 0.1  # failed: below all others
     assert policy_routes("oracle", basis, 3).tolist() == [1, 0, 1]  # the first of equals

@@ -14,54 +14,23 @@ from types import TracebackType
 from typing import Any
 
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.client import Completion
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.schema import BUSY_SECONDS, COLUMN_TYPES, set_up
 
 _log = logging.getLogger(__name__)
-#: Version of the table below.
-SCHEMA_VERSION = 2
-APPLICATION_ID = 0x50455253  # "PERS"
-#: The columns by Arrow's names of types, in their order.
-COLUMN_TYPES = {
-    "key": "string",
-    "text": "string",
-    "finish_reason": "string",
-    "prompt_tokens": "int64",
-    "completion_tokens": "int64",
-    "reasoning": "string",
-    "usage_source": "string",
-    "prompt_id": "string",
-    "model": "string",
-    "revision": "string",
-    "seed": "int64",
-    "sampling": "string",
-    "cost": "float64",
-    "created": "float64",
-}
 #: Those of an answer, in the order of `Completion`.
-_ANSWER = "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS completions (
-    key BLOB PRIMARY KEY,
-    text TEXT NOT NULL,
-    finish_reason TEXT NOT NULL,
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    reasoning TEXT,
-    usage_source TEXT,
-    prompt_id TEXT,
-    model TEXT,
-    revision TEXT,
-    seed INTEGER,
-    sampling TEXT,
-    cost REAL,
-    created REAL NOT NULL
+_ANSWER = (
+    "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source, cached_tokens, reasoning_tokens"
 )
-"""
 #: Host parameters per statement; SQLite's old limit is 999.
-_CHUNK = 500
-_BUSY_SECONDS = 60.0
+CHUNK = 500
 #: Answers between two moves from the WAL into the table.
 _CHECKPOINT = 1000
+
+
+#: Whose answers there are: a teacher's, a judge's (one that held no score is kept to be looked at, and asked for
+#: again), and what a student behind a server thinks of an answer.
+KINDS = ("teacher", "judge", "judge (no score)", "student")
 
 
 @dataclass(frozen=True)
@@ -74,6 +43,7 @@ class Origin:
         seed (`int`): Of the row.
         sampling (`str`): JSON of the sampling parameters.
         cost (`float`): USD.
+        kind (`str`, defaults to `"teacher"`): Whose answer it is, one of [`KINDS`].
     """
 
     prompt_id: str | None = None
@@ -82,6 +52,7 @@ class Origin:
     seed: int | None = None
     sampling: str | None = None
     cost: float | None = None
+    kind: str = "teacher"
 
 
 class Ledger:
@@ -111,15 +82,16 @@ class Ledger:
         self._written = 0
         self._checkpoint: threading.Thread | None = None
         try:
-            if self._on_disk:
+            if self.on_disk:
                 os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             self._connection = sqlite3.connect(
-                self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"{self.path}: the ledger cannot be opened: {error}.") from error
         try:
-            self._set_up()
+            set_up(self._connection, self.path)
+            self._file = _identity(self.path) if self.on_disk else None
         except sqlite3.Error as error:
             self._connection.close()
             raise self._explain(error, "opened") from error
@@ -127,47 +99,10 @@ class Ledger:
             self._connection.close()
             raise
 
-    def _set_up(self) -> None:
-        execute = self._connection.execute
-        self._use_wal()
-        execute("PRAGMA synchronous=NORMAL")
-        if self._on_disk:
-            execute("PRAGMA wal_autocheckpoint=0")
-        execute("BEGIN IMMEDIATE")
-        try:
-            version = execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                if execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise LedgerError(f"{self.path}: is an SQLite file but no ledger; name another path for `ledger`.")
-                execute(_SCHEMA)
-                execute(f"PRAGMA application_id={APPLICATION_ID}")
-                execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            elif execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise LedgerError(f"{self.path}: belongs to another program; name another path for `ledger`.")
-            elif version != SCHEMA_VERSION:
-                raise LedgerError(
-                    f"{self.path}: has ledger format {version}, this version of persyn-hf reads {SCHEMA_VERSION}. "
-                    f"Take its answers over with `persyn-hf ledger rescue {self.path} NEW`, use the version of "
-                    "persyn-hf that wrote it, or move the file away to start a new one (all is asked again)."
-                )
-        finally:
-            execute("COMMIT")
-
     @property
-    def _on_disk(self) -> bool:
+    def on_disk(self) -> bool:
+        """Whether it is a file that other processes may use too."""
         return self.path not in ("", ":memory:")
-
-    def _use_wal(self) -> None:
-        """Switches to WAL. SQLite does not wait for other processes in this one statement, so it is waited here."""
-        end = time.monotonic() + _BUSY_SECONDS
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                    raise
-            time.sleep(0.01)
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Completion]:
         """The answers of those keys that have one.
@@ -180,13 +115,13 @@ class Ledger:
         """
         wanted = list(keys)
         found: dict[str, Completion] = {}
-        with self._reading():
-            for start in range(0, len(wanted), _CHUNK):
-                part = wanted[start : start + _CHUNK]
+        with self.reading():
+            for start in range(0, len(wanted), CHUNK):
+                part = wanted[start : start + CHUNK]
                 marks = ",".join("?" * len(part))
                 query = f"SELECT key, {_ANSWER} FROM completions WHERE key IN ({marks})"
-                for key, *values in self._connection.execute(query, [_blob(key) for key in part]):
-                    found[_text(key)] = Completion(*values)
+                for key, *values in self._connection.execute(query, [key_blob(key) for key in part]):
+                    found[key_text(key)] = Completion(*values)
         return found
 
     def put(self, key: str, completion: Completion, origin: Origin | None = None) -> None:
@@ -200,16 +135,19 @@ class Ledger:
     def put_many(self, answers: Sequence[tuple[str, Completion, Origin | None]]) -> None:
         """Keeps several answers in one transaction."""
         now = time.time()
-        rows = [_row(key, completion, origin or Origin(), now) for key, completion, origin in answers]
+        rows = [answer_row(key, completion, origin or Origin(), now) for key, completion, origin in answers]
         self.insert(rows)
 
     def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Writes whole rows in one transaction, in the order of the table's columns."""
-        marks = ",".join("?" * len(COLUMN_TYPES))
-        with self._writing():
-            self._connection.executemany(f"INSERT OR IGNORE INTO completions VALUES ({marks})", rows)
-        self._written += len(rows)
-        if self._written >= _CHECKPOINT and self._on_disk:
+        with self.writing() as connection:
+            add_rows(connection, rows)
+        self.written(len(rows))
+
+    def written(self, count: int) -> None:
+        """Counts rows that were added; moves them into the table now and then."""
+        self._written += count
+        if self._written >= _CHECKPOINT and self.on_disk:
             self._move_on()
 
     def _move_on(self) -> None:
@@ -225,41 +163,66 @@ class Ledger:
         names = tuple(COLUMN_TYPES)
         after: bytes = b""
         while True:
-            query = f"SELECT {', '.join(names)} FROM completions WHERE key > ? ORDER BY key LIMIT {_CHUNK}"
-            with self._reading():
+            query = f"SELECT {', '.join(names)} FROM completions WHERE key > ? ORDER BY key LIMIT {CHUNK}"
+            with self.reading():
                 part = self._connection.execute(query, [after]).fetchall()
             if not part:
                 return
             after = part[-1][0]
             for values in part:
-                yield dict(zip(names, (_text(values[0]), *values[1:]), strict=True))
+                yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
+
+    def origins(self, model: str) -> Iterator[dict[str, Any]]:
+        """A teacher's answers without their texts: where each comes from, its tokens, and `key` in hex."""
+        names = ("key", "prompt_id", "revision", "seed", "sampling", "prompt_tokens", "completion_tokens")
+        query = (
+            f"SELECT {', '.join(names)} FROM completions WHERE model = ? AND prompt_id IS NOT NULL "
+            "AND coalesce(kind, 'teacher') = 'teacher' ORDER BY created"
+        )
+        with self.reading():
+            found = self._connection.execute(query, [model]).fetchall()
+        for values in found:
+            yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
 
     def totals(self) -> list[dict[str, Any]]:
-        """By model and revision: answers, truncated ones, tokens, USD, first and last time."""
+        """By kind, model and revision: answers, cut ones, tokens, USD, first and last time."""
         names = (
+            "kind",
             "model",
             "revision",
             "answers",
             "truncated",
             "prompt_tokens",
             "completion_tokens",
+            "cached_tokens",
+            "reasoning_tokens",
             "cost",
             "first",
             "last",
         )
         query = """
-            SELECT coalesce(model, ''), coalesce(revision, ''), count(*), sum(finish_reason = 'length'),
-                coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), coalesce(sum(cost), 0.0),
+            SELECT coalesce(kind, 'teacher'), coalesce(model, ''), coalesce(revision, ''),
+                count(*), sum(finish_reason <> 'stop'),
+                coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+                coalesce(sum(cached_tokens), 0), coalesce(sum(reasoning_tokens), 0), coalesce(sum(cost), 0.0),
                 min(created), max(created)
-            FROM completions GROUP BY 1, 2 ORDER BY 1, 2
+            FROM completions GROUP BY 1, 2, 3 ORDER BY 1 = 'teacher' DESC, 1, 2, 3
         """
-        with self._reading():
+        with self.reading():
             return [dict(zip(names, values, strict=True)) for values in self._connection.execute(query)]
 
     def spent(self) -> float:
         """USD that all answers have cost."""
-        with self._reading():
-            return float(self._connection.execute("SELECT coalesce(sum(cost), 0) FROM completions").fetchone()[0])
+        return self._sum("spent")
+
+    def lost(self) -> float:
+        """USD that requests may have cost whose answers are not here, at their worst case: those that timed out, or
+        were in flight when a process was killed."""
+        return self._sum("lost")
+
+    def _sum(self, name: str) -> float:
+        with self.reading() as connection:
+            return float(connection.execute("SELECT usd FROM sums WHERE name = ?", [name]).fetchone()[0])
 
     def prune(self, where: str, values: Sequence[Any], dry_run: bool = False) -> int:
         """Removes the answers for which an SQL condition holds, and gives the room back to the disk.
@@ -272,18 +235,18 @@ class Ledger:
         Returns:
             `int`: How many answers.
         """
-        with self._reading():
+        with self.reading():
             query = f"SELECT count(*) FROM completions WHERE {where}"
             count = int(self._connection.execute(query, values).fetchone()[0])
         if count and not dry_run:
-            with self._writing():
+            with self.writing():
                 self._connection.execute(f"DELETE FROM completions WHERE {where}", values)
-            with self._reading():
+            with self.reading():
                 self._connection.execute("VACUUM")
         return count
 
     def __len__(self) -> int:
-        with self._reading():
+        with self.reading():
             return int(self._connection.execute("SELECT count(*) FROM completions").fetchone()[0])
 
     def close(self) -> None:
@@ -304,23 +267,29 @@ class Ledger:
         return f"Ledger({self.path!r})"
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection, for as long as the block runs; no other thread has it meanwhile."""
         with self._lock:
             try:
-                yield
+                yield self._connection
             except sqlite3.Error as error:
                 raise self._explain(error, "read") from error
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """One transaction: all of it or nothing."""
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """The same as one transaction: all of it or nothing, and no other process writes meanwhile."""
         with self._lock:
+            if self._file is not None and _identity(self.path) != self._file:
+                raise LedgerError(
+                    f"{self.path}: the ledger was deleted or replaced while it was in use. Stop what did that, put "
+                    "the file back if there is a copy, and run again: answers that no ledger holds are asked again."
+                )
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
-                    yield
+                    yield self._connection
                     self._connection.execute("COMMIT")
-                except sqlite3.Error:
+                except BaseException:
                     if self._connection.in_transaction:
                         self._connection.execute("ROLLBACK")
                     raise
@@ -337,10 +306,39 @@ class Ledger:
         elif code == sqlite3.SQLITE_FULL:
             way = "The disk is full: make room and run again; answers that are in the ledger are not asked for twice."
         elif code == sqlite3.SQLITE_BUSY:
-            way = f"Another process has held it for {_BUSY_SECONDS:.0f} seconds; end that one and run again."
+            way = f"Another process has held it for {BUSY_SECONDS:.0f} seconds; end that one and run again."
         else:
             way = "Check the path, its permissions and the disk, and run again."
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
+
+
+#: A ledger, or the path of one; `None` keeps nothing.
+LedgerLike = Ledger | str | os.PathLike[str] | None
+
+
+@contextmanager
+def open_ledger(ledger: LedgerLike) -> Iterator[Ledger]:
+    """A ledger for as long as the block runs; one that was given stays open."""
+    if isinstance(ledger, Ledger):
+        yield ledger
+        return
+    with Ledger("" if ledger is None else ledger) as opened:
+        yield opened
+
+
+def add_rows(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Adds rows of answers; the first of a key stays."""
+    names, marks = ", ".join(COLUMN_TYPES), ",".join("?" * len(COLUMN_TYPES))
+    connection.executemany(f"INSERT OR IGNORE INTO completions ({names}) VALUES ({marks})", rows)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file a path names now; `None` where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _checkpoint(path: str) -> None:
@@ -351,10 +349,11 @@ def _checkpoint(path: str) -> None:
         _log.warning("%s: what was written stays in `%s-wal` for now: %s", path, path, error)
 
 
-def _row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[Any, ...]:
+def answer_row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[Any, ...]:
+    """One answer in the order of the table's columns."""
     thoughts = completion.reasoning and _storable(completion.reasoning)
     return (
-        _blob(key),
+        key_blob(key),
         _storable(completion.text),
         completion.finish_reason,
         completion.prompt_tokens,
@@ -368,6 +367,9 @@ def _row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[
         origin.sampling,
         origin.cost,
         now,
+        origin.kind,
+        completion.cached_tokens,
+        completion.reasoning_tokens,
     )
 
 
@@ -376,12 +378,14 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _blob(key: str) -> bytes:
+def key_blob(key: str) -> bytes:
+    """A key as it is stored."""
     try:
         return bytes.fromhex(key)
     except ValueError:
         return key.encode()
 
 
-def _text(key: bytes) -> str:
+def key_text(key: bytes) -> str:
+    """A stored key as it is spoken of."""
     return key.hex() if len(key) == 32 else key.decode()

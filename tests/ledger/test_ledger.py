@@ -5,9 +5,10 @@ import pytest
 
 from persyn_hf.config import Sampling
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.client import Completion, Request
+from persyn_hf.generation.client import Request
 from persyn_hf.generation.jobs import completion_key
-from persyn_hf.generation.ledger import Ledger
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
 
 REQUEST = Request("p", ({"role": "user", "content": "Hi"},), Sampling(max_tokens=5), 7)
 
@@ -93,7 +94,7 @@ def test_refuses_another_format_with_a_way_out(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 2.*move the file away"):
+    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 3.*move the file away"):
         Ledger(path)
 
 

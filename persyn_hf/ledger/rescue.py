@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from persyn_hf.errors import LedgerError
-from persyn_hf.generation.ledger import APPLICATION_ID, COLUMN_TYPES, SCHEMA_VERSION, Ledger
+from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.ledger.schema import APPLICATION_ID, COLUMN_TYPES, SCHEMA_VERSION
 
 #: Without these a row is no answer.
 _NEEDED = frozenset({"key", "text", "finish_reason"})

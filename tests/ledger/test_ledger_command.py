@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from persyn_hf.cli import app
 from persyn_hf.errors import ConfigError, LedgerError
-from persyn_hf.generation.client import Completion
 from persyn_hf.generation.generate import generate_parallel
-from persyn_hf.generation.ledger import Ledger
-from persyn_hf.generation.rescue import rescue
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.ledger.rescue import rescue
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import serve
 

@@ -1,0 +1,75 @@
+"""Which prompts leave before they are asked, and which answers before they are published."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from persyn_hf.config.settings import Settings, Unit
+
+#: In `decontaminate`: the held-out prompts and benchmarks of the section `compare`.
+COMPARED = "compare"
+
+
+class Hygiene(Settings):
+    """Which prompts leave before they are asked, and which answers before they are published. Every drop is counted.
+
+    Args:
+        dedup (`"exact"`, `"near"` or `None`, defaults to `"exact"`): Prompts that leave because an earlier one is the
+            same (`exact`) or nearly the same (`near`). With `None` a repeated prompt is an error.
+        dedup_threshold (`float`, defaults to 0.8): Similarity from which two prompts are nearly the same: Jaccard
+            similarity of their sets of three words, or cosine similarity with a `dedup_model`.
+        dedup_model (`str`, *optional*): Folder or Hub id of a model2vec model. semhash then compares meanings in place
+            of words (the extra `semhash`).
+        decontaminate (`tuple[str, ...]`): Files and datasets whose texts no prompt may share words with. `compare`
+            stands for the held-out prompts and the lm-eval tasks of the section `compare`.
+        decontaminate_column (`str`, *optional*): The column of those files that holds the texts. Default: found by
+            looking, as that of the prompts is.
+        ngram_size (`int`, defaults to 13): Words in a row that a prompt and a benchmark share if one contaminates the
+            other. A shorter benchmark text must stand in the prompt as a whole.
+        min_tokens, max_tokens (`int`, *optional*): Fewest and most tokens of a prompt, in the student's tokens.
+        drop_refusals (`bool`, defaults to `False`): Leave out answers that refuse the request.
+        max_copied (`float`, *optional*): Largest share of an answer's words that it copies from its prompt, 0 to 1.
+        min_quality (`float`, *optional*): Smallest quality of an answer that is published. Answers outside the probe
+            are scored for it.
+    """
+
+    #: They decide which prompts there are, before any stage.
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "dedup",
+            "dedup_threshold",
+            "dedup_model",
+            "decontaminate",
+            "decontaminate_column",
+            "ngram_size",
+            "min_tokens",
+            "max_tokens",
+        }
+    )
+
+    dedup: Literal["exact", "near"] | None = "exact"
+    dedup_threshold: float = Field(0.8, gt=0, le=1)
+    dedup_model: str | None = None
+    decontaminate: tuple[str, ...] = ()
+    decontaminate_column: str | None = None
+    ngram_size: int = Field(13, ge=2)
+    min_tokens: Annotated[int | None, Unit("tokens")] = Field(None, ge=1)
+    max_tokens: Annotated[int | None, Unit("tokens")] = Field(None, ge=1)
+    drop_refusals: bool = False
+    max_copied: float | None = Field(None, gt=0, le=1)
+    min_quality: float | None = Field(None, allow_inf_nan=False)
+
+    @property
+    def cleans_answers(self) -> bool:
+        """Whether answers are looked at before they are published."""
+        return self.drop_refusals or self.max_copied is not None or self.min_quality is not None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Hygiene:
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"`min_tokens` ({self.min_tokens}) is above `max_tokens` ({self.max_tokens})")
+        if self.dedup_model is not None and self.dedup != "near":
+            raise ValueError("`dedup_model` needs `dedup: near`")
+        return self

@@ -1,0 +1,135 @@
+"""Cleans a set of prompts: which rows leave, and why, before anything is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from persyn_hf import columns
+from persyn_hf.config import Hygiene
+from persyn_hf.hygiene.contamination import Contamination
+from persyn_hf.hygiene.duplicates import near_duplicates, same_meaning
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Reasons, in the order in which they are looked for.
+DUPLICATE, NEAR_DUPLICATE, TOO_SHORT, TOO_LONG, CONTAMINATED = (
+    "duplicate",
+    "near_duplicate",
+    "too_short",
+    "too_long",
+    "contaminated",
+)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A prompt that leaves.
+
+    Args:
+        row (`int`): Its row in the source, from 0.
+        prompt_id (`str`): Its identity.
+        reason (`str`): `"duplicate"`, `"near_duplicate"`, `"too_short"`, `"too_long"` or `"contaminated"`.
+        repeats (`int`, *optional*): The row that a duplicate repeats.
+    """
+
+    row: int
+    prompt_id: str
+    reason: str
+    repeats: int | None = None
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A set of prompts without those that leave.
+
+    Args:
+        prompts (`Dataset`): Those that stay, in their order.
+        drops (`tuple[Drop, ...]`): Those that leave, in their order.
+    """
+
+    prompts: Dataset
+    drops: tuple[Drop, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of prompts that leave, by reason."""
+        return dict(Counter(drop.reason for drop in self.drops))
+
+
+def clean_prompts(
+    prompts: Dataset,
+    hygiene: Hygiene,
+    benchmarks: Contamination | None = None,
+    count_tokens: Callable[[Sequence[str]], Sequence[int]] | None = None,
+) -> Cleaned:
+    """Leaves out prompts that repeat an earlier one, are too short or too long, or stand in a benchmark.
+
+    Args:
+        prompts (`Dataset`): `prompt_id` and `prompt`.
+        hygiene (`Hygiene`): What is looked for.
+        benchmarks (`Contamination`, *optional*): What no prompt may share words with.
+        count_tokens (`Callable`, *optional*): Counts the tokens of texts; needed for `min_tokens` and `max_tokens`.
+    """
+    ids = prompts[columns.PROMPT_ID][:]
+    drops: dict[int, Drop] = {}
+    if hygiene.dedup is not None:
+        for row, earlier in _repeated(ids).items():
+            drops[row] = Drop(row, ids[row], DUPLICATE, earlier)
+    texts = _texts(prompts) if _reads_texts(hygiene, benchmarks) else []
+    for row, reason in enumerate(_row_reasons(texts, hygiene, benchmarks, count_tokens)):
+        if reason is not None:
+            drops.setdefault(row, Drop(row, ids[row], reason))
+    if hygiene.dedup == "near":
+        left = [row for row in range(len(ids)) if row not in drops]
+        for place, earlier in _near([texts[row] for row in left], hygiene).items():
+            row = left[place]
+            drops[row] = Drop(row, ids[row], NEAR_DUPLICATE, left[earlier])
+    kept = prompts.select([row for row in range(len(ids)) if row not in drops]) if drops else prompts
+    return Cleaned(kept, tuple(drops[row] for row in sorted(drops)))
+
+
+def _reads_texts(hygiene: Hygiene, benchmarks: Contamination | None) -> bool:
+    lengths = hygiene.min_tokens is not None or hygiene.max_tokens is not None
+    return bool(benchmarks) or lengths or hygiene.dedup == "near"
+
+
+def _texts(prompts: Dataset) -> list[str]:
+    return [columns.prompt_text(prompt) for prompt in prompts[columns.PROMPT]]
+
+
+def _repeated(ids: Sequence[str]) -> Mapping[int, int]:
+    first: dict[str, int] = {}
+    return {row: first[own] for row, own in enumerate(ids) if first.setdefault(own, row) != row}
+
+
+def _near(texts: Sequence[str], hygiene: Hygiene) -> Mapping[int, int]:
+    if hygiene.dedup_model is not None:
+        return same_meaning(texts, hygiene.dedup_threshold, hygiene.dedup_model)
+    return near_duplicates(texts, hygiene.dedup_threshold)
+
+
+def _row_reasons(
+    texts: Sequence[str],
+    hygiene: Hygiene,
+    benchmarks: Contamination | None,
+    count_tokens: Callable[[Sequence[str]], Sequence[int]] | None,
+) -> list[str | None]:
+    """Why each text leaves on its own account, whatever the others are: shards can be done apart."""
+    lengths: Sequence[int] = []
+    if texts and (hygiene.min_tokens is not None or hygiene.max_tokens is not None):
+        if count_tokens is None:
+            raise ValueError("`min_tokens` and `max_tokens` need `count_tokens`")
+        lengths = count_tokens(texts)
+    found: list[str | None] = []
+    for row, text in enumerate(texts):
+        if lengths and hygiene.min_tokens is not None and lengths[row] < hygiene.min_tokens:
+            found.append(TOO_SHORT)
+        elif lengths and hygiene.max_tokens is not None and lengths[row] > hygiene.max_tokens:
+            found.append(TOO_LONG)
+        else:
+            found.append(CONTAMINATED if benchmarks and benchmarks.holds(text) else None)
+    return found

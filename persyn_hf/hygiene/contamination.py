@@ -1,0 +1,63 @@
+"""Finds prompts that share words with a benchmark: runs of n words, after Brown et al. 2020 (arXiv 2005.14165)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from persyn_hf.hygiene.words import ngrams, words
+
+#: A benchmark's text of fewer words stands in too many prompts by chance; it must be the whole prompt.
+_SHORTEST = 6
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """The runs of words of one or more benchmarks. It is small, picklable and asked prompt by prompt.
+
+    Args:
+        size (`int`): Words of a run.
+        runs (`Mapping[int, frozenset[int]]`): Digests of runs by their number of words.
+        whole (`frozenset[int]`): Digests of texts that are too short to be looked for inside another.
+    """
+
+    size: int
+    runs: Mapping[int, frozenset[int]]
+    whole: frozenset[int]
+
+    @classmethod
+    def of(cls, texts: Iterable[str], size: int = 13) -> Contamination:
+        """Reads the texts of benchmarks.
+
+        Args:
+            texts (`Iterable[str]`): Their questions.
+            size (`int`, defaults to 13): Words of a run, as GPT-3 was checked with.
+        """
+        runs: dict[int, set[int]] = {}
+        whole: set[int] = set()
+        for text in texts:
+            found = words(text)
+            own = min(size, len(found))
+            if own >= min(_SHORTEST, size):
+                runs.setdefault(own, set()).update(ngrams(found, own))
+            elif found:
+                whole.update(ngrams(found, own))
+        return cls(size, {length: frozenset(each) for length, each in runs.items()}, frozenset(whole))
+
+    def __bool__(self) -> bool:
+        return bool(self.runs or self.whole)
+
+    def holds(self, text: str) -> bool:
+        """Whether a prompt shares a run of words with a benchmark.
+
+        Example:
+            >>> benchmark = Contamination.of(["How many apples does Ada have after lunch?"], size=5)
+            >>> benchmark.holds("Say in one word: how many APPLES does Ada have?")
+            True
+            >>> benchmark.holds("How many apples are there?")
+            False
+        """
+        found = words(text)
+        if found and next(ngrams(found, len(found))) in self.whole:
+            return True
+        return any(digest in runs for length, runs in self.runs.items() for digest in ngrams(found, length))

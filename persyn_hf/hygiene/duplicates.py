@@ -1,0 +1,106 @@
+"""Finds prompts that say what an earlier one says: by their words (MinHash), or by their meaning (semhash)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from persyn_hf.errors import ConfigError
+from persyn_hf.hygiene.words import shingles
+from persyn_hf.packages import require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Words of a run: "What is 17 + 25?" and "What is 18 + 25?" share none.
+_RUN = 3
+_PERMUTATIONS, _SEED, _SCHEME = 128, 1, "affine32"
+
+
+def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
+    """MinHash signatures of texts, `(texts, 128)`. Each depends on its own text only, so shards can be done apart.
+
+    Raises:
+        MissingExtraError: If datasketch is not installed.
+    """
+    require("find near-duplicates", "datasketch")
+    import numpy as np
+    from datasketch import MinHash
+
+    runs = ([digest & 0xFFFFFFFF for digest in sorted(shingles(text, _RUN))] for text in texts)
+    made = MinHash.generator(runs, num_perm=_PERMUTATIONS, seed=_SEED, hashfunc=int, scheme=_SCHEME)
+    return np.array([one.hashvalues for one in made], dtype=np.uint32).reshape(len(texts), _PERMUTATIONS)
+
+
+def near_duplicates(
+    texts: Sequence[str], threshold: float, hashes: NDArray[np.uint32] | None = None
+) -> dict[int, int]:
+    """Finds texts that are nearly an earlier one: those whose sets of three words have a Jaccard similarity of at
+    least `threshold` with a text that stays.
+
+    Args:
+        texts (`Sequence[str]`): In order; the first of similar ones stays.
+        threshold (`float`): 0 to 1.
+        hashes (`ndarray`, *optional*): From [`signatures`], where they are known.
+
+    Returns:
+        `dict[int, int]`: Row → the earlier row that it repeats.
+    """
+    require("find near-duplicates", "datasketch")
+    from datasketch import LeanMinHash, MinHashLSH
+
+    hashes = signatures(texts) if hashes is None else hashes
+    index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS) if threshold < 1 else None
+    kept: dict[int, set[int]] = {}
+    found: dict[int, int] = {}
+    same: dict[frozenset[int], int] = {}
+    for row, text in enumerate(texts):
+        own = shingles(text, _RUN)
+        earlier = same.get(frozenset(own))
+        if earlier is None and index is not None:
+            sketch = LeanMinHash(seed=_SEED, hashvalues=hashes[row], scheme=_SCHEME)
+            near = (other for other in sorted(index.query(sketch)) if _jaccard(own, kept[other]) >= threshold)
+            earlier = next(near, None)
+            if earlier is None:
+                index.insert(row, sketch, check_duplication=False)
+        if earlier is None:
+            kept[row] = own
+            same[frozenset(own)] = row
+        else:
+            found[row] = earlier
+    return found
+
+
+def same_meaning(texts: Sequence[str], threshold: float, model: str) -> dict[int, int]:
+    """Finds texts that mean what an earlier one means: cosine similarity of their model2vec embeddings, by semhash.
+
+    Args:
+        texts (`Sequence[str]`), threshold (`float`): As in [`near_duplicates`].
+        model (`str`): Folder or Hub id of a model2vec model.
+
+    Returns:
+        `dict[int, int]`: Row → the row that it repeats.
+
+    Raises:
+        ConfigError: If the model cannot be loaded.
+        MissingExtraError: If semhash is not installed.
+    """
+    require("find prompts of the same meaning", "semhash")
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from model2vec import StaticModel
+    from semhash import SemHash
+
+    try:
+        encoder = StaticModel.from_pretrained(model)
+    except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
+        raise ConfigError(
+            f"`hygiene.dedup_model`: {model} is no model2vec model that can be loaded: {error}"
+        ) from error
+    records = [{"row": str(row), "text": text} for row, text in enumerate(texts)]
+    result = SemHash.from_records(records, columns=["text"], model=encoder).self_deduplicate(threshold)
+    return {int(one.record["row"]): int(one.duplicate_of["row"]) for one in result.filtered}
+
+
+def _jaccard(left: set[int], right: set[int]) -> float:
+    return len(left & right) / len(left | right)

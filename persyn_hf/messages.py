@@ -1,0 +1,242 @@
+"""Chat messages and tools as they are sent, rendered and told apart, whatever Arrow made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from persyn_hf.errors import DataError
+
+Message = dict[str, Any]
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+def canonical_messages(prompt: Prompt) -> list[Message]:
+    """Turns a prompt of either kind into the chat messages that are sent and rendered.
+
+    Arrow gives every message of a column the union of all keys, at every depth, with nulls where a message had none.
+    Nulls are dropped, so that a prompt is the same before and after a trip through Arrow. One null has a meaning: the
+    `content` of an assistant's message that calls tools.
+
+    Args:
+        prompt (`str` or list of chat messages): A string becomes one user message. The last message is the user's or
+            a tool's: an answer at the end is no prompt.
+
+    Returns:
+        `list[dict]`: Messages with `role` and `content`.
+
+    Raises:
+        DataError: If the prompt is empty, is neither a string nor messages, a message has no role or content, or the
+            last one is an answer.
+
+    Example:
+        >>> canonical_messages("Hi")
+        [{'role': 'user', 'content': 'Hi'}]
+        >>> canonical_messages([{"role": "user", "content": "Hi", "name": None}])
+        [{'role': 'user', 'content': 'Hi'}]
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise DataError("A prompt is empty; every prompt needs at least one character that is not white space.")
+        return [{"role": "user", "content": prompt}]
+    messages = plain_messages(prompt)
+    if not any(has_content(message) for message in messages):
+        raise DataError("A prompt is empty: none of its messages has content.")
+    if messages[-1]["role"] == ASSISTANT:
+        raise DataError(
+            f"A prompt ends with an assistant's turn, {said(messages[-1])[:60]!r}: that is an answer, and the next "
+            "one would come after it. Drop the last message; `prompts.last_assistant` does so for a file or dataset."
+        )
+    if all(message["role"] in _INSTRUCTING for message in messages):
+        raise DataError("A prompt has no turn of a user: all of its messages are the system's.")
+    return messages
+
+
+#: The roles of an answer, and of instructions, which nobody answers.
+ASSISTANT = "assistant"
+_INSTRUCTING = ("system", "developer")
+#: Keys of an assistant's message that may stand for its text.
+_SAYING = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content", "reasoning")
+
+
+def plain_messages(conversation: Any) -> list[Message]:
+    """Checks the messages of a conversation, which may end with an answer, and drops what Arrow added.
+
+    Raises:
+        DataError: If it is no list of messages, or one has no role or no content.
+    """
+    if not isinstance(conversation, Sequence) or isinstance(conversation, str | bytes):
+        kind = "null" if conversation is None else type(conversation).__name__
+        raise DataError(f"A prompt must be a string or a list of chat messages, got {kind}.")
+    return [_plain_message(message) for message in conversation]
+
+
+def _plain_message(message: Any) -> Message:
+    if not isinstance(message, Mapping):
+        raise DataError(f"A chat message must be a mapping with `role` and `content`, got {message!r:.80}.")
+    if not isinstance(message.get("role"), str):
+        raise DataError(
+            f"A chat message must have `role` and `content`, got the keys {sorted(without_nulls(dict(message)))}."
+        )
+    kept: Message = without_nulls(dict(message), emptied=("content",))
+    if kept.get("tool_calls") == []:
+        del kept["tool_calls"]
+    if kept.setdefault("content", None) is None and not (
+        kept["role"] == ASSISTANT and any(kept.get(key) is not None for key in _SAYING)
+    ):
+        found = sorted(key for key, value in kept.items() if value is not None)
+        raise DataError(f"A chat message must have `role` and `content`, got the keys {found}.")
+    _require_content(kept["content"])
+    return kept
+
+
+def _require_content(content: Any) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise DataError(
+            f"The `content` of a chat message must be a string or a list of parts, got {type(content).__name__} "
+            f"({content!r:.40})."
+        )
+    for part in content:
+        if not isinstance(part, Mapping):
+            raise DataError(f"A part of a message's `content` must be a mapping with `type`, got {part!r:.60}.")
+
+
+def without_nulls(value: Any, emptied: Collection[str] = ()) -> Any:
+    """Drops keys with null values at every depth; items of lists stay.
+
+    Args:
+        value (`Any`): JSON values.
+        emptied (`Collection[str]`, defaults to none): Keys of the outermost mapping that may be null.
+
+    Example:
+        >>> without_nulls({"city": "Oslo", "unit": None, "days": [1, None]})
+        {'city': 'Oslo', 'days': [1, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nulls(one) for key, one in value.items() if one is not None or key in emptied}
+    if isinstance(value, list | tuple):
+        return [without_nulls(one) for one in value]
+    return value
+
+
+def has_content(message: Message) -> bool:
+    """Whether a message holds more than white space."""
+    content = message.get("content")
+    return bool(content.strip()) if isinstance(content, str) else bool(content) or bool(message.get("tool_calls"))
+
+
+def canonical_tools(tools: Any) -> list[Message] | None:
+    """Turns a cell of the column `tools` into definitions of functions, as chat templates and endpoints take them.
+
+    Args:
+        tools (`str`, list or `None`): Definitions, or JSON of them. A bare function gets its `type`.
+
+    Returns:
+        `list[dict]`, *optional*: `None` where there are no tools.
+
+    Raises:
+        DataError: If it is anything else.
+
+    Example:
+        >>> canonical_tools('[{"name": "now", "parameters": null}]')
+        [{'type': 'function', 'function': {'name': 'now'}}]
+    """
+    if tools is None or tools == "" or tools == []:
+        return None
+    read = _from_json(tools) if isinstance(tools, str) else tools
+    read = [read] if isinstance(read, Mapping) else read
+    if read is None or read == []:
+        return None
+    if not isinstance(read, list | tuple):
+        raise DataError(f"`tools` must be a list of function definitions, or JSON of one, got {tools!r:.80}.")
+    return [_canonical_tool(_from_json(one) if isinstance(one, str) else one) for one in read]
+
+
+def _canonical_tool(tool: Any) -> Message:
+    if not isinstance(tool, Mapping):
+        raise DataError(f"A tool must be the definition of a function, a mapping, got {tool!r:.80}.")
+    kept: Message = without_nulls(tool)
+    return kept if "type" in kept or "name" not in kept else {"type": "function", "function": kept}
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"`tools` must be a list of function definitions, or JSON of one: {error}.") from error
+
+
+def calls_text(calls: Sequence[Mapping[str, Any]]) -> str:
+    """Shows tool calls as text, for judges, verifiers and people: one `<tool_call>` with JSON each.
+
+    Example:
+        >>> calls_text([{"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}])
+        '<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>'
+    """
+    return "\n".join(f"<tool_call>\n{json.dumps(_call(one), ensure_ascii=False)}\n</tool_call>" for one in calls)
+
+
+def _call(call: Mapping[str, Any]) -> Message:
+    function = call.get("function")
+    function = function if isinstance(function, Mapping) else call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        with suppress(ValueError):
+            arguments = json.loads(arguments)
+    return {"name": function.get("name"), "arguments": arguments}
+
+
+def prompt_id(prompt: Prompt, tools: Any = None) -> str:
+    """The identity of a prompt: 16 hex digits of the SHA-256 of its canonical messages, and of its tools if any.
+
+    A string and the one user message that it stands for have the same identity.
+
+    Raises:
+        DataError: If it is no prompt, or holds what JSON cannot.
+
+    Example:
+        >>> prompt_id("Hi") == prompt_id([{"role": "user", "content": "Hi"}])
+        True
+    """
+    messages, offered = canonical_messages(prompt), canonical_tools(tools)
+    try:
+        text = _canonical(messages if offered is None else {"messages": messages, "tools": offered})
+    except (TypeError, ValueError) as error:
+        raise DataError(f"A prompt must hold JSON values only: {error}.") from error
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+_canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What a router reads: the text of a prompt's messages.
+
+    A prompt that is one user message gives its content; a longer conversation gives `role: content` paragraphs, so
+    that a system prompt or an earlier turn is seen as what it is. Tool calls are shown as JSON. Parts of a message
+    that are not text are left out.
+
+    Example:
+        >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
+        'system: Be brief.\\n\\nuser: Hi'
+    """
+    messages = canonical_messages(prompt)
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return said(messages[0])
+    return "\n\n".join(f"{message['role']}: {said(message)}" for message in messages)
+
+
+def said(message: Mapping[str, Any]) -> str:
+    """The text of a message: its content, the text of its parts, its tool calls."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    if isinstance(content, list):
+        texts = (part.get("text") for part in content if isinstance(part, Mapping))
+        content = "".join(text for text in texts if isinstance(text, str))
+    text = content if isinstance(content, str) else ""
+    shown = calls_text(calls) if calls else ""
+    return f"{text}\n{shown}" if text and shown else text or shown
