@@ -41,7 +41,12 @@ def test_options_that_are_not_set_leave_the_parameters_as_they_were():
         ({"extra_body": {"top_k": 20}}, {"temperature": 1.0, "top_p": 1.0, "extra_body": {"top_k": 20}}),
         (
             {"max_tokens_field": "max_completion_tokens", "seed_field": "random_seed"},
-            {"temperature": 1.0, "top_p": 1.0, "max_tokens_field": "max_completion_tokens", "seed_field": "random_seed"},
+            {
+                "temperature": 1.0,
+                "top_p": 1.0,
+                "max_tokens_field": "max_completion_tokens",
+                "seed_field": "random_seed",
+            },
         ),
     ],
 )

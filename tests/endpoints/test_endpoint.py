@@ -38,7 +38,8 @@ def test_a_base_is_taken_as_it_stands_and_a_host_alone_has_a_version(given, base
 
 
 @pytest.mark.parametrize(
-    "base", ["http://h", "http://h/v1", "https://g/v1beta/openai", "https://z/api/paas/v4", "https://d/serving-endpoints"]
+    "base",
+    ["http://h", "http://h/v1", "https://g/v1beta/openai", "https://z/api/paas/v4", "https://d/serving-endpoints"],
 )
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_full_route_is_taken_as_it_is(base, slash):
@@ -73,7 +74,10 @@ def test_headers_carry_the_values_of_variables_and_nothing_shows_them(monkeypatc
     monkeypatch.setenv("MY_KEY", "key-123456789")
     monkeypatch.setenv("MY_ORG", "org-987654321\r\n")
     teacher = _teacher(
-        api_key_env="MY_KEY", api_key_header="api-key", extra_headers={"x-org": "id ${MY_ORG}"}, extra_query={"o": "${MY_ORG}"}
+        api_key_env="MY_KEY",
+        api_key_header="api-key",
+        extra_headers={"x-org": "id ${MY_ORG}"},
+        extra_query={"o": "${MY_ORG}"},
     )
     endpoint = Endpoint.of(teacher)
     assert dict(endpoint.sent_headers) == {"x-org": "id org-987654321", "api-key": "key-123456789"}
@@ -93,4 +97,6 @@ def test_variables_that_are_missing_are_told_together_before_anything_is_asked(m
         require_keys([("teachers", (teacher,))], "run.yaml")
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("run.yaml: `teachers[0].extra_headers.x-a`: the environment variable NO_A is not set")
-    assert lines[1].startswith("run.yaml: `teachers[0].extra_query.b`: the environment variable NO_B holds a line break")
+    assert lines[1].startswith(
+        "run.yaml: `teachers[0].extra_query.b`: the environment variable NO_B holds a line break"
+    )
