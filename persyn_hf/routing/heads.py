@@ -260,10 +260,7 @@ def _patterns(missing: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], NDArr
 
 
 def _fill(
-    deviations: Array,
-    patterns: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
-    fitted: Array,
-    noise: Array,
+    deviations: Array, patterns: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]], fitted: Array, noise: Array
 ) -> Array:
     """Missing deviations as the prompt and the noise of the teachers that did answer suggest."""
     filled: Array = np.where(np.isnan(deviations), fitted, deviations)

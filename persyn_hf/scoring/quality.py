@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +200,9 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Accoun
         return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
     assert part.verifier is not None
     named = isinstance(part.verifier, str)
-    return _verified(find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers)
+    return _verified(
+        find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers
+    )
 
 
 def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
