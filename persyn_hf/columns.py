@@ -89,7 +89,7 @@ SCORED_STAGE = (QUALITY, LEARNABILITY, REWARD, STUDENT, STUDENT_REVISION, LEARNA
 ROUTED_STAGE = (ROUTE, ROUTE_SCORES)
 
 #: Why a completion ended, as every client reports it.
-FINISH_REASONS = ("stop", "length", "content_filter")
+FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls")
 #: Who counted a row's tokens: the server, or the teacher's tokenizer where the server reports no usage.
 USAGE_SOURCES = ("server", "tokenizer")
 

@@ -14,7 +14,8 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
 from persyn_hf.errors import RetryableError, TeacherError
-from persyn_hf.generation.answer import read_answer
+from persyn_hf.generation.answer import read_answer, split_reasoning
+from persyn_hf.generation.calls import CALLED, calls_of, enveloped
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer
 from persyn_hf.ledger.completion import Completion
@@ -103,16 +104,23 @@ class ChatClient:
             raise RetryableError("the answer has no choices", attempts=3)
         usage: Any = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
-        return read_answer(
-            text_of(message),
-            choice.get("finish_reason"),
+        text, reason = text_of(message), choice.get("finish_reason")
+        # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        calls = calls_of(message, reason) if request.more.get("tools") else None
+        if calls is not None:
+            words, thoughts = split_reasoning(text if isinstance(text, str) else "", thoughts)
+            text, reason = enveloped(words, calls), "stop"
+        completion = read_answer(
+            text,
+            reason,
             request.sampling,
             usage.get("prompt_tokens"),
             usage.get("completion_tokens"),
-            # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
-            message.get("reasoning_content") or message.get("reasoning"),
+            thoughts,
             self._endpoint.clean,
         )
+        return completion if calls is None else replace(completion, finish_reason=CALLED)
 
 
 def text_of(message: Mapping[str, Any]) -> object:

@@ -155,7 +155,7 @@ def persyn_generate(
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
     batched, values = _batch(example, None if teachers is not None else chosen[0].name)
     if not values[columns.PROMPT]:
-        return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen))}
+        return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen, columns.TOOLS in values))}
     rows = [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=True)]
     plan = _routed_plan(rows, chosen, seed, score_names)
     with _opened(ledger) as book:

@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Json, List, Value
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, DataError, LedgerError, RouterMismatchError
 from persyn_hf.generation.answer import presented
+from persyn_hf.generation.calls import opened
 from persyn_hf.generation.forms import require_forms
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
 from persyn_hf.generation.pool import Job
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.messages import read_calls
 from persyn_hf.prompts.formats import rows_table
 from persyn_hf.prompts.reading import prompt_feature
 from persyn_hf.tables import require_table
@@ -50,7 +52,9 @@ class FinishedTable:
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
         self._plan, self._ledger, self._drop_truncated = plan, ledger, drop_truncated
-        self._added = generated_features([asked.teacher for asked in plan.asked])
+        self._added = generated_features(
+            [asked.teacher for asked in plan.asked], columns.TOOLS in plan.table.column_names
+        )
         self._features = Features({**plan.table.features, **self._added})
         self._schema = self._features.arrow_schema
         self._ahead = _AHEAD if plan.routed else max(1, _AHEAD // len(plan.asked))
@@ -145,6 +149,8 @@ class FinishedTable:
                 column.append(value)
             if columns.EXTRA_BODY in made:
                 made[columns.EXTRA_BODY].append(_extra_body(asked.teacher))
+            if columns.TOOL_CALLS in made:
+                made[columns.TOOL_CALLS].append(None if completion is None else opened(completion)[1])
             if completion is None:
                 made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
         return made
@@ -169,13 +175,14 @@ class FinishedColumns(FinishedTable):
 
     def _add(self, part: pa.Table) -> None:
         for name, values in self._values.items():
-            values += part[name].to_pylist()
+            cells = part[name].to_pylist()
+            values += map(read_calls, cells) if name == columns.TOOL_CALLS else cells
 
 
 def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
     if completion is None:
         return (asked.name, *[None] * 6)
-    text, thoughts = presented(completion, asked.teacher.reasoning)
+    text, thoughts = presented(opened(completion)[0], asked.teacher.reasoning)
     return (
         asked.name,
         text,
@@ -276,10 +283,14 @@ GENERATED_FEATURES = {
 }
 
 
-def generated_features(teachers: Iterable[Teacher]) -> dict[str, Any]:
-    """The columns that generation by these teachers adds: `extra_body` is there where one of them sends more keys."""
+def generated_features(teachers: Iterable[Teacher], tools: bool = False) -> dict[str, Any]:
+    """The columns that generation by these teachers adds.
+
+    `extra_body` is there where one of them sends more keys, and `tool_calls` where prompts offer tools.
+    """
     more = any(teacher.sampling.extra_body for teacher in teachers)
-    return {**GENERATED_FEATURES, **({columns.EXTRA_BODY: Value("string")} if more else {})}
+    added = {columns.EXTRA_BODY: Value("string")} if more else {}
+    return {**GENERATED_FEATURES, **added, **({columns.TOOL_CALLS: Json()} if tools else {})}
 
 
 def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
@@ -295,7 +306,9 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
     require_table(prompts, stage, "routed" if stage == "generate_routed" else "prompts", rows=True)
     table = _as_table(prompts).with_format(None)
     columns.require_columns(table.column_names, [columns.PROMPT], stage)
-    taken = [name for name in (*GENERATED_FEATURES, columns.EXTRA_BODY) if name in table.column_names]
+    taken = [
+        name for name in (*GENERATED_FEATURES, columns.EXTRA_BODY, columns.TOOL_CALLS) if name in table.column_names
+    ]
     if taken:
         raise DataError(
             f"{stage} adds the column {', '.join(f'`{name}`' for name in taken)}, which the table already has; "

@@ -6,7 +6,7 @@ import pytest
 
 from persyn_hf.config import Compare, Hygiene, LmEval
 from persyn_hf.errors import ConfigError
-from persyn_hf.hygiene.benchmarks import compared_benchmarks, load_benchmarks, task_texts
+from persyn_hf.prompts.benchmarks import compared_benchmarks, load_benchmarks, task_texts
 
 
 @pytest.fixture
