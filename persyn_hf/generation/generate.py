@@ -17,6 +17,7 @@ from persyn_hf.config.run import GenerationOptions
 from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
 from persyn_hf.generation.forms import require_forms_understood
+from persyn_hf.generation.incoming import prompt_table
 from persyn_hf.generation.jobs import Plan, resolved
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.generation.run import Options, ask_teachers
@@ -25,7 +26,6 @@ from persyn_hf.generation.table import (
     FinishedColumns,
     FinishedTable,
     generated_features,
-    prompt_table,
     require_known_routes,
     require_ranking,
 )
