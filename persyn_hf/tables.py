@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -180,6 +182,27 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a file so that a reader sees the old text or the new one."""
     with replaced(path) as staged:
         staged.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old text or the new one; what is no finite number is written as null.
+
+    JSON has no NaN and no infinity: `jq` and JavaScript refuse a file that holds one.
+    """
+    write_atomically(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON, with null in the place of NaN and infinity."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: Sequences that a terminal obeys: strings that end in BEL or ST (titles, clipboards), CSI, and those of two or three
 #: characters; each with its first character as ESC and another or as one of C1.
@@ -58,6 +63,26 @@ def markup(text: object, limit: int | None = None) -> str:
     from rich.markup import escape
 
     return escape(tame(text, limit))
+
+
+def headed_table(title: str, left: Sequence[str], right: Sequence[str], boxed: bool = False) -> Table:
+    """A table of rich whose headers are whole at any width of the terminal: names break over lines before they do.
+
+    Args:
+        title (`str`): Stands above it.
+        left, right (`Sequence[str]`): Headers of the columns, those of texts and then those of numbers.
+        boxed (`bool`, defaults to `False`): Draw lines, which take three characters for each column.
+    """
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    if not boxed:
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for names, justify in ((left, "left"), (right, "right")):
+        for name in names:
+            least = max(map(len, name.split()), default=1)
+            table.add_column(name, justify=justify, min_width=least, overflow="fold")  # type: ignore[arg-type]
+    return table
 
 
 def _visible(text: str) -> str:

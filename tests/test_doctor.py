@@ -4,7 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from persyn_hf import doctor, packages
+from persyn_hf import packages
+from persyn_hf.doctor import installation as doctor
+from persyn_hf.doctor.findings import Finding
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def installed(monkeypatch):
     return others
 
 
-def said(findings: list[doctor.Finding]) -> dict[str, tuple[str, str]]:
+def said(findings: list[Finding]) -> dict[str, tuple[str, str]]:
     return {finding.topic: (finding.state, finding.message) for finding in findings}
 
 

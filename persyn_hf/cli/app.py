@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="persyn-hf",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: persyn-hf doctor run.yaml && persyn-hf run run.yaml. Each command's --help has one of its own.",
     help="Find, for every prompt, the teacher your student learns most from, and build its training set that way.",
 )
 
@@ -119,8 +119,17 @@ def _options(
     """Options that stand before a command."""
 
 
+def _confirmed(question: str) -> bool:
+    return typer.confirm(question, err=True)
+
+
 def run_and_report(
-    config: RunConfig, until: Stage, quiet: bool, source: str, before: Callable[[Path, Console], None] | None = None
+    config: RunConfig,
+    until: Stage,
+    quiet: bool,
+    source: str,
+    before: Callable[[Path, Console], None] | None = None,
+    yes: bool = False,
 ) -> None:
     """Runs a configuration and prints what came of it; exit code 3 where prompts got no answer."""
     from rich.console import Console
@@ -129,7 +138,8 @@ def run_and_report(
     from persyn_hf.run.report import print_report
 
     quiet_libraries(quiet)
-    result = run(config, until=until.value, progress=not quiet, source=source)
+    confirm = _confirmed if sys.stdin.isatty() and sys.stderr.isatty() else None
+    result = run(config, until=until.value, progress=not quiet, source=source, yes=yes, confirm=confirm)
     console = Console(width=None if sys.stdout.isatty() else 100)
     if before is not None:
         before(result.folder, console)

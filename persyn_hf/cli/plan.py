@@ -22,7 +22,10 @@ def plan_command(
         Path | None,
         typer.Option(help="Answers to take the lengths from: a Parquet file with `teacher` and `completion_tokens`."),
     ] = None,
-    tokens_per_second: Annotated[float, typer.Option(help="Tokens per second of one request.", min=0.01)] = 50.0,
+    tokens_per_second: Annotated[
+        float | None,
+        typer.Option(help="Tokens per second of one request. Left out: 50; in this process, as measured.", min=0.01),
+    ] = None,
     actual: Annotated[bool, typer.Option("--actual", help="Set what the finished run took beside the plan.")] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the plan as JSON here.")] = None,
     settings: SetOption = None,

@@ -31,14 +31,18 @@ def run_command(
         Path | None, typer.Option(help="The run folder, instead of the file's `output_dir`.")
     ] = None,
     settings: SetOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Buy answers again where a setting has changed, without a question.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run a configuration: probe, score, router, route, generate, publish.
 
-    Finished stages are found in the run folder and skipped; answers are kept in its ledger and never asked for twice.
+    Everything that can be checked beforehand is; then every teacher gives one answer, which is scored, before the rest
+    is asked for. Finished stages are skipped; answers are kept in the folder's ledger and never asked for twice.
     Exit code 0: all done. 1: something failed. 2: the configuration is wrong. 3: done, but some prompts got no answer.
     """
-    run_and_report(read_run(config, settings, output_dir=output_dir), until, quiet, source=str(config))
+    run_and_report(read_run(config, settings, output_dir=output_dir), until, quiet, source=str(config), yes=yes)
 
 
 @app.command(epilog="Example: persyn-hf demo --probe-size 40 --limit 120 --set reward.alpha=0")

@@ -36,6 +36,10 @@ class Prompts(Settings):
             conversation: left out and counted, kept as the reference, or refused.
         keep_columns (list of `str`, *optional*): The other columns that are kept beside the prompts. Default: all.
         limit (`int`, *optional*): Use only the first rows.
+        on_bad_prompt (`"error"` or `"drop"`, defaults to `"error"`): What becomes of a prompt that is empty, that a
+            teacher, the student or the reward model cannot read (too long, refused by its chat template), or whose
+            reference the verifier cannot read: the run stops before it asks anything, or leaves the prompt out and
+            counts it in its report.
     """
 
     source: _Named | Annotated[tuple[_Named, ...], Field(min_length=1)]
@@ -51,6 +55,7 @@ class Prompts(Settings):
     last_assistant: Literal["drop", "reference", "error"] = "drop"
     keep_columns: tuple[str, ...] | None = None
     limit: int | None = Field(None, ge=1)
+    on_bad_prompt: Literal["error", "drop"] = "error"
 
     @property
     def location(self) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.demo.prompts import meets
-from persyn_hf.text import markup
+from persyn_hf.text import headed_table, markup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,13 +41,9 @@ def constraint_shares(answers: Iterable[Mapping[str, Any]]) -> dict[str, dict[st
 
 def print_strengths(shares: Mapping[str, Mapping[str, float]], console: Console) -> None:
     """Prints the shares, the best teacher of each kind in bold."""
-    from rich.table import Table
-
     teachers = sorted({teacher for kinds in shares.values() for teacher in kinds})
-    table = Table(title="Constraints met on the probe, by teacher", title_justify="left")
-    table.add_column("constraint")
-    for teacher in teachers:
-        table.add_column(markup(teacher), justify="right")
+    names = [markup(teacher) for teacher in teachers]
+    table = headed_table("Constraints met on the probe, by teacher", ("constraint",), names)
     for kind, own in shares.items():
         best = max(own.values())
         cells = [f"{own[name]:.0%}" if name in own else "–" for name in teachers]

@@ -10,8 +10,8 @@ from typing import Any
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.messages import Message, called_text, without_nulls
 
-#: The finish reason of an answer that calls tools. Its text in the ledger is JSON of content and calls.
-CALLED = "tool_calls"
+#: What the text of such an answer begins with in the ledger, before JSON of its content and calls; no model writes it.
+_MARK = "\x1etool_calls\n"
 #: What servers say where `max_tokens` cut an answer: half a call is none.
 _CUT = frozenset({"length", "max_tokens", "max_length", "model_length"})
 
@@ -34,7 +34,7 @@ def calls_of(message: Mapping[str, Any], reason: object) -> list[Message] | None
 def enveloped(content: object, calls: list[Message]) -> str:
     """Packs the content and the calls of an answer into one text."""
     words = content if isinstance(content, str) and content.strip() else None
-    return json.dumps({"content": words, "tool_calls": calls}, ensure_ascii=False)
+    return _MARK + json.dumps({"content": words, "tool_calls": calls}, ensure_ascii=False)
 
 
 def opened(completion: Completion) -> tuple[Completion, str | None]:
@@ -42,12 +42,12 @@ def opened(completion: Completion) -> tuple[Completion, str | None]:
 
     Example:
         >>> calls = [{"type": "function", "function": {"name": "now", "arguments": "{}"}}]
-        >>> answer, cell = opened(Completion(enveloped(None, calls), CALLED, 3, 9))
+        >>> answer, cell = opened(Completion(enveloped(None, calls), "stop", 3, 9))
         >>> answer.text
         '<tool_call>\\n{"name": "now", "arguments": {}}\\n</tool_call>'
     """
-    if completion.finish_reason != CALLED:
+    if not completion.text.startswith(_MARK):
         return completion, None
-    packed = json.loads(completion.text)
+    packed = json.loads(completion.text.removeprefix(_MARK))
     text = called_text(packed["content"], packed["tool_calls"])
     return replace(completion, text=text), json.dumps(packed["tool_calls"], ensure_ascii=False)

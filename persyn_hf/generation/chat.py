@@ -14,10 +14,11 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
 from persyn_hf.errors import RetryableError, TeacherError
-from persyn_hf.generation.answer import read_answer, split_reasoning
-from persyn_hf.generation.calls import CALLED, calls_of, enveloped
+from persyn_hf.generation.answer import Said, read_answer, split_reasoning
+from persyn_hf.generation.calls import calls_of, enveloped
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer
+from persyn_hf.generation.usage import read_usage
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.prompts.sending import joined_system
 
@@ -102,25 +103,18 @@ class ChatClient:
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
-        usage: Any = answer.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
         text, reason = text_of(message), choice.get("finish_reason")
         # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
         thoughts = message.get("reasoning_content") or message.get("reasoning")
+        refusal, called = message.get("refusal"), message.get("tool_calls") or message.get("function_call")
         calls = calls_of(message, reason) if request.more.get("tools") else None
         if calls is not None:
             words, thoughts = split_reasoning(text if isinstance(text, str) else "", thoughts)
-            text, reason = enveloped(words, calls), "stop"
-        completion = read_answer(
-            text,
-            reason,
-            request.sampling,
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
-            thoughts,
-            self._endpoint.clean,
+            text, reason, refusal, called = enveloped(words, calls), "stop", None, None
+        said = Said(
+            text, reason, thoughts, refusal, called, choice.get("stop_reason"), read_usage(answer.get("usage"))
         )
-        return completion if calls is None else replace(completion, finish_reason=CALLED)
+        return read_answer(said, request, self._endpoint.clean)
 
 
 def text_of(message: Mapping[str, Any]) -> object:

@@ -26,6 +26,8 @@ from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens, render
 _FRESH = 300.0
 #: Bytes that a chat template adds around one message, at most; so that short prompts need no tokenizer.
 _TEMPLATE_BYTES = 512
+#: Prompts that an error names.
+_NAMED = 10
 _passed: dict[tuple[Endpoint, str, str | None], tuple[float, EndpointLimits]] = {}
 
 #: Gives the messages of every prompt of a teacher, its system prompt included.
@@ -33,45 +35,85 @@ Prompts = Callable[[], Iterable[Sequence[Message]]]
 
 
 @dataclass(frozen=True)
-class _Checked:
-    teacher: Teacher
-    limits: Mapping[str, EndpointLimits]
-    problems: Sequence[str]
+class Survey:
+    """What endpoints say of themselves.
+
+    Args:
+        limits (`Mapping[tuple[str, str], EndpointLimits]`): By teacher and address, for those that answered.
+        problems (`Mapping[str, Sequence[str]]`): What is wrong, by teacher; those with nothing wrong are left out.
+    """
+
+    limits: Mapping[tuple[str, str], EndpointLimits]
+    problems: Mapping[str, Sequence[str]]
+
+    def of(self, teacher: Teacher) -> list[EndpointLimits]:
+        """The limits of one teacher's endpoints."""
+        return [limits for (name, _), limits in self.limits.items() if name == teacher.name]
 
 
-async def preflight(
-    asked: Sequence[tuple[Teacher, Prompts]], patience: float = 10.0
-) -> dict[tuple[str, str], EndpointLimits]:
-    """Checks every endpoint of every teacher at once, and then the prompts against their limits.
+async def survey_endpoints(teachers: Sequence[Teacher], patience: float = 10.0) -> Survey:
+    """Asks every endpoint of every teacher at once what it serves.
 
-    An endpoint that does not answer is waited for; that it still does not is an error only where `on_teacher_down`
+    An endpoint that does not answer is waited for; that it still does not is a problem only where `on_teacher_down`
     is `error` and no other endpoint of the teacher answers. Servers that list no models are taken at their word.
 
     Args:
-        asked (`Sequence[tuple[Teacher, Prompts]]`): The teachers that something is to be asked of. Those with
-            `backend: local` or `preflight: false` are left out.
+        teachers (`Sequence[Teacher]`): Those with `backend: local` or `preflight: false` are left out.
         patience (`float`, defaults to 10): Seconds to wait for an endpoint that does not answer.
+    """
+    checked = [teacher for teacher in teachers if teacher.backend == "endpoint" and teacher.preflight]
+    results = await asyncio.gather(*[_check(teacher, patience) for teacher in checked])
+    return Survey(
+        {(one.teacher.name, address): limits for one in results for address, limits in one.limits.items()},
+        {one.teacher.name: one.problems for one in results if one.problems},
+    )
+
+
+async def preflight(
+    asked: Sequence[tuple[Teacher, Prompts]], patience: float = 10.0, problems: Sequence[str] = ()
+) -> dict[tuple[str, str], EndpointLimits]:
+    """Surveys the endpoints, and then holds the prompts against their limits.
+
+    Args:
+        asked (`Sequence[tuple[Teacher, Prompts]]`): The teachers that something is to be asked of.
+        patience (`float`, defaults to 10): Seconds to wait for an endpoint that does not answer.
+        problems (`Sequence[str]`): Problems that are known already, told with the others.
 
     Returns:
         `dict[tuple[str, str], EndpointLimits]`: By teacher and address, for those that answered.
 
     Raises:
         ConfigError: If an endpoint serves another model, refuses the key or does not answer; all of them are named.
-        PromptTooLongError: If prompts do not fit; says how many.
+        PromptTooLongError: If only prompts are wrong, which do not fit; says how many, and which come first.
     """
-    checked = [(teacher, prompts) for teacher, prompts in asked if teacher.backend == "endpoint" and teacher.preflight]
-    results = await asyncio.gather(*[_check(teacher, patience) for teacher, _ in checked])
-    problems = [f"teacher `{result.teacher.name}`: {problem}" for result in results for problem in result.problems]
-    if problems:
+    survey = await survey_endpoints([teacher for teacher, _ in asked], patience)
+    unfit: list[ConfigError | PromptTooLongError] = []
+    for teacher, prompts in asked:
+        if limits := survey.of(teacher):
+            try:
+                await asyncio.to_thread(require_fit, teacher, _least(limits), prompts())
+            except (ConfigError, PromptTooLongError) as error:
+                unfit.append(error)
+    told = [*problems, *(f"teacher `{name}`: {one}" for name, several in survey.problems.items() for one in several)]
+    if not told and len(unfit) == 1:
+        raise unfit[0]
+    if not told and unfit and all(isinstance(error, PromptTooLongError) for error in unfit):
+        raise PromptTooLongError("\n".join(map(str, unfit)))
+    told += map(str, unfit)
+    if told:
         raise ConfigError(
             "No requests were sent:\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(told)
             + "\nFix the configuration, or set `preflight: false` to skip these checks."
         )
-    for result, (_, prompts) in zip(results, checked, strict=True):
-        if result.limits:
-            await asyncio.to_thread(require_fit, result.teacher, _least(result.limits.values()), prompts())
-    return {(result.teacher.name, address): limits for result in results for address, limits in result.limits.items()}
+    return dict(survey.limits)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    teacher: Teacher
+    limits: Mapping[str, EndpointLimits]
+    problems: Sequence[str]
 
 
 async def _check(teacher: Teacher, patience: float) -> _Checked:
@@ -132,6 +174,38 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequ
         ConfigError: If `max_tokens` or the number of `stop` strings alone is too much.
         PromptTooLongError: With the number of prompts that do not fit.
     """
+    room = _room(teacher, limits)
+    if room is None:
+        return
+    tokenizer = TeacherTokenizer(teacher, download=teacher.api == "tgi")
+    count, longest = 0, 0
+    long: list[int] = []
+    for messages in prompts:
+        tokens = _tokens_over(tokenizer, messages, teacher.sampling.extra_body, room)
+        if tokens:
+            long.append(count)
+        count += 1
+        longest = max(longest, tokens)
+    if long:
+        named = ", ".join(map(str, long[:_NAMED])) + (", …" if len(long) > _NAMED else "")
+        raise PromptTooLongError(
+            f"teacher `{teacher.name}`: {len(long)} of {count} prompts do not fit. The server takes {room} tokens "
+            f"beside `max_tokens` {teacher.sampling.max_tokens}, the longest prompt has {longest}. They are number "
+            f"{named} of its prompts, counted from 0. Shorten or drop them, lower `max_tokens`, or set "
+            "`preflight: false`, so that each gets an error of its own."
+        )
+
+
+def prompt_room(teacher: Teacher, limits: Sequence[EndpointLimits]) -> int | None:
+    """Tokens that a prompt may have for each of a teacher's endpoints; `None` where they do not say.
+
+    Raises:
+        ConfigError: If `max_tokens` or the number of `stop` strings alone is too much.
+    """
+    return _room(teacher, _least(limits)) if limits else None
+
+
+def _room(teacher: Teacher, limits: EndpointLimits) -> int | None:
     sampling = teacher.sampling
     if limits.max_stop is not None and len(sampling.stop) > limits.max_stop:
         raise ConfigError(
@@ -145,21 +219,7 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequ
         )
     rooms = [] if limits.max_input_tokens is None else [limits.max_input_tokens]
     rooms += [] if total is None else [total - sampling.max_tokens]
-    if not rooms:
-        return
-    tokenizer = TeacherTokenizer(teacher, download=teacher.api == "tgi")
-    room, count, long, longest = min(rooms), 0, 0, 0
-    for messages in prompts:
-        count += 1
-        tokens = _tokens_over(tokenizer, messages, sampling.extra_body, room)
-        long += tokens > 0
-        longest = max(longest, tokens)
-    if long:
-        raise PromptTooLongError(
-            f"teacher `{teacher.name}`: {long} of {count} prompts do not fit. The server takes {room} tokens beside "
-            f"`max_tokens` {sampling.max_tokens}, the longest prompt has {longest}. Shorten or drop them, lower "
-            "`max_tokens`, or set `preflight: false`, so that each gets an error of its own."
-        )
+    return min(rooms, default=None)
 
 
 def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], more: Mapping[str, Any], room: int) -> int:

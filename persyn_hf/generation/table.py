@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +12,13 @@ from datasets import Dataset, Features, Json, List, Value
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
-from persyn_hf.errors import ConfigError, LedgerError, RouterMismatchError
-from persyn_hf.generation.answer import presented
+from persyn_hf.errors import ConfigError, RouterMismatchError
+from persyn_hf.generation.answer import cleaned, presented
 from persyn_hf.generation.calls import opened
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
 from persyn_hf.generation.pool import Job
+from persyn_hf.generation.special_tokens import Stripped
+from persyn_hf.generation.spill import Spill
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
 from persyn_hf.messages import read_calls
@@ -31,6 +29,8 @@ IN_MEMORY_BYTES = 8 * 2**20
 _AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
 _NEVER_ASKED = "the run ended before this row was asked"
+#: Of an answer of an old ledger.
+_NOTHING_LEFT = "the answer holds nothing but special tokens"
 
 
 class FinishedTable:
@@ -42,7 +42,7 @@ class FinishedTable:
     Args:
         plan (`Plan`): Who was to answer what.
         ledger (`Ledger`): The answers.
-        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out.
+        drop_truncated (`bool`, defaults to `False`): Leave cut answers out.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
@@ -57,7 +57,7 @@ class FinishedTable:
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
         self._loose: list[pa.Table] = []
-        self._spill = _Spill(self._schema)
+        self._spill = Spill(self._schema, _BATCH)
         self._size = 0
         self._next = 0
         self._awaited: str | None = None
@@ -137,9 +137,10 @@ class FinishedTable:
         made: dict[str, list[Any]] = {name: [] for name in ("row", *self._added)}
         for row, asked, job, instead_of in pairs:
             completion = found.get(job.key)
-            if self._drop_truncated and completion is not None and completion.finish_reason == "length":
+            if self._drop_truncated and completion is not None and columns.is_cut(completion.finish_reason):
                 continue
-            values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
+            answer = _answer(asked, job, completion)
+            values = (row, *answer, *_asked_how(asked, job), instead_of, None)
             for column, value in zip(made.values(), values, strict=False):
                 column.append(value)
             if columns.EXTRA_BODY in made:
@@ -148,6 +149,8 @@ class FinishedTable:
                 made[columns.TOOL_CALLS].append(None if completion is None else opened(completion)[1])
             if completion is None:
                 made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
+            elif answer[1] is None:
+                made[columns.ERROR][-1] = _NOTHING_LEFT
         return made
 
 
@@ -174,17 +177,22 @@ class FinishedColumns(FinishedTable):
             values += map(read_calls, cells) if name == columns.TOOL_CALLS else cells
 
 
-def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
+def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any, ...]:
     if completion is None:
-        return (asked.name, *[None] * 6)
-    text, thoughts = presented(opened(completion)[0], asked.teacher.reasoning)
+        return (asked.name, *[None] * 9)
+    completion, calls = opened(completion)
+    clean = cleaned(completion, job.request, asked.teacher) if calls is None else Stripped(completion.text)
+    text, thoughts = presented(replace(completion, text=clean.text), asked.teacher.reasoning)
     return (
         asked.name,
-        text,
+        text if clean.text.strip() else None,
         thoughts,
         completion.finish_reason,
+        clean.leak,
         completion.prompt_tokens,
         completion.completion_tokens,
+        completion.cached_tokens,
+        completion.reasoning_tokens,
         completion.usage_source,
     )
 
@@ -206,66 +214,17 @@ def _extra_body(teacher: Teacher) -> str | None:
     return json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else None
 
 
-class _Spill:
-    """A temporary file that a table is written to, piece by piece; there is none before the first piece.
-
-    It is removed when the process that made it ends.
-
-    What cannot be written is raised at the end: a full disk for temporary files stops no run whose answers the ledger
-    still takes.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._path = ""
-        self._stack = ExitStack()
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        self._failed: OSError | None = None
-
-    def write(self, pieces: Iterable[pa.Table]) -> None:
-        """Adds pieces; does nothing after a failure."""
-        if self._failed is not None:
-            return
-        try:
-            self._writer = self._writer or self._opened()
-            for piece in pieces:
-                self._writer.write_table(piece, max_chunksize=_BATCH)
-        except OSError as error:
-            self._failed = error
-
-    def close(self) -> str:
-        """The path of the whole file.
-
-        Raises:
-            LedgerError: If it could not be written.
-        """
-        try:
-            self._stack.close()
-            if self._failed is not None:
-                raise self._failed
-        except OSError as error:
-            raise LedgerError(
-                f"The finished table cannot be written to {tempfile.gettempdir()}: {error}. Make room there, or set "
-                "TMPDIR, and run again; answers that are in the ledger are not asked for twice."
-            ) from error
-        return self._path
-
-    def _opened(self) -> pa.RecordBatchStreamWriter:
-        folder, owner = tempfile.mkdtemp(prefix="persyn-hf-"), os.getpid()
-        atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
-        self._path = os.path.join(folder, "generated.arrow")
-        file = self._stack.enter_context(pa.OSFile(self._path, "wb"))
-        return self._stack.enter_context(pa.ipc.new_stream(file, self._schema))
-
-
 #: The columns that generation adds, with their types, so that a column of nulls keeps its type.
 GENERATED_FEATURES = {
     columns.TEACHER: Value("string"),
     columns.COMPLETION: Value("string"),
     columns.REASONING: Value("string"),
     columns.FINISH_REASON: Value("string"),
+    columns.LEAK: Value("string"),
     columns.PROMPT_TOKENS: Value("int64"),
     columns.COMPLETION_TOKENS: Value("int64"),
+    columns.CACHED_TOKENS: Value("int64"),
+    columns.REASONING_TOKENS: Value("int64"),
     columns.USAGE_SOURCE: Value("string"),
     columns.TEMPERATURE: Value("float64"),
     columns.TOP_P: Value("float64"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from persyn_hf.config import MIX_STRONG_SHARE, Teacher
+from persyn_hf.config import MIX_STRONG_SHARE, RunConfig, Teacher
 from persyn_hf.planning.lengths import Lengths
 
 
@@ -29,6 +29,56 @@ class PolicyCost:
     cost: float
     scored: float
     break_even: float | None = None
+
+
+#: Tokens that a judge's template has beside the prompt and the answer.
+_JUDGE_TEMPLATE = 120.0
+#: Tokens of a judge's reply, at most; a short one is a number.
+_JUDGE_REPLY = 64.0
+
+
+@dataclass(frozen=True)
+class JudgeCost:
+    """What a judge is asked, and what that costs.
+
+    Args:
+        model (`str`): The judge's model.
+        answers (`float`): Answers that it scores.
+        prompt_tokens, completion_tokens (`float`): In all.
+        cost (`float`): USD; 0 where it has no price.
+        seconds (`float`): At its `max_concurrency`.
+    """
+
+    model: str
+    answers: float
+    prompt_tokens: float
+    completion_tokens: float
+    cost: float
+    seconds: float
+
+
+def judge_costs(config: RunConfig, lengths: Lengths, probe: int, tokens_per_second: float) -> list[JudgeCost]:
+    """What the judges of a run cost: each scores every teacher's answer to every prompt of the probe.
+
+    Args:
+        config (`RunConfig`): The run.
+        lengths (`Lengths`): Tokens per prompt and answer.
+        probe (`int`): Prompts of the probe.
+        tokens_per_second (`float`): Of one request.
+    """
+    if config.quality is None or not probe:
+        return []
+    costs = []
+    for judge in (part.judge for part in config.quality.parts if part.judge is not None):
+        answers = float(probe * len(config.teachers))
+        read = probe * sum(lengths.completion.values()) + answers * (lengths.student_prompt + _JUDGE_TEMPLATE)
+        written = answers * min(float(judge.max_tokens), _JUDGE_REPLY)
+        price_read = float(getattr(judge, "price_per_million_prompt_tokens", 0.0) or 0.0)
+        price_written = float(getattr(judge, "price_per_million_completion_tokens", 0.0) or 0.0)
+        cost = (read * price_read + written * price_written) / 1e6
+        at_once = tokens_per_second * min(float(judge.max_concurrency or 32), answers)
+        costs.append(JudgeCost(judge.model, answers, read, written, cost, written / at_once))
+    return costs
 
 
 def answer_price(teacher: Teacher, lengths: Lengths) -> float:

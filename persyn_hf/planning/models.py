@@ -23,6 +23,8 @@ class Scorer:
         weight_bytes (`float`): Memory of the weights.
         activation_bytes (`float`): Of one forward pass at its token budget, roughly: what a layer keeps for a token,
             `8 · hidden + 3 · intermediate` numbers.
+        dtype (`str`): Of the weights.
+        seconds (`float`, *optional*): At this machine's measured speed; `None` for a model behind a server.
     """
 
     role: str
@@ -31,6 +33,8 @@ class Scorer:
     tokens: float
     weight_bytes: float
     activation_bytes: float
+    dtype: str = "float32"
+    seconds: float | None = None
 
     @property
     def flops(self) -> float:
@@ -56,11 +60,23 @@ def describe_scorer(
     config = load_config(files)
     parameters = count_parameters(files, "causal-lm" if role == "student" else "classifier", config)
     text = config.get_text_config()
-    size = BYTES[_resolved(dtype, text)]
+    kind = _resolved(dtype, text)
+    size = BYTES[kind]
     hidden = int(text.hidden_size)
     inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
     activations = token_budget * (8 * hidden + 3 * inner) * size
-    return Scorer(role, model, parameters, tokens, float(parameters * size), float(activations))
+    return Scorer(role, model, parameters, tokens, float(parameters * size), float(activations), kind)
+
+
+def model_size(model: str, revision: str | None, dtype: str) -> tuple[int, str]:
+    """Parameters of a causal language model, and the dtype of its weights. Loads no weight.
+
+    Raises:
+        ConfigError: If the configuration cannot be read.
+    """
+    files = ModelFiles(model, identity(model, revision), "The teacher")
+    config = load_config(files)
+    return count_parameters(files, "causal-lm", config), _resolved(dtype, config.get_text_config())
 
 
 def _resolved(dtype: str, config: object) -> str:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.config.scoring import ScorerOptions
+from persyn_hf.doctor.cleaning import load_clean_prompts
 from persyn_hf.errors import ConfigError
 from persyn_hf.packages import absent, pip_command
-from persyn_hf.planning.costs import PolicyCost, answer_price, compare_policies
+from persyn_hf.planning.costs import JudgeCost, PolicyCost, answer_price, compare_policies, judge_costs
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
-from persyn_hf.prompts.reading import load_prompts
+from persyn_hf.planning.speed import local_seconds, timed_scorer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,8 +31,8 @@ class Line:
     """What one stage asks of one teacher.
 
     Args:
-        stage (`str`): `probe` or `generate`.
-        teacher (`str`): The teacher.
+        stage (`str`): `probe`, `generate`, or `score` for a judge.
+        teacher (`str`): The teacher, or the judge.
         generations (`float`): Answers. Routed ones are a mean over the shares, so not whole.
         prompt_tokens, completion_tokens (`float`): In all.
         cost (`float`): USD.
@@ -71,11 +72,11 @@ class RunPlan:
     @property
     def generations(self) -> float:
         """`S·M + (N − S)` answers in all."""
-        return sum(line.generations for line in self.lines)
+        return sum(line.generations for line in self.lines if line.stage != "score")
 
     @property
     def cost(self) -> float:
-        """USD for the teachers in all."""
+        """USD for teachers and judges in all."""
         return sum(line.cost for line in self.lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def plan(
     completion_tokens: float | Mapping[str, float] | None = None,
     sample: Dataset | None = None,
     shares: Mapping[str, float] | None = None,
-    tokens_per_second: float = TOKENS_PER_SECOND,
+    tokens_per_second: float | None = None,
 ) -> RunPlan:
     """Predicts a run before a single request is sent.
 
@@ -100,7 +101,8 @@ def plan(
             where it is known), such as the probe of an earlier run.
         shares (mapping by teacher, *optional*): Share of the prompts that each teacher will be routed, summing to 1.
             Equal shares without it: no router is trained yet.
-        tokens_per_second (`float`, defaults to 50): Of one request.
+        tokens_per_second (`float`, *optional*): Of one request. Default: 50 for an endpoint; for a teacher in this
+            process, what its size and this machine's speed, measured for a moment, come to.
 
     Returns:
         `RunPlan`: Print it with `print_plan`.
@@ -112,9 +114,9 @@ def plan(
         >>> plan(RunConfig.from_yaml("run.yaml"), completion_tokens=400).cost  # doctest: +SKIP
         12.4
     """
-    if not tokens_per_second > 0:
+    if tokens_per_second is not None and not tokens_per_second > 0:
         raise ConfigError(f"`tokens_per_second` must be above 0, got {tokens_per_second}.")
-    prompts = load_prompts(config.prompts)
+    prompts = load_clean_prompts(config).prompts
     probe = 0 if config.router.pretrained is not None else config.probe.size
     if probe > len(prompts):
         raise ConfigError(f"`probe.size` must be at most the number of prompts, {len(prompts)}, got {probe}.")
@@ -123,10 +125,15 @@ def plan(
     counts = [("probe", teacher, float(probe)) for teacher in config.teachers] if probe else []
     counts += [("generate", teacher, routed[teacher.name] * (len(prompts) - probe)) for teacher in config.teachers]
     lines = [_line(stage, teacher, count, lengths, tokens_per_second) for stage, teacher, count in counts]
+    scorers = _scorers(config, lengths, probe)
+    judged = judge_costs(config, lengths, probe, tokens_per_second or TOKENS_PER_SECOND)
     notes = list(lengths.notes)
     if shares is None:
         notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
-    notes.append(f"A request writes {tokens_per_second:g} tokens per second.")
+    notes += _speed_notes(config.teachers, tokens_per_second)
+    notes += [
+        f"The judge {one.model} has no price, so what it costs is not counted." for one in judged if not one.cost
+    ]
     missing = absent("torch", "transformers")
     if missing and probe:
         notes.append(f"What scoring takes is left out: it needs {' and '.join(missing)} ({pip_command(*missing)}).")
@@ -134,9 +141,9 @@ def plan(
     return RunPlan(
         prompts=len(prompts),
         probe=probe,
-        lines=tuple(lines),
-        seconds=_stage_seconds(lines, config.teachers),
-        scorers=() if missing else tuple(_scorers(config, lengths, probe)),
+        lines=tuple(lines + [_judge_line(one) for one in judged]),
+        seconds=_stage_seconds(lines, config.teachers, _scoring_seconds(scorers, judged)),
+        scorers=tuple(scorers),
         policies=policies,
         notes=(*notes, *said),
     )
@@ -151,7 +158,7 @@ def _shares(teachers: Sequence[Teacher], shares: Mapping[str, float] | None) -> 
     return dict(shares)
 
 
-def _line(stage: str, teacher: Teacher, count: float, lengths: Lengths, tokens_per_second: float) -> Line:
+def _line(stage: str, teacher: Teacher, count: float, lengths: Lengths, tokens_per_second: float | None) -> Line:
     at_once = teacher.batch_size if teacher.backend == "local" else (teacher.max_concurrency or UNKNOWN_CONCURRENCY)
     completion = lengths.completion[teacher.name]
     return Line(
@@ -161,11 +168,50 @@ def _line(stage: str, teacher: Teacher, count: float, lengths: Lengths, tokens_p
         prompt_tokens=count * lengths.prompt[teacher.name],
         completion_tokens=count * completion,
         cost=count * answer_price(teacher, lengths),
-        seconds=count * completion / (tokens_per_second * min(at_once, max(count, 1))),
+        seconds=_seconds(teacher, count, lengths, tokens_per_second, at_once),
     )
 
 
-def _stage_seconds(lines: Sequence[Line], teachers: Sequence[Teacher]) -> dict[str, float]:
+def _seconds(teacher: Teacher, count: float, lengths: Lengths, tokens_per_second: float | None, at_once: int) -> float:
+    """At a speed that is given or, for a teacher in this process, measured."""
+    if tokens_per_second is None and teacher.backend == "local":
+        seconds = local_seconds(teacher, count, lengths)
+        if seconds is not None:
+            return seconds
+    speed = (tokens_per_second or TOKENS_PER_SECOND) * min(at_once, max(count, 1))
+    return count * lengths.completion[teacher.name] / speed
+
+
+def _speed_notes(teachers: Sequence[Teacher], tokens_per_second: float | None) -> list[str]:
+    if tokens_per_second is not None:
+        return [f"A request writes {tokens_per_second:g} tokens per second."]
+    notes = []
+    if any(teacher.backend == "endpoint" for teacher in teachers):
+        notes.append(f"A request to an endpoint writes {TOKENS_PER_SECOND:g} tokens per second.")
+    if any(teacher.backend == "local" for teacher in teachers):
+        notes.append("Times of models in this process follow from their size and this machine's speed now, within ×2.")
+    return notes
+
+
+def _judge_line(judged: JudgeCost) -> Line:
+    return Line(
+        stage="score",
+        teacher=f"judge {judged.model}",
+        generations=judged.answers,
+        prompt_tokens=judged.prompt_tokens,
+        completion_tokens=judged.completion_tokens,
+        cost=judged.cost,
+        seconds=judged.seconds,
+    )
+
+
+def _scoring_seconds(scorers: Sequence[Scorer], judged: Sequence[JudgeCost]) -> float | None:
+    """Seconds of the stage `score`; `None` where nothing of it is known."""
+    known = [one.seconds for one in scorers if one.seconds is not None] + [one.seconds for one in judged]
+    return sum(known) if known else None
+
+
+def _stage_seconds(lines: Sequence[Line], teachers: Sequence[Teacher], scoring: float | None) -> dict[str, float]:
     local = {teacher.name for teacher in teachers if teacher.backend == "local"}
     found = {}
     for stage in dict.fromkeys(line.stage for line in lines):
@@ -173,23 +219,25 @@ def _stage_seconds(lines: Sequence[Line], teachers: Sequence[Teacher]) -> dict[s
         served = [line.seconds for line in own if line.teacher not in local]
         here = sum(line.seconds for line in own if line.teacher in local)
         found[stage] = max([*served, here])
+        if stage == "probe" and scoring is not None:
+            found["score"] = scoring
     return found
 
 
 def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
-    if probe == 0:
+    if probe == 0 or absent("torch", "transformers"):
         return []
     answers = sum(lengths.completion.values())
     scorers = []
     student = config.student
     if student is not None:
         tokens = probe * (lengths.student_prompt + answers)  # the answers of a prompt share it
-        scorers.append(
-            describe_scorer("student", student.model, student.revision, student.dtype, tokens, student.token_budget)
-        )
+        made = describe_scorer("student", student.model, student.revision, student.dtype, tokens, student.token_budget)
+        scorers.append(made if student.endpoint is not None else timed_scorer(made, student.device))
     quality = config.quality
     if quality is not None and quality.reward_model is not None:
         tokens = probe * (lengths.student_prompt * len(config.teachers) + answers)
         budget = (config.student or ScorerOptions()).token_budget  # `score` gives it the student's
-        scorers.append(describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget))
+        made = describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget)
+        scorers.append(timed_scorer(made, student.device if student is not None else None))
     return scorers

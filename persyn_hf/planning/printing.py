@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from persyn_hf.config import POLICY_LABELS
 from persyn_hf.planning.actual import Actual
 from persyn_hf.planning.plan import Line, RunPlan
-from persyn_hf.text import markup, tame
+from persyn_hf.text import headed_table, markup, tame
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,22 +35,11 @@ def print_plan(plan: RunPlan, console: Console, actual: Actual | None = None) ->
         console.print(f"• {tame(note)}", highlight=False, markup=False)
 
 
-def _table(title: str, left: str, right: Sequence[str]) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    table.add_column(left)
-    for name in right:
-        table.add_column(name, justify="right")
-    return table
-
-
 def _teachers(plan: RunPlan, actual: Actual | None) -> Table:
     facts = {(line.stage, line.teacher): line for line in actual.lines} if actual is not None else {}
     title = f"{plan.prompts} prompts, {plan.probe} of them in the probe"
-    names = ("teacher", "answers", "prompt tokens", "completion tokens", "USD", "time")
-    table = _table(title if actual is None else f"{title}: planned → actual", "stage", names)
-    table.columns[1].justify = "left"
+    names = ("answers", "prompt tokens", "completion tokens", "USD", "time")
+    table = headed_table(title if actual is None else f"{title}: planned → actual", ("stage", "teacher"), names, True)
     for line in plan.lines:
         fact = facts.get((line.stage, line.teacher))
         table.add_row(
@@ -59,7 +48,7 @@ def _teachers(plan: RunPlan, actual: Actual | None) -> Table:
             _pair(_count(line.generations), _count(fact.generations) if fact else None),
             _pair(_count(line.prompt_tokens), _count(fact.prompt_tokens) if fact else None),
             _pair(_count(line.completion_tokens), _count(fact.completion_tokens) if fact else None),
-            _pair(f"{line.cost:.2f}", f"{fact.cost:.2f}" if fact else None),
+            _pair(_money(line.cost), _money(fact.cost) if fact else None),
             _pair(_duration(line.seconds), _duration(fact.seconds) if fact else None),
         )
     table.add_section()
@@ -71,21 +60,23 @@ def _totals(lines: Sequence[Line], actual: Actual | None) -> list[str]:
     facts = actual.lines if actual is not None else ()
     cells = []
     for name in ("generations", "prompt_tokens", "completion_tokens", "cost"):
-        show = (lambda number: f"{number:.2f}") if name == "cost" else _count
+        show = _money if name == "cost" else _count
         total = show(sum(getattr(line, name) for line in lines))
         cells.append(_pair(total, show(sum(getattr(line, name) for line in facts)) if facts else None))
     return cells
 
 
 def _stage_times(seconds: Mapping[str, float]) -> Table:
-    table = _table("Time of a stage", "stage", ("time",))
+    table = headed_table("Time of a stage", ("stage",), ("time",), True)
     for stage, time in seconds.items():
         table.add_row(stage, _duration(time))
     return table
 
 
 def _scorers(plan: RunPlan) -> Table:
-    table = _table("Scoring the probe", "model", ("parameters", "tokens", "FLOPs", "weights", "with one pass"))
+    table = headed_table(
+        "Scoring the probe", ("model",), ("parameters", "tokens", "FLOPs", "weights", "with one pass", "time"), True
+    )
     for scorer in plan.scorers:
         table.add_row(
             f"{markup(scorer.model)} ({scorer.role})",
@@ -94,20 +85,21 @@ def _scorers(plan: RunPlan) -> Table:
             f"{scorer.flops:.2g}",
             f"{scorer.weight_bytes / 2**30:.2f} GiB",
             f"{scorer.memory_bytes / 2**30:.2f} GiB",
+            "–" if scorer.seconds is None else _duration(scorer.seconds),
         )
     return table
 
 
 def _policies(plan: RunPlan) -> Table:
     names = ("answers", "completion tokens", "USD", "answers to score", "break-even probe")
-    table = _table(f"Other ways to answer the same {plan.prompts} prompts", "policy", names)
+    table = headed_table(f"Other ways to answer the same {plan.prompts} prompts", ("policy",), names, True)
     for policy in plan.policies:
         even = "–" if policy.break_even is None else f"{policy.break_even:,.0f}"
         table.add_row(
             POLICY_LABELS[policy.name],
             _count(policy.generations),
             _count(policy.tokens),
-            f"{policy.cost:.2f}",
+            _money(policy.cost),
             _count(policy.scored),
             even,
         )
@@ -120,6 +112,13 @@ def _pair(planned: str, actual: str | None) -> str:
 
 def _count(number: float) -> str:
     return f"{number:,.0f}"
+
+
+def _money(cost: float) -> str:
+    """USD; a dash where no price is configured."""
+    if not cost:
+        return "–"
+    return f"{cost:.2f}" if cost >= 0.005 else f"{cost:.2g}"
 
 
 def _duration(seconds: float) -> str:

@@ -51,7 +51,7 @@ class _Made:
         return sum(reference is not None for reference in self.references)
 
 
-def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
+def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Dataset:
     """Loads and checks the prompts of a run.
 
     The source's other columns are kept beside. One whose name is ours (`teacher`, `reward` …) gets `source_` before
@@ -60,6 +60,7 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     Args:
         prompts (`Prompts`): Source, shape and columns.
         where (`str`, defaults to `"prompts"`): Name of the section in errors ("run.yaml: prompts").
+        unique (`bool`, defaults to `True`): Refuse a prompt that stands twice.
 
     Returns:
         `Dataset`: `prompt_id`, `prompt` (all strings, or all messages), `answer` and `tools` where there are any, and
@@ -83,7 +84,7 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     shape = find_shape(table.column_names, prompts, where)
     tools = _tools_column(table, prompts)
     made = _made(table, shape, prompts, tools)
-    _require_sound(made, located)
+    _require_sound(made, located, unique)
     beside = _beside(table, shape, prompts, tools, where)
     plain = made.kind in ("text", "messages", "a template")
     lines = [f"read as {shape.said(made.kind)}"] if shape.found or not plain else []
@@ -131,13 +132,15 @@ def _without_answer(prompt: Any, fate: str) -> tuple[Any, str | None]:
     return kept, said(prompt[-1])
 
 
-def _require_sound(made: _Made, located: Located) -> None:
+def _require_sound(made: _Made, located: Located, unique: bool) -> None:
     if made.wrong:
         (first, why), *others = made.wrong
         more = ", ".join(located.row(index) for index, _ in others[: _NAMED - 1])
         open_end = " …" if len(others) >= _NAMED else ""
         also = f" The same or the like in {len(others)} more rows: {more}{open_end}." if more else ""
         raise DataError(f"{located.row(first)}: {why}{also}")
+    if not unique:
+        return
     seen: dict[str, int] = {}
     repeated = [(index, seen[key]) for index, key in enumerate(made.ids) if seen.setdefault(key, index) != index]
     if repeated:

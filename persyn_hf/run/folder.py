@@ -7,7 +7,6 @@ the same outcome leaves those after it valid.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +21,11 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.run.shards import ShardedTable, ShardRecord, Stage, cuts, file_digest, make_shard, write_shard
 from persyn_hf.tables import remove, replaced, write_atomically
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,6 +84,10 @@ class RunFolder:
         Raises:
             ConfigError: If another process runs here.
         """
+        if fcntl is None:
+            _log.warning("%s cannot be locked on this system; run one process at a time in it", self.path)
+            yield
+            return
         with open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,6 +146,26 @@ class RunFolder:
             DataError: If a file is missing or damaged; names it and what to do.
         """
         return self._table(name).read(self.path / ".cache")
+
+    def is_finished(self, stage: Stage) -> bool:
+        """Whether a stage would be found finished, without a row that is tried again; those before it must be."""
+        try:
+            source = self._shards(stage.source)
+            inputs = {name: self.digest(one) for name, one in stage.inputs.items()}
+            out = self._table(stage.name)
+            known = [out.record(index) for index in range(len(out.shards()))]
+        except (DataError, ConfigError):
+            return False
+        whole = [stage.parts(source, inputs)] * len(known)
+        parts = whole if stage.whole else [stage.parts([one], inputs) for one in source]
+        return (
+            bool(known)
+            and len(known) == len(parts)
+            and all(
+                record is not None and _reason(record, part, out.intact(index, record)) is None
+                for index, (record, part) in enumerate(zip(known, parts, strict=True))
+            )
+        )
 
     def digest(self, name: str) -> str:
         """The digest of a finished stage's output, for the fingerprints of those that read it."""

@@ -1,37 +1,25 @@
-"""One run, stage after stage: probe, score, router, route, generate, publish. The only file that knows them all."""
+"""One run: the checks, then stage after stage of `run_stages`, then the report and what is published."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from persyn_hf.config import STAGES, RunConfig
-from persyn_hf.endpoints.keys import require_keys
+from persyn_hf.endpoints.event_loop import say
 from persyn_hf.errors import ConfigError, RouterMismatchError
-from persyn_hf.prompts.reading import load_prompts
+from persyn_hf.personalize import count_kept
 from persyn_hf.run.folder import RunFolder, StageRecord
-from persyn_hf.run.needs import require_run_packages
 from persyn_hf.run.publish import Tables, publish
+from persyn_hf.run.readiness import Confirm, Readiness
 from persyn_hf.run.report import RunReport, build_report
-from persyn_hf.run.stages import (
-    PROMPTS,
-    SCORES,
-    allocate_stage,
-    generate_stage,
-    probe_prompts_stage,
-    probe_stage,
-    route_stage,
-    router_stage,
-    score_stage,
-    select_stage,
-)
-from persyn_hf.tables import write_atomically
+from persyn_hf.run.stages import ROUTER, SCORES, part_of, run_stages
+from persyn_hf.tables import write_atomically, write_json
 
 if TYPE_CHECKING:
     from persyn_hf.publishing.push import Published
@@ -76,8 +64,13 @@ def run(
     progress: bool = True,
     source: str = "configuration",
     ledger: str | os.PathLike[str] | None = None,
+    yes: bool = False,
+    confirm: Confirm | None = None,
 ) -> RunResult:
     """Runs the stages up to `until`, skipping those that are finished.
+
+    Everything that can be known beforehand is checked first, and told in one message; then every teacher gives one
+    answer, which is scored, before the rest is asked for.
 
     Args:
         config (`RunConfig`): The run.
@@ -87,13 +80,16 @@ def run(
         source (`str`): Names the configuration in errors.
         ledger (`str` or `PathLike`, *optional*): Where answers are kept. Default: in the run folder. Runs of several
             students share one, so that no teacher is asked twice.
+        yes (`bool`, defaults to `False`): Buy answers again where a setting has changed, whatever they cost.
+        confirm (`Callable[[str], bool]`, *optional*): Asks a person that question. Without it, more than
+            `confirm_above` is an error.
 
     Returns:
         `RunResult`: The folder, the stages' records and the report.
 
     Raises:
-        ConfigError: If the configuration does not fit its prompts, a key that it names is not there, or the folder is
-            in use.
+        ConfigError: If the configuration has several problems, does not fit its prompts, or a key that it names is not
+            there; if the folder is in use; or if a changed setting would buy answers again and nobody agrees.
         DataError: If prompts are empty or repeated, or too few teachers answer.
         RouterMismatchError: If a pretrained router knows other teachers than the configuration.
 
@@ -103,66 +99,76 @@ def run(
     if until not in STAGES:
         raise ConfigError(f"`until` must be one of {', '.join(STAGES)}, got {until!r}.")
     wanted = STAGES[: STAGES.index(until) + 1]
-    require_keys(_asked(config, wanted), source)
-    require_run_packages(config, until)
+    ready = Readiness(config, wanted, source)
+    if not ready.has_ground:
+        ready.require_all()
     folder = RunFolder(config.output_dir, ledger, config.rows_per_shard)
     with folder.locked():
-        prompts = load_prompts(config.prompts, where=f"{source}: prompts")
-        folder.keep(PROMPTS, prompts)
-        tables = Tables()
-        if config.router.pretrained is None:
-            folder.table(probe_prompts_stage(config, where=f"{source}: probe"))
+        prompts = ready.prepare(folder)
+        ready.confirm(folder, prompts, yes, confirm)
         write_atomically(folder.path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        ready.try_first(folder)
+        tables = Tables()
         router = _stages(config, folder, tables, wanted, progress)
         report = build_report(
             config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block
         )
+        report = replace(report, dropped=ready.examined.dropped_counts, kept=_kept(config, tables))
         published = None
         if until == "publish" and router is not None:
             published = publish(config, folder.path, len(prompts), tables, router, report)
-        write_atomically(folder.path / "report.json", json.dumps(report.to_dict(), indent=2) + "\n")
+        write_json(folder.path / "report.json", report.to_dict())
     return RunResult(folder.path, tuple(folder.records), report, published)
-
-
-def _asked(config: RunConfig, wanted: Sequence[str]) -> list[tuple[str, object]]:
-    """The sections whose servers these stages ask, by their paths."""
-    trains = config.router.pretrained is None
-    sections: list[tuple[str, object]] = []
-    if trains or "generate" in wanted:
-        sections.append(("teachers", config.teachers))
-    if (trains and "score" in wanted) or (config.allocation.top_k > 1 and "generate" in wanted):
-        sections += [("student", config.student), ("quality", config.quality)]
-    return sections
 
 
 def _stages(
     config: RunConfig, folder: RunFolder, tables: Tables, wanted: Sequence[str], progress: bool
 ) -> PersynRouter | None:
     """Runs the stages that are wanted; gives the router where they come that far."""
-    path = config.router.pretrained
-    if path is None:
-        tables.probe = folder.table(probe_stage(config, folder.ledger, progress))
-        if "score" in wanted:
-            tables.scored = folder.table(score_stage(config, progress))
-        if "router" in wanted:
-            path = str(folder.model(router_stage(config, folder.path, progress)))
-    if path is None or "router" not in wanted:
-        return None
-    router = load_router(config, path)
-    tables.block = dict(router.metadata)
-    if "route" in wanted:
-        tables.routed = folder.table(route_stage(config))
-        if config.allocation.active:
-            tables.routed = folder.table(allocate_stage(config, folder.path, router.teachers))
-    if "generate" in wanted:
-        source = "allocate" if config.allocation.active else "route"
-        tables.generated = tables.selected = folder.table(
-            generate_stage(config, folder.ledger, progress, source=source, names=router.teachers)
-        )
-        if config.allocation.top_k > 1:
-            folder.table(score_stage(config, progress, name="score-answers", source="generate"))
-            tables.selected = folder.table(select_stage())
+    router: PersynRouter | None = None
+
+    def load(path: str) -> PersynRouter:
+        found = load_router(config, path)
+        tables.block = dict(found.metadata)
+        return found
+
+    def names() -> Sequence[str]:
+        assert router is not None, "a router is trained or loaded before anything is routed"
+        return router.teachers
+
+    if config.router.pretrained is not None and "router" in wanted:
+        router = load(config.router.pretrained)
+    for stage in run_stages(config, folder.ledger, folder.path, progress, names):
+        if part_of(stage) not in wanted:
+            break
+        if progress and stage.name in _HEADLINES:
+            say(f"{stage.name}: {_HEADLINES[stage.name]}")
+        if stage.checkpoint:
+            router = load(str(folder.model(stage)))
+        else:
+            tables.put(stage.name, folder.table(stage))
     return router
+
+
+def _kept(config: RunConfig, tables: Tables) -> dict[str, int]:
+    """Answers that are published, and those that are left out, by what became of them."""
+    if tables.selected is None:
+        return {}
+    return asdict(count_kept(tables.selected, config.publish.keep_truncated)) | tables.left_out
+
+
+#: What a stage does, for its headline.
+_HEADLINES = {
+    "probe": "every teacher answers the prompts of the probe",
+    "score": "the student and the quality score the answers",
+    ROUTER: "the router is trained on the scores",
+    "route": "the router chooses a teacher for every prompt",
+    "allocate": "the routes are brought within the limits of `allocation`",
+    "generate": "every teacher answers the prompts that are routed to it",
+    "score-answers": "the student and the quality score the routed answers",
+    "select": "one answer of every prompt is kept",
+    "clean": "answers are looked at by `hygiene`",
+}
 
 
 def load_router(config: RunConfig, path: str) -> PersynRouter:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
-from persyn_hf.text import markup, tame
+from persyn_hf.text import headed_table, markup, tame
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +52,8 @@ class RunReport:
         generations_all (`int`): What generate-then-select would have asked for.
         left_out (`Mapping[str, str]`): Teachers that mostly failed on the probe and are no candidates, with what they
             gave.
+        dropped (`Mapping[str, int]`): Prompts that were left out as bad ones, by reason.
+        kept (`Mapping[str, int]`): Answers in the published set (`rows`), and those left out, by what became of them.
     """
 
     teachers: Sequence[TeacherLine]
@@ -61,6 +63,8 @@ class RunReport:
     generations: int
     generations_all: int
     left_out: Mapping[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def saved(self) -> float:
@@ -100,7 +104,7 @@ def build_report(
                 allocated=allocated[teacher.name],
                 answered=len(own) - failed,
                 failed=failed,
-                truncated=sum(reason == "length" for _, reason in own),
+                truncated=sum(columns.is_cut(reason) for _, reason in own),
                 **means.get(teacher.name, {"quality": None, "learnability": None, "reward": None}),
             )
         )
@@ -142,12 +146,9 @@ def _means(scored: Dataset) -> dict[str, dict[str, float | None]]:
 
 def print_report(report: RunReport, console: Console) -> None:
     """Prints the report as tables and plain sentences."""
-    from rich.table import Table
-
     total = sum(line.allocated for line in report.teachers)
-    table = Table(title="Teachers", title_justify="left")
-    for name in ("teacher", "prompts", "share", "answers", "failed", "cut", "quality", "learnability", "reward"):
-        table.add_column(name, justify="left" if name == "teacher" else "right")
+    names = ("prompts", "share", "answers", "failed", "cut", "quality", "learnability", "reward")
+    table = headed_table("Teachers", ("teacher",), names)
     for line in report.teachers:
         share = f"{line.allocated / total:.0%}" if total else "–"
         table.add_row(
@@ -174,16 +175,48 @@ def print_report(report: RunReport, console: Console) -> None:
             f"for generate-then-select: {report.saved:.1f}× fewer.",
             highlight=False,
         )
+    for sentence in _left(report):
+        console.print(markup(sentence), highlight=False)
+
+
+#: What became of answers that are not in the set, by the fields of `Kept`.
+_FATES = {
+    "failed": "without an answer",
+    "truncated": "cut by `max_tokens` (`publish.keep_truncated` keeps them)",
+    "empty": "empty",
+    "not_accepted": "of prompts on which no attempt was accepted",
+    "refused": "that refuse the request",
+    "copied": "that copy their prompt",
+    "low_quality": "below `hygiene.min_quality`",
+}
+
+
+#: Why prompts leave, by the reasons of `hygiene.clean`; what a model cannot read is told in its own words.
+_DROPS = {
+    "duplicate": "an earlier prompt again",
+    "near_duplicate": "nearly an earlier prompt",
+    "too_short": "below `hygiene.min_tokens`",
+    "too_long": "above `hygiene.max_tokens`",
+    "contaminated": "shares words with a benchmark",
+}
+
+
+def _left(report: RunReport) -> Iterator[str]:
+    """How many rows are in the set, and why the others are not."""
+    if report.kept:
+        counts = dict(report.kept)
+        rows = counts.pop("rows", 0)
+        gone = [f"{count:,} {_FATES.get(name, name)}" for name, count in counts.items() if count]
+        said = f"; left out: {', '.join(gone)}" if gone else ""
+        yield f"{rows:,} of {rows + sum(counts.values()):,} answers are in the set{said}."
+    if report.dropped:
+        reasons = "; ".join(f"{count:,} × {_DROPS.get(name, name)}" for name, count in report.dropped.items())
+        yield f"{sum(report.dropped.values()):,} prompts were dropped: {reasons}."
 
 
 def _print_held_out(report: RunReport, console: Console) -> None:
-    from rich.table import Table
-
-    prompts = report.held_out.get("prompts")
-    table = Table(title=f"Held out: {prompts} probe prompts", title_justify="left")
-    table.add_column("policy")
-    table.add_column("mean reward", justify="right")
-    table.add_column("95% interval", justify="right")
+    title = f"Held out: {report.held_out.get('prompts')} probe prompts"
+    table = headed_table(title, ("policy",), ("mean reward", "95% interval"))
     for key in HELD_OUT_POLICIES:
         entry = report.held_out.get(key)
         if entry:

@@ -31,6 +31,7 @@ from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
 from persyn_hf.packages import require
+from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.rows import answered, as_batch, row_names
@@ -213,8 +214,12 @@ def score_batch(
     prompt_column: str = PROMPT,
     system_prompts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    account: Account | None = None,
 ) -> list[AnswerScore | None]:
-    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score."""
+    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score.
+
+    What a server says is kept in the ledger of `account`, where one is given.
+    """
     rows = answered(batch)
     names = row_names(batch, rows)
     nothing = [None] * len(batch[COMPLETION])
@@ -229,7 +234,7 @@ def score_batch(
     )
     rendered, cut = fit_context(rendered, model.context, student.too_long, names)
     if isinstance(model, RemoteStudent):
-        found = score_remotely(model, rendered, names, "rsr" in metrics, progress)
+        found = score_remotely(model, rendered, names, "rsr" in metrics, progress, account)
     else:
         from persyn_hf.scoring.engine import score_rendered
 

@@ -270,6 +270,6 @@ def _checked_push(repository: StudentRepository) -> StudentPush | None:
         return None
     from persyn_hf.publishing.push import StudentPush
 
-    push = StudentPush(repository.push_to_hub, repository.private)
+    push = StudentPush(repository.push_to_hub, repository.private, allow_findings=repository.allow_findings)
     push.check()
     return push

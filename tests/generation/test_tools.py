@@ -94,7 +94,7 @@ def test_an_answer_that_calls_tools_is_an_answer(server, tmp_path):
     server.handler.reply = ({"role": "assistant", "content": None, "tool_calls": [CALL]}, "tool_calls")
     for _ in range(2):  # the second time from the ledger
         made = answered(server, [{"prompt": TALK[:1], "tools": TOOLS}], tmp_path / "ledger.sqlite")
-        assert made["error"][:] == [None] and made["finish_reason"][:] == ["tool_calls"]
+        assert made["error"][:] == [None] and made["finish_reason"][:] == ["stop"]
         assert made["tool_calls"][0] == [CALL]
         shown = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
         assert made["completion"][:] == [shown]

@@ -206,7 +206,8 @@ def test_a_panic_in_rust_is_an_error_and_an_interrupt_is_none():
 
 
 def test_the_stages_before_loading_say_the_same(copy):
-    from persyn_hf.doctor import Finding, _model
+    from persyn_hf.doctor.configuration import _model
+    from persyn_hf.doctor.findings import Finding
     from persyn_hf.planning.models import describe_scorer
 
     (copy / "config.json").write_bytes(b"[" * 100_000)

@@ -40,7 +40,7 @@ def settings(tmp_path, tiny_lm):
 
 
 def test_generations_tokens_and_money_are_those_of_the_formula(settings):
-    made = plan(RunConfig.from_dict(settings), completion_tokens=100)
+    made = plan(RunConfig.from_dict(settings), completion_tokens=100, tokens_per_second=50)
     assert made.generations == 5 * 2 + (20 - 5)
     assert made.cost == pytest.approx((5 + 7.5) * 100 * 1e-6 * 1 + (5 + 7.5) * 100 * 1e-6 * 5)
     probe_dear = next(line for line in made.lines if (line.stage, line.teacher) == ("probe", "dear"))

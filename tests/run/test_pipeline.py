@@ -158,7 +158,7 @@ def test_a_pretrained_router_needs_no_probe(settings, tmp_path):
 
 def test_only_dead_teachers_is_an_error_that_says_where_to_look(settings, impatient):
     settings["teachers"] = [
-        {"name": name, "model": "org/dead", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5, "preflight": False}
+        {"name": name, "model": f"org/{name}", "endpoint": "http://127.0.0.1:9/v1", "timeout": 5, "preflight": False}
         for name in ("a", "b")
     ]
     with pytest.raises(DataError, match="at least two teachers"):

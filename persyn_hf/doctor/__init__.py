@@ -1,0 +1,22 @@
+"""What can be known before anything is paid for: the installation, and a configuration against its surroundings.
+
+The command `doctor` shows all findings; a run makes the same checks and stops with its failures, all in one message.
+"""
+
+from persyn_hf.doctor.configuration import check_configuration
+from persyn_hf.doctor.findings import Finding, Findings, require_ready
+from persyn_hf.doctor.installation import check_devices, check_extras, check_installation, check_packages, check_token
+from persyn_hf.doctor.servers import check_endpoints
+
+__all__ = [
+    "Finding",
+    "Findings",
+    "check_configuration",
+    "check_devices",
+    "check_endpoints",
+    "check_extras",
+    "check_installation",
+    "check_packages",
+    "check_token",
+    "require_ready",
+]

@@ -1,0 +1,187 @@
+"""Settings that are each in range and cannot be met together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from persyn_hf.config import STAGES, Allocation, RunConfig, Teacher
+from persyn_hf.doctor.findings import Finding, Findings
+from persyn_hf.errors import PersynError
+
+#: Bytes that a run keeps for every token of an answer: ledger and tables, text and numbers, generously.
+BYTES_PER_TOKEN = 24
+_ROUNDING = 1e-9
+
+
+def check_settings(config: RunConfig, stages: Sequence[str] = STAGES) -> Findings:
+    """Holds the settings of a run against each other. Reads no prompt and sends nothing.
+
+    Args:
+        config (`RunConfig`): The run.
+        stages (`Sequence[str]`): The stages that are to run.
+    """
+    found = Findings(_twins(config))
+    found += _money(config)
+    found += _unused(config)
+    if "route" in stages:
+        found += _shares(config.allocation, config.teachers)
+    if "score" in stages:
+        found += _ranks(config)
+    if "publish" in stages:
+        found += _repositories(config)
+    return found
+
+
+def check_probe_size(config: RunConfig, prompts: int, source: str) -> Iterator[Finding]:
+    """A probe is drawn from the prompts, so it has no more of them."""
+    if config.router.pretrained is None and config.probe.size > prompts:
+        size = config.probe.size
+        yield _failure(
+            "probe.size", f"{source}: probe.size: must be at most the number of prompts, {prompts}, got {size}."
+        )
+
+
+def check_disk(config: RunConfig, prompts: int) -> Finding:
+    """Looks for a folder that can be written to, with room for the longest answers that the run may get."""
+    folder = Path(config.output_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("disk", "fail", f"{folder} cannot be written to; set another `output_dir`", "output_dir")
+    free = shutil.disk_usage(folder).free
+    probe = config.probe.size if config.router.pretrained is None else 0
+    longest = max(teacher.sampling.max_tokens or 0 for teacher in config.teachers)
+    needed = (probe * len(config.teachers) + prompts) * longest * BYTES_PER_TOKEN
+    message = f"{free / 1e9:.1f} GB free for {config.output_dir}; the run writes at most about {needed / 1e9:.2g} GB"
+    return Finding("disk", "ok" if free > needed else "fail", message, "output_dir")
+
+
+def _failure(key: str, message: str) -> Finding:
+    return Finding("settings", "fail", message, key)
+
+
+def _twins(config: RunConfig) -> Iterator[Finding]:
+    from persyn_hf.generation.jobs import resolved
+    from persyn_hf.generation.twins import find_twins
+
+    asked = []
+    for teacher in config.teachers:
+        with suppress(PersynError):  # a model that is not there is told by its own check
+            asked.append(resolved(teacher))
+    places = {teacher.name: place for place, teacher in enumerate(config.teachers)}
+    for twins in find_twins(asked):
+        yield _failure(f"teachers[{places[twins.names[-1]]}]", str(twins))
+
+
+def _money(config: RunConfig) -> Iterator[Finding]:
+    priced = any(teacher.has_price for teacher in config.teachers) or _judge_has_price(config)
+    if config.max_cost is not None and not priced:
+        yield _failure(
+            "max_cost",
+            "`max_cost` needs prices: set `price_per_million_prompt_tokens` and `price_per_million_completion_tokens` "
+            "of the teachers that cost money.",
+        )
+    if config.allocation.budget is not None and not any(teacher.has_price for teacher in config.teachers):
+        yield _failure(
+            "allocation.budget",
+            "`allocation.budget` needs prices: set `price_per_million_prompt_tokens` and "
+            "`price_per_million_completion_tokens` of the teachers that cost money.",
+        )
+
+
+def _judge_has_price(config: RunConfig) -> bool:
+    parts = config.quality.parts if config.quality is not None else ()
+    return any(bool(getattr(part.judge, "has_price", False)) for part in parts)
+
+
+def _unused(config: RunConfig) -> Iterator[Finding]:
+    """What is paid for and decides nothing: worth knowing, and no reason to stop."""
+    alpha, student, quality = config.reward.alpha, config.student, config.quality
+    if alpha == 0 and student is not None and student.endpoint is not None:
+        yield Finding(
+            "settings",
+            "note",
+            "with `reward.alpha: 0` learnability decides nothing, but the student's server is asked for every answer; "
+            "leave out `student.endpoint` to save that, or raise `reward.alpha`",
+            "reward.alpha",
+        )
+    if alpha == 1 and quality is not None and any(part.judge is not None for part in quality.parts):
+        yield Finding(
+            "settings",
+            "note",
+            "with `reward.alpha: 1` quality decides nothing, but the judge is asked for every answer; use a verifier "
+            "to save that, or lower `reward.alpha`",
+            "reward.alpha",
+        )
+
+
+def _ranks(config: RunConfig) -> Iterator[Finding]:
+    student = config.student
+    if student is None or student.endpoint is None or student.endpoint.api == "prompt_logprobs":
+        return
+    if "rsr" in (*student.metrics, config.reward.learnability_metric):
+        yield _failure(
+            "student.endpoint.api",
+            f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or run '
+            "the student in process.",
+        )
+
+
+def _shares(allocation: Allocation, teachers: Sequence[Teacher]) -> Iterator[Finding]:
+    least, most = (_by_teacher(given, teachers) for given in (allocation.min_share, allocation.max_share))
+    whole = allocation.top_k
+    if sum(least.values()) > whole + _ROUNDING:
+        yield _failure(
+            "allocation.min_share",
+            f"`allocation.min_share`: the teachers' shares sum to {sum(least.values()):g}, above {whole}; lower them.",
+        )
+    if len(most) == len(teachers) and sum(most.values()) < whole - _ROUNDING:
+        yield _failure(
+            "allocation.max_share",
+            f"`allocation.max_share`: the shares sum to {sum(most.values()):g}, below {whole}, so prompts would "
+            "have no teacher; raise them.",
+        )
+    for name in least.keys() & most.keys():
+        if least[name] > most[name]:
+            yield _failure(
+                "allocation.min_share",
+                f"`allocation.min_share` of {name} is {least[name]:g}, above its `max_share` {most[name]:g}.",
+            )
+    if allocation.policy == "family-strong" and allocation.student_family not in {one.family for one in teachers}:
+        known = ", ".join(sorted({one.family for one in teachers if one.family})) or "none"
+        yield _failure(
+            "allocation.student_family",
+            f"`allocation.student_family` is {allocation.student_family}; no teacher has that `family` (there are "
+            f"{known}).",
+        )
+
+
+def _by_teacher(given: float | Mapping[str, float] | None, teachers: Sequence[Teacher]) -> dict[str, float]:
+    if given is None:
+        return {}
+    return dict(given) if isinstance(given, Mapping) else {teacher.name: given for teacher in teachers}
+
+
+def _repositories(config: RunConfig) -> Iterator[Finding]:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id  # `huggingface_hub.utils` re-exports it untyped
+
+    publish = config.publish
+    for key, name in (("dataset_repo_id", publish.dataset_repo_id), ("router_repo_id", publish.router_repo_id)):
+        if name is None:
+            continue
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            yield _failure(f"publish.{key}", f"`publish.{key}`: {error}")
+            continue
+        if "/" not in name:
+            yield _failure(f"publish.{key}", f"`publish.{key}` must name its owner too, as `me/{name}`; got `{name}`.")
+    if publish.dataset_repo_id is not None and publish.dataset_repo_id == publish.router_repo_id:
+        yield Finding(
+            "settings", "note", f"dataset and router are both pushed as `{publish.router_repo_id}`", "publish"
+        )

@@ -1,0 +1,90 @@
+"""How fast this machine computes, measured with one short multiplication: what models in this process will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from persyn_hf.config import Teacher
+from persyn_hf.errors import PersynError
+from persyn_hf.packages import absent
+from persyn_hf.planning.lengths import Lengths
+from persyn_hf.planning.models import Scorer, model_size
+
+#: Seconds of one measurement.
+_SECONDS = 0.3
+#: Share of a multiplication's speed that generation and scoring reach, their other work included: on two cores with
+#: SmolLM2-135M, generation reached 0.6 to 1.4 of it in batches of 64.
+_GENERATION, SCORING = 0.8, 0.5
+#: Rows of a multiplication that stand for a forward pass over many tokens.
+MANY = 512
+#: Numbers in the weights that a measurement multiplies: more than a cache holds, as a model's are.
+_WEIGHTS = 30_000_000
+
+
+@lru_cache(maxsize=16)
+def measured_flops(dtype: str, device: str | None, rows: int) -> float:
+    """Floating-point operations per second of multiplying so many rows with weights, on a device, in a dtype.
+
+    Args:
+        dtype (`str`): As torch names it: `float32`, `bfloat16` or `float16`.
+        device (`str`, *optional*): Default: a GPU where there is one, else the CPU.
+        rows (`int`): Rows that are multiplied at once: those of a batch.
+    """
+    import torch
+
+    from persyn_hf.models.device import choose_device
+
+    chosen = choose_device(device)
+    size = 1024
+    weights = torch.ones((_WEIGHTS // size**2, size, size), dtype=getattr(torch, dtype), device=chosen)
+    values = torch.ones((rows, size), dtype=weights.dtype, device=chosen)
+    _wait(chosen.type, [values @ weights[0]])
+    done, began = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - began) < _SECONDS or not done:
+        for weight in weights:
+            made = values @ weight
+            done += 1
+            if time.perf_counter() - began > 4 * _SECONDS:
+                break
+        _wait(chosen.type, [made])
+        seconds = time.perf_counter() - began
+    return 2.0 * rows * size**2 * done / seconds
+
+
+def _wait(kind: str, _: Sequence[object]) -> None:
+    """Waits for a GPU, which computes beside this process."""
+    import torch
+
+    if kind == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed_scorer(scorer: Scorer, device: str | None) -> Scorer:
+    """A scorer with the seconds that it takes in this process."""
+    return replace(scorer, seconds=scorer.flops / (measured_flops(scorer.dtype, device, MANY) * SCORING))
+
+
+def local_seconds(teacher: Teacher, answers: float, lengths: Lengths) -> float | None:
+    """Seconds that a teacher in this process takes for so many answers; `None` where they cannot be told.
+
+    A token is `2 · parameters` operations; the prompts count as the answers do.
+
+    Args:
+        teacher (`Teacher`): With `backend: local`.
+        answers (`float`): How many.
+        lengths (`Lengths`): Tokens of a prompt and of an answer.
+    """
+    if absent("torch", "transformers"):
+        return None
+    try:
+        parameters, dtype = model_size(teacher.model, teacher.revision, teacher.dtype)
+    except PersynError:
+        return None
+    rows = max(1, min(teacher.batch_size, round(answers) or 1))
+    writing = measured_flops(dtype, teacher.device, rows) * _GENERATION
+    reading = measured_flops(dtype, teacher.device, MANY) * SCORING
+    tokens, read = answers * lengths.completion[teacher.name], answers * lengths.prompt[teacher.name]
+    return 2.0 * parameters * (tokens / writing + read / reading)

@@ -1,0 +1,99 @@
+"""One real answer of every teacher, and one score of it, before the rest is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from persyn_hf import columns
+from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.doctor.findings import Finding, Findings
+from persyn_hf.text import tame
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Prompts that are tried with a teacher that does not answer: a single one may be refused for what it says.
+TRIED = 3
+_EXCERPT = 300
+_log = logging.getLogger(__name__)
+
+
+def try_teachers(
+    config: RunConfig,
+    prompts: Dataset,
+    ledger: str | os.PathLike[str],
+    scoring: bool,
+    teachers: Sequence[Teacher] | None = None,
+) -> Findings:
+    """Asks every teacher for its answer to the first prompt, and scores these answers as the run will.
+
+    The answers go through the ledger, so the run finds them there and pays for none of them again. A teacher that
+    does not answer is tried with the next prompts.
+
+    Args:
+        config (`RunConfig`): The run.
+        prompts (`Dataset`): The prompts of the probe.
+        ledger (`str` or `PathLike`): Where answers are kept.
+        scoring (`bool`): Whether answers will be scored.
+        teachers (`Sequence[Teacher]`, *optional*): Those to ask. Default: all but those with `preflight: false`.
+    """
+    from persyn_hf.generation.generate import generate_parallel
+
+    found = Findings()
+    wanted = list(teachers if teachers is not None else [one for one in config.teachers if one.preflight])
+    places = {teacher.name: place for place, teacher in enumerate(config.teachers)}
+    answers: list[Dataset] = []
+    last: dict[str, str | None] = {}
+    for row in range(min(TRIED, len(prompts))):
+        if not wanted:
+            break
+        made = generate_parallel(
+            prompts.select([row]), wanted, ledger, config.seed, progress=False, max_cost=_max_cost(config, wanted)
+        )
+        answers.append(made)
+        last = dict(zip(made[columns.TEACHER], made[columns.ERROR], strict=True))
+        wanted = [teacher for teacher in wanted if _counts(teacher, last[teacher.name])]
+    for teacher in wanted:
+        message = (
+            f"teacher `{teacher.name}` gave no answer to {len(answers)} prompts: {tame(last[teacher.name], _EXCERPT)}"
+        )
+        found.append(Finding("first answer", "fail", message, f"teachers[{places[teacher.name]}]"))
+    if scoring and not found:
+        found += _try_scores(config, answers)
+    return found
+
+
+def _max_cost(config: RunConfig, teachers: Sequence[Teacher]) -> float | None:
+    return config.max_cost if any(teacher.has_price for teacher in teachers) else None
+
+
+def _counts(teacher: Teacher, error: str | None) -> bool:
+    """Whether an error stops the run: not where there is no money left, or the teacher may be down."""
+    if error is None or error.startswith("`max_cost`"):
+        return False
+    return teacher.on_teacher_down == "error" or not error.startswith("the teacher is down")
+
+
+def _try_scores(config: RunConfig, answers: Sequence[Dataset]) -> Findings:
+    from datasets import concatenate_datasets
+
+    from persyn_hf.run.stages import score_stage
+
+    found = Findings()
+    answered = [made.filter(lambda error: error is None, input_columns=columns.ERROR) for made in answers]
+    answered = [made for made in answered if len(made)]
+    if not answered:
+        return found
+    with found.failing("first score"):
+        scored = score_stage(config).call(concatenate_datasets(answered), {})
+        if columns.QUALITY_ERROR in scored.column_names:
+            reasons = [reason for reason in scored[columns.QUALITY_ERROR] if reason is not None]
+            if len(reasons) == len(scored):
+                message = f"the first {len(scored)} answers got no score: {tame(reasons[0], _EXCERPT)}"
+                found.append(Finding("first score", "fail", message, "quality"))
+            elif reasons:
+                _log.warning("%d of the first %d answers got no score: %s", len(reasons), len(scored), reasons[0])
+    return found
