@@ -104,7 +104,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
         "cost": cost,
         "cost_all": cost_all,
         "prices": prices,
-        "prompts_source": config.prompts.source,
+        "prompts_source": config.prompts.location,
         "prompts_revision": config.prompts.revision,
     }
     if config.router.pretrained is not None and not Path(config.router.pretrained).exists():
