@@ -38,7 +38,7 @@ def server():
             self._send({"choices": choices, "usage": usage})
 
         def do_GET(self):
-            self._send({"object": "list", "data": [{"id": "m", "object": "model"}]})
+            self._send({"object": "list", "data": [{"id": name, "object": "model"} for name in "am"]})
 
         def _send(self, value):
             content = json.dumps(value).encode()
