@@ -174,7 +174,8 @@ def student_card(
     counts = report.get("counts") or {}
     facts = [
         ("training rows", counts.get("rows")),
-        ("tokens learnt from", counts.get("learnt_tokens")),
+        ("completion tokens", counts.get("learnt_tokens")),
+        ("completion tokens seen in training", report.get("seen_tokens")),
         ("optimiser steps", report.get("steps")),
         ("mean training loss, nats/token", None if report.get("loss") is None else markdown.fixed(report["loss"])),
         ("seed", report.get("seed")),

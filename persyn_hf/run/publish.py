@@ -108,17 +108,15 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
     facts: dict[str, Any] = {
         "generations": sum(line.answered for line in report.teachers),
         "failed": sum(line.failed for line in report.teachers),
-        "dropped": {reason.replace("_", " "): count for reason, count in tables.left_out.items()},
-        "hygiene": {reason.replace("_", " "): count for reason, count in report.dropped.items()},
+        "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
+        "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
         "judges": [part.judge.model for part in config.quality.parts if part.judge] if config.quality else [],
         "generations_all": report.generations_all,
         "cost": cost,
         "cost_all": cost_all,
         "prices": prices,
-        "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
-        "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
         "scores": [_published(scores) for scores in report.scores],
-        "prompts_source": config.prompts.source,
+        "prompts_source": config.prompts.location,
         "prompts_revision": config.prompts.revision,
     }
     if config.router.pretrained is not None and not Path(config.router.pretrained).exists():

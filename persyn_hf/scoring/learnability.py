@@ -18,12 +18,15 @@ from persyn_hf.columns import (
     STUDENT,
     STUDENT_REVISION,
     TEACHER,
+    TOOL_CALLS,
+    TOOLS,
     Prompt,
     canonical_messages,
     require_columns,
 )
 from persyn_hf.config import Reward, Student, StudentEndpoint, default_of, merged, read_settings
 from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.messages import answer_message
 from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
@@ -238,13 +241,15 @@ def score_batch(
     """
     rows = answered(batch)
     names = row_names(batch, rows)
-    reasons = batch.get(FINISH_REASON) or [None] * len(batch[COMPLETION])
+    nothing = [None] * len(batch[COMPLETION])
+    reasons, calls = batch.get(FINISH_REASON) or nothing, batch.get(TOOL_CALLS) or nothing
     rendered = render_answers(
         model.tokenizer,
         _prompts(batch, rows, prompt_column, system_prompts),
-        [batch[COMPLETION][row] for row in rows],
+        [answer_message(batch[COMPLETION][row], calls[row]) if calls[row] else batch[COMPLETION][row] for row in rows],
         [reasons[row] for row in rows],
         names,
+        [batch[TOOLS][row] for row in rows] if TOOLS in batch else None,
     )
     rendered, cut = fit_context(rendered, model.context, student.too_long, names)
     if isinstance(model, RemoteStudent):

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
 from persyn_hf.config import Student, default_of
-from persyn_hf.errors import PromptTooLongError, ScoringError
+from persyn_hf.errors import DataError, PromptTooLongError, ScoringError
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import LOADING, context_of, identity, load_model, load_tokenizer
+from persyn_hf.models.readable import apply_template
 from persyn_hf.models.workers import calm_worker
 
 
@@ -108,9 +109,11 @@ def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: st
     if getattr(tokenizer, "chat_template", None):
         messages = [*canonical_messages(prompt), {"role": "assistant", "content": completion}]
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            text = apply_template(tokenizer, messages)
         except TemplateError as error:
             raise ScoringError(f"{name}: the reward model's chat template refuses this: {error}.") from error
+        except DataError as error:
+            raise ScoringError(f"{name}: the reward model cannot read this conversation: {error}.") from error
         found = tokenizer(text, add_special_tokens=False, verbose=False)
     else:
         found = tokenizer(prompt_text(prompt), completion, verbose=False)
