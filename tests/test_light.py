@@ -134,6 +134,7 @@ def test_extras_are_those_of_the_metadata():
     extras = {extra: sorted(brought) for extra, brought in packages.extras().items()}
     assert extras == {
         "demo": ["gguf"],
+        "json-schema": ["jsonschema"],
         "lm-eval": ["lm-eval"],
         "lora": ["peft"],
         "math": ["math-verify"],
