@@ -10,7 +10,7 @@ from persyn_hf import columns
 from persyn_hf.config import Judge, Reward, RunConfig, Student, Teacher
 from persyn_hf.doctor.findings import Finding, Findings
 from persyn_hf.doctor.grading import quality_parts
-from persyn_hf.errors import PersynError
+from persyn_hf.errors import ConfigError, PersynError
 
 if TYPE_CHECKING:
     from persyn_hf.generation.preflight import Survey
@@ -97,7 +97,6 @@ def check_services(config: RunConfig, prompt: columns.Prompt, patience: float = 
 
 
 def _look_at_judge(judge: Judge, key: str, patience: float) -> None:
-    from persyn_hf.errors import ScoringError, TeacherError
     from persyn_hf.generation.describe import describe
 
     asked = Teacher(
@@ -111,8 +110,8 @@ def _look_at_judge(judge: Judge, key: str, patience: float) -> None:
     )
     try:
         asyncio.run(describe(asked, asked.endpoints[0], patience))
-    except TeacherError as error:
-        raise ScoringError(f"{error}.") from error
+    except PersynError as error:
+        raise ConfigError(f"the judge (`{key}`): {error}") from error
 
 
 def _score_once(student: Student, reward: Reward, prompt: columns.Prompt) -> None:

@@ -51,7 +51,7 @@ class _Made:
         return sum(reference is not None for reference in self.references)
 
 
-def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
+def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Dataset:
     """Loads and checks the prompts of a run.
 
     The source's other columns are kept beside. One whose name is ours (`teacher`, `reward` …) gets `source_` before
@@ -60,6 +60,7 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     Args:
         prompts (`Prompts`): Source, shape and columns.
         where (`str`, defaults to `"prompts"`): Name of the section in errors ("run.yaml: prompts").
+        unique (`bool`, defaults to `True`): Refuse a prompt that stands twice.
 
     Returns:
         `Dataset`: `prompt_id`, `prompt` (all strings, or all messages), `answer` and `tools` where there are any, and
@@ -83,7 +84,7 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     shape = find_shape(table.column_names, prompts, where)
     tools = _tools_column(table, prompts)
     made = _made(table, shape, prompts, tools)
-    _require_sound(made, located)
+    _require_sound(made, located, unique)
     beside = _beside(table, shape, prompts, tools, where)
     plain = made.kind in ("text", "messages", "a template")
     lines = [f"read as {shape.said(made.kind)}"] if shape.found or not plain else []
@@ -131,13 +132,15 @@ def _without_answer(prompt: Any, fate: str) -> tuple[Any, str | None]:
     return kept, said(prompt[-1])
 
 
-def _require_sound(made: _Made, located: Located) -> None:
+def _require_sound(made: _Made, located: Located, unique: bool) -> None:
     if made.wrong:
         (first, why), *others = made.wrong
         more = ", ".join(located.row(index) for index, _ in others[: _NAMED - 1])
         open_end = " …" if len(others) >= _NAMED else ""
         also = f" The same or the like in {len(others)} more rows: {more}{open_end}." if more else ""
         raise DataError(f"{located.row(first)}: {why}{also}")
+    if not unique:
+        return
     seen: dict[str, int] = {}
     repeated = [(index, seen[key]) for index, key in enumerate(made.ids) if seen.setdefault(key, index) != index]
     if repeated:
@@ -182,9 +185,10 @@ def _beside(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None, w
         names = [name for name in names if name in prompts.keep_columns]
     beside: dict[str, str] = {}
     referenced = prompts.answer_column is not None or prompts.last_assistant == "reference"
+    free = {columns.RESPONSE_FORMAT} if referenced else {columns.RESPONSE_FORMAT, columns.ANSWER}
     for name in names:
         new = name
-        while (columns.is_own(new) and (new != columns.ANSWER or referenced)) or (
+        while (columns.is_own(new) and new not in free) or (
             new != name and (new in table.column_names or new in beside.values())
         ):
             new = f"{_RENAMED}{new}"
@@ -215,7 +219,7 @@ def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]
 
 
 def _differs(table: Dataset, ids: list[str]) -> bool:
-    return list(table[columns.PROMPT_ID]) != ids
+    return list(table.with_format(None)[columns.PROMPT_ID]) != ids
 
 
 def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
@@ -226,13 +230,19 @@ def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
     """
     from datasets import List, Value
 
-    simple = {"role", "content"}
-    if not isinstance(prompts[0], str) and all(
-        not isinstance(prompt, str) and all(set(one) == simple and isinstance(one["content"], str) for one in prompt)
-        for prompt in prompts
-    ):
-        return List({"role": Value("string"), "content": Value("string")})
-    return feature_of(prompts)
+    text = Value("string")
+    return List({"role": text, "content": text}) if all(map(_is_simple, prompts)) else feature_of(prompts)
+
+
+def _is_simple(prompt: Any) -> bool:
+    """Whether a prompt is messages of a role and a text each."""
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and isinstance(message["role"], str)
+        and isinstance(message["content"], str)
+        for message in prompt
+    )
 
 
 def random_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:

@@ -43,7 +43,7 @@ def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
         return float(validator.is_valid(found))
     except (ValueError, RecursionError):
         return 0.0
-    except Exception as error:  # noqa: BLE001 - a reference within the schema that leads nowhere, a pattern that is none
+    except Exception as error:
         raise ScoringError(f"The JSON schema cannot be applied: {type(error).__name__}: {error!s:.200}.") from error
 
 

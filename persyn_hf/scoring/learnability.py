@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,11 @@ from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
 from persyn_hf.packages import require
+from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.rows import answered, as_batch, row_names
+from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -95,6 +98,7 @@ def persyn_learnability(
         ...     persyn_learnability, batched=True, fn_kwargs=pin_student("org/student")
         ... )  # doctest: +SKIP
     """
+    require_batch(batch_or_row, "persyn_learnability")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_learnability")
     asked = read_student(student, options, "persyn_learnability")
     metrics: tuple[str, ...] = asked.metrics or (default_of(Reward, "learnability_metric"),)
@@ -104,6 +108,7 @@ def persyn_learnability(
     refuse_other_student(batch, model.name, model.revision, suffix)
     with tqdm(desc="learnability", unit="tok", unit_scale=True, leave=False, disable=not progress) as bar:
         scores = score_batch(model, batch, asked, metrics, prompt_column, system_prompts, progress=bar.update)
+    warn_of_missing(scores)
     cut = sum(score is not None and score.truncated for score in scores)
     if cut:
         logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(scores), model.context)
@@ -208,8 +213,12 @@ def score_batch(
     prompt_column: str = PROMPT,
     system_prompts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    account: Account | None = None,
 ) -> list[AnswerScore | None]:
-    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score."""
+    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score.
+
+    What a server says is kept in the ledger of `account`, where one is given.
+    """
     rows = answered(batch)
     names = row_names(batch, rows)
     reasons = batch.get(FINISH_REASON) or [None] * len(batch[COMPLETION])
@@ -220,17 +229,33 @@ def score_batch(
         [reasons[row] for row in rows],
         names,
     )
-    rendered, cut = fit_context(rendered, model.context, student.too_long, names)
+    empty = [row for row, answer in zip(rows, rendered, strict=True) if not answer.completion_ids]
+    kept = [place for place, answer in enumerate(rendered) if answer.completion_ids]
+    rows, names = [rows[place] for place in kept], [names[place] for place in kept]
+    rendered, cut = fit_context([rendered[place] for place in kept], model.context, student.too_long, names)
     if isinstance(model, RemoteStudent):
-        found = score_remotely(model, rendered, names, "rsr" in metrics, progress)
+        found = score_remotely(model, rendered, names, "rsr" in metrics, progress, account)
     else:
         from persyn_hf.scoring.engine import score_rendered
 
         found = score_rendered(model, rendered, "rsr" in metrics, student.token_budget, progress)
     scores: list[AnswerScore | None] = [None] * len(batch[COMPLETION])
+    for row in empty:
+        scores[row] = AnswerScore(math.nan, 0, error="it was cut before its first token")
     for row, score, truncated in zip(rows, found, cut, strict=True):
         scores[row] = replace(score, truncated=truncated)
     return scores
+
+
+def warn_of_missing(scores: Sequence[AnswerScore | None]) -> list[str | None]:
+    """The reasons of answers that have no learnability, which are counted in a warning."""
+    reasons = [None if score is None else score.error for score in scores]
+    given = [reason for reason in reasons if reason is not None]
+    if given:
+        logger.warning(
+            "%d of %d answers have no learnability: %s.", len(given), len(scores), "; ".join(sorted(set(given)))
+        )
+    return reasons
 
 
 def score_columns(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,16 @@ from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR
 from persyn_hf.config import Judge, Quality, QualitySource, merged, read_settings, require_known
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.ledger.ledger import LedgerLike, open_ledger
 from persyn_hf.models.device import worker_device
 from persyn_hf.packages import require
-from persyn_hf.scoring import judge as judges
 from persyn_hf.scoring.json_schema import schema_of_row
 from persyn_hf.scoring.judge import judge_answers
+from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.rows import answered, as_batch, row_names
+from persyn_hf.scoring.verdicts import RANGE
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
+from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ def persyn_quality(
     prompt_column: str = PROMPT,
     answer_column: str = ANSWER,
     version: str | None = None,
+    ledger: LedgerLike = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Adds `quality`, on one row or on a batch, by exactly one of a verifier, a reward model, a judge and `sources`.
@@ -44,6 +48,7 @@ def persyn_quality(
             finite number.
         prompt_column, answer_column (`str`): Names of the columns.
         version (`str`, *optional*): Part of the cache key only; `pin_quality` fills it in.
+        ledger (`Ledger`, path or `None`): Where a judge's replies are kept; what it has is not asked again.
         options: Keys of [`Quality`]: `reward_model` and its `revision`, `judge` (the fields of [`Judge`]), `sources`
             (each the fields of [`QualitySource`]) and `normalize`. What needs all rows of a prompt (`minmax`,
             `zscore`, `rank`) is for `score`, which has them. And those of [`ScorerOptions`] (`dtype`, `device`,
@@ -66,6 +71,7 @@ def persyn_quality(
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
         {'quality': 1.0}
     """
+    require_batch(batch_or_row, "persyn_quality")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
     running = {name: value for name, value in options.items() if name in ScorerOptions.model_fields}
     asked = {name: value for name, value in options.items() if name not in running}
@@ -85,7 +91,8 @@ def persyn_quality(
         )
     batch, single = as_batch(batch_or_row)
     how = how.model_copy(update={"device": worker_device(how.device, rank)})
-    values, errors = source_values(wanted, batch, how, prompt_column, answer_column)
+    with open_ledger(ledger) as book:
+        values, errors = source_values(wanted, batch, how, Account(book), prompt_column, answer_column)
     columns: dict[str, list[Any]] = {QUALITY: weighted_mean(wanted, values)}
     if wanted.several:
         columns |= {part.column: values[part.name] for part in wanted.parts}
@@ -119,6 +126,7 @@ def source_values(
     sources: Sources,
     batch: Mapping[str, Sequence[Any]],
     how: ScorerOptions,
+    account: Account,
     prompt_column: str = PROMPT,
     answer_column: str = ANSWER,
 ) -> tuple[dict[str, list[float | None]], list[str | None]]:
@@ -141,7 +149,7 @@ def source_values(
     errors: list[str | None] = [None] * len(batch[COMPLETION])
     for part in sources.parts:
         column = columns[part.name] = [None] * len(batch[COMPLETION])
-        for row, value in zip(rows, _values(part, answers, how), strict=True):
+        for row, value in zip(rows, _values(part, answers, how, account), strict=True):
             if not isinstance(value, str):
                 column[row] = value
             elif sources.several:
@@ -152,6 +160,25 @@ def source_values(
     if failed:
         logger.warning("%d of %d answers got no score; `%s` says why.", failed, len(rows), QUALITY_ERROR)
     return columns, errors
+
+
+def warn_of_zeros(sources: Sources, values: Mapping[str, Sequence[float | None]]) -> None:
+    """Warns of a verifier that gives every answer 0: more often the references are not read than all is wrong.
+
+    Args:
+        sources (`Sources`): What quality is made of.
+        values (`Mapping`): A column per source name.
+    """
+    for part in sources.parts:
+        known = [value for value in values[part.name] if value is not None]
+        if part.verifier is not None and known and not any(known):
+            name = part.verifier if isinstance(part.verifier, str) else part.name
+            logger.warning(
+                "The verifier `%s` gives all %d answers 0. If some of them are right, it does not read them, or not "
+                "their references: look at some rows, and at the form of `answer` that it expects.",
+                name,
+                len(known),
+            )
 
 
 @dataclass(frozen=True)
@@ -166,9 +193,9 @@ class _Answers:
     forms: list[Any]  # of the answers, as they were asked for
 
 
-def _values(part: Source, answers: _Answers, how: ScorerOptions) -> Sequence[float | str]:
+def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
     if part.judge is not None:
-        return judge_answers(part.judge, answers.prompts, answers.completions, answers.references)
+        return judge_answers(part.judge, answers.prompts, answers.completions, answers.references, account)
     if part.reward_model is not None:
         require("score with a reward model", "torch", "transformers")
         from persyn_hf.scoring.reward_model import load_reward_model, reward_scores
@@ -179,7 +206,9 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions) -> Sequence[flo
     if part.verifier == "json-schema":
         answers = replace(answers, references=list(map(schema_of_row, answers.references, answers.forms)))
     named = isinstance(part.verifier, str)
-    return _verified(find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers)
+    return _verified(
+        find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers
+    )
 
 
 def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
@@ -341,7 +370,7 @@ def _placed(part: Source, value: float) -> float:
 
 def _source(part: QualitySource) -> Source:
     if part.judge is not None:
-        name, known = "judge", judges.RANGE
+        name, known = "judge", RANGE
     elif part.reward_model is not None:
         name, known = "reward_model", None
     else:

@@ -46,13 +46,16 @@ def test_marked_trusted_and_own_functions_are_called():
 
 
 def test_entry_points_of_installed_packages(monkeypatch):
-    points = [EntryPoint("mine", f"{HERE}:unmarked", "persyn_hf.verifiers"), EntryPoint("gone", "no.such:thing", "persyn_hf.verifiers")]
+    points = [
+        EntryPoint("mine", f"{HERE}:unmarked", "persyn_hf.verifiers"),
+        EntryPoint("gone", "no.such:thing", "persyn_hf.verifiers"),
+    ]
     monkeypatch.setattr(
         verifiers, "entry_points", lambda group, name=None: [one for one in points if name in (None, one.name)]
     )
     assert find_verifier("mine")("p", "c", None) == 1.0
     assert find_verifier(f"{HERE}:unmarked") is find_verifier("mine")
-    with pytest.raises(ConfigError, match="no.such:thing, which cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"no\.such:thing, which cannot be loaded"):
         find_verifier("gone")
     with pytest.raises(ConfigError, match=r"`math`, `exact`, `reasoning-gym`, `json-schema`, the name of an entry"):
         find_verifier("other")
@@ -67,7 +70,9 @@ def test_results_that_are_no_score_name_the_row(bad):
 def test_results_that_are_scores():
     for good, score in ((True, 1.0), (3, 3.0), (0.25, 0.25)):
         assert persyn_quality(ROW, verifier=lambda *row, good=good: good) == {"quality": score}
-    with pytest.raises(ScoringError, match=r"abc, teacher t1: the verifier must return a number from 0.0 to 0.4 \(`range`\), got 0.5"):
+    with pytest.raises(
+        ScoringError, match=r"abc, teacher t1: the verifier must return a number from 0.0 to 0.4 \(`range`\), got 0.5"
+    ):
         persyn_quality(ROW, sources=[{"verifier": f"{HERE}:half", "range": [0, 0.4]}])
     with pytest.raises(ScoringError, match="abc, teacher t1: the verifier raised KeyError: 'x'"):
         persyn_quality(ROW, verifier=lambda *row: {}["x"])
@@ -104,7 +109,12 @@ def test_exact(completion, answer, score):
     assert find_verifier("exact")("", completion, answer) == score
 
 
-PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"], "additionalProperties": False}
+PERSON = {
+    "type": "object",
+    "properties": {"age": {"type": "integer"}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
 FORM = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
 
 
@@ -123,7 +133,9 @@ FORM = {"type": "json_schema", "json_schema": {"name": "person", "strict": True,
         ("", 0.0),
     ],
 )
-@pytest.mark.parametrize("schema", [PERSON, json.dumps(PERSON), FORM, json.dumps(FORM)], ids=["object", "text", "form", "form text"])
+@pytest.mark.parametrize(
+    "schema", [PERSON, json.dumps(PERSON), FORM, json.dumps(FORM)], ids=["object", "text", "form", "form text"]
+)
 def test_json_under_a_schema(completion, score, schema):
     assert find_verifier("json-schema")("", completion, schema) == score
 
@@ -132,7 +144,9 @@ def test_the_schema_may_stand_in_the_form_that_was_asked_for():
     rows = {"prompt": ["p"] * 3, "completion": ['{"age": 1}', "{}", "[]"]}
     forms = {"response_format": [json.dumps(FORM)] * 2 + ['{"type": "json_object"}']}
     assert persyn_quality(rows | forms, verifier="json-schema") == {"quality": [1.0, 0.0, 0.0]}
-    assert persyn_quality(rows | forms | {"answer": [None, "{}", "{}"]}, verifier="json-schema") == {"quality": [1.0, 1.0, 1.0]}
+    assert persyn_quality(rows | forms | {"answer": [None, "{}", "{}"]}, verifier="json-schema") == {
+        "quality": [1.0, 1.0, 1.0]
+    }
     arrow = {"answer": [{**PERSON, "items": None, "enum": None}] * 3}
     assert persyn_quality(rows | arrow, verifier="json-schema") == {"quality": [1.0, 0.0, 0.0]}
 
