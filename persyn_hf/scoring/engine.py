@@ -70,7 +70,8 @@ def score_rendered(
     if scores and all(score.error is not None for score in scores):
         raise ScoringError(
             f"The student `{student.name}` gives log-probabilities that are not finite, for all of {len(scores)} "
-            f"answers. Its weights overflow in {student.model.dtype}, or are damaged: give another `dtype` or `revision`."
+            f"answers. Its weights overflow in {student.model.dtype}, or are damaged: give another `dtype` or "
+            "`revision`."
         )
     return scores
 

@@ -205,10 +205,10 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Accoun
     assert part.verifier is not None
     if part.verifier == "json-schema":
         answers = replace(answers, references=list(map(schema_of_row, answers.references, answers.forms)))
-    named = isinstance(part.verifier, str)
-    return _verified(
-        find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers
-    )
+    verifier = part.verifier
+    if isinstance(verifier, str):
+        verifier = find_verifier(verifier, part.trust_verifier)
+    return _verified(verifier, part.range, answers)
 
 
 def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
