@@ -20,6 +20,9 @@ from persyn_hf.models.readable import apply_template, readable_messages
 #: Stands for a completion while the template's text around it is looked up. Plain letters: no template trims them.
 _SENTINEL = "PersynCompletionGoesHere"
 
+#: Ends the thoughts before an answer.
+_THOUGHTS_END = "</think>"
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -157,6 +160,8 @@ def _render_chat(
             f"{name}: the student's chat template rewrites this conversation, so that the completion cannot be found "
             f"in it; the completion starts {said(answer)[:60]!r}."
         )
+    words = said({"content": answer.get("content")})  # a template writes calls in a form of its own
+    require_kept(words, text[len(before) : len(text) - len(frame.suffix)], "the student", name)
     body = text[len(before) : len(text) - len(frame.suffix)] + ("" if is_cut(reason) else frame.end_of_turn)
     if before not in openings:
         openings[before] = _tokenize(tokenizer, before)
@@ -164,6 +169,35 @@ def _render_chat(
     if is_cut(reason) or frame.end_of_turn:
         return rendered
     return Rendered(rendered.prompt_ids, (*rendered.completion_ids, _end_of_text(tokenizer, name)))
+
+
+def require_kept(completion: str, rendered: str, reader: str, name: str) -> None:
+    """Refuses what a template has made of a completion where part of it is missing.
+
+    White space may differ, and a template may write the text in other letters; it may not leave any out, as those do
+    that cut everything before `</think>`.
+
+    Args:
+        completion (`str`): The answer.
+        rendered (`str`): What the template shows of it.
+        reader (`str`): Whose template it is, for the message: "the student".
+        name (`str`): How the error names the row.
+
+    Raises:
+        ScoringError: If text is missing.
+    """
+    wanted, shown = "".join(completion.split()), "".join(rendered.split())
+    if wanted in shown or (len(shown) >= len(wanted) and _THOUGHTS_END not in wanted):
+        return
+    raise ScoringError(
+        f"{name}: the chat template of {reader} leaves out part of this completion: of {len(completion)} characters "
+        f"it shows {len(rendered)} ({rendered.strip()[:60]!r}). "
+        + (
+            "It cuts the thoughts: set `reasoning: separate` for the teacher, or give a chat template that shows them."
+            if _THOUGHTS_END in completion
+            else "Give a chat template that shows all of it."
+        )
+    )
 
 
 def _render_plain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,7 @@ def persyn_learnability(
     refuse_other_student(batch, model.name, model.revision, suffix)
     with tqdm(desc="learnability", unit="tok", unit_scale=True, leave=False, disable=not progress) as bar:
         scores = score_batch(model, batch, asked, metrics, prompt_column, system_prompts, progress=bar.update)
+    warn_of_missing(scores)
     cut = sum(score is not None and score.truncated for score in scores)
     if cut:
         logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(scores), model.context)
@@ -251,7 +253,10 @@ def score_batch(
         names,
         [batch[TOOLS][row] for row in rows] if TOOLS in batch else None,
     )
-    rendered, cut = fit_context(rendered, model.context, student.too_long, names)
+    empty = [row for row, answer in zip(rows, rendered, strict=True) if not answer.completion_ids]
+    kept = [place for place, answer in enumerate(rendered) if answer.completion_ids]
+    rows, names = [rows[place] for place in kept], [names[place] for place in kept]
+    rendered, cut = fit_context([rendered[place] for place in kept], model.context, student.too_long, names)
     if isinstance(model, RemoteStudent):
         found = score_remotely(model, rendered, names, "rsr" in metrics, progress, account)
     else:
@@ -259,9 +264,22 @@ def score_batch(
 
         found = score_rendered(model, rendered, "rsr" in metrics, student.token_budget, progress)
     scores: list[AnswerScore | None] = [None] * len(batch[COMPLETION])
+    for row in empty:
+        scores[row] = AnswerScore(math.nan, 0, error="it was cut before its first token")
     for row, score, truncated in zip(rows, found, cut, strict=True):
         scores[row] = replace(score, truncated=truncated)
     return scores
+
+
+def warn_of_missing(scores: Sequence[AnswerScore | None]) -> list[str | None]:
+    """The reasons of answers that have no learnability, which are counted in a warning."""
+    reasons = [None if score is None else score.error for score in scores]
+    given = [reason for reason in reasons if reason is not None]
+    if given:
+        logger.warning(
+            "%d of %d answers have no learnability: %s.", len(given), len(scores), "; ".join(sorted(set(given)))
+        )
+    return reasons
 
 
 def score_columns(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, require_columns
+from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, RESPONSE_FORMAT, require_columns
 from persyn_hf.config import Judge, Quality, QualitySource, merged, read_settings, require_known
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.ledger.ledger import LedgerLike, open_ledger
 from persyn_hf.models.device import worker_device
 from persyn_hf.packages import require
+from persyn_hf.scoring.json_schema import schema_of_row
 from persyn_hf.scoring.judge import judge_answers
 from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.rows import answered, as_batch, row_names
@@ -57,14 +58,15 @@ def persyn_quality(
     Returns:
         `dict`: `quality` (float), a list for a batch, a scalar for a row; null for a row with `error` or without
         completion. With `sources`, `quality_<name>` on each source's own scale, and `quality` is their weighted mean.
-        With a judge, `quality_error` says why an answer has no score, in the judge's own words where they are none.
+        With a judge or a reward model, `quality_error` says why an answer has no score: in the judge's own words
+        where they are none, or that the reward model's score is not finite.
 
     Raises:
         ConfigError: If not exactly one is given, a verifier is not found, or sources have unlike scales and
             `normalize` does not say how they meet.
         MissingColumnError: If a column is absent.
-        ScoringError: If a verifier or a reward model gives no finite number, the message names the row; or if a judge
-            cannot be asked at all.
+        ScoringError: If a verifier gives no finite number or cannot read references, the message names the rows; if a
+            reward model gives no finite number at all; or if a judge cannot be asked at all.
 
     Example:
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
@@ -143,6 +145,7 @@ def source_values(
         [references[row] for row in rows],
         row_names(batch, rows),
         answer_column in batch,
+        [(batch.get(RESPONSE_FORMAT) or references)[row] for row in rows],
     )
     columns: dict[str, list[float | None]] = {}
     errors: list[str | None] = [None] * len(batch[COMPLETION])
@@ -157,7 +160,7 @@ def source_values(
                 errors[row] = value
     failed = sum(error is not None for error in errors)
     if failed:
-        logger.warning("%d of %d answers got no score from a judge; `%s` says why.", failed, len(rows), QUALITY_ERROR)
+        logger.warning("%d of %d answers got no score; `%s` says why.", failed, len(rows), QUALITY_ERROR)
     return columns, errors
 
 
@@ -189,6 +192,7 @@ class _Answers:
     references: list[Any]
     names: list[str]
     has_references: bool
+    forms: list[Any]  # of the answers, as they were asked for
 
 
 def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
@@ -201,8 +205,11 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Accoun
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
         return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
     assert part.verifier is not None
-    given = part.verifier
-    verifier = find_verifier(given, part.trust_verifier) if isinstance(given, str) else given
+    if part.verifier == "json-schema":
+        answers = replace(answers, references=list(map(schema_of_row, answers.references, answers.forms)))
+    verifier = part.verifier
+    if isinstance(verifier, str):
+        verifier = find_verifier(verifier, part.trust_verifier)
     return _verified(verifier, part.range, answers)
 
 
@@ -297,8 +304,8 @@ class Sources:
 
     @property
     def judged(self) -> bool:
-        """Whether there is a judge, and so a column for what it said instead of a score."""
-        return any(part.judge is not None for part in self.parts)
+        """Whether a model gives scores, and so a column for the reason where it gives none."""
+        return any(part.verifier is None for part in self.parts)
 
 
 def read_sources(quality: Quality | Mapping[str, Any]) -> Sources:

@@ -251,7 +251,7 @@ def test_counts_of_cut_and_left_out_answers(kinds, tmp_path):
 
 
 def test_the_tokens_that_were_seen_are_counted(kinds, tmp_path):
-    """Two steps of one row each of four see two of them; four epochs see each four times; a resume goes on counting."""
+    """Two steps of one row each of four see two of them; four epochs see each four times; a resume counts on."""
     said = ["yes", "no", "maybe", "never"]
     data = Dataset.from_dict({"prompt": [f"Number {index}?" for index in range(4)], "completion": said})
     recipe = QUICK | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
