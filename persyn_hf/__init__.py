@@ -27,6 +27,7 @@ _HOME = {
     "persyn_learnability": "persyn_hf.scoring.learnability",
     "persyn_quality": "persyn_hf.scoring.quality",
     "pin_quality": "persyn_hf.scoring.quality",
+    "verifier": "persyn_hf.scoring.verifiers",
     "pin_student": "persyn_hf.scoring.learnability",
     "score": "persyn_hf.scoring.score",
     "PersynRouter": "persyn_hf.routing.router",
@@ -82,6 +83,7 @@ __all__ = [  # pinned by a test
     "score",
     "train_router",
     "train_student",
+    "verifier",
 ]
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
     from persyn_hf.scoring.learnability import persyn_learnability, pin_student
     from persyn_hf.scoring.quality import persyn_quality, pin_quality
     from persyn_hf.scoring.score import score
+    from persyn_hf.scoring.verifiers import verifier
     from persyn_hf.students.train import train_student
 
 

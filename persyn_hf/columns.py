@@ -38,6 +38,11 @@ REASONING = "reasoning"
 FINISH_REASON = "finish_reason"
 PROMPT_TOKENS = "prompt_tokens"
 COMPLETION_TOKENS = "completion_tokens"
+#: Those of the prompt that the server read from its cache, and those of the completion that went into reasoning.
+CACHED_TOKENS = "cached_tokens"
+REASONING_TOKENS = "reasoning_tokens"
+#: Special tokens or an invented turn in the completion: one of `LEAKS`, null where there is none.
+LEAK = "leak"
 USAGE_SOURCE = "usage_source"
 #: How a row was asked: the teacher's sampling, the row's seed, and the system prompt before the prompt's messages.
 TEMPERATURE = "temperature"
@@ -56,6 +61,8 @@ ERROR = "error"
 #: nobody answered.
 ACCEPTED = "accepted"
 ACCEPT_ERROR = "accept_error"
+#: Why `hygiene` leaves an answer out of the published set.
+LEFT_OUT = "left_out"
 
 QUALITY = "quality"
 QUALITY_ERROR = "quality_error"
@@ -88,15 +95,32 @@ GENERATED_STAGE = (TEACHER, COMPLETION, FINISH_REASON, PROMPT_TOKENS, COMPLETION
 SCORED_STAGE = (QUALITY, LEARNABILITY, REWARD, STUDENT, STUDENT_REVISION, LEARNABILITY_METRIC)
 ROUTED_STAGE = (ROUTE, ROUTE_SCORES)
 
-#: Why a completion ended, as every client reports it.
-FINISH_REASONS = ("stop", "length", "content_filter")
+#: Why a completion ended, by the names that every client uses; a reason that none of them knows stays as it was given.
+FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls")
 #: Who counted a row's tokens: the server, or the teacher's tokenizer where the server reports no usage.
 USAGE_SOURCES = ("server", "tokenizer")
+
+#: What was found in a completion that its model should not have shown: see [`generation.special_tokens`].
+LEAKS = ("end-token", "invented-turn", "special-token", "turn-words")
 
 #: The values of `ROW_NUMBERS` and of `ROW_KEY` in one row, and the numbers of a row that has none.
 RowNumbers = tuple[int, int, int]
 RowKey = tuple[str, str, int, int, int]
 UNNUMBERED: RowNumbers = (0, 0, 0)
+
+
+def is_cut(finish_reason: str | None) -> bool:
+    """Tells whether an answer ended before its end: every reason but `stop`, an unknown one included.
+
+    Args:
+        finish_reason (`str`, *optional*): As the table has it; `None`, as of a table that was not generated here, is
+            no cut.
+
+    Example:
+        >>> [is_cut(reason) for reason in ("stop", None, "length", "content_filter", "no such reason")]
+        [False, False, True, True, True]
+    """
+    return finish_reason is not None and finish_reason != "stop"
 
 
 def is_own(name: str) -> bool:

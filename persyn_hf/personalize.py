@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import DataError
-from persyn_hf.tables import pieces
+from persyn_hf.tables import pieces, require_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,7 @@ class Kept:
     Args:
         rows (`int`): Training rows.
         failed (`int`): Answers with `error` set; never trained on.
-        truncated (`int`): Answers cut by `max_tokens` and left out.
+        truncated (`int`): Answers cut by `max_tokens`, by a filter or for a reason that is not known, and left out.
         empty (`int`): Answers without text and left out.
     """
 
@@ -58,8 +58,8 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
 
     Args:
         answers (`Dataset`): The routed answers of [`generate_routed`].
-        keep_truncated (`bool`, defaults to `False`): Keep completions that were cut by `max_tokens`; TRL would teach
-            the student to end its turn there.
+        keep_truncated (`bool`, defaults to `False`): Keep completions that were cut (`finish_reason` is not `stop`);
+            TRL would teach the student to end its turn there.
 
     Returns:
         `Dataset`: `prompt` and `completion` as message lists, with `prompt_id`, `teacher`, `turn`, `sample`,
@@ -70,6 +70,7 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
         MissingColumnError: If the table is not one of answers.
         DataError: If nothing is left to train on, or a prompt is empty.
     """
+    require_table(answers, "personalize", "answers")
     columns.require_columns(
         answers.column_names,
         (columns.PROMPT, columns.COMPLETION, columns.TEACHER, columns.FINISH_REASON),
@@ -78,7 +79,7 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
     keep = np.flatnonzero(_fates(answers, keep_truncated) == _KEPT)
     if not len(keep):
         raise DataError(
-            f"No answer is left to train on: of {len(answers)}, all failed, were empty or were cut by `max_tokens`. "
+            f"No answer is left to train on: of {len(answers)}, all failed, were empty or were cut. "
             "Look at the `error` and `finish_reason` columns; raise `max_tokens`, or set `keep_truncated`."
         )
     kept = answers.select(keep) if len(keep) < len(answers) else answers
@@ -113,7 +114,7 @@ def _fates(answers: Dataset, keep_truncated: bool) -> NDArray[Any]:
         if columns.ERROR in table.column_names:
             failed = pc.or_(failed, pc.is_valid(table[columns.ERROR]))
         empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(completion), ""), False)
-        cut = pc.fill_null(pc.equal(table[columns.FINISH_REASON], "length"), False)
+        cut = pc.fill_null(pc.not_equal(table[columns.FINISH_REASON].cast("string"), "stop"), False)
         fate = np.full(len(table), _KEPT, dtype=np.int8)
         if not keep_truncated:
             fate[_mask(cut)] = _TRUNCATED

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from persyn_hf.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +19,86 @@ if TYPE_CHECKING:
 
 #: Arrow data of one piece; that of a row group, as `Dataset.to_parquet` writes them.
 PIECE_BYTES = 100_000_000
+
+
+def require_table(given: object, stage: str, argument: str = "data", *, rows: bool = False) -> None:
+    """Refuses what is easily passed in the place of a table, and says what to pass instead.
+
+    A mapping of splits or of columns, a data frame and a string can all be walked over, and would be taken for rows.
+
+    Args:
+        given (`object`): What a function was called with.
+        stage (`str`): Name of the function, for the message.
+        argument (`str`, defaults to `"data"`): Name of its argument, for the message.
+        rows (`bool`, defaults to `False`): Take an iterable of rows too, streamed ones among them.
+
+    Raises:
+        DataError: If it is no table.
+    """
+    said = _instead(given, argument)
+    if said is None:
+        if isinstance(getattr(given, "column_names", None), list) and hasattr(given, "select_columns"):
+            streamed = not hasattr(given, "__len__")
+            if rows or not streamed:
+                return
+            said = f"is streamed; pass `Dataset.from_list(list({argument}))`"
+        elif rows and isinstance(given, Iterable):
+            return
+        elif isinstance(given, Iterable):
+            said = f"is {_article(given)}; pass a `Dataset`, for rows `Dataset.from_list(list({argument}))`"
+        else:
+            said = f"is {_article(given)}; pass a `Dataset`"
+    raise DataError(f"{stage}: `{argument}` {said}.")
+
+
+def require_batch(given: object, stage: str) -> None:
+    """Refuses what is no row and no batch of rows, for functions that `Dataset.map` calls.
+
+    Args:
+        given (`object`): What the function was called with.
+        stage (`str`): Name of the function, for the message.
+
+    Raises:
+        DataError: If it is a table, a mapping of splits or no mapping at all.
+    """
+    splits = any(kind.__name__ in ("DatasetDict", "IterableDatasetDict") for kind in type(given).__mro__)
+    if splits or not isinstance(given, Mapping):
+        raise DataError(
+            f"{stage}: expected a row or a batch of rows, got {_article(given)}. It is a function for `map`: call "
+            f"`dataset.map({stage}, batched=True, fn_kwargs={{...}})` on a `Dataset`."
+        )
+
+
+def _instead(given: object, argument: str) -> str | None:
+    """Why something is no table and what to pass instead; `None` where it may be one."""
+    kinds = {kind.__name__ for kind in type(given).__mro__}
+    library = type(given).__module__.partition(".")[0]
+    if given is None:
+        return "is None; pass a `Dataset`, as `load_dataset(...)` or another stage gives one"
+    if kinds & {"DatasetDict", "IterableDatasetDict"}:
+        names = [str(name) for name in given] if isinstance(given, Mapping) else []
+        split = names[0] if names else "train"
+        return f'holds the splits {", ".join(names) or "of none"}; pass one of them, `{argument}["{split}"]`'
+    if library in ("pandas", "polars"):
+        return f"is a {library} {type(given).__name__}; pass `Dataset.from_{library}({argument})`"
+    if library == "pyarrow":
+        return f"is a pyarrow {type(given).__name__}; pass `Dataset({argument})`, from `datasets`"
+    if isinstance(given, Mapping):
+        return (
+            f"is a mapping with the keys {', '.join(map(str, list(given)[:8])) or 'of none'}; pass "
+            f"`Dataset.from_dict({argument})` where these are columns, or `[{argument}]` where it is one row"
+        )
+    if isinstance(given, str | bytes | os.PathLike):
+        return (
+            f"is {_article(given)}; pass a `Dataset`: of a file or a Hub dataset "
+            '`load_dataset(..., split="train")`, of a run\'s prompts `persyn_hf.prompts.load_prompts(...)`'
+        )
+    return None
+
+
+def _article(given: object) -> str:
+    name = "path" if isinstance(given, os.PathLike) else type(given).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def pieces(data: Dataset, piece_bytes: int | None = None) -> Iterator[pa.Table]:

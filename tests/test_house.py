@@ -89,7 +89,7 @@ def test_public_names_are_pinned():
         "add_teacher", "allocate", "compare", "evaluate_router", "generate_parallel", "generate_routed", "keep_best",
         "load_personalized", "persyn_generate", "persyn_learnability", "persyn_quality", "persyn_route", "personalize",
         "pin_quality", "pin_router", "pin_student", "prompt_id", "push_personalized", "remove_teacher", "run",
-        "sample_probe", "save_personalized", "score", "train_router", "train_student",
+        "sample_probe", "save_personalized", "score", "train_router", "train_student", "verifier",
     ]  # fmt: skip
 
 

@@ -133,11 +133,13 @@ def test_light_requirements_are_the_dependencies_but_for_the_heavy_ones():
 def test_extras_are_those_of_the_metadata():
     extras = {extra: sorted(brought) for extra, brought in packages.extras().items()}
     assert extras == {
+        "dedup": ["datasketch"],
         "demo": ["gguf"],
         "lm-eval": ["lm-eval"],
         "lora": ["peft"],
         "math": ["math-verify"],
         "reasoning-gym": ["reasoning-gym"],
+        "semhash": ["semhash"],
         "students": ["trl"],
         "zstd": ["zstandard"],
     }

@@ -86,9 +86,10 @@ def _services(run: RunConfig) -> list[Finding]:
 
 def _probe(run: RunConfig) -> Dataset:
     """The prompts in the order in which the run asks them."""
-    from persyn_hf.prompts.reading import load_prompts, random_probe
+    from persyn_hf.doctor.cleaning import load_clean_prompts
+    from persyn_hf.prompts.reading import random_probe
 
-    prompts = load_prompts(run.prompts)
+    prompts = load_clean_prompts(run).prompts
     if run.router.pretrained is not None or run.probe.method != "random":
         return prompts
     return random_probe(prompts, min(run.probe.size, len(prompts)), run.seed)

@@ -50,10 +50,12 @@ def show(ledger: LedgerArgument) -> None:
     with _existing(ledger) as opened:
         totals = opened.totals()
     table = Table(box=None)
-    for name in ("model", "revision", "answers", "truncated", "prompt tokens", "completion tokens", "USD", "last"):
+    counted = ["answers", "truncated", "prompt_tokens", "completion_tokens"]
+    counted += [name for name in ("cached_tokens", "reasoning_tokens") if any(line[name] for line in totals)]
+    for name in ("model", "revision", *[name.replace("_", " ") for name in counted], "USD", "last"):
         table.add_column(name, justify="left" if name in ("model", "revision") else "right")
     for line in totals:
-        counts = [f"{line[name]:,}" for name in ("answers", "truncated", "prompt_tokens", "completion_tokens")]
+        counts = [f"{line[name]:,}" for name in counted]
         last = datetime.fromtimestamp(line["last"]).strftime("%Y-%m-%d %H:%M")
         names = [markup(line["model"] or "(unknown)"), markup(line["revision"][:20])]
         table.add_row(*names, *counts, f"{line['cost']:.4f}", last)
@@ -80,7 +82,7 @@ def prune(
     ledger: LedgerArgument,
     model: Annotated[str | None, typer.Option(help="Only answers of this model.")] = None,
     older_than: Annotated[float | None, typer.Option(help="Only answers older than so many days.", min=0)] = None,
-    truncated: Annotated[bool, typer.Option("--truncated", help="Only answers that `max_tokens` cut.")] = False,
+    truncated: Annotated[bool, typer.Option("--truncated", help="Only answers that were cut.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many; remove none.")] = False,
 ) -> None:
     """Remove answers, which a later run would ask (and pay) for again. At least one condition is needed."""
@@ -90,7 +92,7 @@ def prune(
     if older_than is not None:
         conditions.append(("created < ?", [time.time() - older_than * _DAY]))
     if truncated:
-        conditions.append(("finish_reason = 'length'", []))
+        conditions.append(("finish_reason <> 'stop'", []))
     if not conditions:
         raise ConfigError("`ledger prune` needs a condition: --model, --older-than or --truncated.")
     where = " AND ".join(text for text, _ in conditions)

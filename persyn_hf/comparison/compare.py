@@ -16,10 +16,12 @@ from persyn_hf.comparison.presentation import PolicyFacts, comparison_markdown
 from persyn_hf.comparison.routes import Known, mean_reward, teachers_of
 from persyn_hf.comparison.statistics import Outcome, Summary, summarise
 from persyn_hf.config import DRAWN, Compare, ComparedStudent, Policy, RunConfig, Student
+from persyn_hf.doctor.cleaning import load_clean_prompts
 from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
+from persyn_hf.prompts.benchmarks import compared_benchmarks
 from persyn_hf.prompts.reading import load_prompts
 from persyn_hf.run.folder import RunFolder
 from persyn_hf.tables import write_atomically
@@ -86,7 +88,7 @@ def compare(
     shared = Path(config.output_dir if share is None else share)
     folder = RunFolder(config.output_dir, shared / "ledger.sqlite", config.rows_per_shard)
     with folder.locked():
-        prompts = load_prompts(config.prompts, where=f"{source}: prompts")
+        prompts = load_clean_prompts(config, source).prompts
         held_out = _held_out(config, settings, folder, prompts, source, progress)
         worlds = [_world(config, settings, student, prompts, folder, progress) for student in settings.students]
         outcomes = tuple(_outcomes(config, settings, worlds, held_out, shared / CELLS, progress))
@@ -134,6 +136,7 @@ def _held_out(
             f"{source}: {len(shared)} held-out prompts are training prompts too, first {min(shared)}. Students would "
             "be judged on what they have seen; take them out of one of the two."
         )
+    _require_uncontaminated(settings, config.hygiene.ngram_size, prompts, source)
     wanted = settings.nll_teachers
     judges = [teacher for teacher in config.teachers if wanted is None or teacher.name in wanted]
     answers = None
@@ -153,6 +156,19 @@ def _held_out(
         ]
     )
     return HeldOut(held_out, answers, quality, digest)
+
+
+def _require_uncontaminated(settings: Compare, size: int, prompts: Dataset, source: str) -> None:
+    """Refuses training prompts that share words with what students are judged on."""
+    benchmarks = compared_benchmarks(settings, size)
+    texts = map(columns.prompt_text, prompts[columns.PROMPT])
+    found = [one for one, text in zip(prompts[columns.PROMPT_ID], texts, strict=True) if benchmarks.holds(text)]
+    if found:
+        raise DataError(
+            f"{source}: {len(found)} training prompts share {size} words in a row, or a whole question, with the "
+            f"held-out prompts or tasks of `compare`, first {', '.join(found[:5])}. Students would be judged on what "
+            "they have seen: set `hygiene.decontaminate: [compare]`, which leaves them out."
+        )
 
 
 def _world(

@@ -24,7 +24,8 @@ class Hygiene(Settings):
             of words (the extra `semhash`).
         decontaminate (`tuple[str, ...]`): Files and datasets whose texts no prompt may share words with. `compare`
             stands for the held-out prompts and the lm-eval tasks of the section `compare`.
-        decontaminate_column (`str`, defaults to `"prompt"`): The column of those files that holds the texts.
+        decontaminate_column (`str`, *optional*): The column of those files that holds the texts. Default: found by
+            looking, as that of the prompts is.
         ngram_size (`int`, defaults to 13): Words in a row that a prompt and a benchmark share if one contaminates the
             other. A shorter benchmark text must stand in the prompt as a whole.
         min_tokens, max_tokens (`int`, *optional*): Fewest and most tokens of a prompt, in the student's tokens.
@@ -34,20 +35,36 @@ class Hygiene(Settings):
             are scored for it.
     """
 
-    #: They leave answers out of the published set only.
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"drop_refusals", "max_copied", "min_quality"})
+    #: They decide which prompts there are, before any stage.
+    unkeyed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "dedup",
+            "dedup_threshold",
+            "dedup_model",
+            "decontaminate",
+            "decontaminate_column",
+            "ngram_size",
+            "min_tokens",
+            "max_tokens",
+        }
+    )
 
     dedup: Literal["exact", "near"] | None = "exact"
     dedup_threshold: float = Field(0.8, gt=0, le=1)
     dedup_model: str | None = None
     decontaminate: tuple[str, ...] = ()
-    decontaminate_column: str = "prompt"
+    decontaminate_column: str | None = None
     ngram_size: int = Field(13, ge=2)
     min_tokens: Annotated[int | None, Unit("tokens")] = Field(None, ge=1)
     max_tokens: Annotated[int | None, Unit("tokens")] = Field(None, ge=1)
     drop_refusals: bool = False
     max_copied: float | None = Field(None, gt=0, le=1)
     min_quality: float | None = Field(None, allow_inf_nan=False)
+
+    @property
+    def cleans_answers(self) -> bool:
+        """Whether answers are looked at before they are published."""
+        return self.drop_refusals or self.max_copied is not None or self.min_quality is not None
 
     @model_validator(mode="after")
     def _in_order(self) -> Hygiene:

@@ -16,11 +16,13 @@ class StudentRepository(Settings):
         push_to_hub (`str`, *optional*): Hub repository to push it to, with its card.
         private (`bool`, defaults to `True`): Visibility of a new repository.
         license (`str`, *optional*): Licence identifier, for the card.
+        allow_findings (`tuple[str, ...]`, defaults to `()`): Fingerprints of texts that look like a key and are none.
     """
 
     push_to_hub: str | None = None
     private: bool = True
     license: str | None = None
+    allow_findings: tuple[str, ...] = ()
 
 
 class Publish(Settings):
@@ -40,6 +42,7 @@ class Publish(Settings):
         language (`tuple[str, ...]`, defaults to `()`): Language codes.
         keep_truncated (`bool`, defaults to `False`): Keep completions that were cut by `max_tokens`.
         allow_secrets (`bool`, defaults to `False`): Push text that looks like a key or a token.
+        allow_findings (`tuple[str, ...]`, defaults to `()`): Fingerprints of texts that look like a key and are none.
         dry_run (`bool`, defaults to `False`): Check and write everything, send nothing.
         files_per_commit (`int`, defaults to 1000): More files than this go in several commits, data first.
     """
@@ -57,6 +60,7 @@ class Publish(Settings):
     language: tuple[str, ...] = ()
     keep_truncated: bool = False
     allow_secrets: bool = False
+    allow_findings: tuple[str, ...] = ()
     dry_run: bool = False
     files_per_commit: int = Field(1000, ge=1)
 

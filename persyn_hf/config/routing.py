@@ -30,7 +30,7 @@ class Router(Settings):
         learning_rate (`float`, *optional*): Learning rate of fine-tuning. Left out: the one of `tuning`.
         batch_size (`int`, defaults to 16): Prompts in one step of fine-tuning.
         lora_rank (`int`, defaults to 16): Rank of the adapters, for `tuning: lora`.
-        max_length (`int`, defaults to 512): Tokens of a prompt that the router reads.
+        max_length (`int`, defaults to 512): Tokens of a prompt that the router reads, at least 16.
         dtype (`"float32"`, `"bfloat16"` or `"float16"`, defaults to `"float32"`): Of the saved weights. A frozen
             backbone is run in it; fine-tuning keeps float32 weights and uses mixed precision.
         device (`str`, *optional*): Where it is trained and run; default: `cuda` where there is one, else `cpu`.
@@ -52,7 +52,7 @@ class Router(Settings):
     learning_rate: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)
     lora_rank: int = Field(16, ge=1)
-    max_length: int = Field(512, ge=1)  # the template's own tokens come off it, which is looked at when it is known
+    max_length: int = Field(512, ge=16)  # the template's own tokens come off it, which is looked at when it is known
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
 

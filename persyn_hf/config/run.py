@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from persyn_hf.config.accept import Accept
 from persyn_hf.config.allocation import Allocation
+from persyn_hf.config.hygiene import Hygiene
 from persyn_hf.config.overrides import read_overridden
 from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Router
-from persyn_hf.config.scoring import Quality, Reward, Student
+from persyn_hf.config.scoring import Normalization, Quality, Reward, Student
 from persyn_hf.config.settings import Settings, Unit
 from persyn_hf.config.students import Compare, Training
 from persyn_hf.config.teachers import Teacher, require_distinct_teachers
@@ -26,11 +28,12 @@ STAGES = ("probe", "score", "router", "route", "generate", "publish")
 
 
 class Spending(Settings):
-    """What answers may cost.
+    """What answers and scores may cost.
 
     Args:
         max_cost (`float`, *optional*): USD that the answers of the ledger may cost in all, those that it has already
-            included. No request is sent whose longest answer could pass it; the rows that are left have `error` set.
+            included: teachers', judges' and those of a student behind a server. No request is sent whose longest
+            answer could pass it; the rows that are left have `error` or `quality_error` set.
     """
 
     max_cost: Annotated[float | None, Unit("USD")] = Field(None, gt=0)
@@ -47,19 +50,32 @@ class GenerationOptions(Spending):
     drop_truncated: bool = False
 
 
+class ScoreOptions(Spending):
+    """How [`score`] goes.
+
+    Args:
+        max_cost (`float`, *optional*): See [`Spending`].
+        batch_size (`int`, defaults to 512): Rows that are rendered, and given to a judge, at a time.
+    """
+
+    batch_size: int = Field(512, ge=1)
+
+
 class RunConfig(Spending):
     """One run, from prompts to the personalised dataset. The sections are the YAML file's.
 
     Args:
         output_dir (`str`): The run folder.
         seed (`int`, defaults to 0): Seeds the probe, the sampling of every row and the router.
-        max_cost (`float`, *optional*): USD that the answers of all teachers may cost, probe included and over all
-            reruns: the run stops before it would be passed, and goes on once it is raised.
+        max_cost (`float`, *optional*): USD that the answers of all teachers may cost, probe, judge and a student
+            behind a server included, and over all reruns: the run stops before it would be passed, and goes on once
+            it is raised.
         rows_per_shard (`int`, defaults to 20,000): Prompts in one shard of a stage's table: what is made, kept and
             made again as a whole. Scores of answers in another cut agree within rounding; all else is the same.
         confirm_above (`float`, defaults to 0): USD. Where a changed setting makes a run buy answers again that its
             ledger has under the former one, and they cost more than this, the run asks first (or wants `--yes`).
         prompts (`Prompts`): Where prompts come from.
+        hygiene (`Hygiene`): Which prompts leave before they are asked, and which answers before they are published.
         probe (`Probe`): The prompts that every teacher answers.
         teachers (`tuple[Teacher, ...]`): Two at least, of different names.
         student (`Student`, *optional*): The student that scores answers; required to train a router.
@@ -67,6 +83,7 @@ class RunConfig(Spending):
         reward (`Reward`): How quality and learnability become one reward.
         router (`Router`): How the router is trained, or which published one is used.
         allocation (`Allocation`): How scores become routes for the whole set.
+        accept (`Accept`, *optional*): When an answer is good enough, and what is asked where it is not.
         publish (`Publish`): Where the results go.
         training (`Training`): The recipe of fine-tuning that `train-student` and `compare` read.
         compare (`Compare`, *optional*): What the command of that name compares.
@@ -80,6 +97,7 @@ class RunConfig(Spending):
     rows_per_shard: int = Field(20_000, ge=1)
     confirm_above: Annotated[float, Unit("USD")] = Field(0.0, ge=0)
     prompts: Prompts
+    hygiene: Hygiene = Hygiene()
     probe: Probe = Probe()
     teachers: tuple[Teacher, ...]
     student: Student | None = None
@@ -87,6 +105,7 @@ class RunConfig(Spending):
     reward: Reward = Reward()
     router: Router
     allocation: Allocation = Allocation()
+    accept: Accept | None = None
     publish: Publish = Publish()
     training: Training = Training()
     compare: Compare | None = None
@@ -116,6 +135,18 @@ class RunConfig(Spending):
             raise ValueError(f"`allocation.top_k` is {allocation.top_k}, but there are {len(names)} teachers")
         if allocation.top_k > 1 and (self.student is None or self.quality is None):
             raise ValueError("`allocation.top_k` above 1 needs `student` and `quality`, to choose the best answer")
+        return self
+
+    @model_validator(mode="after")
+    def _acceptance_has_what_it_needs(self) -> RunConfig:
+        if self.accept is None:
+            return self
+        if self.quality is None:
+            raise ValueError("`accept` needs `quality`, which says how good an answer is")
+        if self.quality.normalize in get_args(Normalization):
+            raise ValueError(f"`quality.normalize: {self.quality.normalize}` leaves no scale for `accept.min_quality`")
+        if self.allocation.top_k > 1:
+            raise ValueError("`accept` and `allocation.top_k` above 1 both ask for several answers; give one of them")
         return self
 
     @classmethod

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from persyn_hf.config.connection import Connection
 from persyn_hf.config.settings import Address, Dtype, Settings
@@ -25,10 +26,20 @@ class Service(Connection):
         timeout (`float`, defaults to 120): Seconds for one request.
         attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
         max_response_bytes (`int`, defaults to 64 MiB): An answer is not read further than this.
+        price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD for a
+            million tokens.
     """
 
     unkeyed: ClassVar[frozenset[str]] = Connection.reached | frozenset(
-        {"url", "max_concurrency", "timeout", "attempts", "max_response_bytes"}
+        {
+            "url",
+            "max_concurrency",
+            "timeout",
+            "attempts",
+            "max_response_bytes",
+            "price_per_million_prompt_tokens",
+            "price_per_million_completion_tokens",
+        }
     )
 
     url: Address
@@ -36,6 +47,20 @@ class Service(Connection):
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
+    price_per_million_prompt_tokens: float = Field(0.0, ge=0)
+    price_per_million_completion_tokens: float = Field(0.0, ge=0)
+
+    @property
+    def has_price(self) -> bool:
+        """Whether its answers cost money."""
+        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+
+    def price(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """USD for so many tokens."""
+        return (
+            prompt_tokens * self.price_per_million_prompt_tokens
+            + completion_tokens * self.price_per_million_completion_tokens
+        ) / 1e6
 
 
 class StudentEndpoint(Service):
@@ -100,34 +125,65 @@ class Judge(Service):
 
     Args:
         model (`str`): The model that the server serves.
+        revision (`str`, *optional*): Words that tell one model of this name from another, such as a date. Scores of
+            the ledger count for the revision that they were given by.
         template (`str`, *optional*): The request as a Jinja template over `prompt`, `completion` and `answer`. The
-            last line of the judge's reply must be the score alone (`7`, `Score: 7`, `7/10` or `[[7]]`).
-        temperature (`float`, defaults to 0): 0 is greedy decoding.
+            last line of the judge's reply must be the score alone (`7`, `Score: **7**`, `7/10`, `[[7]]`,
+            `{"score": 7}`).
+        temperature (`float`, defaults to 0): 0 is greedy decoding. `null` leaves it to the server, as models need
+            that refuse to be told.
         max_tokens (`int`, defaults to 512): The longest reply, in tokens.
+        max_tokens_field (`str`, defaults to `"max_tokens"`): The request's key for `max_tokens`.
+        seed (`int`, defaults to 0): The seed of every request; `null` sends none.
+        extra_body (`dict`, defaults to `{}`): More keys of the request, such as `reasoning_effort`.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"revision", "max_tokens_field", "seed", "extra_body"})
+    #: Keys of the request that have a setting of their own, or that persyn_hf sets.
+    own_keys: ClassVar[frozenset[str]] = frozenset(
+        {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "seed", "stream"}
+    )
+
     model: str = Field(min_length=1)
+    revision: str | None = None
     template: str | None = None
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: float | None = Field(0.0, ge=0.0)
     max_tokens: int = Field(512, ge=1)
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    seed: int | None = Field(0, ge=0)
+    extra_body: dict[str, Any] = Field({})
+
+    @field_validator("extra_body")
+    @classmethod
+    def _only_more(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(cls.own_keys & value.keys())
+        if taken:
+            raise ValueError(f"`extra_body` must not set {', '.join(taken)}, which have settings of their own")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"`extra_body` must be JSON: {error}") from None
+        return value
 
 
 class QualitySource(Settings):
     """One of several sources of quality. Exactly one of `verifier`, `reward_model` and `judge` is given.
 
     Args:
-        verifier, reward_model, revision, judge: As in the section `quality`.
+        verifier, trust_verifier, reward_model, revision, judge: As in the section `quality`.
         name (`str`, *optional*): Its column is `quality_<name>`; by default `math`, `exact`, `reasoning_gym`, a
             function's name, `reward_model` or `judge`.
         weight (`float`, defaults to 1): Its share of the weighted mean.
         range (`tuple[float, float]`, *optional*): The least and the greatest value it gives. Known for the verifiers
-            `math`, `exact` and `reasoning-gym` (0 to 1) and for a judge (1 to 10).
+            `math`, `exact`, `reasoning-gym` and `json-schema` (0 to 1) and for a judge (1 to 10).
     """
 
     checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
     code: ClassVar[frozenset[str]] = frozenset({"verifier"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"trust_verifier"})
 
     verifier: str | None = None
+    trust_verifier: bool = False
     reward_model: str | None = None
     revision: str | None = None
     judge: Judge | None = None
@@ -153,8 +209,11 @@ class Quality(Settings):
     """How good an answer is: exactly one of the first four.
 
     Args:
-        verifier (`str`, *optional*): `math`, `exact`, `reasoning-gym`, or `package.module:function` called with
-            `(prompt, completion, answer)` and returning a number.
+        verifier (`str`, *optional*): `math`, `exact`, `reasoning-gym`, `json-schema`, the name of an entry point in
+            the group `persyn_hf.verifiers`, or `package.module:function`, called with `(prompt, completion, answer)`
+            and returning a number. Naming a module imports it; the function must be marked by `@persyn_hf.verifier`.
+        trust_verifier (`bool`, defaults to `False`): Call any function that `verifier` names, marked or not, with
+            every prompt and answer.
         reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
         judge (`Judge`, *optional*): A model behind a chat endpoint.
         sources (`tuple[QualitySource, ...]`, *optional*): Several of these with weights.
@@ -165,8 +224,10 @@ class Quality(Settings):
 
     checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
     code: ClassVar[frozenset[str]] = frozenset({"verifier"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"trust_verifier"})
 
     verifier: str | None = None
+    trust_verifier: bool = False
     reward_model: str | None = None
     revision: str | None = None
     judge: Judge | None = None
@@ -186,7 +247,11 @@ class Quality(Settings):
             return self.sources
         return (
             QualitySource(
-                verifier=self.verifier, reward_model=self.reward_model, revision=self.revision, judge=self.judge
+                verifier=self.verifier,
+                trust_verifier=self.trust_verifier,
+                reward_model=self.reward_model,
+                revision=self.revision,
+                judge=self.judge,
             ),
         )
 

@@ -46,6 +46,10 @@ class Teacher(Connection):
         reasoning (`"separate"`, `"keep"` or `"drop"`, defaults to `"separate"`): What becomes of a reasoning model's
             thoughts (`reasoning_content`, or `<think>` text): their own column, back into the completion between
             `<think>` tags, or nothing. The ledger keeps them in every case, so it can be changed without asking again.
+        leaks (`"cut"`, `"cut-words"` or `"mark"`, defaults to `"cut"`): What becomes of special tokens at the end of
+            an answer (`<|im_end|>`, `</s>` …) and of turns that the model invented behind it: they are cut off;
+            turns that plain words open (`User:`, `### Instruction`) too; or all of it stays. The column `leak` marks
+            the row in every case, and the ledger keeps the answer as it came.
         max_concurrency (`int`, *optional*): Requests in flight at once to one endpoint, at most. `None`: what `/info`
             says, or what is learnt while asking.
         timeout (`float`, defaults to 120): Seconds for one request.
@@ -63,6 +67,10 @@ class Teacher(Connection):
         dtype (defaults to `"auto"`), device (*optional*): For `backend: local`.
         price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD for a
             million tokens.
+        price_per_million_cached_tokens (`float`, *optional*): USD for a million tokens of prompts that the server
+            read from its cache. `None`: they cost what others do.
+        price_per_million_reasoning_tokens (`float`, *optional*): USD for a million tokens of reasoning. `None`: they
+            cost what the completion's others do.
         family (`str`, *optional*): Model family ("Qwen2.5"), for the Family-Strong baseline.
         license (`str`, *optional*): SPDX or Hub licence identifier, for the cards.
     """
@@ -90,7 +98,17 @@ class Teacher(Connection):
     )
     #: What is known of it and decides no answer.
     facts: ClassVar[frozenset[str]] = frozenset(
-        {"price_per_million_prompt_tokens", "price_per_million_completion_tokens", "family", "license"}
+        {
+            "price_per_million_prompt_tokens",
+            "price_per_million_completion_tokens",
+            "price_per_million_cached_tokens",
+            "price_per_million_reasoning_tokens",
+            "family",
+            "license",
+        }
+    )
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"leaks", "price_per_million_cached_tokens", "price_per_million_reasoning_tokens"}
     )
 
     name: str = Field(min_length=1)
@@ -106,6 +124,7 @@ class Teacher(Connection):
     stream_usage: bool = True
     sampling: Sampling = Sampling()
     reasoning: Literal["separate", "keep", "drop"] = "separate"
+    leaks: Literal["cut", "cut-words", "mark"] = "cut"
     max_concurrency: int | None = Field(None, ge=1)
     timeout: float = Field(120.0, gt=0)
     hedge_after: float | None = Field(None, gt=0)
@@ -118,6 +137,8 @@ class Teacher(Connection):
     device: str | None = None
     price_per_million_prompt_tokens: float = Field(0.0, ge=0)
     price_per_million_completion_tokens: float = Field(0.0, ge=0)
+    price_per_million_cached_tokens: float | None = Field(None, ge=0)
+    price_per_million_reasoning_tokens: float | None = Field(None, ge=0)
     family: str | None = None
     license: str | None = None
 
@@ -130,13 +151,31 @@ class Teacher(Connection):
     @property
     def has_price(self) -> bool:
         """Whether its answers cost money."""
-        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+        return any(self.prices)
 
-    def price(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """USD for so many tokens."""
+    @property
+    def prices(self) -> tuple[float, float, float, float]:
+        """USD for a million tokens of the prompt, of the completion, of a cached prompt and of reasoning."""
+        asked, made = self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens
+        cached, reasoning = self.price_per_million_cached_tokens, self.price_per_million_reasoning_tokens
+        return asked, made, asked if cached is None else cached, made if reasoning is None else reasoning
+
+    def price(
+        self, prompt_tokens: float, completion_tokens: float, cached_tokens: float = 0, reasoning_tokens: float = 0
+    ) -> float:
+        """USD for so many tokens.
+
+        Args:
+            prompt_tokens, completion_tokens (`float`): All of them.
+            cached_tokens (`float`, defaults to 0): Those of the prompt that came from the server's cache.
+            reasoning_tokens (`float`, defaults to 0): Those of the completion that went into reasoning.
+        """
+        asked, made, cached, reasoning = self.prices
         return (
-            prompt_tokens * self.price_per_million_prompt_tokens
-            + completion_tokens * self.price_per_million_completion_tokens
+            prompt_tokens * asked
+            + completion_tokens * made
+            + cached_tokens * (cached - asked)
+            + reasoning_tokens * (reasoning - made)
         ) / 1e6
 
     @model_validator(mode="before")

@@ -13,6 +13,7 @@ from typing import Any
 
 from persyn_hf import columns
 from persyn_hf.errors import ScoringError
+from persyn_hf.scoring.verifiers import verifier
 
 TOPICS = (
     "the sea",
@@ -128,6 +129,7 @@ def _instruction(constraint: Constraint) -> str:
     return texts[constraint["kind"]].format(**constraint)
 
 
+@verifier
 def share_met(prompt: str, completion: str, answer: str) -> float:
     """The share of a prompt's constraints that a completion meets. A verifier for `quality`.
 

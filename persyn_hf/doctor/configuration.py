@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.doctor.cleaning import read_clean_prompts
 from persyn_hf.doctor.contradictions import check_disk, check_probe_size, check_settings
 from persyn_hf.doctor.findings import Finding, Findings
 from persyn_hf.doctor.grading import check_quality, quality_parts, unreadable_references
@@ -34,17 +35,19 @@ class Examined:
         prompts (`Dataset`, *optional*): The prompts of the run, those that were dropped left out.
         dropped (`dict[str, str]`): Why prompts were dropped, by prompt id.
         unread (`Mapping[str, int]`): Rows that were dropped as they hold no prompt or repeat one, by reason.
+        cleaned (`dict[str, int]`): Prompts that `hygiene` left out before that, by reason.
     """
 
     findings: Findings
     prompts: Dataset | None = None
     dropped: dict[str, str] = field(default_factory=dict)
     unread: Mapping[str, int] = field(default_factory=dict)
+    cleaned: dict[str, int] = field(default_factory=dict)
 
     @property
     def dropped_counts(self) -> dict[str, int]:
         """How many rows were dropped, by reason, the commonest first."""
-        return dict((Counter(self.unread) + Counter(self.dropped.values())).most_common())
+        return self.cleaned | dict((Counter(self.unread) + Counter(self.dropped.values())).most_common())
 
 
 def check_configuration(config: RunConfig, source: str = "configuration") -> list[Finding]:
@@ -68,14 +71,14 @@ def examine(config: RunConfig, source: str = "configuration", stages: Sequence[s
         source (`str`): Names the configuration in errors.
         stages (`Sequence[str]`): The stages that are to run.
     """
-    from persyn_hf.prompts.reading import read_prompts
-
     found = Findings()
     examined = Examined(found)
     with found.failing("prompts", "prompts.source"):
-        loaded = read_prompts(config.prompts, where=f"{source}: prompts")
-        examined.prompts, examined.unread = loaded.table, loaded.dropped
+        cleaned, examined.unread = read_clean_prompts(config, source)
+        examined.prompts, examined.cleaned = cleaned.prompts, cleaned.counts
         found.append(Finding("prompts", "ok", f"{len(examined.prompts)} in {config.prompts.location}"))
+        if cleaned.drops:
+            found.append(Finding("prompts", "note", f"{len(cleaned.drops)} were left out: {_said(cleaned.counts)}"))
         found += check_probe_size(config, len(examined.prompts), source)
     found += check_settings(config, stages)
     found += _keys(config, stages, source)
@@ -90,10 +93,15 @@ def examine(config: RunConfig, source: str = "configuration", stages: Sequence[s
     return examined
 
 
+def _said(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items())
+
+
 def scores(config: RunConfig, stages: Sequence[str]) -> bool:
     """Whether answers are scored in these stages."""
     trains = config.router.pretrained is None
-    return (trains and "score" in stages) or (config.allocation.top_k > 1 and "generate" in stages)
+    chosen = config.allocation.top_k > 1 or config.accept is not None or config.hygiene.min_quality is not None
+    return (trains and "score" in stages) or (chosen and "generate" in stages)
 
 
 def sift_prompts(

@@ -45,7 +45,7 @@ def check_quality(quality: Quality, sample: Dataset | None) -> Findings:
     for key, part in quality_parts(quality):
         if part.verifier is not None:
             with found.failing("quality", f"{key}.verifier"):
-                find_verifier(part.verifier)
+                find_verifier(part.verifier, part.trust_verifier)
         if part.judge is not None and part.judge.template is not None:
             with found.failing("quality", f"{key}.judge.template"):
                 _fill_in(part.judge, sample)

@@ -71,6 +71,7 @@ async def ask_all(
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
     answered: Callable[[Item], Any] | None = None,
+    again: str = "the next run sends all again",
 ) -> list[Result | RowError | RetryableError]:
     """Asks a server for every item, as many at once as it bears of all that ask its address.
 
@@ -83,6 +84,7 @@ async def ask_all(
         ask (`Callable`): Sends what is to be asked of one item and reads the answer. A `RetryableError`, of `send` or
             its own, has it called again; any other error that is no `RowError` ends everything.
         answered (`Callable`, *optional*): Called with every item that is through, answered or not.
+        again (`str`, *optional*): What becomes of the answers where it is cancelled, as the end of that line.
 
     Returns:
         `list`: In order, what `ask` gave, or the last error of an item that has no answer.
@@ -123,7 +125,7 @@ async def ask_all(
                     tasks = [group.create_task(one(item, places)) for item in items]
         except asyncio.CancelledError:
             answers = f"{through:,} of {len(items):,} requests were answered"
-            say(f"{endpoint.address}: {answers}; the next run sends all again.")
+            say(f"{endpoint.address}: {answers}; {again}.")
             raise
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -136,11 +138,12 @@ async def ask_service(
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
     answered: Callable[[Item], Any] | None = None,
+    again: str = "the next run sends all again",
 ) -> list[Result | RequestError]:
     """The same of a server that scores, whose errors are `ScoringError`s.
 
     Args:
-        endpoint, items, ask, answered: As for [`ask_all`].
+        endpoint, items, ask, answered, again: As for [`ask_all`].
         service (`Service`): How it is configured.
 
     Returns:
@@ -151,7 +154,7 @@ async def ask_service(
         ScoringError: If nothing can succeed.
     """
     try:
-        found = await ask_all(endpoint, Patience.of(service), items, ask, answered)
+        found = await ask_all(endpoint, Patience.of(service), items, ask, answered, again)
     except TeacherDownError as error:
         raise ScoringError(f"{error}.") from None
     return [_of_scoring(endpoint, one) if isinstance(one, RowError | RetryableError) else one for one in found]

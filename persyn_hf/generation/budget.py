@@ -34,7 +34,12 @@ def cost_of(teacher: Teacher, request: Request, completion: Completion) -> float
     """USD of one answer: by its usage, or the worst case where nobody could count."""
     if completion.prompt_tokens is None or completion.completion_tokens is None:
         return worst_case(teacher, request)
-    return price(teacher, completion.prompt_tokens, completion.completion_tokens)
+    return teacher.price(
+        completion.prompt_tokens,
+        completion.completion_tokens,
+        completion.cached_tokens or 0,
+        completion.reasoning_tokens or 0,
+    )
 
 
 class Purse:

@@ -14,9 +14,10 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
 from persyn_hf.errors import RetryableError, TeacherError
-from persyn_hf.generation.answer import read_answer
+from persyn_hf.generation.answer import Said, read_answer
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer
+from persyn_hf.generation.usage import read_usage
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.prompts.sending import joined_system
 
@@ -101,18 +102,17 @@ class ChatClient:
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
-        usage: Any = answer.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        return read_answer(
+        said = Said(
             text_of(message),
             choice.get("finish_reason"),
-            request.sampling,
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
             # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
             message.get("reasoning_content") or message.get("reasoning"),
-            self._endpoint.clean,
+            message.get("refusal"),
+            message.get("tool_calls") or message.get("function_call"),
+            choice.get("stop_reason"),
+            read_usage(answer.get("usage")),
         )
+        return read_answer(said, request, self._endpoint.clean)
 
 
 def text_of(message: Mapping[str, Any]) -> object:

@@ -18,7 +18,7 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import OF_THE_SERVER
 from persyn_hf.endpoints.wire import Wire, exchange
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
-from persyn_hf.generation.answer import count
+from persyn_hf.generation.usage import count
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = 10.0

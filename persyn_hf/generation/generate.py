@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +19,6 @@ from persyn_hf.generation.jobs import Plan, resolved
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.generation.run import Options, ask_teachers
 from persyn_hf.generation.table import (
-    GENERATED_FEATURES,
     FinishedColumns,
     FinishedTable,
     generated_features,
@@ -29,10 +26,10 @@ from persyn_hf.generation.table import (
     require_known_routes,
     require_ranking,
 )
-from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger, LedgerLike, open_ledger
+from persyn_hf.tables import require_batch
 
 TeacherLike = Teacher | Mapping[str, Any]
-LedgerLike = Ledger | str | os.PathLike[str] | None
 
 
 def generate_parallel(
@@ -62,9 +59,9 @@ def generate_parallel(
 
     Returns:
         `Dataset`: One row per prompt row and teacher, prompt by prompt, with the columns `teacher`, `completion`,
-        `reasoning`, `finish_reason`, `prompt_tokens`, `completion_tokens`, `usage_source`, how it was asked
-        (`temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `system_prompt`), `rerouted_from` and `error` added (and
-        `prompt_id` where absent).
+        `reasoning`, `finish_reason`, `leak`, `prompt_tokens`, `completion_tokens`, `cached_tokens`,
+        `reasoning_tokens`, `usage_source`, how it was asked (`temperature`, `top_p`, `max_tokens`, `stop`, `seed`,
+        `system_prompt`), `rerouted_from` and `error` added (and `prompt_id` where absent).
 
     Raises:
         ConfigError: If a teacher is wrong or named twice, or a local model is not there.
@@ -149,13 +146,15 @@ def persyn_generate(
     """
     if (teacher is None) == (teachers is None):
         raise ConfigError("persyn_generate needs exactly one of `teacher` and `teachers`.")
+    require_batch(example, "persyn_generate")
     columns.require_columns(example, [columns.PROMPT], "persyn_generate")
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
     batched, values = _batch(example, None if teachers is not None else chosen[0].name)
     if not values[columns.PROMPT]:
         return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen))}
-    plan = _routed_plan(Dataset.from_dict(values), chosen, seed, score_names)
-    with _opened(ledger) as book:
+    rows = [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=True)]
+    plan = _routed_plan(rows, chosen, seed, score_names)
+    with open_ledger(ledger) as book:
         finished = FinishedColumns(plan, book)
         _ask(plan, book, _options(chosen, False, None, None), finished)
         made = finished.values()
@@ -170,7 +169,7 @@ def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[
         columns.require_columns(example, [columns.ROUTE], "persyn_generate")
     names = [columns.PROMPT, *([columns.ROUTE] if teacher is None else [])]
     names += [columns.ROUTE_SCORES] if teacher is None and columns.ROUTE_SCORES in example else []
-    names += [name for name in (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT) if name in example]
+    names += [name for name in (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT, columns.TOOLS) if name in example]
     values = {name: list(example[name]) if batched else [example[name]] for name in names}
     if teacher is not None:
         values[columns.ROUTE] = [teacher] * len(values[columns.PROMPT])
@@ -182,7 +181,9 @@ class GenerationSummary:
     """What one teacher did.
 
     Args:
-        answers, errors, truncated (`int`): Rows with an answer, without, and cut by `max_tokens`.
+        answers, errors, truncated (`int`): Rows with an answer, without, and with one that was cut.
+        leaks (`int`): Answers with special tokens or an invented turn.
+        cached_tokens, reasoning_tokens (`int`): Those of the prompts from a cache, of the completions for reasoning.
         prompt_tokens, completion_tokens (`int`): Sums over the rows whose counts are known.
     """
 
@@ -191,25 +192,31 @@ class GenerationSummary:
     truncated: int
     prompt_tokens: int
     completion_tokens: int
+    leaks: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 def summarize_generation(dataset: Dataset) -> dict[str, GenerationSummary]:
-    """Counts answers, failures, truncated answers and tokens by teacher.
+    """Counts answers, failures, cut answers, leaks and tokens by teacher.
 
     Args:
         dataset (`Dataset`): From [`generate_parallel`] or [`generate_routed`].
     """
     columns.require_columns(dataset.column_names, columns.GENERATED_STAGE, "summarize_generation")
     counts: dict[str, list[int]] = {}
-    for batch in dataset.select_columns([*GENERATED_FEATURES]).with_format(None).iter(1000):
+    counted = (columns.PROMPT_TOKENS, columns.COMPLETION_TOKENS, columns.CACHED_TOKENS, columns.REASONING_TOKENS)
+    names = [name for name in (*columns.GENERATED_STAGE, *counted, columns.LEAK) if name in dataset.column_names]
+    for batch in dataset.select_columns([*dict.fromkeys(names)]).with_format(None).iter(1000):
         for index, name in enumerate(batch[columns.TEACHER]):
-            count = counts.setdefault(name, [0] * 5)
+            count = counts.setdefault(name, [0] * 8)
             failed = batch[columns.ERROR][index] is not None
             count[0] += not failed
             count[1] += failed
-            count[2] += batch[columns.FINISH_REASON][index] == "length"
-            count[3] += batch[columns.PROMPT_TOKENS][index] or 0
-            count[4] += batch[columns.COMPLETION_TOKENS][index] or 0
+            count[2] += columns.is_cut(batch[columns.FINISH_REASON][index])
+            count[5] += batch.get(columns.LEAK, {index: None})[index] is not None
+            for place, counter in zip((3, 4, 6, 7), counted, strict=True):
+                count[place] += batch.get(counter, {index: None})[index] or 0
     return {name: GenerationSummary(*count) for name, count in counts.items()}
 
 
@@ -263,7 +270,7 @@ def _routed_plan(
 
 
 def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: bool) -> Dataset:
-    with _opened(ledger) as book:
+    with open_ledger(ledger) as book:
         table = FinishedTable(plan, book, drop_truncated)
         _ask(plan, book, options, table)
         return table.finish()
@@ -272,12 +279,3 @@ def _generate(plan: Plan, ledger: LedgerLike, options: Options, drop_truncated: 
 def _ask(plan: Plan, ledger: Ledger, options: Options, table: FinishedTable) -> None:
     require_forms_understood(plan.table, [asked.teacher for asked in plan.asked])
     run_to_end(lambda interrupt: ask_teachers(plan, ledger, options, interrupt, table.advance))
-
-
-@contextmanager
-def _opened(ledger: LedgerLike) -> Iterator[Ledger]:
-    if isinstance(ledger, Ledger):
-        yield ledger
-        return
-    with Ledger("" if ledger is None else ledger) as opened:
-        yield opened

@@ -189,7 +189,7 @@ class Plan:
     @cached_property
     def _identity(self) -> list[str]:
         """The columns that a row's request is made of."""
-        asked_for = (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT)
+        asked_for = (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT, columns.TOOLS)
         present = [name for name in asked_for if name in self.table.column_names]
         return [columns.PROMPT_ID, columns.PROMPT, *present]
 
@@ -205,8 +205,13 @@ def _identified(
 ) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers, dict[str, Any]]]:
     """Prompt, identity, numbers and own keys of the request of every row of a batch."""
     prompts, ids = batch[columns.PROMPT], batch[columns.PROMPT_ID]
-    formats = map(canonical_format, batch.get(columns.RESPONSE_FORMAT, [None] * len(prompts)))
-    own = [{} if form is None else {columns.RESPONSE_FORMAT: form} for form in formats]
+    nothing = [None] * len(prompts)
+    formats = map(canonical_format, batch.get(columns.RESPONSE_FORMAT, nothing))
+    tools = map(columns.canonical_tools, batch.get(columns.TOOLS, nothing))
+    named = [
+        {columns.RESPONSE_FORMAT: form, columns.TOOLS: offered} for form, offered in zip(formats, tools, strict=True)
+    ]
+    own = [{key: value for key, value in keys.items() if value is not None} for keys in named]
     return zip(prompts, ids, columns.row_numbers(batch), own, strict=True)
 
 

@@ -14,9 +14,10 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 
 from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import RowError, TeacherDownError, TeacherError
-from persyn_hf.generation.answer import read_answer
+from persyn_hf.generation.answer import Said, read_answer
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import render
+from persyn_hf.generation.usage import Usage
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.models import loading
 from persyn_hf.models.device import choose_device
@@ -196,7 +197,8 @@ def _result(local: LocalModel, row: _Row, reason: str, cut: int | None = None) -
     if cut is None and reason == "stop":
         cut = _stop_position(local, row)
     try:
-        return read_answer(_text(local, row)[:cut], reason, row.request.sampling, len(row.ids), len(row.tokens))
+        said = Said(_text(local, row)[:cut], reason, usage=Usage(len(row.ids), len(row.tokens)))
+        return read_answer(said, row.request)
     except TeacherError as error:
         return RowError(str(error))
 

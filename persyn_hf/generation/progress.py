@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from persyn_hf import text
+from persyn_hf import columns, text
 from persyn_hf.endpoints.event_loop import say
 from persyn_hf.ledger.completion import Completion
 
@@ -33,7 +33,8 @@ class Tally:
         total (`int`): Rows that it is to answer.
         in_flight (`Callable[[], int]`): How many requests it is answering now.
         found (`int`): Rows that the ledger had.
-        answered, failed, truncated (`int`): Rows of this run; truncated ones are answered.
+        answered, failed, truncated, leaked (`int`): Rows of this run; truncated ones, and those with special tokens or
+            an invented turn, are answered.
         prompt_tokens, completion_tokens (`int`): Of this run's answers.
         cost (`float`): USD of this run's answers.
     """
@@ -45,14 +46,16 @@ class Tally:
     answered: int = 0
     failed: int = 0
     truncated: int = 0
+    leaked: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
 
-    def count(self, completion: Completion, cost: float) -> None:
+    def count(self, completion: Completion, cost: float, leak: str | None = None) -> None:
         """One more answer."""
         self.answered += 1
-        self.truncated += completion.finish_reason == "length"
+        self.truncated += columns.is_cut(completion.finish_reason)
+        self.leaked += leak is not None
         self.prompt_tokens += completion.prompt_tokens or 0
         self.completion_tokens += completion.completion_tokens or 0
         self.cost += cost
@@ -70,10 +73,12 @@ class Tally:
             parts.append(f"{self.failed:,} failed")
         if self.truncated:
             parts.append(f"{self.truncated:,} truncated")
+        if self.leaked:
+            parts.append(f"{self.leaked:,} with leaked tokens or turns")
         parts.append(f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens")
         if self.cost:
             parts.append(f"{self.cost:.4f} USD")
-        return f"{self.name}: {', '.join(parts)}"
+        return f"{text.tame(self.name)}: {', '.join(parts)}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from persyn_hf.config import Teacher
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
 from persyn_hf.endpoints.event_loop import Interrupt, say
 from persyn_hf.endpoints.server import server
+from persyn_hf.generation.answer import cleaned
 from persyn_hf.generation.budget import Purse
 from persyn_hf.generation.chat import ChatClient
 from persyn_hf.generation.client import Request, TeacherClient
@@ -21,6 +22,7 @@ from persyn_hf.generation.describe import EndpointLimits
 from persyn_hf.generation.jobs import Asked, Exchange, Plan
 from persyn_hf.generation.lane import Lane
 from persyn_hf.generation.missing import Missing
+from persyn_hf.generation.notices import Notices
 from persyn_hf.generation.pool import Job, Listener, RetryPolicy, TeacherPool
 from persyn_hf.generation.preflight import preflight
 from persyn_hf.generation.progress import Tally, progress_shown
@@ -31,6 +33,7 @@ from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger, Origin
 from persyn_hf.ledger.money import Budget
 from persyn_hf.packages import require
+from persyn_hf.text import tame
 
 _log = logging.getLogger(__name__)
 #: Batches of a local model that are gathered, so that rows of similar length meet.
@@ -127,13 +130,14 @@ class _Run:
         stack: AsyncExitStack,
     ) -> None:
         """Makes a teacher ready to be asked."""
-        teacher = asked.teacher
+        teacher, notices = asked.teacher, Notices(asked.teacher)
 
         def answered(job: Job, completion: Completion) -> None:
             origin = asked.origin(job.request, completion)
             self._kept.append((job.key, completion, origin))
             missing.settled(job.key)
-            tally.count(completion, origin.cost or 0.0)
+            tally.count(completion, origin.cost or 0.0, cleaned(completion, job.request, teacher).leak)
+            notices.heed(completion)
             if len(self._kept) >= _COMMIT:
                 self._commit()
 
@@ -202,7 +206,7 @@ class _Run:
         for name, tally in self._tallies.items():
             missing = tally.total - tally.found - tally.answered
             if missing and not interrupted:
-                _log.warning("teacher %s: %d of %d rows have no answer", name, missing, tally.total)
+                _log.warning("teacher %s: %d of %d rows have no answer", tame(name), missing, tally.total)
 
     def _commit(self) -> None:
         if self._kept:
@@ -246,7 +250,7 @@ class _Run:
         self._tallies[asked.name].total -= len(taken)
         _log.warning(
             "teacher %s is down: %d of its rows go to the next best teachers of `route_scores`, %d to none",
-            asked.name,
+            tame(asked.name),
             len(taken),
             len(unanswered) - len(taken),
         )

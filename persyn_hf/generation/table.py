@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from itertools import chain
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +13,17 @@ from datasets import Dataset, Features, List, Value
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
-from persyn_hf.errors import ConfigError, DataError, LedgerError, RouterMismatchError
-from persyn_hf.generation.answer import presented
+from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
+from persyn_hf.generation.answer import cleaned, presented
 from persyn_hf.generation.forms import require_forms
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
 from persyn_hf.generation.pool import Job
+from persyn_hf.generation.spill import Spill
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.prompts.formats import rows_table
+from persyn_hf.prompts.reading import prompt_feature
+from persyn_hf.tables import require_table
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 8 * 2**20
@@ -32,6 +31,8 @@ IN_MEMORY_BYTES = 8 * 2**20
 _AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
 _NEVER_ASKED = "the run ended before this row was asked"
+#: Of an answer of an old ledger.
+_NOTHING_LEFT = "the answer holds nothing but special tokens"
 
 
 class FinishedTable:
@@ -43,7 +44,7 @@ class FinishedTable:
     Args:
         plan (`Plan`): Who was to answer what.
         ledger (`Ledger`): The answers.
-        drop_truncated (`bool`, defaults to `False`): Leave answers that `max_tokens` cut out.
+        drop_truncated (`bool`, defaults to `False`): Leave cut answers out.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
@@ -56,7 +57,7 @@ class FinishedTable:
         self._prompts = plan.table.with_format("arrow")
         self._parts: list[pa.Table] = []
         self._loose: list[pa.Table] = []
-        self._spill = _Spill(self._schema)
+        self._spill = Spill(self._schema, _BATCH)
         self._size = 0
         self._next = 0
         self._awaited: str | None = None
@@ -136,15 +137,18 @@ class FinishedTable:
         made: dict[str, list[Any]] = {name: [] for name in ("row", *self._added)}
         for row, asked, job, instead_of in pairs:
             completion = found.get(job.key)
-            if self._drop_truncated and completion is not None and completion.finish_reason == "length":
+            if self._drop_truncated and completion is not None and columns.is_cut(completion.finish_reason):
                 continue
-            values = (row, *_answer(asked, completion), *_asked_how(asked, job), instead_of, None)
+            answer = _answer(asked, job, completion)
+            values = (row, *answer, *_asked_how(asked, job), instead_of, None)
             for column, value in zip(made.values(), values, strict=False):
                 column.append(value)
             if columns.EXTRA_BODY in made:
                 made[columns.EXTRA_BODY].append(_extra_body(asked.teacher))
             if completion is None:
                 made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
+            elif answer[1] is None:
+                made[columns.ERROR][-1] = _NOTHING_LEFT
         return made
 
 
@@ -170,17 +174,21 @@ class FinishedColumns(FinishedTable):
             values += part[name].to_pylist()
 
 
-def _answer(asked: Asked, completion: Completion | None) -> tuple[Any, ...]:
+def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any, ...]:
     if completion is None:
-        return (asked.name, *[None] * 6)
-    text, thoughts = presented(completion, asked.teacher.reasoning)
+        return (asked.name, *[None] * 9)
+    clean = cleaned(completion, job.request, asked.teacher)
+    text, thoughts = presented(replace(completion, text=clean.text), asked.teacher.reasoning)
     return (
         asked.name,
-        text,
+        text if clean.text.strip() else None,
         thoughts,
         completion.finish_reason,
+        clean.leak,
         completion.prompt_tokens,
         completion.completion_tokens,
+        completion.cached_tokens,
+        completion.reasoning_tokens,
         completion.usage_source,
     )
 
@@ -202,66 +210,17 @@ def _extra_body(teacher: Teacher) -> str | None:
     return json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else None
 
 
-class _Spill:
-    """A temporary file that a table is written to, piece by piece; there is none before the first piece.
-
-    It is removed when the process that made it ends.
-
-    What cannot be written is raised at the end: a full disk for temporary files stops no run whose answers the ledger
-    still takes.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        self._path = ""
-        self._stack = ExitStack()
-        self._writer: pa.RecordBatchStreamWriter | None = None
-        self._failed: OSError | None = None
-
-    def write(self, pieces: Iterable[pa.Table]) -> None:
-        """Adds pieces; does nothing after a failure."""
-        if self._failed is not None:
-            return
-        try:
-            self._writer = self._writer or self._opened()
-            for piece in pieces:
-                self._writer.write_table(piece, max_chunksize=_BATCH)
-        except OSError as error:
-            self._failed = error
-
-    def close(self) -> str:
-        """The path of the whole file.
-
-        Raises:
-            LedgerError: If it could not be written.
-        """
-        try:
-            self._stack.close()
-            if self._failed is not None:
-                raise self._failed
-        except OSError as error:
-            raise LedgerError(
-                f"The finished table cannot be written to {tempfile.gettempdir()}: {error}. Make room there, or set "
-                "TMPDIR, and run again; answers that are in the ledger are not asked for twice."
-            ) from error
-        return self._path
-
-    def _opened(self) -> pa.RecordBatchStreamWriter:
-        folder, owner = tempfile.mkdtemp(prefix="persyn-hf-"), os.getpid()
-        atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
-        self._path = os.path.join(folder, "generated.arrow")
-        file = self._stack.enter_context(pa.OSFile(self._path, "wb"))
-        return self._stack.enter_context(pa.ipc.new_stream(file, self._schema))
-
-
 #: The columns that generation adds, with their types, so that a column of nulls keeps its type.
 GENERATED_FEATURES = {
     columns.TEACHER: Value("string"),
     columns.COMPLETION: Value("string"),
     columns.REASONING: Value("string"),
     columns.FINISH_REASON: Value("string"),
+    columns.LEAK: Value("string"),
     columns.PROMPT_TOKENS: Value("int64"),
     columns.COMPLETION_TOKENS: Value("int64"),
+    columns.CACHED_TOKENS: Value("int64"),
+    columns.REASONING_TOKENS: Value("int64"),
     columns.USAGE_SOURCE: Value("string"),
     columns.TEMPERATURE: Value("float64"),
     columns.TOP_P: Value("float64"),
@@ -290,6 +249,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
             `turn`, `sample` and `attempt` is no whole number, or the table already has columns that generation would
             add.
     """
+    require_table(prompts, stage, "routed" if stage == "generate_routed" else "prompts", rows=True)
     table = _as_table(prompts).with_format(None)
     columns.require_columns(table.column_names, [columns.PROMPT], stage)
     taken = [name for name in (*GENERATED_FEATURES, columns.EXTRA_BODY) if name in table.column_names]
@@ -299,11 +259,13 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
             "rename or remove it first."
         )
     ids = []
-    only = table.select_columns([columns.PROMPT])
+    only = table.select_columns([name for name in (columns.PROMPT, columns.TOOLS) if name in table.column_names])
     for start in range(0, len(table), CHUNK):
-        for offset, prompt in enumerate(only[start : start + CHUNK][columns.PROMPT]):
+        batch = only[start : start + CHUNK]
+        tools = batch.get(columns.TOOLS) or [None] * len(batch[columns.PROMPT])
+        for offset, (prompt, offered) in enumerate(zip(batch[columns.PROMPT], tools, strict=True)):
             try:
-                ids.append(columns.prompt_id(prompt))
+                ids.append(columns.prompt_id(prompt, offered))
             except DataError as error:
                 raise DataError(f"Row {start + offset}: {error}") from error
     require_forms(table)
@@ -327,11 +289,18 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
 def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
     if isinstance(prompts, Dataset):
         return prompts
-    rows = [{columns.PROMPT: row} if isinstance(row, str) else dict(row) for row in prompts]
+    rows = [_as_row(row, index) for index, row in enumerate(prompts)]
     if not rows:
         return Dataset.from_dict({columns.PROMPT: []})
-    names = list(dict.fromkeys(chain(*rows)))  # `from_list` reads the keys of the first row alone
-    return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+    return rows_table(rows, types={columns.PROMPT: prompt_feature})
+
+
+def _as_row(row: Any, index: int) -> dict[str, Any]:
+    if isinstance(row, Mapping):
+        return dict(row)
+    if isinstance(row, str | list):  # a prompt by itself
+        return {columns.PROMPT: row}
+    raise DataError(f"Row {index}: expected a mapping with `{columns.PROMPT}`, or a prompt, got {type(row).__name__}.")
 
 
 def _numbered(table: Dataset) -> tuple[Dataset, list[columns.RowNumbers]]:

@@ -12,9 +12,10 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
 from persyn_hf.errors import RetryableError, RowError, TeacherError
-from persyn_hf.generation.answer import read_answer
+from persyn_hf.generation.answer import Said, read_answer
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer, render, without_begin
+from persyn_hf.generation.usage import Usage, count
 from persyn_hf.ledger.completion import Completion
 
 
@@ -74,14 +75,10 @@ class TgiClient:
                 attempts=3,
             )
         prefill = details.get("prefill")
-        return read_answer(
-            answer.get("generated_text"),
-            details.get("finish_reason"),
-            request.sampling,
-            len(prefill) if isinstance(prefill, list) else None,
-            details.get("generated_tokens"),
-            clean=self._endpoint.clean,
-        )
+        asked = len(prefill) if isinstance(prefill, list) else None
+        usage = Usage(asked or None, count(details.get("generated_tokens")) or None)
+        said = Said(answer.get("generated_text"), details.get("finish_reason"), usage=usage)
+        return read_answer(said, request, self._endpoint.clean)
 
 
 def _parameters(request: Request) -> dict[str, Any]:

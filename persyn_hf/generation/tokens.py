@@ -14,6 +14,7 @@ from persyn_hf.columns import Message
 from persyn_hf.config import Teacher
 from persyn_hf.errors import ConfigError, RowError, TeacherDownError
 from persyn_hf.generation.client import Request
+from persyn_hf.generation.finish import settled
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.models import loading
 from persyn_hf.models.files import ModelFiles
@@ -66,7 +67,10 @@ class TeacherTokenizer:
                 with suppress(RowError):
                     asked = count_tokens(tokenizer, render(tokenizer, request.messages, request.more))
                     source = "tokenizer"
-        return replace(completion, prompt_tokens=asked, completion_tokens=made, usage_source=source)
+        reason = settled(completion.finish_reason, made, request.sampling.max_tokens)
+        return replace(
+            completion, prompt_tokens=asked, completion_tokens=made, usage_source=source, finish_reason=reason
+        )
 
 
 @lru_cache(maxsize=32)

@@ -19,7 +19,9 @@ from persyn_hf.ledger.schema import BUSY_SECONDS, COLUMN_TYPES, set_up
 
 _log = logging.getLogger(__name__)
 #: Those of an answer, in the order of `Completion`.
-_ANSWER = "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source"
+_ANSWER = (
+    "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source, cached_tokens, reasoning_tokens"
+)
 #: Host parameters per statement; SQLite's old limit is 999.
 CHUNK = 500
 #: Answers between two moves from the WAL into the table.
@@ -171,10 +173,11 @@ class Ledger:
                 yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
 
     def origins(self, model: str) -> Iterator[dict[str, Any]]:
-        """The answers of a model without their texts: where each comes from, its tokens, and `key` in hex."""
+        """A teacher's answers without their texts: where each comes from, its tokens, and `key` in hex."""
         names = ("key", "prompt_id", "revision", "seed", "sampling", "prompt_tokens", "completion_tokens")
         query = (
-            f"SELECT {', '.join(names)} FROM completions WHERE model = ? AND prompt_id IS NOT NULL ORDER BY created"
+            f"SELECT {', '.join(names)} FROM completions WHERE model = ? AND prompt_id IS NOT NULL "
+            "AND coalesce(kind, 'teacher') = 'teacher' ORDER BY created"
         )
         with self.reading():
             found = self._connection.execute(query, [model]).fetchall()
@@ -182,7 +185,7 @@ class Ledger:
             yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
 
     def totals(self) -> list[dict[str, Any]]:
-        """By kind, model and revision: answers, truncated ones, tokens, USD, first and last time."""
+        """By kind, model and revision: answers, cut ones, tokens, USD, first and last time."""
         names = (
             "kind",
             "model",
@@ -191,14 +194,17 @@ class Ledger:
             "truncated",
             "prompt_tokens",
             "completion_tokens",
+            "cached_tokens",
+            "reasoning_tokens",
             "cost",
             "first",
             "last",
         )
         query = """
             SELECT coalesce(kind, 'teacher'), coalesce(model, ''), coalesce(revision, ''),
-                count(*), sum(finish_reason = 'length'),
-                coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0), coalesce(sum(cost), 0.0),
+                count(*), sum(finish_reason <> 'stop'),
+                coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0),
+                coalesce(sum(cached_tokens), 0), coalesce(sum(reasoning_tokens), 0), coalesce(sum(cost), 0.0),
                 min(created), max(created)
             FROM completions GROUP BY 1, 2, 3 ORDER BY 1 = 'teacher' DESC, 1, 2, 3
         """
@@ -306,6 +312,20 @@ class Ledger:
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
 
 
+#: A ledger, or the path of one; `None` keeps nothing.
+LedgerLike = Ledger | str | os.PathLike[str] | None
+
+
+@contextmanager
+def open_ledger(ledger: LedgerLike) -> Iterator[Ledger]:
+    """A ledger for as long as the block runs; one that was given stays open."""
+    if isinstance(ledger, Ledger):
+        yield ledger
+        return
+    with Ledger("" if ledger is None else ledger) as opened:
+        yield opened
+
+
 def add_rows(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     """Adds rows of answers; the first of a key stays."""
     names, marks = ", ".join(COLUMN_TYPES), ",".join("?" * len(COLUMN_TYPES))
@@ -348,6 +368,8 @@ def answer_row(key: str, completion: Completion, origin: Origin, now: float) -> 
         origin.cost,
         now,
         origin.kind,
+        completion.cached_tokens,
+        completion.reasoning_tokens,
     )
 
 

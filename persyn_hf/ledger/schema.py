@@ -29,6 +29,8 @@ COLUMN_TYPES = {
     "cost": "float64",
     "created": "float64",
     "kind": "string",
+    "cached_tokens": "int64",
+    "reasoning_tokens": "int64",
 }
 _SQL_TYPES = {"string": "TEXT", "int64": "INTEGER", "float64": "REAL"}
 _CONSTRAINTS = {

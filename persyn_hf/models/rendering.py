@@ -1,7 +1,7 @@
 """Which tokens of a rendered conversation are the completion's.
 
 The student's own chat template renders the prompt and the prompt with its completion. The completion's span reaches
-through the end-of-turn token and nothing after it; a completion that was cut by `max_tokens` has no end-of-turn.
+through the end-of-turn token and nothing after it; a completion that was cut has no end-of-turn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from persyn_hf.columns import Message, Prompt, canonical_messages, prompt_text
+from persyn_hf.columns import Message, Prompt, canonical_messages, is_cut, prompt_text
 from persyn_hf.errors import ConfigError, PromptTooLongError, ScoringError
 
 #: Stands for a completion while the template's text around it is looked up. Plain letters: no template trims them.
@@ -66,7 +66,8 @@ def render_answers(
             completion and the end-of-text token (a base model).
         prompts (list of `str` or of chat messages): One per answer; equal prompts are rendered once.
         completions (`Sequence[str]`): The answers' texts.
-        finish_reasons (`Sequence[str | None]`): `"length"` marks a cut answer, which has no end-of-turn.
+        finish_reasons (`Sequence[str | None]`): Every reason but `"stop"` and `None` marks a cut answer, which
+            has no end-of-turn.
         names (`Sequence[str]`, *optional*): How errors name a row.
 
     Returns:
@@ -144,11 +145,11 @@ def _render_chat(
             f"{name}: the student's chat template rewrites this conversation, so that the completion cannot be found "
             f"in it; the completion starts {completion[:60]!r}."
         )
-    body = text[len(before) : len(text) - len(frame.suffix)] + (frame.end_of_turn if reason != "length" else "")
+    body = text[len(before) : len(text) - len(frame.suffix)] + ("" if is_cut(reason) else frame.end_of_turn)
     if before not in openings:
         openings[before] = _tokenize(tokenizer, before)
     rendered = _split(tokenizer, before, openings[before], body, name, special=False)
-    if reason == "length" or frame.end_of_turn:
+    if is_cut(reason) or frame.end_of_turn:
         return rendered
     return Rendered(rendered.prompt_ids, (*rendered.completion_ids, _end_of_text(tokenizer, name)))
 
@@ -160,7 +161,7 @@ def _render_plain(
     if text not in shared:
         shared[text] = _without_end(tokenizer, _tokenize(tokenizer, text, special=True))
     rendered = _split(tokenizer, text, shared[text], completion, name, special=True)
-    if reason == "length":
+    if is_cut(reason):
         return rendered
     return Rendered(rendered.prompt_ids, (*rendered.completion_ids, _end_of_text(tokenizer, name)))
 

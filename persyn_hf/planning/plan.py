@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.config.scoring import ScorerOptions
+from persyn_hf.doctor.cleaning import load_clean_prompts
 from persyn_hf.errors import ConfigError
 from persyn_hf.packages import absent, pip_command
 from persyn_hf.planning.costs import JudgeCost, PolicyCost, answer_price, compare_policies, judge_costs
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
 from persyn_hf.planning.speed import local_seconds, timed_scorer
-from persyn_hf.prompts.reading import load_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -116,7 +116,7 @@ def plan(
     """
     if tokens_per_second is not None and not tokens_per_second > 0:
         raise ConfigError(f"`tokens_per_second` must be above 0, got {tokens_per_second}.")
-    prompts = load_prompts(config.prompts)
+    prompts = load_clean_prompts(config).prompts
     probe = 0 if config.router.pretrained is not None else config.probe.size
     if probe > len(prompts):
         raise ConfigError(f"`probe.size` must be at most the number of prompts, {len(prompts)}, got {probe}.")

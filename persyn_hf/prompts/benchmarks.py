@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from persyn_hf import columns
-from persyn_hf.config import COMPARED, Compare, Hygiene, LmEval
+from persyn_hf.config import COMPARED, Compare, Hygiene, LmEval, Prompts
 from persyn_hf.errors import ConfigError
 from persyn_hf.hygiene.contamination import Contamination
 from persyn_hf.packages import require
-from persyn_hf.tables import read_table
+from persyn_hf.prompts.reading import load_prompts
 
 
 def load_benchmarks(hygiene: Hygiene, compare: Compare | None, where: str = "hygiene") -> Contamination:
@@ -22,6 +22,7 @@ def load_benchmarks(hygiene: Hygiene, compare: Compare | None, where: str = "hyg
 
     Raises:
         ConfigError: If a source cannot be read, a column is not there, or there is no section `compare`.
+        DataError: If a row holds no text.
         MissingExtraError: If lm-eval's tasks are named and it is not installed.
     """
     return Contamination.of(_texts(hygiene, compare, where), hygiene.ngram_size)
@@ -36,33 +37,22 @@ def _texts(hygiene: Hygiene, compare: Compare | None, where: str) -> Iterator[st
     for source in hygiene.decontaminate:
         if source == COMPARED:
             if compare is None:
-                raise ConfigError(
-                    f"{where}.decontaminate: `{COMPARED}` needs the section `compare`, which is missing."
-                )
+                raise ConfigError(f"{where}.decontaminate: `{COMPARED}` needs the section `compare`.")
             yield from _compared(compare, where)
         else:
-            yield from _column(source, hygiene.decontaminate_column, f"{where}.decontaminate")
+            prompts = Prompts(source=source, column=hygiene.decontaminate_column)
+            yield from _prompts(prompts, f"{where}.decontaminate")
 
 
 def _compared(compare: Compare, where: str) -> Iterator[str]:
-    held = compare.held_out
-    yield from _column(held.source, held.column, f"{where}: compare.held_out", held.config, held.split, held.revision)
+    yield from _prompts(compare.held_out, f"{where}: compare.held_out")
     if compare.lm_eval is not None:
         yield from task_texts(compare.lm_eval)
 
 
-def _column(
-    source: str, column: str, where: str, config: str | None = None, split: str = "train", revision: str | None = None
-) -> Iterator[str]:
-    table = read_table(source, where, config=config, split=split, revision=revision)
-    if column not in table.column_names:
-        raise ConfigError(
-            f"{where}: there is no column `{column}` in {source}; it has {', '.join(table.column_names)}. "
-            "Set `hygiene.decontaminate_column`."
-        )
-    for value in table[column]:
-        if value:
-            yield columns.prompt_text(value)
+def _prompts(prompts: Prompts, where: str) -> Iterator[str]:
+    for prompt in load_prompts(prompts, where, unique=False)[columns.PROMPT]:
+        yield columns.prompt_text(prompt)
 
 
 def task_texts(settings: LmEval) -> Iterator[str]:

@@ -14,7 +14,7 @@ import lzma
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import PurePath
@@ -70,14 +70,20 @@ def read_rows(path: str) -> list[Row]:
     return rows
 
 
-def rows_table(rows: Iterable[Row]) -> Dataset:
-    """Makes a table of rows whose keys may differ; values that are neither text nor numbers stay the JSON they are."""
+def rows_table(rows: Iterable[Row], types: Mapping[str, Any] | None = None) -> Dataset:
+    """Makes a table of rows whose keys may differ; mappings, and lists of them, stay the JSON that they are.
+
+    Args:
+        rows (`Iterable[Mapping]`): Rows.
+        types (`Mapping`, *optional*): Functions that give the type of a column of these names.
+    """
     from datasets import Dataset, Features
 
     known = list(rows)
     names = list(dict.fromkeys(chain.from_iterable(known)))
     values = {name: [row.get(name) for row in known] for name in names}
-    features = Features({name: feature_of(values[name]) for name in names})
+    type_of = {name: (types or {}).get(name, feature_of) for name in names}
+    features = Features({name: type_of[name](cells) or _inferred(cells) for name, cells in values.items()})
     encoded = {name: [_encoded(value, features[name]) for value in cells] for name, cells in values.items()}
     return Dataset.from_dict(encoded, features=features)
 
@@ -93,8 +99,14 @@ def _encoded(value: Any, feature: Any) -> Any:
     return value
 
 
+def _inferred(values: list[Any]) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_dict({TEXT: values}).features[TEXT]
+
+
 def feature_of(values: Iterable[Any]) -> Any:
-    """The type of a column of JSON values.
+    """The type of a column of JSON values; `None` where some are none.
 
     Example:
         >>> feature_of(["007", None]), feature_of([[{"role": "user"}], None])
@@ -107,9 +119,14 @@ def feature_of(values: Iterable[Any]) -> Any:
     if scalar is not None:
         return Value(scalar)
     if all(isinstance(value, list) for value in known):
-        inner = _scalar(list(chain.from_iterable(known)))
-        return List(Json() if inner is None else Value(inner))
-    return Json()
+        items = list(chain.from_iterable(known))
+        inner = _scalar([item for item in items if item is not None])
+        return List(Value(inner)) if inner is not None else List(Json()) if _are_json(items) else None
+    return Json() if _are_json(known) else None
+
+
+def _are_json(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str | bool | int | float | list | dict | None) for value in values)
 
 
 def _scalar(values: list[Any]) -> str | None:

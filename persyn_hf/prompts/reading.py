@@ -65,7 +65,7 @@ class Loaded:
     dropped: Mapping[str, int]
 
 
-def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
+def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Dataset:
     """Loads and checks the prompts of a run.
 
     The source's other columns are kept beside. One whose name is ours (`teacher`, `reward` …) gets `source_` before
@@ -74,6 +74,7 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     Args:
         prompts (`Prompts`): Source, shape and columns.
         where (`str`, defaults to `"prompts"`): Name of the section in errors ("run.yaml: prompts").
+        unique (`bool`, defaults to `True`): Refuse a prompt that stands twice.
 
     Returns:
         `Dataset`: `prompt_id`, `prompt` (all strings, or all messages), `answer` and `tools` where there are any, and
@@ -86,15 +87,16 @@ def load_prompts(prompts: Prompts, where: str = "prompts") -> Dataset:
     Example:
         >>> load_prompts(Prompts(source="talks.jsonl", format="sharegpt"))  # doctest: +SKIP
     """
-    return read_prompts(prompts, where).table
+    return read_prompts(prompts, where, unique).table
 
 
-def read_prompts(prompts: Prompts, where: str = "prompts") -> Loaded:
+def read_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Loaded:
     """Loads the prompts of a run as [`load_prompts`] does, and counts the rows that were left out.
 
     Args:
         prompts (`Prompts`): Source, shape and columns.
         where (`str`, defaults to `"prompts"`): Name of the section in errors.
+        unique (`bool`, defaults to `True`): Refuse, or drop, a prompt that stands twice.
 
     Raises:
         ConfigError, DataError: As [`load_prompts`] does; with `on_bad_prompt: drop`, rows that hold no prompt or
@@ -113,11 +115,11 @@ def read_prompts(prompts: Prompts, where: str = "prompts") -> Loaded:
     made = _made(table, shape, prompts, tools)
     dropped: Mapping[str, int] = {}
     if prompts.on_bad_prompt == "drop":
-        rows, dropped = _drop_bad(made, len(table))
+        rows, dropped = _drop_bad(made, len(table), unique)
         table = table.select(rows)
         if not rows:
             raise DataError(f"{where}.source: {prompts.location} holds no prompts that can be read.")
-    _require_sound(made, located)
+    _require_sound(made, located, unique)
     beside = _beside(table, shape, prompts, tools, where)
     plain = made.kind in ("text", "messages", "a template")
     lines = [f"read as {shape.said(made.kind)}"] if shape.found or not plain else []
@@ -165,13 +167,13 @@ def _without_answer(prompt: Any, fate: str) -> tuple[Any, str | None]:
     return kept, said(prompt[-1])
 
 
-def _drop_bad(made: _Made, count: int) -> tuple[list[int], dict[str, int]]:
+def _drop_bad(made: _Made, count: int, unique: bool) -> tuple[list[int], dict[str, int]]:
     """Takes rows that hold no prompt, or repeat one, out of what was made; gives the rows that stay, and counts."""
     counts = Counter(reason for _, reason in made.wrong)
     wrong = {index for index, _ in made.wrong}
     rows = [index for index in range(count) if index not in wrong]
     first: dict[str, int] = {}
-    kept = [place for place, key in enumerate(made.ids) if first.setdefault(key, place) == place]
+    kept = [place for place, key in enumerate(made.ids) if not unique or first.setdefault(key, place) == place]
     if len(kept) < len(rows):
         counts["it repeats an earlier prompt"] = len(rows) - len(kept)
     for name in ("prompts", "ids", "references", "tools"):
@@ -181,13 +183,15 @@ def _drop_bad(made: _Made, count: int) -> tuple[list[int], dict[str, int]]:
     return [rows[place] for place in kept], dict(counts.most_common())
 
 
-def _require_sound(made: _Made, located: Located) -> None:
+def _require_sound(made: _Made, located: Located, unique: bool) -> None:
     if made.wrong:
         (first, why), *others = made.wrong
         more = ", ".join(located.row(index) for index, _ in others[: _NAMED - 1])
         open_end = " …" if len(others) >= _NAMED else ""
         also = f" The same or the like in {len(others)} more rows: {more}{open_end}." if more else ""
         raise DataError(f"{located.row(first)}: {why}{also}")
+    if not unique:
+        return
     seen: dict[str, int] = {}
     repeated = [(index, seen[key]) for index, key in enumerate(made.ids) if seen.setdefault(key, index) != index]
     if repeated:
@@ -232,9 +236,10 @@ def _beside(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None, w
         names = [name for name in names if name in prompts.keep_columns]
     beside: dict[str, str] = {}
     referenced = prompts.answer_column is not None or prompts.last_assistant == "reference"
+    free = {columns.RESPONSE_FORMAT} if referenced else {columns.RESPONSE_FORMAT, columns.ANSWER}
     for name in names:
         new = name
-        while (columns.is_own(new) and (new != columns.ANSWER or referenced)) or (
+        while (columns.is_own(new) and new not in free) or (
             new != name and (new in table.column_names or new in beside.values())
         ):
             new = f"{_RENAMED}{new}"
@@ -265,7 +270,7 @@ def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]
 
 
 def _differs(table: Dataset, ids: list[str]) -> bool:
-    return list(table[columns.PROMPT_ID]) != ids
+    return list(table.with_format(None)[columns.PROMPT_ID]) != ids
 
 
 def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
@@ -276,13 +281,19 @@ def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
     """
     from datasets import List, Value
 
-    simple = {"role", "content"}
-    if not isinstance(prompts[0], str) and all(
-        not isinstance(prompt, str) and all(set(one) == simple and isinstance(one["content"], str) for one in prompt)
-        for prompt in prompts
-    ):
-        return List({"role": Value("string"), "content": Value("string")})
-    return feature_of(prompts)
+    text = Value("string")
+    return List({"role": text, "content": text}) if all(map(_is_simple, prompts)) else feature_of(prompts)
+
+
+def _is_simple(prompt: Any) -> bool:
+    """Whether a prompt is messages of a role and a text each."""
+    return isinstance(prompt, list) and all(
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and isinstance(message["role"], str)
+        and isinstance(message["content"], str)
+        for message in prompt
+    )
 
 
 def random_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:

@@ -6,13 +6,14 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.errors import DataError, PublishError
 from persyn_hf.publishing.leaks import Leak
 from persyn_hf.publishing.provenance import TeacherShare
-from persyn_hf.publishing.repository import Repository, Snapshot, explain, failures
+from persyn_hf.publishing.repository import Repository, Snapshot, explain, failures, retry
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -142,7 +143,7 @@ def require_valid_card(repository: Repository, card: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of an empty licence; we say that ourselves
         try:
-            kind(card).validate(repo_type=repository.repo_type)
+            retry(lambda: kind(card).validate(repo_type=repository.repo_type), wait=repository.wait)
         except ValueError as error:  # the answer's body, as the Hub's client passes it on
             raise PublishError(f"The Hub does not take the card of {repository.name}: {_said(error)}") from error
         except failures() as error:
@@ -153,14 +154,29 @@ def require_no_leaks(leaks: Sequence[Leak]) -> None:
     """Refuses text that looks like a secret.
 
     Raises:
-        PublishError: Naming the places, never the text.
+        PublishError: With each place, kind and fingerprint, and without the text.
     """
     if leaks:
-        found = "\n".join(f"- {leak}" for leak in leaks)
-        raise PublishError(
-            f"Some text looks like a key or a token, and nothing was sent:\n{found}\n"
-            "Take it out, revoke it if it is real, or set `allow_secrets=True` if you have looked at each."
+        raise PublishError(f"Some text looks like a key or a token, and nothing was sent:\n{_listed(leaks)}")
+
+
+def warn_of_leaks(leaks: Sequence[Leak], folder: Path) -> None:
+    """Warns of text in a folder that looks like a secret: the folder stays here, and a push of it would be refused."""
+    if leaks:
+        warnings.warn(
+            f"Some text in {folder} looks like a key or a token; look at it before you send the folder anywhere:\n"
+            f"{_listed(leaks)}",
+            stacklevel=3,
         )
+
+
+def _listed(leaks: Sequence[Leak]) -> str:
+    found = "\n".join(f"- {leak}" for leak in leaks)
+    names = ", ".join(dict.fromkeys(leak.fingerprint for leak in leaks))
+    return (
+        f"{found}\nTake it out, and revoke it if it is real. What is no secret is allowed by its fingerprint: "
+        f"`allow_findings: [{names}]` (under `publish` in a file); `allow_secrets=True` allows everything."
+    )
 
 
 def warn_of_license(license: str | None, private: bool, conflicts: Sequence[str]) -> None:
@@ -177,7 +193,7 @@ def warn_of_license(license: str | None, private: bool, conflicts: Sequence[str]
 
 def _ask(repository: Repository, question: Any) -> Any:
     try:
-        return question()
+        return retry(question, wait=repository.wait)
     except failures() as error:
         raise PublishError(f"{_capital(repository.name)} cannot be written to: {explain(error)}") from error
 

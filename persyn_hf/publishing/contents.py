@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
 from persyn_hf.publishing.figures import FIGURES, Figures, describe_figures
+from persyn_hf.publishing.local_paths import public_files
 from persyn_hf.publishing.metadata import (
     dataset_metadata,
     describe_files,
@@ -120,7 +121,8 @@ class DatasetContent:
             self._download_size(snapshot),
         )
         new = cards.dataset_body(runs, location=self.location, warnings=self.warnings)
-        return join_card(merged, merge_body(body, new, where) if body.strip() else new)
+        merged_body = merge_body(body, new, where) if body.strip() else new
+        return join_card(merged, merged_body, snapshot.texts.get(CARD, ""))
 
     def _facts(self, snapshot: Snapshot) -> tuple[bytes, list[cards.Run]]:
         """`persyn.json` and the configurations that the card shows, the others' as they are there."""
@@ -180,9 +182,13 @@ class RouterContent:
         if not self._saved:
             self.router.save_pretrained(self.folder)
             self._saved = True
-        files: dict[str, Path | bytes] = {
-            path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()
-        }
+        files = public_files(
+            {
+                path.relative_to(self.folder).as_posix(): path
+                for path in sorted(self.folder.rglob("*"))
+                if path.is_file()
+            }
+        )
         card = self.card(snapshot)
         if card != snapshot.texts.get(CARD):
             files.update(_drawn(self.figures, DEFAULT_CONFIG))

@@ -2,77 +2,192 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from persyn_hf import columns
+from persyn_hf.publishing.secret_kinds import KINDS
 from persyn_hf.tables import pieces
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: What is looked for. The patterns are in the common part of Python's and RE2's languages.
-PATTERNS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "an API key": r"\bsk-[A-Za-z0-9_-]{20,}",
-    "an AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "a Google API key": r"\bAIza[0-9A-Za-z_-]{35}",
-    "a GitHub token": r"\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_[A-Za-z0-9_]{40,}",
-    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
-}
-_ANY = "|".join(PATTERNS.values())
-_BATCH = 10_000
+# Characters without a width. Emoji use some of them; the variation selectors, which they use most, hide no secret from
+# the search below and are not looked for in tables.
+_INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+#: Every text with a secret matches this. In the common part of Python's and RE2's languages.
+SUSPICIOUS = "|".join([*dict.fromkeys(kind.hint for kind in KINDS), f"[{_INVISIBLE}]"])
+_UNSEEN = re.compile(f"[{_INVISIBLE}\ufe00-\ufe0f]")
+_ESCAPED = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|([nrtfv])|(?=[^\w\s]|_))|%([2-7][0-9A-Fa-f])")
+_QUOTES = "\"'`"
+_BATCH = 30_000  # rows; Arrow compiles the pattern for each batch anew
+_SHOWN = 4
+_SHORTEST = 17  # a secret with its prefix; `prompt_id` has 16 characters
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Text that looks like a secret. It is named, never repeated.
+    """Text that looks like a secret. The message names it and never repeats it.
 
     Args:
-        kind (`str`): What it looks like.
-        where (`str`): Split, row and column, or file.
+        kind (`str`): The kind of secret.
+        where (`str`): Split, row and column, or file and key.
+        shown (`str`): Its first four characters.
+        fingerprint (`str`): The first 12 hex digits of its SHA-256, by which one finding is allowed.
     """
 
     kind: str
     where: str
+    shown: str = ""
+    fingerprint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: looks like {self.kind}"
+        return f"{self.where}: looks like {self.kind} (`{self.shown}…`, fingerprint {self.fingerprint})"
 
 
-def find_in_text(text: str, where: str) -> list[Leak]:
-    """The secrets of one text, each kind once.
+def find_in_text(text: str, where: str, allowed: Collection[str] = ()) -> list[Leak]:
+    """Finds the secrets of one text, each kind once.
+
+    Keys are found behind escapes (`\\\\n` in JSON, `%3D` in addresses, `\\\\_` in Markdown), with invisible characters
+    inside, and cut by a line break.
+
+    Args:
+        text (`str`): Any text.
+        where (`str`): Its place, for the message.
+        allowed (`Collection[str]`): Fingerprints that somebody has looked at.
 
     Example:
-        >>> [str(leak) for leak in find_in_text("my key is sk-" + "a" * 24, "README.md")]
-        ['README.md: looks like an API key']
+        >>> [str(leak) for leak in find_in_text("my key is sk-" + "a1" * 12, "README.md")]
+        ['README.md: looks like an API key (`sk-a…`, fingerprint 2e4bb7cc4b52)']
     """
-    return [Leak(kind, where) for kind, pattern in PATTERNS.items() if re.search(pattern, text)]
+    found: dict[str, Leak] = {}
+    readings = _readings(text)
+    lowered = "\n".join(readings[:2]).lower()  # as it stands and with its lines joined: every word is in one of them
+    suspected = [kind for kind in KINDS if any(word in lowered for word in kind.words)]
+    for reading in readings if suspected else ():
+        taken: list[tuple[int, int]] = []
+        for kind in suspected:
+            for match in kind.pattern.finditer(reading):
+                value, (start, end) = match["value"], match.span("value")
+                if any(start < last and first < end for first, last in taken) or not kind.accepts(value):
+                    continue
+                taken.append((start, end))
+                leak = Leak(kind.name, where, match.group()[:_SHOWN], fingerprint(value))
+                if leak.fingerprint not in allowed:
+                    found.setdefault(kind.name, leak)
+    return list(found.values())
 
 
-def find_in_tables(splits: Mapping[str, Dataset], limit: int = 10) -> list[Leak]:
-    """The first secrets of a dataset's text. Arrow searches whole columns; a row is opened only where it found one.
+def fingerprint(secret: str) -> str:
+    """The name of a finding: the first 12 hex digits of the SHA-256 of the secret without its prefix."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()[:12]
+
+
+def find_in_values(value: Any, where: str, allowed: Collection[str] = ()) -> list[Leak]:
+    """Finds the secrets of plain nested values: every text at every depth, and every key of a mapping.
+
+    Args:
+        value (`Any`): Mappings, sequences and plain values.
+        where (`str`): Its place, for the message; the path of keys follows it.
+        allowed (`Collection[str]`): Fingerprints that somebody has looked at.
+    """
+    found: list[Leak] = []
+    for path, text in _texts(value):
+        place = _at(where, path)
+        leaks = find_in_text(text, place, allowed)
+        if not leaks and path and "\n" not in text and not find_in_text(path[-1], ""):
+            leaks = find_in_text(f"{path[-1]}={text}", place, allowed)  # its key says what it is: `{"api_key": "…"}`
+        found += leaks
+    return found
+
+
+def find_in_tables(splits: Mapping[str, Dataset], limit: int = 10, allowed: Collection[str] = ()) -> list[Leak]:
+    """Finds the first secrets of a dataset's text. Arrow searches whole columns; only suspicious cells are opened.
 
     Args:
         splits (`Mapping[str, Dataset]`): Tables with strings at any depth.
         limit (`int`, defaults to 10): Stop after so many.
+        allowed (`Collection[str]`): Fingerprints that somebody has looked at.
     """
     found: list[Leak] = []
     for split, data in splits.items():
-        for first, table, names in _suspects(_batches(data)):
-            for name in names:
-                for row, value in enumerate(table[name].to_pylist()):
-                    place = _place(split, first + row, name, table, row)
-                    found += find_in_text(_joined(value), place)
-                    if len(found) >= limit:
-                        return found[:limit]
-    return found
+        found += find_in_values(data.features.to_dict(), f"split {split}, names of columns", allowed)
+        for first, table, suspects in _suspects(_batches(data)):
+            for name, row, text in suspects:
+                found += find_in_text(text, _place(split, first + row, name, table, row), allowed)
+                if len(found) >= limit:
+                    return found[:limit]
+    return found[:limit]
+
+
+def _readings(text: str) -> list[str]:
+    """The text as a reader may put it together: escapes undone; invisible characters gone, or a blank; lines joined.
+
+    Every second break is joined too, the odd or the even ones, for a key that ends where a line does.
+    """
+    if "&" in text:
+        text = html.unescape(text)
+    if "\\" in text or "%" in text:
+        text = _ESCAPED.sub(_unescaped, text)
+    plain = _UNSEEN.sub("", text)
+    readings = [plain]
+    if "\n" in plain or "\r" in plain:
+        lines = re.split(r"\r\n?|\n", plain)
+        joined = [
+            _without_end(line.lstrip(" \t>|#*" + _QUOTES) if number else line) for number, line in enumerate(lines)
+        ]
+        readings.append("".join(joined))
+        readings += ["\n".join(_pairs(joined, first)) for first in (0, 1)]
+    readings.append(_UNSEEN.sub(" ", text))
+    return list(dict.fromkeys(readings))
+
+
+def _without_end(line: str) -> str:
+    """A line without what breaks a long text in source code: a backslash, or a quote and a plus sign."""
+    bare = line.rstrip(" \t\\")
+    before = bare.removesuffix("+").rstrip()
+    return (before if before.endswith(tuple(_QUOTES)) else bare).rstrip(_QUOTES)
+
+
+def _pairs(lines: Sequence[str], first: int) -> list[str]:
+    """Lines joined two by two, from the first or the second one on."""
+    return [*lines[:first], *("".join(lines[place : place + 2]) for place in range(first, len(lines), 2))]
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code, blank, percent = match.groups()
+    if code or percent:
+        return chr(int(code or percent, 16))
+    return {"t": "\t"}.get(blank, "\n") if blank else ""
+
+
+def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text inside plain values with the keys that lead to it; a mapping's own keys too."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield path, str(key)
+            yield from _texts(part, (*path, str(key)))
+    elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        for number, part in enumerate(value):
+            yield from _texts(part, (*path, str(number)))
+
+
+def _at(where: str, path: Sequence[str]) -> str:
+    """The place of a text: a key that is itself a secret is not repeated."""
+    keys = [key if len(key) <= 40 and not find_in_text(key, "") else "…" for key in path]
+    return f"{where}, {'.'.join(keys)}" if keys else where
 
 
 def _batches(data: Dataset) -> Iterator[tuple[int, Any]]:
@@ -84,21 +199,28 @@ def _batches(data: Dataset) -> Iterator[tuple[int, Any]]:
         first += len(table)
 
 
-def _suspects(tables: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, list[str]]]:
-    """Batches with the columns in which Arrow found something, in order; as many at a time as there are processors."""
+_Suspects = list[tuple[str, int, str]]
+
+
+def _suspects(tables: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, _Suspects]]:
+    """Batches with what Arrow found in them, in order; as many at a time as there are processors."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         # Arrow searches without holding the interpreter's lock.
         while batch := list(itertools.islice(tables, workers)):
-            for (first, table), names in zip(batch, pool.map(_columns, (t for _, t in batch)), strict=True):
-                if names:
-                    yield first, table, names
+            for (first, table), found in zip(batch, pool.map(_cells, (t for _, t in batch)), strict=True):
+                if found:
+                    yield first, table, found
 
 
-def _columns(table: Any) -> list[str]:
-    return [
-        name for name in table.column_names if any(_suspicious(leaf) for leaf in _leaves(table[name].combine_chunks()))
-    ]
+def _cells(table: Any) -> _Suspects:
+    """The suspicious texts of a table: column, row and text."""
+    found: _Suspects = []
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        own = [pair for texts, rows in _leaves(column, np.arange(len(column))) for pair in _suspicious(texts, rows)]
+        found += [(name, row, text) for row, text in sorted(own, key=lambda pair: pair[0])]
+    return found
 
 
 def _place(split: str, number: int, column: str, table: Any, row: int) -> str:
@@ -108,31 +230,37 @@ def _place(split: str, number: int, column: str, table: Any, row: int) -> str:
     return f"split {split}, row {number}{identity}, column {column}"
 
 
-def _leaves(array: Any) -> Iterator[Any]:
-    """The string arrays inside a column, however deep."""
+def _leaves(array: Any, rows: NDArray[np.int64]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
+    """The string arrays inside a column, however deep, each with the rows that its texts stand in."""
     import pyarrow as pa
-
-    kind = array.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        yield array
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        yield from _leaves(array.flatten())
-    elif pa.types.is_struct(kind):
-        for field in array.flatten():
-            yield from _leaves(field)
-
-
-def _suspicious(texts: Any) -> bool:
     import pyarrow.compute as pc
 
-    return bool(pc.any(pc.match_substring_regex(texts, _ANY)).as_py())
+    if isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        yield from _leaves(array.dictionary_decode(), rows)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        yield array, rows
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _leaves(array.flatten(), rows[pc.list_parent_indices(array).to_numpy(zero_copy_only=False)])
+    elif pa.types.is_map(kind):
+        pairs = pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)]))
+        yield from _leaves(array.cast(pairs), rows)
+    elif pa.types.is_struct(kind):
+        for field in array.flatten():
+            yield from _leaves(field, rows)
 
 
-def _joined(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return "\n".join(_joined(part) for part in value.values())
-    if isinstance(value, list):
-        return "\n".join(_joined(part) for part in value)
-    return ""
+def _suspicious(texts: Any, rows: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if (pc.max(pc.binary_length(texts)).as_py() or 0) < _SHORTEST:
+        return  # roles, names and ids
+    if pa.types.is_string_view(texts.type):
+        texts = texts.cast(pa.large_string())
+    hits = pc.fill_null(pc.match_substring_regex(texts, SUSPICIOUS), False).to_numpy(zero_copy_only=False)
+    places = np.flatnonzero(hits)
+    if len(places):
+        yield from zip(rows[places].tolist(), texts.take(pa.array(places)).to_pylist(), strict=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing.contents import read_facts
 from persyn_hf.publishing.provenance import Provenance
-from persyn_hf.publishing.repository import FACTS, explain, failures
+from persyn_hf.publishing.repository import FACTS, explain, failures, retry
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -72,15 +72,15 @@ def load_personalized(
     api = _api(token)
     where = f"the dataset `{name}`"
     try:
-        commit = api.dataset_info(name, revision=revision).sha
-        facts = Path(api.hf_hub_download(name, FACTS, repo_type="dataset", revision=commit))
+        commit = retry(lambda: api.dataset_info(name, revision=revision)).sha
+        facts = Path(retry(lambda: api.hf_hub_download(name, FACTS, repo_type="dataset", revision=commit)))
     except failures() as error:
-        raise PublishError(f"Loading {where} failed: {_missing(error, where)}") from error
+        raise PublishError(f"Loading {where} failed: {_missing(error, where, 'load')}") from error
     config_name, provenance = _choose(facts, config_name, where)
     try:
         splits = load_dataset(name, config_name, revision=commit, token=token, cache_dir=cache_dir)
     except failures() as error:
-        raise PublishError(f"Loading {where} failed: {explain(error)}") from error
+        raise PublishError(f"Loading {where} failed: {explain(error, 'load')}") from error
     router = None
     if with_router and provenance.router_repo_id is not None:
         _require_router(api, provenance, where)
@@ -115,8 +115,10 @@ def pull(
     target = Path(folder)
     where = f"the dataset `{repo_id}`"
     try:
-        commit = api.dataset_info(repo_id, revision=revision).sha
-        api.snapshot_download(repo_id, repo_type="dataset", revision=commit, local_dir=target / "dataset")
+        commit = retry(lambda: api.dataset_info(repo_id, revision=revision)).sha
+        retry(
+            lambda: api.snapshot_download(repo_id, repo_type="dataset", revision=commit, local_dir=target / "dataset")
+        )
     except failures() as error:
         raise PublishError(f"Pulling {where} failed: {_missing(error, where)}") from error
     facts = _read(target / "dataset" / FACTS, where)
@@ -132,11 +134,14 @@ def pull(
     provenance = next(p for p in facts.values() if p.router_repo_id is not None)
     _require_router(api, provenance, where)
     try:
-        api.snapshot_download(
-            provenance.router_repo_id, revision=provenance.router_revision, local_dir=target / "router"
+        retry(
+            lambda: api.snapshot_download(
+                provenance.router_repo_id, revision=provenance.router_revision, local_dir=target / "router"
+            )
         )
     except failures() as error:
-        raise PublishError(f"Pulling the router `{provenance.router_repo_id}` failed: {explain(error)}") from error
+        said = explain(error, "pull")
+        raise PublishError(f"Pulling the router `{provenance.router_repo_id}` failed: {said}") from error
     return target
 
 
@@ -177,8 +182,8 @@ def _load_router(name: str, revision: str | None, where: str) -> PersynRouter:
 def _require_router(api: Any, provenance: Provenance, where: str) -> None:
     """Asks for the router before it is loaded, so that a gated one is told from a missing one."""
     try:
-        api.auth_check(provenance.router_repo_id)
-        api.model_info(provenance.router_repo_id, revision=provenance.router_revision)
+        retry(lambda: api.auth_check(provenance.router_repo_id))
+        retry(lambda: api.model_info(provenance.router_repo_id, revision=provenance.router_revision))
     except failures() as error:
         raise PublishError(
             f"{where[0].upper()}{where[1:]} names the router `{provenance.router_repo_id}` at "
@@ -186,7 +191,7 @@ def _require_router(api: Any, provenance: Provenance, where: str) -> None:
         ) from error
 
 
-def _missing(error: BaseException, what: str) -> str:
+def _missing(error: BaseException, what: str, action: str = "pull") -> str:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -197,7 +202,7 @@ def _missing(error: BaseException, what: str) -> str:
         return "it has no such revision."
     if isinstance(error, errors.EntryNotFoundError):
         return f"{what} has no `{FACTS}`, so persyn-hf did not push it; `datasets.load_dataset` reads its rows."
-    return explain(error)
+    return explain(error, action)
 
 
 def _choose(facts: Path, config_name: str | None, where: str) -> tuple[str, Provenance]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import unicodedata
 from pathlib import Path
@@ -15,6 +16,7 @@ HUB = "https://huggingface.co"
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|~$]|^[-+])")
 _RIGHT_TO_LEFT = frozenset(("R", "AL", "AN"))
+_NOTHING = "<!-- -->"  # an empty comment: it is not seen, and no address reaches over it
 _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
 
 
@@ -30,8 +32,12 @@ def one_line(value: Any, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+#: What some readers of Markdown make a link of, before and after they have decoded entities.
+_LINKED = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
+
+
 def escape(value: Any, limit: int = 200) -> Markup:
-    """Makes any text plain in a card: HTML, Markdown and addresses lose their meaning.
+    """Makes any text plain in a card: HTML, Markdown, addresses and mail addresses lose their meaning.
 
     Control and bidirectional characters are dropped, white space is folded to single blanks (so that no line can
     begin with `---`), text over `limit` characters is cut, and right-to-left text cannot turn its neighbours round.
@@ -47,12 +53,17 @@ def escape(value: Any, limit: int = 200) -> Markup:
         return Markup(str(value))
     text = one_line(value, limit)
     right_to_left = any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in text)
-    text = _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False)).replace("://", "&#58;//")
+    text = _LINKED.sub(_NOTHING, _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False)))
     return Markup(f"{_ISOLATE}{text}{_END_ISOLATE}" if right_to_left else text)
 
 
 def repository_link(name: Any, revision: str | None = None, kind: str = "model") -> Markup:
-    """A link to a Hub repository, at a revision where one is named; any other name is escaped text."""
+    """A link to a Hub repository, at a revision where one is named; any other name is escaped text.
+
+    Several names are several links.
+    """
+    if isinstance(name, list | tuple):
+        return Markup(", ").join(repository_link(one, revision, kind) for one in name)
     if not is_repo_id(name):
         return escape(name)
     path = f"{HUB}/{'datasets/' if kind == 'dataset' else ''}{name}"
@@ -78,5 +89,7 @@ def code(value: Any) -> Markup:
 
 
 def fixed(value: float | None, digits: int = 3) -> Markup:
-    """A number with so many decimals and a proper minus sign; a dash where there is none."""
-    return Markup("–") if value is None else Markup(f"{value:.{digits}f}".replace("-", "−"))
+    """A number with so many decimals and a proper minus sign; a dash where there is none or none is known."""
+    return (
+        Markup("–") if value is None or not math.isfinite(value) else Markup(f"{value:.{digits}f}".replace("-", "−"))
+    )

@@ -187,12 +187,14 @@ def _without_nothing(**values: Any) -> Metadata:
     return {key: value for key, value in values.items() if value not in (None, [])}
 
 
-_FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_EMPTY = re.compile(r"\A\s*---(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)")
 _MARKER = re.compile(r"<!-- persyn:(begin|end) ([^\n]*?) -->")
 
 
 def split_card(text: str, where: str = "The card") -> tuple[dict[str, Any], str]:
-    """Takes a card apart into metadata and body.
+    """Takes a card apart into metadata and body, where the Hub's own client does.
+
+    The metadata ends with the first line that is `---` and nothing else; a table or a rule in the body is no such end.
 
     Args:
         text (`str`): The `README.md`.
@@ -205,11 +207,11 @@ def split_card(text: str, where: str = "The card") -> tuple[dict[str, Any], str]
         >>> split_card("---\\nlicense: mit\\n---\\n\\n# Title\\n")
         ({'license': 'mit'}, '\\n# Title\\n')
     """
-    match = _FRONT_MATTER.match(text)
-    if match is None:
-        return {}, text
+    head, body = _cut(text)
+    if not head:
+        return {}, body
     try:
-        data = yaml.safe_load(match.group(1))
+        data = yaml.safe_load(head)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 2}" if mark is not None else ""
@@ -223,13 +225,69 @@ def split_card(text: str, where: str = "The card") -> tuple[dict[str, Any], str]
             f"{where} has metadata that is no mapping but {type(data).__name__}: between the `---` lines of "
             "`README.md` must stand `key: value` lines. Nothing was sent."
         )
-    return data or {}, text[match.end() :]
+    return data or {}, body
 
 
-def join_card(metadata: Mapping[str, Any], body: str) -> str:
-    """The text of a card."""
-    head = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True, width=1000).strip()
+def _cut(text: str) -> tuple[str, str]:
+    """The YAML of a card, without its fences, and the body."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    text = text.removeprefix("\ufeff")
+    empty = _EMPTY.match(text)
+    if empty is not None:
+        return "", text[empty.end() :]
+    match = REGEX_YAML_BLOCK.match(text)
+    return (match.group(2), text[match.end() :]) if match is not None else ("", text)
+
+
+def join_card(metadata: Mapping[str, Any], body: str, old: str = "") -> str:
+    """The text of a card.
+
+    Args:
+        metadata (`Mapping[str, Any]`), body (`str`): What it says.
+        old (`str`): The card that stands there: the lines of keys that have not changed stay as they were written,
+            comments among them.
+    """
+    written = _written_keys(_cut(old)[0])
+    lines = []
+    for key, value in metadata.items():
+        text, before = written.get(key, ("", None))
+        same = text and before == value and type(before) is type(value)
+        lines.append(text if same else _as_yaml({key: value}))
+    head = "\n".join(lines)
+    if metadata and yaml.safe_load(head) != metadata:
+        head = _as_yaml(metadata)
     return f"---\n{head}\n---\n\n{body.strip()}\n"
+
+
+def _as_yaml(metadata: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True, width=1000).strip()
+
+
+def _written_keys(head: str) -> dict[str, tuple[str, Any]]:
+    """Each key of the YAML's first level: its lines as they stand there, comments above it included, and its value."""
+    blocks: list[list[str]] = [[]]
+    for line in head.splitlines():
+        begins = re.match(r"[^\s#\-]", line) is not None
+        if begins and any(re.match(r"[^\s#\-]", known) for known in blocks[-1]):
+            # Comments right above a key are its own.
+            above = len(blocks[-1])
+            while blocks[-1][above - 1].startswith("#"):
+                above -= 1
+            blocks.append(blocks[-1][above:])
+            del blocks[-2][above:]
+        blocks[-1].append(line)
+    written = {}
+    for block in blocks:
+        text = "\n".join(block).rstrip()
+        try:
+            value = yaml.safe_load(f"{text}\n")
+        except yaml.YAMLError:
+            continue
+        if isinstance(value, dict) and len(value) == 1:
+            key = next(iter(value))
+            written[key] = (text, value[key])
+    return written
 
 
 def require_renewable(old: str, where: str) -> None:
@@ -256,7 +314,7 @@ def renew_card(
         PublishError: If its metadata is no YAML mapping, or its markers do not match.
     """
     head, text = split_card(old, where)
-    return join_card(merge_metadata(head, metadata, asked), merge_body(text, body, where))
+    return join_card(merge_metadata(head, metadata, asked), merge_body(text, body, where), old)
 
 
 def merge_body(old: str, new: str, where: str = "The card") -> str:

@@ -21,9 +21,9 @@ from persyn_hf.publishing.contents import DatasetContent, RouterContent, RouterL
 from persyn_hf.publishing.figures import Figures
 from persyn_hf.publishing.parquet import plan_shards
 from persyn_hf.publishing.provenance import Provenance, gather
-from persyn_hf.publishing.push import Published, Push, collect, write_content
+from persyn_hf.publishing.push import Published, Push, collect, find_in_dataset, write_content
 from persyn_hf.publishing.repository import Repository, Snapshot
-from persyn_hf.tables import replaced
+from persyn_hf.tables import replaced, require_table
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def save_personalized(
             `prices`, `prompts_source`, `prompts_revision` …
         settings (`Publish` or `Mapping`, *optional*): The section `publish` of a configuration, or its keys. What it
             says of a push is for [`push_personalized`].
-        options: Single keys of [`Publish`] that say what is written: `config_name`, `license`, `language` and
-            `keep_truncated`. They replace those of `settings`.
+        options: Single keys of [`Publish`] that say what is written: `config_name`, `license`, `language`,
+            `keep_truncated`, `allow_secrets` (do not search for keys) and `allow_findings`. They replace those of
+            `settings`.
 
     Returns:
         `Path`: The folder.
@@ -84,6 +85,8 @@ def save_personalized(
         content = DatasetContent(
             dataset_at, asked.config_name, shards, provenance, figures, license, language, warnings, staged, whole=True
         )
+        if not asked.allow_secrets:
+            checks.warn_of_leaks(find_in_dataset(content, asked.allow_findings), target)
         write_content(content.build(Snapshot()), staged)
     if router is not None and router_at is not None:
         with replaced(target / "router") as staged:
@@ -150,7 +153,7 @@ def push_personalized(
     keep = False
     try:
         push = _push(api, asked, splits, provenance, folder, router, saved)
-        push.check(asked.tags, asked.allow_secrets)
+        push.check(asked.tags, asked.allow_secrets, asked.allow_findings)
         if asked.dry_run:
             keep = True
             return push.write(folder)
@@ -165,7 +168,7 @@ def push_personalized(
 
 
 #: What of a section says what is written, rather than how it is pushed.
-_WRITTEN = ("config_name", "license", "language", "keep_truncated")
+_WRITTEN = ("config_name", "license", "language", "keep_truncated", "allow_secrets", "allow_findings")
 
 
 def _settings(
@@ -231,6 +234,8 @@ def _prepare(
     """The personalised tables by split, and the run's facts with what was left out of them."""
     facts = dict(run or {})
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+    for table in splits.values():
+        require_table(data if not hasattr(table, "column_names") else table, "push")
     dropped: dict[str, int] = {}
     for name, table in splits.items():
         if _is_personalized(table):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import PublishError
+from persyn_hf.publishing.local_paths import without_local_paths
 from persyn_hf.scoring.reward import normalize
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ def gather(
         run (`Any`): `dropped`, `generations`, `generations_all`, `cost`, `cost_all`, `prompts_source`,
             `prompts_revision`, `router_repo_id`, `router_revision`.
     """
-    block = dict(router or {})
+    block: dict[str, Any] = without_local_paths(router or {})
+    run = without_local_paths(run) | {key: run[key] for key in ("router_repo_id",) if key in run}
     counts = _count(splits)
     total = sum(rows for rows, _, _ in counts.values())
     described = {teacher["name"]: teacher for teacher in block.get("teachers", [])}

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.contents import WEIGHTS, DatasetContent, RouterContent
-from persyn_hf.publishing.leaks import Leak, find_in_tables, find_in_text
+from persyn_hf.publishing.leaks import Leak, find_in_tables, find_in_text, find_in_values
+from persyn_hf.publishing.local_paths import is_description, public_files
 from persyn_hf.publishing.metadata import renew_card, require_renewable, split_card
 from persyn_hf.publishing.parquet import DEFAULT_CONFIG
-from persyn_hf.publishing.repository import CARD, FACTS, Content, Pushed, Repository, Snapshot, explain, failures
+from persyn_hf.publishing.repository import (
+    CARD,
+    FACTS,
+    Content,
+    Pushed,
+    Repository,
+    Snapshot,
+    explain,
+    failures,
+    retry,
+)
 from persyn_hf.version import __version__
 
 _COLLECTION_SLUG = re.compile(r"[^/\s]+/[^/\s]+-[0-9a-f]{24}")
@@ -62,8 +74,14 @@ class Push:
         self.router_before = Snapshot()
         self.changes = self.router_changes = Content({})
 
-    def check(self, tags: Sequence[str], allow_secrets: bool) -> None:
-        """Looks at everything that could stop the push later; nothing is sent."""
+    def check(self, tags: Sequence[str], allow_secrets: bool, allowed: Collection[str] = ()) -> None:
+        """Looks at everything that could stop the push later; nothing is sent.
+
+        Args:
+            tags (`Sequence[str]`): Git tags that the push sets.
+            allow_secrets (`bool`): Search for no keys and tokens.
+            allowed (`Collection[str]`): Fingerprints of findings that are no secrets.
+        """
         self.before = self.repository.read()
         checks.require_access(self.repository, self.before)
         if self.router is not None and self.router_repository is not None:
@@ -75,7 +93,7 @@ class Push:
         checks.require_free_name(self.repository, self.before, "model", other)
         self._check_cards()
         if not allow_secrets:
-            checks.require_no_leaks(self._leaks())
+            checks.require_no_leaks(self._leaks(allowed))
         if self.router is not None and self.router_repository is not None:
             self.router_changes = self.router.build(self.router_before).changes(self.router_before)
             checks.require_free_tags(self.router_repository, self.router_before, tags, _any(self.router_changes))
@@ -115,12 +133,25 @@ class Push:
             if card != self.router_before.texts.get(CARD):
                 checks.require_valid_card(self.router_repository, card)
 
-    def _leaks(self) -> list[Leak]:
+    def _leaks(self, allowed: Collection[str]) -> list[Leak]:
         """Facts and router block are short; rows that the repository has were looked at when they were pushed."""
-        leaks = find_in_text(str(self.dataset.provenance.to_dict()), f"`{FACTS}` and the cards")
-        if not self.dataset.are_there(self.before):
-            leaks += find_in_tables({split: shards.data for split, shards in self.dataset.shards.items()})
-        return leaks
+        return find_in_dataset(self.dataset, allowed, rows=not self.dataset.are_there(self.before))
+
+
+def find_in_dataset(dataset: DatasetContent, allowed: Collection[str], rows: bool = True) -> list[Leak]:
+    """Finds secrets in what a dataset's and its router's repositories are to hold.
+
+    Args:
+        dataset (`DatasetContent`): The dataset's side; its provenance holds all that both cards and the router's
+            `config.json` say.
+        allowed (`Collection[str]`): Fingerprints of findings that are no secrets.
+        rows (`bool`, defaults to `True`): Search the rows too.
+    """
+    leaks = find_in_values(dataset.provenance.to_dict(), f"`{FACTS}` and the cards", allowed)
+    if rows:
+        tables = {split: shards.data for split, shards in dataset.shards.items()}
+        leaks += find_in_tables(tables, allowed=allowed)
+    return leaks
 
 
 def write_content(content: Content, folder: Path) -> None:
@@ -140,10 +171,12 @@ def collect(api: Any, collection: str, done: Published, private: bool) -> str:
     try:
         slug = collection
         if _COLLECTION_SLUG.fullmatch(collection) is None:
-            slug = api.create_collection(collection, namespace=owner, private=private, exists_ok=True).slug
+            slug = retry(
+                lambda: api.create_collection(collection, namespace=owner, private=private, exists_ok=True)
+            ).slug
         for pushed in (done.router, done.dataset):
             if pushed is not None:
-                api.add_collection_item(slug, pushed.repo_id, pushed.repo_type, exists_ok=True)
+                retry(partial(api.add_collection_item, slug, pushed.repo_id, pushed.repo_type, exists_ok=True))
     except failures() as error:
         raise PublishError(
             f"Both repositories are pushed; putting them into the collection `{collection}` failed: {explain(error)}"
@@ -178,15 +211,19 @@ class StudentPush:
         repo_id (`str`): The model repository, as `me/my-student`.
         private (`bool`, defaults to `True`): Visibility of a new repository.
         token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
+        allow_findings (`Collection[str]`): Fingerprints of texts that look like a key and are none.
     """
 
-    def __init__(self, repo_id: str, private: bool = True, token: str | None = None) -> None:
+    def __init__(
+        self, repo_id: str, private: bool = True, token: str | None = None, allow_findings: Collection[str] = ()
+    ) -> None:
         from huggingface_hub import HfApi
 
         checks.require_names(repo_id, None, DEFAULT_CONFIG)
         api = HfApi(token=token, library_name="persyn_hf", library_version=__version__)
         self._repository = Repository(api, repo_id, "model")
         self._private = private
+        self._allowed = allow_findings
 
     def check(self) -> None:
         """Looks at the token and at the card that is there, so that no training ends before a closed door.
@@ -206,14 +243,21 @@ class StudentPush:
             card (`str`): Its freshly rendered card.
 
         Raises:
-            PublishError: If it cannot be done; running it again resumes it.
+            PublishError: If it cannot be done; running it again resumes it. If some text looks like a secret.
         """
-        weights = {
-            path.relative_to(folder).as_posix(): path
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.relative_to(folder).parts[0] not in (_LEFT_OUT, CARD)
-        }
-
+        weights = public_files(
+            {
+                path.relative_to(folder).as_posix(): path
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.relative_to(folder).parts[0] not in (_LEFT_OUT, CARD)
+            }
+        )
+        leaks = find_in_text(card.replace("\\_", "_"), CARD, self._allowed)
+        for name, path in weights.items():
+            if is_description(name):
+                text = path if isinstance(path, bytes) else path.read_bytes()
+                leaks += find_in_text(text.decode("utf-8", "replace"), name, self._allowed)
+        checks.require_no_leaks(leaks)
         metadata, body = split_card(card)
         asked = frozenset({"license"} & metadata.keys())
 

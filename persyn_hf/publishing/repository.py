@@ -270,15 +270,28 @@ class Repository:
         )
 
     def _trying(self, call: Callable[[], Answer], doing: str, attempts: int = ATTEMPTS) -> Answer:
-        """Calls until it succeeds, waiting longer each time; what cannot succeed later raises at once."""
-        for attempt in range(1, attempts + 1):
-            try:
-                return call()
-            except failures() as error:
-                if attempt == attempts or not _may_succeed_later(error):
-                    raise PublishError(f"{doing} {self.name} failed: {explain(error)}") from error
-                time.sleep(_pause(error, self.wait * 2 ** (attempt - 1)))
-        raise AssertionError("the loop returns or raises")
+        try:
+            return retry(call, attempts, self.wait)
+        except failures() as error:
+            raise PublishError(f"{doing} {self.name} failed: {explain(error)}") from error
+
+
+def retry(call: Callable[[], Answer], attempts: int = ATTEMPTS, wait: float = 1.0) -> Answer:
+    """Calls until it succeeds; a failure that no later attempt mends is raised at once.
+
+    Args:
+        call (`Callable`): One request, or several that may be made again.
+        attempts (`int`): The last one's error is raised.
+        wait (`float`, defaults to 1.0): Seconds before the second attempt; doubled after each.
+    """
+    for attempt in range(1, attempts):
+        try:
+            return call()
+        except failures() as error:
+            if not _may_succeed_later(error):
+                raise
+            time.sleep(_pause(error, wait * 2 ** (attempt - 1)))
+    return call()
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -288,8 +301,13 @@ def failures() -> tuple[type[Exception], ...]:
     return httpx2.HTTPError, OSError, RuntimeError, ValueError
 
 
-def explain(error: BaseException) -> str:
-    """One paragraph on what the Hub's client raised, and what to do about it."""
+def explain(error: BaseException, action: str = "push") -> str:
+    """One paragraph on what the Hub's client raised, and what to do about it.
+
+    Args:
+        error (`BaseException`): What was raised.
+        action (`str`, defaults to `"push"`): What was being done, and is to be done again.
+    """
     from huggingface_hub.errors import GatedRepoError, LocalTokenNotFoundError, RepositoryNotFoundError
 
     status = _status(error)
@@ -303,10 +321,10 @@ def explain(error: BaseException) -> str:
     if status == 403:
         return f"this token may not write there; make one with write access under Settings > Access Tokens. {text}"
     if status == 412:
-        return "other pushes were faster every time; run the push again when they are done."
+        return f"other pushes were faster every time; run the {action} again when they are done."
     if status == 400 or (status is None and type(_root(error)) is ValueError):
         return text
-    return f"{text} Run the same push again to resume it."
+    return f"{text} Run the same {action} again to resume it."
 
 
 def _batches(changes: Content, files_per_commit: int) -> list[Content]:

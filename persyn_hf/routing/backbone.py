@@ -25,6 +25,10 @@ _POOLER_SCALE = 0.02
 DEPTH = 2 / 3
 #: Principal components that heads are fitted on; with the weaker ones shrunk, those beyond change nothing.
 MAX_COMPONENTS = 128
+#: Characters that are tokenised for each token that is read, and how many tokens beside a cut it may have changed: a
+#: word that is cut in two has other tokens.
+_CHARACTERS_PER_TOKEN = 8
+_BESIDE_A_CUT = 256
 
 
 def build_classifier(
@@ -147,7 +151,7 @@ def run_batches(
     Returns:
         `ndarray` of float32, shape `(texts, width)`.
     """
-    encoded = tokenizer(list(texts), truncation=True, return_attention_mask=False)["input_ids"]
+    encoded = encode(tokenizer, texts)
     lengths = np.array([len(ids) for ids in encoded])
     order = np.argsort(-lengths, kind="stable")
     output: Any = None
@@ -166,6 +170,31 @@ def run_batches(
         bar.update(len(rows))
     bar.close()
     return output
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, as many as the router reads; what lies far beyond them is not tokenised.
+
+    Args:
+        tokenizer: `model_max_length` and `truncation_side` say what is read.
+        texts (`Sequence[str]`): At least one.
+    """
+    near = [_near(tokenizer, text) for text in texts]
+    encoded: list[list[int]] = tokenizer(near, truncation=True, return_attention_mask=False)["input_ids"]
+    return encoded
+
+
+def _near(tokenizer: Any, text: str) -> str:
+    """The part of a long text that the router reads, and more than a cut can change of the tokens beside it."""
+    wanted = tokenizer.model_max_length + _BESIDE_A_CUT
+    size = _CHARACTERS_PER_TOKEN * wanted
+    while size < len(text):
+        part = text[-size:] if tokenizer.truncation_side == "left" else text[:size]
+        ids = tokenizer(part, add_special_tokens=False, truncation=False, return_attention_mask=False, verbose=False)
+        if len(ids["input_ids"]) >= wanted:
+            return part
+        size *= 4
+    return text
 
 
 def logits(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int) -> Any:

@@ -200,6 +200,7 @@ def shrunken_weights(features: Array, deviations: Array, strengths: tuple[float,
     """
     count, teachers = deviations.shape
     missing = np.isnan(deviations)
+    patterns = _patterns(missing)
     filled = np.where(missing, 0.0, deviations)
     left, sizes, right = np.linalg.svd(features, full_matrices=False)
     kept = sizes > 1e-6 * sizes.max(initial=0.0)
@@ -211,44 +212,70 @@ def shrunken_weights(features: Array, deviations: Array, strengths: tuple[float,
     noise = (1 - _FIRST_SHARE) * spread + jitter
     signal = _FIRST_SHARE * count / float((sizes**2).sum()) * spread + jitter
     for _ in range(_STEPS):
-        mean, variance = _posterior(left.T @ filled, sizes**2, signal, noise)
+        mean, spread_of_means, variance = _posterior(left.T @ filled, sizes**2, signal, noise)
         fitted = left @ mean
-        signal = ((_outer(mean) + variance) / (sizes**2)[:, None, None]).mean(axis=0)
+        signal = spread_of_means
         if missing.any():
-            filled = _fill(deviations, missing, fitted, noise)
+            filled = _fill(deviations, patterns, fitted, noise)
         residual = filled - fitted
-        noise = (residual.T @ residual + variance.sum(axis=0)) / count + jitter
+        noise = (residual.T @ residual + variance) / count + jitter
     weights = []
     for strength in strengths:
-        mean, _ = _posterior(left.T @ filled, sizes**2, signal / strength, noise)
+        mean, _, _ = _posterior(left.T @ filled, sizes**2, signal / strength, noise)
         weights.append(right.T @ (mean / sizes[:, None]))
     return weights
 
 
-def _posterior(projected: Array, squares: Array, signal: Array, noise: Array) -> tuple[Array, Array]:
-    """Means `(components, teachers)` and covariances of what the prompt adds, along each principal component."""
-    prior = squares[:, None, None] * signal
-    gain = np.linalg.solve(prior + noise, prior)  # the transpose of `prior @ inverse(prior + noise)`
-    mean: Array = np.einsum("kij,ki->kj", gain, projected)
-    variance: Array = prior - np.einsum("kij,kjl->kil", prior, gain)
-    return mean, variance
+def _posterior(projected: Array, squares: Array, signal: Array, noise: Array) -> tuple[Array, Array, Array]:
+    """What the prompt adds along each principal component, given what was seen there.
+
+    One change of the teachers' basis makes signal and noise diagonal at once, so that a component costs no matrix of
+    its own: `O(teachers³ + components · teachers²)`.
+
+    Args:
+        projected (`ndarray` of shape `(components, teachers)`): What was seen.
+        squares (`ndarray` of shape `(components,)`): Squared singular values.
+        signal, noise (`ndarray` of shape `(teachers, teachers)`): Covariances.
+
+    Returns:
+        `(ndarray, ndarray, ndarray)`: The posterior means, shape `(components, teachers)`; the signal that they speak
+        for and the sum of their covariances, both of shape `(teachers, teachers)`.
+    """
+    lower = np.linalg.cholesky(noise)
+    half = np.linalg.solve(lower, np.linalg.solve(lower, signal).T)
+    share, turn = np.linalg.eigh((half + half.T) / 2)
+    back = turn.T @ lower.T  # from the diagonal basis to the teachers
+    ratio = squares[:, None] * np.maximum(share, 0.0)
+    variances = ratio / (ratio + 1.0)
+    means = variances * (np.linalg.solve(lower, projected.T).T @ turn)
+    scaled = means / np.sqrt(squares)[:, None]
+    spoken = scaled.T @ scaled + np.diag((variances / squares[:, None]).sum(axis=0))
+    return means @ back, back.T @ spoken @ back / len(squares), (back.T * variances.sum(axis=0)) @ back
 
 
-def _outer(values: Array) -> Array:
-    product: Array = values[:, :, None] * values[:, None, :]
-    return product
+def _patterns(missing: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Every set of missing teachers, with the prompts that lack exactly these; not that of all teachers."""
+    patterns = np.unique(missing[missing.any(axis=1)], axis=0)
+    return [(one, (missing == one).all(axis=1)) for one in patterns if not one.all()]
 
 
-def _fill(deviations: Array, missing: NDArray[np.bool_], fitted: Array, noise: Array) -> Array:
+def _fill(
+    deviations: Array,
+    patterns: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
+    fitted: Array,
+    noise: Array,
+) -> Array:
     """Missing deviations as the prompt and the noise of the teachers that did answer suggest."""
-    filled: Array = np.where(missing, fitted, deviations)
-    for pattern in np.unique(missing[missing.any(axis=1)], axis=0):
-        if pattern.all():
-            continue
-        rows = (missing == pattern).all(axis=1)
+    filled: Array = np.where(np.isnan(deviations), fitted, deviations)
+    precision = np.linalg.inv(noise)
+    for pattern, rows in patterns:
         known = filled[np.ix_(rows, ~pattern)] - fitted[np.ix_(rows, ~pattern)]
-        shared = np.linalg.solve(noise[np.ix_(~pattern, ~pattern)], noise[np.ix_(~pattern, pattern)])
-        filled[np.ix_(rows, pattern)] += known @ shared
+        if 2 * pattern.sum() <= len(pattern):  # the smaller of two systems with one solution
+            inside, across = precision[np.ix_(pattern, pattern)], precision[np.ix_(pattern, ~pattern)]
+            filled[np.ix_(rows, pattern)] -= np.linalg.solve(inside, across @ known.T).T
+        else:
+            shared = np.linalg.solve(noise[np.ix_(~pattern, ~pattern)], noise[np.ix_(~pattern, pattern)])
+            filled[np.ix_(rows, pattern)] += known @ shared
     return filled
 
 

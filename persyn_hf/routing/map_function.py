@@ -12,6 +12,7 @@ from persyn_hf.config.routing import RouteOptions
 from persyn_hf.errors import RouterCheckpointError, RouterError, RouterMismatchError
 from persyn_hf.models.device import worker_device
 from persyn_hf.models.identity import resolve_revision
+from persyn_hf.tables import require_batch
 
 #: Names the router where no argument does.
 ROUTER_VARIABLE = "PERSYN_ROUTER"
@@ -55,6 +56,7 @@ def persyn_route(
     Example:
         >>> routed = prompts.map(persyn_route, batched=True, fn_kwargs=pin_router("org/router"))  # doctest: +SKIP
     """
+    require_batch(examples, "persyn_route")
     asked = merged(RouteOptions, None, options, "persyn_route")
     if asked.endpoint is not None:
         return _route_remotely(examples, asked.endpoint, asked.api_key_env, router, revision, prompt_column)

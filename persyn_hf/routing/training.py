@@ -29,6 +29,7 @@ from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.seen import PROBE_KEY, seen_record
 from persyn_hf.routing.tuning import Build, FineTuning, cross_validate_tuning, fine_tune
 from persyn_hf.routing.verdict import RouterReport, judge, learning_curve
+from persyn_hf.tables import require_table
 
 #: What a checkpoint may say about a teacher. Addresses and the names of keys stay out of it.
 TEACHER_KEYS = ("name", "model", "revision", "system_prompt", "sampling", "family", "license")
@@ -85,6 +86,7 @@ def train_router(
     """
     router, name, record = _settings(backbone, settings, options)
     _require_place(output_dir)
+    require_table(scored, "train_router", "scored", rows=True)
     table = read_rewards(scored, "train_router", router.min_answered)
     for line in left_out_lines(table, router.min_answered):
         warnings.warn(line, stacklevel=2)

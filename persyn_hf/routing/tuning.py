@@ -225,7 +225,7 @@ def _train(
             if held_out:
                 scores.append(_scores(model, tokenizer, held_out))
 
-    ids = tokenizer(list(goal.texts), truncation=True, return_attention_mask=False)["input_ids"]
+    ids = backbones.encode(tokenizer, goal.texts)
     data = [{"input_ids": row, "labels": reward} for row, reward in zip(ids, goal.rewards, strict=True)]
     with tempfile.TemporaryDirectory(prefix="persyn-tuning-") as folder:
         trainer = Trainer(

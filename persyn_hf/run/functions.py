@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from persyn_hf import columns
-from persyn_hf.config import Allocation, Probe, Quality, Reward, Router, Student, Teacher
+from persyn_hf.config import Allocation, Hygiene, Probe, Quality, Reward, Router, Student, Teacher
 from persyn_hf.errors import DataError
 from persyn_hf.models.identity import teacher_identity
 from persyn_hf.run.fingerprints import Checkpoint
-from persyn_hf.tables import write_json
+from persyn_hf.tables import set_column, write_json
 from persyn_hf.text import tame
 
 if TYPE_CHECKING:
@@ -210,6 +210,14 @@ def best_answers(scored: Dataset) -> Dataset:
     from persyn_hf.routing.allocation.result import keep_best
 
     return keep_best(scored)
+
+
+def judge_cleanliness(answers: Dataset, *, hygiene: Hygiene) -> Dataset:
+    """Says of every answer why `hygiene` leaves it out, in `left_out`; null for one that stays."""
+    from persyn_hf.hygiene.answers import reasons
+
+    found = [reason for batch in answers.iter(1000) for reason in reasons(batch, hygiene)]
+    return set_column(answers, columns.LEFT_OUT, found, "string")
 
 
 def _reasons(scored: Dataset) -> str:

@@ -154,7 +154,7 @@ def _kept(config: RunConfig, tables: Tables) -> dict[str, int]:
     """Answers that are published, and those that are left out, by what became of them."""
     if tables.selected is None:
         return {}
-    return asdict(count_kept(tables.selected, config.publish.keep_truncated))
+    return asdict(count_kept(tables.selected, config.publish.keep_truncated)) | tables.left_out
 
 
 #: What a stage does, for its headline.
@@ -166,7 +166,8 @@ _HEADLINES = {
     "allocate": "the routes are brought within the limits of `allocation`",
     "generate": "every teacher answers the prompts that are routed to it",
     "score-answers": "the student and the quality score the routed answers",
-    "select": "the best answer of every prompt is kept",
+    "select": "one answer of every prompt is kept",
+    "clean": "answers are looked at by `hygiene`",
 }
 
 

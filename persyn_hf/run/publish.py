@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persyn_hf import columns
 from persyn_hf.config import RunConfig
 from persyn_hf.run.report import RunReport
 
@@ -16,13 +18,18 @@ if TYPE_CHECKING:
     from persyn_hf.routing.router import PersynRouter
 
 
+#: A prompt that no answer of was accepted.
+NOT_ACCEPTED = "not_accepted"
+
+
 @dataclass
 class Tables:
     """What the stages so far have made; those that have not run are `None`.
 
     Args:
         probe, scored, routed, generated (`Dataset`, *optional*): The tables of these stages.
-        selected (`Dataset`, *optional*): The answers that are published: all, or the best of each prompt.
+        selected (`Dataset`, *optional*): The answers that are published: all, or one of each prompt.
+        left_out (`dict[str, int]`): Answers that are not, by the reason for it.
         block (`dict`, *optional*): The `persyn` block of the router.
     """
 
@@ -31,6 +38,7 @@ class Tables:
     routed: Dataset | None = None
     generated: Dataset | None = None
     selected: Dataset | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
     block: dict[str, Any] | None = None
 
     def put(self, stage: str, table: Dataset) -> None:
@@ -45,6 +53,13 @@ class Tables:
             self.generated = self.selected = table
         elif stage == "select":
             self.selected = table
+            if self.generated is not None and columns.ACCEPTED in self.generated.column_names:
+                prompts = len(set(self.generated[columns.PROMPT_ID]))
+                self.left_out[NOT_ACCEPTED] = prompts - len(table)
+        elif stage == "clean":
+            reasons = table[columns.LEFT_OUT][:]
+            self.left_out |= Counter(reason for reason in reasons if reason is not None)
+            self.selected = table.select([row for row, reason in enumerate(reasons) if reason is None])
 
 
 def publish(

@@ -104,7 +104,7 @@ def build_report(
                 allocated=allocated[teacher.name],
                 answered=len(own) - failed,
                 failed=failed,
-                truncated=sum(reason == "length" for _, reason in own),
+                truncated=sum(columns.is_cut(reason) for _, reason in own),
                 **means.get(teacher.name, {"quality": None, "learnability": None, "reward": None}),
             )
         )
@@ -184,6 +184,20 @@ _FATES = {
     "failed": "without an answer",
     "truncated": "cut by `max_tokens` (`publish.keep_truncated` keeps them)",
     "empty": "empty",
+    "not_accepted": "of prompts on which no attempt was accepted",
+    "refused": "that refuse the request",
+    "copied": "that copy their prompt",
+    "low_quality": "below `hygiene.min_quality`",
+}
+
+
+#: Why prompts leave, by the reasons of `hygiene.clean`; what a model cannot read is told in its own words.
+_DROPS = {
+    "duplicate": "an earlier prompt again",
+    "near_duplicate": "nearly an earlier prompt",
+    "too_short": "below `hygiene.min_tokens`",
+    "too_long": "above `hygiene.max_tokens`",
+    "contaminated": "shares words with a benchmark",
 }
 
 
@@ -196,8 +210,8 @@ def _left(report: RunReport) -> Iterator[str]:
         said = f"; left out: {', '.join(gone)}" if gone else ""
         yield f"{rows:,} of {rows + sum(counts.values()):,} answers are in the set{said}."
     if report.dropped:
-        reasons = "; ".join(f"{count:,} × {reason}" for reason, count in report.dropped.items())
-        yield f"{sum(report.dropped.values()):,} prompts were dropped (`prompts.on_bad_prompt`): {reasons}."
+        reasons = "; ".join(f"{count:,} × {_DROPS.get(name, name)}" for name, count in report.dropped.items())
+        yield f"{sum(report.dropped.values()):,} prompts were dropped: {reasons}."
 
 
 def _print_held_out(report: RunReport, console: Console) -> None:

@@ -1,11 +1,13 @@
 """The stages of a run: what each reads, does and depends on, from the configuration alone.
 
 ```
-prompts ─> probe-prompts ─> probe ─> score ─> router ─> route ─> allocate ─> generate ─> score-answers ─> select
+prompts ─> probe-prompts ─> probe ─> score ─> router
+        ─> route ─> allocate ─> generate ─> score-answers ─> select ─> clean
 ```
 
-`allocate` is there with an `allocation` section, the last two where a prompt has several teachers. A pretrained router
-starts at `route`.
+`allocate` is there with an `allocation` section, `score-answers` where the published answers are chosen by their
+scores, `select` where a prompt may have several answers, and `clean` where `hygiene` looks at answers. A pretrained
+router starts at `route`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Student, Teacher
 from persyn_hf.run import functions
+from persyn_hf.run.accept import accepted_answers, answer_until_accepted
 from persyn_hf.run.fingerprints import Checkpoint, Keyed
 from persyn_hf.run.shards import Stage
 
@@ -26,7 +29,9 @@ ROUTER = "router"
 #: The stages that score answers.
 SCORES = ("score", "score-answers")
 #: The stages of a run by the one of `config.STAGES` that they belong to, where their names are others.
-_PART_OF = {PROBE_PROMPTS: "probe", "allocate": "route", "score-answers": "generate", "select": "generate"}
+_PART_OF = {PROBE_PROMPTS: "probe", "allocate": "route"} | dict.fromkeys(
+    ("score-answers", "select", "clean"), "generate"
+)
 
 
 def run_stages(
@@ -56,10 +61,22 @@ def run_stages(
     known = names() if names is not None else None
     if allocated:
         yield allocate_stage(config, folder, known)
-    yield generate_stage(config, ledger, progress, source="allocate" if allocated else "route", names=known)
-    if config.allocation.top_k > 1:
-        yield score_stage(config, progress, name="score-answers", source="generate")
-        yield select_stage()
+    generate = accept_stage if config.accept is not None else generate_stage
+    yield generate(config, ledger, progress, source="allocate" if allocated else "route", names=known)
+    last = "generate"
+    if scores_answers(config):
+        yield score_stage(config, progress, name="score-answers", source=last)
+        last = "score-answers"
+    if config.accept is not None or config.allocation.top_k > 1:
+        yield select_stage(last, accepted=config.accept is not None)
+        last = "select"
+    if config.hygiene.cleans_answers:
+        yield clean_stage(config, last)
+
+
+def scores_answers(config: RunConfig) -> bool:
+    """Whether the routed answers are scored, beside the probe's."""
+    return config.allocation.top_k > 1 or (config.hygiene.min_quality is not None and config.accept is None)
 
 
 def part_of(stage: Stage) -> str:
@@ -207,12 +224,43 @@ def generate_stage(
     )
 
 
-def select_stage() -> Stage:
-    """Keeps the best of each prompt's answers."""
-    return Stage("select", functions.best_answers, "score-answers", errors=columns.ERROR)
+def accept_stage(
+    config: RunConfig,
+    ledger: str | os.PathLike[str],
+    progress: bool = False,
+    source: str = "route",
+    names: Sequence[str] | None = None,
+) -> Stage:
+    """Lets each prompt be answered until an answer is accepted; arguments as of [`generate_stage`]."""
+    assert config.accept is not None
+    return Stage(
+        "generate",
+        answer_until_accepted,
+        source,
+        keyed={
+            "teachers": _answering(config.teachers),
+            "seed": config.seed,
+            "accept": config.accept,
+            "quality": config.quality,
+            "score_names": names,
+        },
+        unkeyed={"ledger": ledger, "progress": progress, "max_cost": config.max_cost},
+        errors=columns.ACCEPT_ERROR,
+        whole=config.accept.target_rows is not None,
+    )
 
 
-_PRICES = frozenset({"price_per_million_prompt_tokens", "price_per_million_completion_tokens"})
+def select_stage(source: str, accepted: bool = False) -> Stage:
+    """Keeps one of each prompt's answers: the accepted one, or the best."""
+    return Stage("select", accepted_answers if accepted else functions.best_answers, source, errors=columns.ERROR)
+
+
+def clean_stage(config: RunConfig, source: str) -> Stage:
+    """Says of every answer whether `hygiene` leaves it out."""
+    return Stage("clean", functions.judge_cleanliness, source, keyed={"hygiene": config.hygiene})
+
+
+_PRICES = frozenset(name for name in Teacher.model_fields if name.startswith("price_per_million_"))
 #: How a teacher is reached decides no allocation; how many requests it takes at once does.
 _REACHED = Teacher.unkeyed - {"max_concurrency", "endpoint"}
 #: A router's block names the student; how it scored stands in the scored table.

@@ -28,9 +28,11 @@ from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
 from persyn_hf.packages import require
+from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.rows import answered, as_batch, row_names
+from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ def persyn_learnability(
         ...     persyn_learnability, batched=True, fn_kwargs=pin_student("org/student")
         ... )  # doctest: +SKIP
     """
+    require_batch(batch_or_row, "persyn_learnability")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_learnability")
     asked = read_student(student, options, "persyn_learnability")
     metrics: tuple[str, ...] = asked.metrics or (default_of(Reward, "learnability_metric"),)
@@ -208,8 +211,12 @@ def score_batch(
     prompt_column: str = PROMPT,
     system_prompts: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    account: Account | None = None,
 ) -> list[AnswerScore | None]:
-    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score."""
+    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score.
+
+    What a server says is kept in the ledger of `account`, where one is given.
+    """
     rows = answered(batch)
     names = row_names(batch, rows)
     reasons = batch.get(FINISH_REASON) or [None] * len(batch[COMPLETION])
@@ -222,7 +229,7 @@ def score_batch(
     )
     rendered, cut = fit_context(rendered, model.context, student.too_long, names)
     if isinstance(model, RemoteStudent):
-        found = score_remotely(model, rendered, names, "rsr" in metrics, progress)
+        found = score_remotely(model, rendered, names, "rsr" in metrics, progress, account)
     else:
         from persyn_hf.scoring.engine import score_rendered
 

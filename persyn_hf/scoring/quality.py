@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,15 @@ from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR
 from persyn_hf.config import Judge, Quality, QualitySource, merged, read_settings, require_known
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.ledger.ledger import LedgerLike, open_ledger
 from persyn_hf.models.device import worker_device
 from persyn_hf.packages import require
-from persyn_hf.scoring import judge as judges
 from persyn_hf.scoring.judge import judge_answers
+from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.rows import answered, as_batch, row_names
+from persyn_hf.scoring.verdicts import RANGE
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
+from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,7 @@ def persyn_quality(
     prompt_column: str = PROMPT,
     answer_column: str = ANSWER,
     version: str | None = None,
+    ledger: LedgerLike = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Adds `quality`, on one row or on a batch, by exactly one of a verifier, a reward model, a judge and `sources`.
@@ -43,6 +47,7 @@ def persyn_quality(
             finite number.
         prompt_column, answer_column (`str`): Names of the columns.
         version (`str`, *optional*): Part of the cache key only; `pin_quality` fills it in.
+        ledger (`Ledger`, path or `None`): Where a judge's replies are kept; what it has is not asked again.
         options: Keys of [`Quality`]: `reward_model` and its `revision`, `judge` (the fields of [`Judge`]), `sources`
             (each the fields of [`QualitySource`]) and `normalize`. What needs all rows of a prompt (`minmax`,
             `zscore`, `rank`) is for `score`, which has them. And those of [`ScorerOptions`] (`dtype`, `device`,
@@ -64,6 +69,7 @@ def persyn_quality(
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
         {'quality': 1.0}
     """
+    require_batch(batch_or_row, "persyn_quality")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
     running = {name: value for name, value in options.items() if name in ScorerOptions.model_fields}
     asked = {name: value for name, value in options.items() if name not in running}
@@ -83,7 +89,8 @@ def persyn_quality(
         )
     batch, single = as_batch(batch_or_row)
     how = how.model_copy(update={"device": worker_device(how.device, rank)})
-    values, errors = source_values(wanted, batch, how, prompt_column, answer_column)
+    with open_ledger(ledger) as book:
+        values, errors = source_values(wanted, batch, how, Account(book), prompt_column, answer_column)
     columns: dict[str, list[Any]] = {QUALITY: weighted_mean(wanted, values)}
     if wanted.several:
         columns |= {part.column: values[part.name] for part in wanted.parts}
@@ -117,6 +124,7 @@ def source_values(
     sources: Sources,
     batch: Mapping[str, Sequence[Any]],
     how: ScorerOptions,
+    account: Account,
     prompt_column: str = PROMPT,
     answer_column: str = ANSWER,
 ) -> tuple[dict[str, list[float | None]], list[str | None]]:
@@ -132,12 +140,13 @@ def source_values(
         [batch[COMPLETION][row] for row in rows],
         [references[row] for row in rows],
         row_names(batch, rows),
+        answer_column in batch,
     )
     columns: dict[str, list[float | None]] = {}
     errors: list[str | None] = [None] * len(batch[COMPLETION])
     for part in sources.parts:
         column = columns[part.name] = [None] * len(batch[COMPLETION])
-        for row, value in zip(rows, _values(part, answers, how), strict=True):
+        for row, value in zip(rows, _values(part, answers, how, account), strict=True):
             if not isinstance(value, str):
                 column[row] = value
             elif sources.several:
@@ -150,6 +159,25 @@ def source_values(
     return columns, errors
 
 
+def warn_of_zeros(sources: Sources, values: Mapping[str, Sequence[float | None]]) -> None:
+    """Warns of a verifier that gives every answer 0: more often the references are not read than all is wrong.
+
+    Args:
+        sources (`Sources`): What quality is made of.
+        values (`Mapping`): A column per source name.
+    """
+    for part in sources.parts:
+        known = [value for value in values[part.name] if value is not None]
+        if part.verifier is not None and known and not any(known):
+            name = part.verifier if isinstance(part.verifier, str) else part.name
+            logger.warning(
+                "The verifier `%s` gives all %d answers 0. If some of them are right, it does not read them, or not "
+                "their references: look at some rows, and at the form of `answer` that it expects.",
+                name,
+                len(known),
+            )
+
+
 @dataclass(frozen=True)
 class _Answers:
     """The answers of a batch that can be scored."""
@@ -158,11 +186,12 @@ class _Answers:
     completions: list[str]
     references: list[Any]
     names: list[str]
+    has_references: bool
 
 
-def _values(part: Source, answers: _Answers, how: ScorerOptions) -> Sequence[float | str]:
+def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
     if part.judge is not None:
-        return judge_answers(part.judge, answers.prompts, answers.completions, answers.references)
+        return judge_answers(part.judge, answers.prompts, answers.completions, answers.references, account)
     if part.reward_model is not None:
         require("score with a reward model", "torch", "transformers")
         from persyn_hf.scoring.reward_model import load_reward_model, reward_scores
@@ -170,26 +199,61 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions) -> Sequence[flo
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
         return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
     assert part.verifier is not None
-    return _verified(find_verifier(part.verifier) if isinstance(part.verifier, str) else part.verifier, answers)
+    named = isinstance(part.verifier, str)
+    return _verified(find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers)
 
 
-def _verified(verifier: Callable[[Any, str, Any], Any], answers: _Answers) -> list[float]:
+def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
     found = []
+    unreadable = []
     for prompt, completion, reference, name in zip(
         answers.prompts, answers.completions, answers.references, answers.names, strict=True
     ):
         try:
-            value = verifier(prompt, completion, reference)
+            found.append(_number(verifier(prompt, completion, reference), known))
         except ScoringError as error:
-            raise ScoringError(f"{name}: {error}") from error
-        if not hasattr(value, "__float__") or not math.isfinite(float(value)):
-            raise ScoringError(f"{name}: the verifier must return a finite number, got {value!r}.")
-        found.append(float(value))
+            unreadable.append(f"{name}: {_explained(error, reference, answers.has_references)}")
+        except Exception as error:
+            raise ScoringError(f"{name}: the verifier raised {type(error).__name__}: {error}") from error
+    if unreadable:
+        more = len(unreadable) - _NAMED
+        raise ScoringError(
+            (f"{len(unreadable)} rows cannot be verified.\n" if len(unreadable) > 1 else "")
+            + "\n".join(unreadable[:_NAMED])
+            + (f"\n… and {more} more." if more > 0 else "")
+        )
     return found
 
 
+#: Rows that an error names.
+_NAMED = 20
+
+
+def _number(value: Any, known: tuple[float, float] | None) -> float:
+    """What a verifier returned, if it is a score.
+
+    Raises:
+        ScoringError: If it is no finite number, or outside the range that is known of the verifier.
+    """
+    try:
+        number = float(value) if hasattr(value, "__float__") else math.nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array or a tensor of several numbers
+        number = math.nan
+    if not math.isfinite(number):
+        raise ScoringError(f"the verifier must return a finite number, got {value!r:.200}.")
+    if known is not None and not known[0] <= number <= known[1]:
+        raise ScoringError(f"the verifier must return a number from {known[0]} to {known[1]} (`range`), got {number}.")
+    return number
+
+
+def _explained(error: ScoringError, reference: Any, has_references: bool) -> str:
+    if reference is None and has_references and "needs a reference" in str(error):
+        return "the verifier needs a reference, and this row's is null."
+    return str(error)
+
+
 #: What the verifiers by name give.
-_RANGES = {"math": (0.0, 1.0), "exact": (0.0, 1.0), "reasoning-gym": (0.0, 1.0)}
+_RANGES = {"math": (0.0, 1.0), "exact": (0.0, 1.0), "reasoning-gym": (0.0, 1.0), "json-schema": (0.0, 1.0)}
 
 #: Ways to bring unlike scales together that need all rows of a prompt, as `score` has them.
 WITHIN_PROMPT = ("minmax", "zscore", "rank")
@@ -203,6 +267,7 @@ class Source:
     weight: float = 1.0
     range: tuple[float, float] | None = None
     verifier: str | Verifier | None = None
+    trust_verifier: bool = False
     reward_model: str | None = None
     revision: str | None = None
     judge: Judge | None = None
@@ -297,7 +362,7 @@ def _placed(part: Source, value: float) -> float:
 
 def _source(part: QualitySource) -> Source:
     if part.judge is not None:
-        name, known = "judge", judges.RANGE
+        name, known = "judge", RANGE
     elif part.reward_model is not None:
         name, known = "reward_model", None
     else:
@@ -309,6 +374,7 @@ def _source(part: QualitySource) -> Source:
         part.weight,
         part.range or known,
         part.verifier,
+        part.trust_verifier,
         part.reward_model,
         part.revision,
         part.judge,

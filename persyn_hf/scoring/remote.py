@@ -6,6 +6,7 @@ against ours; a score that belongs to other tokens would be no score of this ans
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from typing import Any
 
 from persyn_hf.config import StudentEndpoint
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.event_loop import run_to_end
-from persyn_hf.endpoints.requests import Send, ask_service
+from persyn_hf.endpoints.requests import Send
 from persyn_hf.errors import ConfigError, RequestError, RetryableError, ScoringError
+from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.ledger import Origin
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import LOADING, context_of, identity, load_config, load_tokenizer
 from persyn_hf.models.rendering import Rendered
+from persyn_hf.scoring.paid import Account, Asking, Question, Unasked, ask_paid, question_key
 from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
 
 Progress = Callable[[int], Any]
@@ -78,8 +81,12 @@ def score_remotely(
     names: Sequence[str],
     ranks: bool = False,
     progress: Progress | None = None,
+    account: Account | None = None,
 ) -> list[AnswerScore]:
-    """Scores rendered answers through the student's server.
+    """Scores rendered answers through the student's server; what the ledger has is not asked again.
+
+    The ledger keeps what counts of an answer, its sum and its number of tokens and the sum of their ranks, under a key
+    of the student, the server's name for it, the API and the answer's tokens.
 
     Args:
         student (`RemoteStudent`): From `load_remote_student`.
@@ -87,6 +94,7 @@ def score_remotely(
         names (`Sequence[str]`): How errors name the answers.
         ranks (`bool`, defaults to `False`): Also sum the tokens' ranks.
         progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every answer.
+        account (`Account`, *optional*): Where scores are kept, and what they may cost. Without one nothing is kept.
 
     Returns:
         `list[AnswerScore]`: In order.
@@ -100,45 +108,60 @@ def score_remotely(
             f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or run '
             "the student in process."
         )
-    found = run_to_end(lambda interrupt: _ask(student, answers, names, progress))
-    return [_summed(answer, tokens, name, ranks) for answer, tokens, name in zip(answers, found, names, strict=True)]
+    questions = [_question(student, answer, ranks) for answer in answers]
+    through = None if progress is None else lambda question: progress(len(question.content.ids))
+    found = ask_paid(_asking(student, ranks), questions, account, through)
+    failed = [(name, one) for name, one in zip(names, found, strict=True) if isinstance(one, RequestError)]
+    for name, error in sorted(failed, key=lambda one: isinstance(one[1], Unasked)):  # a reason before its consequence
+        raise ScoringError(f"{name}: {error}") from error
+    return [_read(one) for one in found if isinstance(one, Completion)]
 
 
-async def _ask(
-    student: RemoteStudent, answers: Sequence[Rendered], names: Sequence[str], progress: Progress | None
-) -> list[list[_Token]]:
+def _question(student: RemoteStudent, answer: Rendered, ranks: bool) -> Question:
+    service = student.endpoint
+    served, span = service.served_model or student.name, list(answer.span)
+    key = question_key("student", student.name, student.revision, served, service.api, list(answer.ids), span, ranks)
+    return Question(key, answer, len(answer.ids))
+
+
+def _asking(student: RemoteStudent, ranks: bool) -> Asking:
     service = student.endpoint
     endpoint = Endpoint.of(service, model=service.served_model or student.name)
     reader = _READERS[service.api](student, endpoint)
 
-    async def ask(send: Send, answer: Rendered) -> list[_Token] | RequestError:
-        try:
-            return await reader(send, answer)
-        except RequestError as error:  # of this answer alone
-            return error
+    async def ask(send: Send, answer: Rendered) -> Completion:
+        score = _summed(answer, await reader(send, answer), ranks)
+        text = json.dumps([score.logprob, score.tokens, score.rank])
+        return Completion(text, "stop", len(answer.ids), 1)
 
-    found = await ask_service(
-        endpoint, service, answers, ask, None if progress is None else lambda answer: progress(len(answer.ids))
+    return Asking(
+        who=f"the student's server {endpoint.address}",
+        endpoint=endpoint,
+        service=service,
+        origin=Origin(model=student.name, revision=student.revision, kind="student"),
+        ask=ask,
+        longest=1,
+        wrong=lambda answer: None,
+        expected="the log-probability of every token",
+        patience=1,
     )
-    tokens = []
-    for name, one in zip(names, found, strict=True):
-        if isinstance(one, RequestError):
-            raise ScoringError(f"{name}: {one}") from one
-        tokens.append(one)
-    return tokens
 
 
-def _summed(answer: Rendered, tokens: Sequence[_Token], name: str, ranks: bool) -> AnswerScore:
+def _read(answer: Completion) -> AnswerScore:
+    return AnswerScore(*json.loads(answer.text))
+
+
+def _summed(answer: Rendered, tokens: Sequence[_Token], ranks: bool) -> AnswerScore:
     start, end = answer.span
     own = tokens[start:end]
     logprobs = [_number(token.logprob) for token in own]
     if not all(map(math.isfinite, logprobs)):
-        raise ScoringError(f"{name}: the server reports log-probabilities that are missing or not finite.")
+        raise RequestError("the server reports log-probabilities that are missing or not finite.")
     rank = None
     if ranks:
         found = [_number(token.rank) for token in own]
         if not all(rank >= 1 for rank in found):
-            raise ScoringError(f"{name}: the server reports no ranks, which `rsr` needs.")
+            raise RequestError("the server reports no ranks, which `rsr` needs.")
         rank = int(sum(min(rank, RANK_LIMIT) for rank in found))
     return AnswerScore(math.fsum(logprobs), len(own), rank)
 

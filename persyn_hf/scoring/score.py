@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
@@ -25,9 +26,11 @@ from persyn_hf.columns import (
     require_columns,
 )
 from persyn_hf.config import Quality, Reward, Student, merged, require_known
+from persyn_hf.config.run import ScoreOptions
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.endpoints.keys import require_keys
 from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.ledger.ledger import LedgerLike, open_ledger
 from persyn_hf.models.loading import identity
 from persyn_hf.scoring.learnability import (
     STUDENT_OPTIONS,
@@ -38,12 +41,14 @@ from persyn_hf.scoring.learnability import (
     score_batch,
     score_columns,
 )
+from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.quality import (
     WITHIN_PROMPT,
     Sources,
     function_source,
     read_sources,
     source_values,
+    warn_of_zeros,
     weighted_mean,
 )
 from persyn_hf.scoring.reward import (
@@ -54,7 +59,7 @@ from persyn_hf.scoring.reward import (
     add_weighted_quality,
     require_metrics,
 )
-from persyn_hf.tables import set_column
+from persyn_hf.tables import require_table, set_column
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +71,8 @@ def score(
     student: str | Student,
     quality: QualityLike | None,
     *,
+    ledger: LedgerLike = None,
     settings: Reward | Mapping[str, Any] | None = None,
-    batch_size: int = 512,
     system_prompts: Mapping[str, str] | None = None,
     suffix: str = "",
     progress: bool = True,
@@ -83,17 +88,18 @@ def score(
         quality (`Quality`, mapping, `str`, `Callable`, *optional*): The configuration's section or its keys, a
             verifier's name, or a function `(prompt, completion, answer) -> float`. `None` takes the column `quality`
             that is there.
+        ledger (`Ledger`, path or `None`): Where the replies of a judge and of a student behind a server are kept as
+            they arrive; what it has is not asked again. It may be the ledger of the answers.
         settings (`Reward` or `Mapping`, *optional*): The section `reward` of a configuration, or its keys.
-        batch_size (`int`, defaults to 512): Rows rendered at a time; memory only.
         system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under the prompts
             that they were written under.
         suffix (`str`, defaults to `""`): Put behind the names of the student's columns and of `reward`, so that a
             second student's scores stand beside the first's.
         progress (`bool`, defaults to `True`): Show progress, in tokens per second.
         options: Single keys of [`Reward`] (`alpha`, `normalization`, `learnability_metric`), which replace those of
-            `settings`; and, where `student` is a name, keys of [`Student`] (`metrics`, `dtype`, `device`,
-            `attn_implementation`, `token_budget`, `too_long`), its `revision` and `endpoint` as `student_revision`
-            and `student_endpoint`.
+            `settings`; `max_cost` and `batch_size` of [`ScoreOptions`]; and, where `student` is a name, keys of
+            [`Student`] (`metrics`, `dtype`, `device`, `attn_implementation`, `token_budget`, `too_long`), its
+            `revision` and `endpoint` as `student_revision` and `student_endpoint`.
 
     Returns:
         `Dataset`: The same rows in the same order with `quality`, `learnability`, `student`, `student_revision`,
@@ -110,7 +116,9 @@ def score(
         >>> scored = score(answers, "org/student", quality="math", alpha=0.4)  # doctest: +SKIP
         >>> both = score(scored, "org/other", quality=None, suffix="_other")  # doctest: +SKIP
     """
+    require_table(answers, "score", "answers")
     require_columns(answers.column_names, (PROMPT_ID, PROMPT, TEACHER, COMPLETION), "score")
+    how = merged(ScoreOptions, None, {name: options.pop(name) for name in _OF_THE_PASS & options.keys()}, "score")
     reward, student = _settings(student, settings, options)
     if student.teacher_system_prompts and system_prompts is None:
         raise ConfigError(
@@ -124,9 +132,12 @@ def score(
         revision = identity(student.model, student.revision)
         refuse_other_student({name: answers[name][:] for name in present}, student.model, revision, suffix)
     require_packages(student)
-    order = _by_prompt(answers)
-    scored = _add_quality(answers, quality, student, order, batch_size, progress)
-    scored = _add_learnability(scored, student, metric, order, batch_size, system_prompts, suffix, progress)
+    sources = None if quality is None else _sources(quality)
+    _require_prices(how, student, sources)
+    with open_ledger(ledger) as book:
+        turn = _Pass(_by_prompt(answers), how.batch_size, progress, Account(book, how.max_cost))
+        scored = _add_quality(answers, sources, student, turn)
+        scored = _add_learnability(scored, student, metric, turn, system_prompts, suffix)
     return add_rewards(
         scored,
         reward.alpha,
@@ -135,6 +146,33 @@ def score(
         HIGHER_IS_BETTER[metric],
         REWARD + suffix,
     )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """How the rows are gone through: in which order, how many at a time, and who pays."""
+
+    order: list[int]
+    batch_size: int
+    progress: bool
+    account: Account
+
+    def windows(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.order), self.batch_size):
+            yield self.order[start : start + self.batch_size]
+
+
+#: Keywords of [`score`] that say how it goes.
+_OF_THE_PASS = ScoreOptions.model_fields.keys()
+
+
+def _require_prices(how: ScoreOptions, student: Student, sources: Sources | None) -> None:
+    asked = [part.judge for part in sources.parts] if sources is not None else []
+    if how.max_cost is not None and not any(one is not None and one.has_price for one in (*asked, student.endpoint)):
+        raise ConfigError(
+            "score: `max_cost` needs prices: set `price_per_million_prompt_tokens` and "
+            "`price_per_million_completion_tokens` of the judge, or of the student's endpoint."
+        )
 
 
 #: Keywords of [`score`] for fields of the student.
@@ -147,7 +185,7 @@ def _settings(
     """What a call asks for; nothing that it says is left aside."""
     own = {name: value for name, value in options.items() if name in _OF_THE_STUDENT}
     mixing = {name: value for name, value in options.items() if name not in own}
-    require_known(Reward, mixing, "score", [*Reward.model_fields, *_OF_THE_STUDENT])
+    require_known(Reward, mixing, "score", [*Reward.model_fields, *_OF_THE_STUDENT, *_OF_THE_PASS])
     reward = merged(Reward, settings, mixing, "score")
     if isinstance(student, str):
         asked = read_student(student, own, "score", _OF_THE_STUDENT)
@@ -181,31 +219,24 @@ def _by_prompt(answers: Dataset) -> list[int]:
     return sorted(range(len(ids)), key=lambda row: (first[ids[row]], row))
 
 
-def _windows(order: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def _add_quality(
-    answers: Dataset, quality: QualityLike | None, student: Student, order: list[int], batch_size: int, progress: bool
-) -> Dataset:
-    if quality is None:
+def _add_quality(answers: Dataset, sources: Sources | None, student: Student, turn: _Pass) -> Dataset:
+    if sources is None:
         require_columns(answers.column_names, (QUALITY,), "score without `quality`")
         return answers
     if QUALITY in answers.column_names:
         raise DataError("The answers already have `quality`: pass quality=None to use it, or remove the column.")
-    sources = _sources(quality)
     values: dict[str, list[float | None]] = {part.name: [None] * len(answers) for part in sources.parts}
     errors: list[str | None] = [None] * len(answers)
     how = ScorerOptions(device=student.device, token_budget=student.token_budget)
-    with tqdm(total=len(answers), desc="quality", unit="row", disable=not progress) as bar:
-        for rows in _windows(order, batch_size):
-            found, failed = source_values(sources, answers[rows], how)
+    with tqdm(total=len(answers), desc="quality", unit="row", disable=not turn.progress) as bar:
+        for rows in turn.windows():
+            found, failed = source_values(sources, answers[rows], how, turn.account)
             for place, row in enumerate(rows):
                 errors[row] = failed[place]
                 for name, column in found.items():
                     values[name][row] = column[place]
             bar.update(len(rows))
+    warn_of_zeros(sources, values)
     for part in sources.parts if sources.several else ():
         answers = set_column(answers, part.column, values[part.name], "float64")
     if sources.judged:
@@ -223,23 +254,22 @@ _TYPES = {STUDENT_COMPLETION_TOKENS: "int64", LEARNABILITY_TRUNCATED: "bool"} | 
 
 
 def _add_learnability(
-    answers: Dataset,
-    student: Student,
-    metric: str,
-    order: list[int],
-    batch_size: int,
-    system_prompts: Mapping[str, str] | None,
-    suffix: str,
-    progress: bool,
+    answers: Dataset, student: Student, metric: str, turn: _Pass, system_prompts: Mapping[str, str] | None, suffix: str
 ) -> Dataset:
     metrics = (metric, *student.metrics)
     model = load_scorer(student)
     scores: list[AnswerScore | None] = [None] * len(answers)
-    with tqdm(desc="learnability", unit="tok", unit_scale=True, disable=not progress) as bar:
+    with tqdm(desc="learnability", unit="tok", unit_scale=True, disable=not turn.progress) as bar:
         done = 0
-        for rows in _windows(order, batch_size):
+        for rows in turn.windows():
             found = score_batch(
-                model, answers[rows], student, metrics, system_prompts=system_prompts, progress=bar.update
+                model,
+                answers[rows],
+                student,
+                metrics,
+                system_prompts=system_prompts,
+                progress=bar.update,
+                account=turn.account,
             )
             for row, one in zip(rows, found, strict=True):
                 scores[row] = one

@@ -6,65 +6,87 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import logging
 import os
-import re
-import threading
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.packages import require
+from persyn_hf.scoring.json_schema import json_schema_verifier
+from persyn_hf.scoring.mathematics import math_verifier
+from persyn_hf.scoring.thoughts import require_answer, without_thoughts
 
 Verifier = Callable[[Any, str, Any], float]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-#: A line that states a final answer: `A: 18`, `Answer: 18`, `#### 18`.
-_FINAL = re.compile(
-    r"^[ \t*]*(?:####|(?:final[ \t]+)?answer[ \t*]*:|A:)[ \t*]*(.+?)[ \t*]*$", re.IGNORECASE | re.MULTILINE
-)
+#: Set on functions that were made to be verifiers.
+_MARK = "__persyn_verifier__"
+#: The group of entry points by which an installed package offers verifiers.
+_GROUP = "persyn_hf.verifiers"
+#: Those that come with this package.
+BUILT_IN = ("math", "exact", "reasoning-gym", "json-schema")
 
 #: What decides the scores of the verifiers that come with this package.
-_PACKAGES = {"math": "math-verify", "reasoning-gym": "reasoning-gym"}
+_PACKAGES = {"math": "math-verify", "reasoning-gym": "reasoning-gym", "json-schema": "jsonschema"}
 #: The source of each module that a verifier was found in, as it is loaded.
 _digests: dict[str, str] = {}
 
-#: Longest stretch that is parsed where no answer is marked: the end of the completion.
-_TAIL = 2000
+
+def verifier(function: _Function) -> _Function:
+    """Marks a function as a verifier, so that a configuration may name it; the function itself is returned.
+
+    A configuration is data, and often somebody else's: without the mark it could name any function of any installed
+    package and have every prompt run through it.
+
+    Args:
+        function (`Callable`): Called with `(prompt, completion, answer)`, returns a finite number.
+
+    Example:
+        >>> @verifier
+        ... def is_short(prompt, completion, answer):
+        ...     return float(len(completion) < 100)
+    """
+    setattr(function, _MARK, True)
+    return function
 
 
-def find_verifier(name: str) -> Verifier:
+def find_verifier(name: str, trust: bool = False) -> Verifier:
     """Finds a verifier.
 
     Args:
-        name (`str`): `"math"`, `"exact"`, `"reasoning-gym"`, or `"package.module:function"`.
+        name (`str`): `"math"`, `"exact"`, `"reasoning-gym"`, `"json-schema"`, the name of an installed package's
+            entry point in the group `persyn_hf.verifiers`, or `"package.module:function"` of a function that
+            [`verifier`] marks.
+        trust (`bool`, defaults to `False`): Take any function (`trust_verifier: true`).
 
     Returns:
         `Callable`: Called with `(prompt, completion, answer)`.
 
     Raises:
-        ConfigError: If there is no such function.
-        MissingExtraError: If math-verify or reasoning-gym is wanted and not installed.
+        ConfigError: If there is no such function, or it was not made to be a verifier.
+        MissingExtraError: If the package that a verifier needs is not installed.
 
     Example:
         >>> find_verifier("exact")("Capital of France?", " Paris\\n", "Paris")
         1.0
     """
     if name == "math":
-        _math_verify()
+        require("check mathematical answers", "math-verify")
         return math_verifier
     if name == "exact":
         return exact_verifier
     if name == "reasoning-gym":
         _reasoning_gym()
         return reasoning_gym_verifier
+    if name == "json-schema":
+        require("check answers against a JSON schema", "jsonschema")
+        return json_schema_verifier
     module, colon, function = name.partition(":")
     if not colon:
-        raise ConfigError(
-            f"`verifier` must be `math`, `exact`, `reasoning-gym` or `package.module:function`, got {name!r}."
-        )
+        return _installed(name)
     try:
         found: Any = _loaded(module)
         for part in function.split("."):
@@ -73,14 +95,40 @@ def find_verifier(name: str) -> Verifier:
         raise ConfigError(f"`verifier`: cannot find {name!r}: {error}.") from error
     if not callable(found):
         raise ConfigError(f"`verifier`: {name!r} is no function.")
-    verifier: Verifier = found
-    return verifier
+    if not trust and getattr(found, _MARK, False) is not True and not _is_offered(found):
+        raise ConfigError(
+            f"`verifier`: {name!r} is not marked as a verifier, so it is not called. If it is yours, put "
+            "`@persyn_hf.verifier` above it. If you know what it does with every prompt and answer, set "
+            "`trust_verifier: true` beside `verifier`."
+        )
+    offered: Verifier = found
+    return offered
+
+
+def _installed(name: str) -> Verifier:
+    """A verifier that an installed package offers."""
+    for point in entry_points(group=_GROUP, name=name):
+        try:
+            offered: Verifier = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"`verifier`: {name!r} is offered as {point.value}, which cannot be loaded: {error}.") from error
+        return offered
+    raise ConfigError(
+        f"`verifier` must be {', '.join(f'`{one}`' for one in BUILT_IN)}, the name of an entry point in the group "
+        f"`{_GROUP}`, or `package.module:function`, got {name!r}."
+    )
+
+
+def _is_offered(function: Any) -> bool:
+    """Whether an installed package offers the very function."""
+    written = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+    return any(point.value.replace(" ", "") == written for point in entry_points(group=_GROUP))
 
 
 def verifier_identity(name: str) -> list[str]:
-    """What a verifier stands for: its name, and the version or the source that decides its scores.
+    """The identity of a verifier: its name, and the version or the source that decides its scores.
 
-    Of a function of your own, the source of its module counts; other modules that this one imports do not.
+    For a function of your own, the source of its module counts; other modules that this one imports do not.
 
     Args:
         name (`str`): As for [`find_verifier`].
@@ -89,11 +137,14 @@ def verifier_identity(name: str) -> list[str]:
         ConfigError, MissingExtraError: As [`find_verifier`] does.
     """
     package = _PACKAGES.get(name)
-    find_verifier(name)
+    find_verifier(name, trust=True)  # it is not called
     if package is not None:
         return [name, version(package)]
     module, colon, _ = name.partition(":")
-    return [name, _digests[module] if colon else ""]
+    if colon:
+        return [name, _digests[module]]
+    points = entry_points(group=_GROUP, name=name)
+    return [name, "".join(f"{point.value} {point.dist.version if point.dist else ''}" for point in points)]
 
 
 def _loaded(name: str) -> ModuleType:
@@ -110,24 +161,9 @@ def _loaded(name: str) -> ModuleType:
 
 
 def exact_verifier(prompt: Any, completion: str, answer: Any) -> float:
-    """1 if the completion is the answer, white space around either left out, else 0."""
-    return float(completion.strip() == str(require_answer(answer)).strip())
-
-
-def math_verifier(prompt: Any, completion: str, answer: Any) -> float:
-    """1 if the completion's final answer equals the reference, else 0 (math-verify).
-
-    The final answer is what stands after the last `A:`, `Answer:` or `####` that begins a line, or in `\\boxed{}`, or
-    else what math-verify finds in the text.
-    """
-    parse, verify = _math_verify()
-    # math-verify's timeouts are signals, which only the main thread may set.
-    limit = 5 if threading.current_thread() is threading.main_thread() else None
-    gold = parse(final_answer(str(require_answer(answer))), parsing_timeout=limit)
-    if not gold:
-        raise ScoringError(f"The reference answer {answer!r} is no mathematical expression that math-verify can read.")
-    found = parse(final_answer(completion), parsing_timeout=limit)
-    return float(verify(gold, found, timeout_seconds=limit))
+    """1 if the completion is the answer, thoughts and the white space around either left out, else 0; case counts."""
+    reference = str(require_answer(answer)).strip()
+    return float(reference in (completion.strip(), without_thoughts(completion).strip()))
 
 
 def reasoning_gym_verifier(prompt: Any, completion: str, answer: Any) -> float:
@@ -161,31 +197,6 @@ def _entry(answer: Any) -> Mapping[str, Any]:
         )
     found: Mapping[str, Any] = entry
     return found
-
-
-def final_answer(text: str) -> str:
-    """The stretch of a text in which its final answer stands."""
-    stated = _FINAL.findall(text)
-    boxed = text.rfind("\\boxed")
-    if stated and boxed < text.rfind(stated[-1]):
-        return str(stated[-1])
-    return text[boxed:] if boxed >= 0 else text[-_TAIL:]
-
-
-def require_answer(answer: Any) -> Any:
-    """Refuses a missing reference answer."""
-    if answer is None:
-        raise ScoringError("This verifier needs a reference: give the column `answer` (`prompts.answer_column`).")
-    return answer
-
-
-def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    require("check mathematical answers", "math-verify")
-    from math_verify import parse, verify
-
-    for name in ("math_verify.parser", "math_verify.grader"):  # warns for every process that timeouts are off
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return parse, verify
 
 
 def _reasoning_gym() -> tuple[Callable[[str], Any], Callable[[str], str | None]]:

@@ -18,6 +18,7 @@ from persyn_hf.packages import require
 from persyn_hf.prompts.sources import read_table
 from persyn_hf.students.fitting import Lesson, TrainingReport, fit
 from persyn_hf.students.labels import INPUT_IDS, LABELS, count_rows, label_row, learns_something
+from persyn_hf.tables import require_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,6 +106,7 @@ def train_student(
 def _lesson(data: Dataset | str | os.PathLike[str], student: str, revision: str, recipe: Training) -> Lesson:
     """What the student learns from a table, or from where one is."""
     table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
+    require_table(table, "train_student")
     columns.require_columns(table.column_names, (columns.PROMPT, columns.COMPLETION), "train_student")
     tokenizer = _tokenizer(student, revision, recipe)
     ends = end_of_turn(tokenizer)
@@ -257,6 +259,6 @@ def _checked_push(repository: StudentRepository) -> StudentPush | None:
         return None
     from persyn_hf.publishing.push import StudentPush
 
-    push = StudentPush(repository.push_to_hub, repository.private)
+    push = StudentPush(repository.push_to_hub, repository.private, allow_findings=repository.allow_findings)
     push.check()
     return push

@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from persyn_hf import verifier
 from persyn_hf.columns import prompt_id
 from persyn_hf.comparison.evaluation import answer_held_out, held_out_nll, read_benchmarks, run_benchmarks
 from persyn_hf.config import Decoding, LmEval, Quality, Student
@@ -25,6 +26,7 @@ def prompts(count=5):
     )
 
 
+@verifier
 def third_letter(prompt, completion, answer):
     return float(ord(completion[-1]) % 3)
 

@@ -42,7 +42,7 @@ BAD = [
     (["student", "endpoint"], {"url": "x"}, "`student.endpoint.url`: String should match pattern"),
     (["router", "pretrained"], "x/y", "`router`: give exactly one of `backbone`"),
     (["publish", "router_repo_id"], "x/y", "`publish`: `router_repo_id` needs `dataset_repo_id`"),
-    (["tachers"], [], "`tachers`: unknown key; this section knows allocation, compare, max_cost, output_dir"),
+    (["tachers"], [], "`tachers`: unknown key; this section knows accept, allocation, compare"),
 ]
 
 

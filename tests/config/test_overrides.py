@@ -136,7 +136,7 @@ def test_an_empty_section_of_the_file_can_be_filled(tmp_path):
 
 
 REFUSED = [
-    ("alhpa=1", "--set: `alhpa`: unknown key; this section knows allocation, compare, max_cost, output_dir, probe"),
+    ("alhpa=1", "--set: `alhpa`: unknown key; this section knows accept, allocation, compare"),
     ("reward.alhpa=1", "--set: `reward.alhpa`: unknown key; this section knows alpha, learnability_metric, normaliz"),
     (
         "teachers.0.sampling.top_q=1",

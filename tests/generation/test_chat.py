@@ -170,7 +170,7 @@ def test_reasoning_is_shown_as_the_teacher_says_and_paid_for_once(tmp_path):
         ("stop", "stop"), ("eos_token", "stop"), ("stop_sequence", "stop"), ("end_turn", "stop"), ("eos", "stop"),
         ("length", "length"), ("max_tokens", "length"), ("MAX_TOKENS", "length"), ("model_length", "length"),
         ("content_filter", "content_filter"), ("SAFETY", "content_filter"), ("refusal", "content_filter"),
-        (None, "stop"), ("something new", "stop"),
+        (None, "stop"), ("something new", "something new"),
     ],
 )  # fmt: skip
 def test_finish_reasons_have_one_name(said, expected):

@@ -52,8 +52,9 @@ PROMPTS = Dataset.from_dict({"prompt": ["one", "two", "three"], "answer": ["1", 
 def test_every_teacher_answers_every_prompt_in_prompt_order(server):
     table = generate_parallel(PROMPTS, teachers(server), seed=5, progress=False)
     assert table.column_names == [
-        "prompt_id", "prompt", "answer", "teacher", "completion", "reasoning", "finish_reason",
-        "prompt_tokens", "completion_tokens", "usage_source", "temperature", "top_p", "max_tokens", "stop", "seed",
+        "prompt_id", "prompt", "answer", "teacher", "completion", "reasoning", "finish_reason", "leak",
+        "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens",
+        "usage_source", "temperature", "top_p", "max_tokens", "stop", "seed",
         "system_prompt", "rerouted_from", "error",
     ]  # fmt: skip
     assert table["prompt"][:] == ["one", "one", "two", "two", "three", "three"]

@@ -211,7 +211,7 @@ def test_a_whole_run_against_a_capped_server(model, api):
     with serve_app(server.app()) as url:
         teacher = {
             "name": "t", "model": model, "endpoint": url, "api": api, "sampling": {"max_tokens": 9, "top_p": 0.9},
-            "system_prompt": "Be brief.",
+            "system_prompt": "Be brief.", "leaks": "mark",  # the double says the rendered prompt
         }  # fmt: skip
         table = generate_parallel([f"prompt {n}" for n in range(60)], [teacher], progress=False, policy=FAST)
     assert table["error"][:] == [None] * 60

@@ -284,9 +284,10 @@ def test_leaks_are_found_at_any_depth_and_only_leaks():
     data = make_data("risky sk-business and hf_short", *["x" * 500] * 3, "key: AKIA" + "Q7" * 8)
     (leak,) = find_in_tables({"train": data})
     assert leak.where == "split train, row 4 (prompt 4), column completion" and leak.kind == "an AWS access key"
+    pem = "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEow9fQ2xLw8Zr41TnbV7cKd" * 3 + "\n-----END"
     many = make_data(*["sk-" + "a1" * 12] * 30)
     assert len(find_in_tables({"train": many}, limit=5)) == 5
-    assert [leak.kind for leak in find_in_text("-----BEGIN RSA PRIVATE KEY-----\n ghp_" + "a" * 36, "f")] == [
+    assert [leak.kind for leak in find_in_text(f"{pem}\n ghp_" + "aB3" * 12, "f")] == [
         "a GitHub token", "a private key",
     ]  # fmt: skip
 

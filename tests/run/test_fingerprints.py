@@ -58,6 +58,7 @@ TABLE = {
         "max_cost": (3.0, NOTHING),
         "rows_per_shard": (9, CONTENT),
         "confirm_above": (2.0, NOTHING),
+        "accept": (None, NOTHING),  # instead of several teachers a prompt; see the test below
     },
     "prompts": {
         "source": ("other.jsonl", {"router"}),  # its block names the source
@@ -68,6 +69,17 @@ TABLE = {
         "answer_column": ("answer", CONTENT),
         "limit": (5, CONTENT),
         "on_bad_prompt": ("drop", CONTENT),
+    },
+    "hygiene": {
+        **dict.fromkeys(  # the prompts that are left count with their content
+            ("dedup", "dedup_threshold", "dedup_model", "decontaminate", "decontaminate_column", "ngram_size"),
+            (None, CONTENT),
+        ),
+        "min_tokens": (3, CONTENT),
+        "max_tokens": (99, CONTENT),
+        "drop_refusals": (True, {"clean"}),
+        "max_copied": (0.5, {"clean"}),
+        "min_quality": (0.5, {"clean"}),
     },
     "probe": {"size": (11, {"probe-prompts"}), "method": ("cover", {"probe-prompts"})},
     "teachers.0": {
@@ -88,6 +100,7 @@ TABLE = {
         "stream_usage": (False, NOTHING),
         "system_prompt": ("Be brief.", {"probe", "router", "allocate", "generate"}),
         "reasoning": ("keep", {"probe", "router", "allocate", "generate"}),
+        "leaks": ("mark", {"probe", "router", "allocate", "generate"}),
         "max_concurrency": (3, {"allocate"}),
         "timeout": (9.0, NOTHING),
         "hedge_after": (9.0, NOTHING),
@@ -100,6 +113,8 @@ TABLE = {
         "device": ("cpu", NOTHING),
         "price_per_million_prompt_tokens": (1.0, {"allocate"}),
         "price_per_million_completion_tokens": (1.0, {"allocate"}),
+        "price_per_million_cached_tokens": (1.0, {"allocate"}),
+        "price_per_million_reasoning_tokens": (1.0, {"allocate"}),
         "family": ("A", {"router", "allocate"}),
         "license": ("mit", {"router", "allocate"}),
     },
@@ -134,6 +149,7 @@ TABLE = {
     },
     "quality": {
         "verifier": (None, NOTHING),  # these four exclude each other; see the tests below
+        "trust_verifier": (True, NOTHING),
         "reward_model": (None, NOTHING),
         "judge": (None, NOTHING),
         "sources": ([{"verifier": "exact"}], QUALITY | {"router"}),
@@ -142,6 +158,7 @@ TABLE = {
     },
     "quality.sources.0": {
         "verifier": ("persyn_hf.demo.prompts:share_met", QUALITY | {"router"}),
+        "trust_verifier": (True, NOTHING),
         "reward_model": (None, NOTHING),
         "revision": ("v2", QUALITY),
         "judge": (None, NOTHING),
@@ -201,6 +218,7 @@ TABLE = {
         "language": (("en",), NOTHING),
         "keep_truncated": (True, NOTHING),
         "allow_secrets": (True, NOTHING),
+        "allow_findings": (("0" * 12,), NOTHING),
         "dry_run": (True, NOTHING),
         "files_per_commit": (9, NOTHING),
     },
@@ -301,8 +319,14 @@ OF_A_JUDGE = {
     "temperature": (0.5, QUALITY),
     "max_tokens": (7, QUALITY),
 }
+OF_ACCEPT = {
+    "min_quality": (0.25, {"generate"}),
+    "attempts": (2, {"generate"}),
+    "retry": ("same", {"generate"}),
+    "target_rows": (9, {"generate"}),
+}
 SECTION_OF = {
-    "": "RunConfig", "prompts": "Prompts", "probe": "Probe", "teachers.0": "Teacher",
+    "": "RunConfig", "prompts": "Prompts", "hygiene": "Hygiene", "probe": "Probe", "teachers.0": "Teacher",
     "teachers.0.sampling": "Sampling", "student": "Student", "student.endpoint": "StudentEndpoint",
     "quality": "Quality", "quality.sources.0": "QualitySource", "reward": "Reward", "router": "Router",
     "allocation": "Allocation", "publish": "Publish", "training": "Training", "training.lora": "Lora",
@@ -370,10 +394,21 @@ def test_a_judge_counts_with_what_it_is_asked_and_not_with_where(base, tmp_path,
     assert {name for name in before if before[name] != after[name]} == stages
 
 
+@pytest.mark.parametrize(("field", "value", "stages"), [(f, v, s) for f, (v, s) in OF_ACCEPT.items()])
+def test_what_is_accepted_counts_in_the_stage_that_asks(base, tmp_path, field, value, stages):
+    base |= {"allocation": {}, "accept": {"min_quality": 0.5}}
+    before = _fingerprints(base)
+    after = _fingerprints(_changed(base, "accept", field, value, tmp_path))
+    assert {name for name in before | after if before.get(name) != after.get(name)} == stages
+
+
 def test_every_field_of_every_section_stands_in_the_table():
     sections = {name: value for name, value in vars(config).items() if isinstance(value, type)}
     sections = {name: one for name, one in sections.items() if issubclass(one, Settings)}
-    tabled = {SECTION_OF[path]: set(fields) for path, fields in TABLE.items()} | {"Judge": set(OF_A_JUDGE)}
+    tabled = {SECTION_OF[path]: set(fields) for path, fields in TABLE.items()} | {
+        "Judge": set(OF_A_JUDGE),
+        "Accept": set(OF_ACCEPT),
+    }
     tabled["Service"] = set(OF_A_JUDGE) - {"model", "template", "temperature", "max_tokens"}
     for path, fields in TABLE.items():
         below = {child.removeprefix(f"{path}.").partition(".")[0] for child in TABLE if child != path}

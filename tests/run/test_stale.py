@@ -23,7 +23,7 @@ from tests.generation.servers import Teacher, chat_body, serve
 from tests.run.tables import stage_table
 
 PROMPTS, PROBE = 12, 6
-VERIFIER = "def judge(prompt, completion, answer):\n    return {}\n"
+VERIFIER = "from persyn_hf import verifier\n\n\n@verifier\ndef judge(prompt, completion, answer):\n    return {}\n"
 
 
 def _says(name):

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from persyn_hf.errors import ConfigError, MissingColumnError, PromptTooLongError, ScoringError
 from persyn_hf.scoring.quality import persyn_quality
-from persyn_hf.scoring.verifiers import find_verifier
+from persyn_hf.scoring.verifiers import find_verifier, verifier
 from tests.scoring import models
 
 #: Real recorded answers, for whoever has them: a folder with `math_zoo.parquet`.
@@ -60,6 +60,7 @@ def test_math_agrees_with_recorded_quality():
     assert len(wrong) <= 0.005 * len(rows), wrong
 
 
+@verifier
 def longest(prompt, completion, answer):
     return len(completion)
 

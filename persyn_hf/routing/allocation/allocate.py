@@ -18,6 +18,7 @@ from persyn_hf.routing.allocation.result import AllocationResult, win_rates
 from persyn_hf.routing.allocation.solver import solve
 from persyn_hf.routing.policies import Basis, policy_scores, prompt_rewards, require_policy
 from persyn_hf.routing.rewards import RewardTable, read_rewards
+from persyn_hf.tables import require_table
 
 
 def allocate(
@@ -68,6 +69,8 @@ def allocate(
         >>> allocate(scores, ["large", "small"], max_share={"large": 0.4}).routes
         ['large', 'small', 'small']
     """
+    if not isinstance(routed, np.ndarray):
+        require_table(routed, "allocate", "routed")
     names, known_families = _names(teachers)
     asked = merged(AllocationOptions, settings, options, "allocate")
     policy = asked.policy

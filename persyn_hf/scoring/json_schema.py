@@ -1,0 +1,98 @@
+"""The verifier `json-schema`: the answer as JSON, validated against the schema that the prompt asks for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from persyn_hf.errors import ScoringError
+from persyn_hf.packages import require
+from persyn_hf.scoring.thoughts import require_answer, without_thoughts
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+#: A whole answer in a code fence.
+_FENCE = re.compile(r"```[A-Za-z]*\s*\n(.*?)\n?\s*```", re.S)
+
+
+def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
+    """1 if the completion is JSON that is valid under the schema, else 0.
+
+    Args:
+        prompt (`Any`): Unused.
+        completion (`str`): The answer. Thoughts and a code fence around it are left out; NaN and Infinity are no
+            JSON.
+        answer (`str` or `Mapping`): The schema, or a `response_format` that holds it.
+
+    Raises:
+        ScoringError: If the reference is no JSON schema.
+        MissingExtraError: If jsonschema is not installed.
+
+    Example:
+        >>> json_schema_verifier("", '{"age": 7}', '{"type": "object", "required": ["age"]}')
+        1.0
+    """
+    validator = _validator(require_answer(answer))
+    text = without_thoughts(completion).strip()
+    fenced = _FENCE.fullmatch(text)
+    try:
+        found = json.loads(text if fenced is None else fenced[1], parse_constant=_no_json)
+        return float(validator.is_valid(found))
+    except (ValueError, RecursionError):
+        return 0.0
+    except Exception as error:
+        raise ScoringError(f"The JSON schema cannot be applied: {type(error).__name__}: {error!s:.200}.") from error
+
+
+def _validator(answer: Any) -> Validator:
+    """What holds values against the schema; no schema is ever fetched.
+
+    Raises:
+        ScoringError: If it is none.
+    """
+    require("check answers against a JSON schema", "jsonschema")
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    schema = _schema(answer)
+    kind = validator_for(schema, default=Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except (SchemaError, RecursionError) as error:
+        said = error.message if isinstance(error, SchemaError) else "it is too deep"
+        raise ScoringError(f"The reference is no valid JSON schema: {said:.200}.") from error
+    return kind(schema, registry=Registry())
+
+
+def _schema(answer: Any) -> Any:
+    """The schema, taken out of a `response_format` where the reference is one."""
+    try:
+        found = json.loads(answer, parse_constant=_no_json) if isinstance(answer, str) else answer
+    except (ValueError, RecursionError) as error:
+        raise ScoringError(f"The reference must be a JSON schema, got {answer!r:.80} ({error}).") from error
+    if isinstance(found, Mapping) and found.get("type") == "json_schema":
+        wrapped = found.get("json_schema")
+        found = wrapped.get("schema") if isinstance(wrapped, Mapping) else None
+    if not isinstance(found, Mapping | bool):
+        raise ScoringError(f"The reference must be a JSON schema, an object, got {answer!r:.80}.")
+    return _without_nulls(found)
+
+
+def _without_nulls(value: Any) -> Any:
+    """The same without the keys that Arrow adds with nulls, but for values that a schema lists."""
+    if isinstance(value, Mapping):
+        return {
+            key: part if key in ("const", "enum", "default", "examples") else _without_nulls(part)
+            for key, part in value.items()
+            if part is not None or key == "const"
+        }
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
