@@ -33,7 +33,7 @@ TurnKinds = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptReader:
     """A model that is given every prompt.
 
     Args:
@@ -106,11 +106,11 @@ def _bytes(content: object) -> int:
     return len(str(content).encode("utf-8", "replace"))
 
 
-def unreadable_prompts(readers: Sequence[Reader], prompts: Dataset) -> dict[int, str]:
+def unreadable_prompts(readers: Sequence[PromptReader], prompts: Dataset) -> dict[int, str]:
     """Looks for prompts that a reader cannot read, or that end with an assistant's turn.
 
     Args:
-        readers (`Sequence[Reader]`): The models.
+        readers (`Sequence[PromptReader]`): The models.
         prompts (`Dataset`): With `prompt`.
 
     Returns:
@@ -129,7 +129,7 @@ def unreadable_prompts(readers: Sequence[Reader], prompts: Dataset) -> dict[int,
     return wrong
 
 
-def _reasons(readers: Sequence[Reader], prompt: columns.Prompt, tools: Tools) -> Iterator[str]:
+def _reasons(readers: Sequence[PromptReader], prompt: columns.Prompt, tools: Tools) -> Iterator[str]:
     if not isinstance(prompt, str):
         last = columns.canonical_messages(prompt)[-1]
         if last["role"] == "assistant" and not last.get("tool_calls"):
@@ -142,7 +142,7 @@ def _reasons(readers: Sequence[Reader], prompt: columns.Prompt, tools: Tools) ->
 
 def list_readers(
     config: RunConfig, limits: Mapping[tuple[str, str], EndpointLimits] | None = None, scoring: bool = True
-) -> list[Reader]:
+) -> list[PromptReader]:
     """The models of a run that read its prompts. Their tokenizers are loaded, no weights.
 
     One that cannot be loaded is left out: the checks of models tell why.
@@ -161,7 +161,7 @@ def list_readers(
 
 def _makers(
     config: RunConfig, limits: Mapping[tuple[str, str], EndpointLimits], scoring: bool
-) -> Iterator[Callable[[], Reader]]:
+) -> Iterator[Callable[[], PromptReader]]:
     for place, teacher in enumerate(config.teachers):
         key = f"teachers[{place}]"
         if teacher.backend == "local":
@@ -190,7 +190,7 @@ def _here(
     system_prompt: str | None = None,
     answered: bool = False,
     special: bool = False,
-) -> Reader:
+) -> PromptReader:
     """A model whose tokenizer and configuration are at hand."""
     from persyn_hf.models.files import ModelFiles
     from persyn_hf.models.loading import context_of, identity, load_config, load_tokenizer
@@ -211,10 +211,10 @@ def _here(
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=special and not chats, verbose=False)["input_ids"])
 
-    return Reader(role, key, render, count, None if context is None else context - 1, system_prompt)
+    return PromptReader(role, key, render, count, None if context is None else context - 1, system_prompt)
 
 
-def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], EndpointLimits]) -> Reader:
+def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], EndpointLimits]) -> PromptReader:
     """A teacher behind an endpoint: read as far as its tokenizer is at hand and the endpoint says what it takes."""
     from persyn_hf.generation.preflight import prompt_room
     from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens
@@ -227,7 +227,7 @@ def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], Endpoin
         room = None
     tokenizer: Any = TeacherTokenizer(teacher, download=teacher.api == "tgi").load_here() if room is not None else None
     if tokenizer is None:
-        return Reader(role, key, system_prompt=teacher.system_prompt)
+        return PromptReader(role, key, system_prompt=teacher.system_prompt)
 
     def render(messages: list[columns.Message], tools: Tools) -> str:
         return str(tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False))
@@ -235,4 +235,4 @@ def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], Endpoin
     def count(text: str) -> int:
         return count_tokens(tokenizer, text)
 
-    return Reader(role, key, render, count, room, teacher.system_prompt)
+    return PromptReader(role, key, render, count, room, teacher.system_prompt)

@@ -405,7 +405,7 @@ def test_bad_prompts_are_dropped_and_counted(settings, doubles):
     result = go(settings, until="probe")
     assert dict(result.report.dropped) == {
         "A prompt is empty; every prompt needs at least one character that is not white space.": 1,
-        "it repeats an earlier prompt": 1,
+        "duplicate": 1,
         "the student reads 511 tokens of a prompt; it has 714": 1,
         "`exact` needs a reference and it has none (null)": 1,
     }
