@@ -256,13 +256,25 @@ _TYPES = {STUDENT_COMPLETION_TOKENS: "int64", LEARNABILITY_TRUNCATED: "bool"} | 
 )
 
 
+#: Characters of a token, until the student has counted some.
+_CHARACTERS_PER_TOKEN = 4
+
+
+def _expected_tokens(answers: Dataset) -> int:
+    """Roughly how many tokens the student will read, so that the time left is shown from the start."""
+    characters = sum(len(text) for text in answers[COMPLETION] if text is not None)
+    prompts = dict(zip(answers[PROMPT_ID], answers[PROMPT], strict=True))
+    return (characters + sum(len(str(prompt)) for prompt in prompts.values())) // _CHARACTERS_PER_TOKEN
+
+
 def _add_learnability(
     answers: Dataset, student: Student, metric: str, turn: _Pass, system_prompts: Mapping[str, str] | None, suffix: str
 ) -> Dataset:
     metrics = (metric, *student.metrics)
     model = load_scorer(student)
     scores: list[AnswerScore | None] = [None] * len(answers)
-    with tqdm(desc="learnability", unit="tok", unit_scale=True, disable=not turn.progress) as bar:
+    total = _expected_tokens(answers)
+    with tqdm(desc="learnability", total=total, unit="tok", unit_scale=True, disable=not turn.progress) as bar:
         done = 0
         for rows in turn.windows():
             found = score_batch(
