@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, RESPONSE_FORMAT, require_columns
 from persyn_hf.config import Judge, Quality, QualitySource, merged, read_settings, require_known
 from persyn_hf.config.scoring import ScorerOptions
-from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.errors import ConfigError
 from persyn_hf.ledger.ledger import LedgerLike, open_ledger
 from persyn_hf.models.device import worker_device
 from persyn_hf.packages import require
@@ -20,6 +19,7 @@ from persyn_hf.scoring.judge import judge_answers
 from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.rows import answered, as_batch, row_names
 from persyn_hf.scoring.verdicts import RANGE
+from persyn_hf.scoring.verification import ScorableAnswers, verified
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
 from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
@@ -139,7 +139,7 @@ def source_values(
     """
     rows = answered(batch)
     references = batch.get(answer_column) or [None] * len(batch[COMPLETION])
-    answers = _Answers(
+    answers = ScorableAnswers(
         [batch[prompt_column][row] for row in rows],
         [batch[COMPLETION][row] for row in rows],
         [references[row] for row in rows],
@@ -183,19 +183,7 @@ def warn_of_zeros(sources: Sources, values: Mapping[str, Sequence[float | None]]
             )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """The answers of a batch that can be scored."""
-
-    prompts: list[Any]
-    completions: list[str]
-    references: list[Any]
-    names: list[str]
-    has_references: bool
-    forms: list[Any]  # of the answers, as they were asked for
-
-
-def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
+def _values(part: Source, answers: ScorableAnswers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
     if part.judge is not None:
         return judge_answers(part.judge, answers.prompts, answers.completions, answers.references, account)
     if part.reward_model is not None:
@@ -210,56 +198,7 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Accoun
     verifier = part.verifier
     if isinstance(verifier, str):
         verifier = find_verifier(verifier, part.trust_verifier)
-    return _verified(verifier, part.range, answers)
-
-
-def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
-    found = []
-    unreadable = []
-    for prompt, completion, reference, name in zip(
-        answers.prompts, answers.completions, answers.references, answers.names, strict=True
-    ):
-        try:
-            found.append(_number(verifier(prompt, completion, reference), known))
-        except ScoringError as error:
-            unreadable.append(f"{name}: {_explained(error, reference, answers.has_references)}")
-        except Exception as error:
-            raise ScoringError(f"{name}: the verifier raised {type(error).__name__}: {error}") from error
-    if unreadable:
-        more = len(unreadable) - _NAMED
-        raise ScoringError(
-            (f"{len(unreadable)} rows cannot be verified.\n" if len(unreadable) > 1 else "")
-            + "\n".join(unreadable[:_NAMED])
-            + (f"\n… and {more} more." if more > 0 else "")
-        )
-    return found
-
-
-#: Rows that an error names.
-_NAMED = 20
-
-
-def _number(value: Any, known: tuple[float, float] | None) -> float:
-    """What a verifier returned, if it is a score.
-
-    Raises:
-        ScoringError: If it is no finite number, or outside the range that is known of the verifier.
-    """
-    try:
-        number = float(value) if hasattr(value, "__float__") else math.nan
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array or a tensor of several numbers
-        number = math.nan
-    if not math.isfinite(number):
-        raise ScoringError(f"the verifier must return a finite number, got {value!r:.200}.")
-    if known is not None and not known[0] <= number <= known[1]:
-        raise ScoringError(f"the verifier must return a number from {known[0]} to {known[1]} (`range`), got {number}.")
-    return number
-
-
-def _explained(error: ScoringError, reference: Any, has_references: bool) -> str:
-    if reference is None and has_references and "needs a reference" in str(error):
-        return "the verifier needs a reference, and this row's is null."
-    return str(error)
+    return verified(verifier, part.range, answers)
 
 
 #: What the verifiers by name give.
