@@ -207,7 +207,9 @@ def _parallel(config: RunConfig, folder: RunFolder, progress: bool) -> RewardTab
     from persyn_hf.run.stages import PROMPTS, probe_stage, score_stage
 
     folder.table(probe_stage(config, folder.ledger, progress, name="parallel", source=PROMPTS))
-    scored = folder.table(score_stage(config, progress, name="parallel-score", source="parallel"))
+    scored = folder.table(
+        score_stage(config, progress, name="parallel-score", source="parallel", ledger=folder.ledger)
+    )
     return read_rewards(scored, "compare")
 
 

@@ -236,7 +236,7 @@ def _prepare(
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     for table in splits.values():
         require_table(data if not hasattr(table, "column_names") else table, "push")
-    dropped: dict[str, int] = {}
+    dropped: dict[str, int] = dict(facts.get("dropped") or {})
     for name, table in splits.items():
         if _is_personalized(table):
             continue

@@ -63,9 +63,13 @@ class Provenance:
         router (`Mapping[str, Any]`): The router's `persyn` block; empty where no router is named.
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
+        dropped_prompts (`Mapping[str, int]`): Prompts left out before anything was asked, by reason.
         generations (`int`, *optional*): Answers that the whole run got.
         generations_all (`int`, *optional*): What generate-then-select would have asked for.
         cost, cost_all (`float`, *optional*): USD for the one and, estimated, for the other.
+        scores (`Sequence[Mapping[str, Any]]`): What judges, and a student behind a server, were paid for: `kind`
+            (`judge` or `student`), `model` of a judge, `replies`, `unread` (replies that held no score),
+            `prompt_tokens`, `completion_tokens` and `cost` in USD, which is not in `cost` above.
         prompts_source, prompts_revision (`str`, *optional*): Where the prompts come from.
         versions (`Mapping[str, str]`): Of the libraries that wrote the data.
     """
@@ -77,10 +81,12 @@ class Provenance:
     router_repo_id: str | None = None
     router_revision: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped_prompts: Mapping[str, int] = field(default_factory=dict)
     generations: int | None = None
     generations_all: int | None = None
     cost: float | None = None
     cost_all: float | None = None
+    scores: Sequence[Mapping[str, Any]] = ()
     prompts_source: str | None = None
     prompts_revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -136,8 +142,8 @@ def gather(
         router (`Mapping[str, Any]`, *optional*): The router's `persyn` block.
         scored (`Dataset`, *optional*): The scored probe; gives every teacher's strength.
         prices (`Mapping`, *optional*): Per teacher, USD per million prompt and completion tokens.
-        run (`Any`): `dropped`, `generations`, `generations_all`, `cost`, `cost_all`, `prompts_source`,
-            `prompts_revision`, `router_repo_id`, `router_revision`.
+        run (`Any`): `dropped`, `dropped_prompts`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
+            `prompts_source`, `prompts_revision`, `router_repo_id`, `router_revision`.
     """
     block: dict[str, Any] = without_local_paths(router or {})
     run = without_local_paths(run) | {key: run[key] for key in ("router_repo_id",) if key in run}

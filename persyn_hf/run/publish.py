@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import RunConfig
-from persyn_hf.run.report import RunReport
+from persyn_hf.run.report import DROPPED_WORDS, LEFT_OUT_WORDS, PaidScores, RunReport
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,6 +88,12 @@ def publish(
     return push_personalized(tables.selected, saved=folder, **common)
 
 
+def _published(scores: PaidScores) -> dict[str, Any]:
+    """What a card says of paid scores; a student, which may be a folder of this machine, is named elsewhere."""
+    facts = asdict(scores)
+    return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
+
+
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
     """What cards say of a run beside its tables."""
     from persyn_hf.publishing.provenance import run_costs
@@ -104,6 +110,9 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
         "cost": cost,
         "cost_all": cost_all,
         "prices": prices,
+        "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
+        "dropped_prompts": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
+        "scores": [_published(scores) for scores in report.scores],
         "prompts_source": config.prompts.source,
         "prompts_revision": config.prompts.revision,
     }

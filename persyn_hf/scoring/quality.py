@@ -47,7 +47,8 @@ def persyn_quality(
             finite number.
         prompt_column, answer_column (`str`): Names of the columns.
         version (`str`, *optional*): Part of the cache key only; `pin_quality` fills it in.
-        ledger (`Ledger`, path or `None`): Where a judge's replies are kept; what it has is not asked again.
+        ledger (`Ledger`, path or `None`): Where a judge's replies are kept; what it has is not asked again. With the
+            keyword `max_cost` (USD) a judge that has prices is asked nothing that could bring its sum above.
         options: Keys of [`Quality`]: `reward_model` and its `revision`, `judge` (the fields of [`Judge`]), `sources`
             (each the fields of [`QualitySource`]) and `normalize`. What needs all rows of a prompt (`minmax`,
             `zscore`, `rank`) is for `score`, which has them. And those of [`ScorerOptions`] (`dtype`, `device`,
@@ -72,6 +73,7 @@ def persyn_quality(
     require_batch(batch_or_row, "persyn_quality")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
     running = {name: value for name, value in options.items() if name in ScorerOptions.model_fields}
+    max_cost = options.pop("max_cost", None)
     asked = {name: value for name, value in options.items() if name not in running}
     require_known(Quality, asked, "persyn_quality", [*Quality.model_fields, *ScorerOptions.model_fields])
     how = merged(ScorerOptions, None, running, "persyn_quality")
@@ -90,7 +92,7 @@ def persyn_quality(
     batch, single = as_batch(batch_or_row)
     how = how.model_copy(update={"device": worker_device(how.device, rank)})
     with open_ledger(ledger) as book:
-        values, errors = source_values(wanted, batch, how, Account(book), prompt_column, answer_column)
+        values, errors = source_values(wanted, batch, how, Account(book, max_cost), prompt_column, answer_column)
     columns: dict[str, list[Any]] = {QUALITY: weighted_mean(wanted, values)}
     if wanted.several:
         columns |= {part.column: values[part.name] for part in wanted.parts}
@@ -199,10 +201,9 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Accoun
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
         return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
     assert part.verifier is not None
-    named = isinstance(part.verifier, str)
-    return _verified(
-        find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers
-    )
+    given = part.verifier
+    verifier = find_verifier(given, part.trust_verifier) if isinstance(given, str) else given
+    return _verified(verifier, part.range, answers)
 
 
 def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
