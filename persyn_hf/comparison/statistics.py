@@ -96,7 +96,7 @@ def summarise(outcomes: Sequence[Outcome], reference: str = "persyn", seed: int 
     """Intervals of every policy and paired differences to a reference.
 
     Args:
-        outcomes (`Sequence[Outcome]`): Outcomes of all trainings; each policy of a student has equal seeds and prompts.
+        outcomes (`Sequence[Outcome]`): All trainings; each policy of a student has equal seeds and prompts.
         reference (`str`, defaults to `"persyn"`): What others are subtracted from. Where it was not run there are no
             differences.
         seed (`int`, defaults to 0): Random seed of the resampling.
