@@ -1,4 +1,4 @@
-"""What a router's `config.json` says of it, verified as plain values before anything is loaded."""
+"""The `persyn` block of a router's `config.json`, verified as plain values before anything is loaded."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _finite(value: Any) -> Any:
 
 
 def names_problem(names: Sequence[str]) -> str | None:
-    """What keeps names from being a router's teachers, as the end of "the teachers' names …"; `None` if nothing does.
+    """The problem with names of teachers, as the end of "the teachers' names …"; `None` where there is none.
 
     They become labels, and stand on terminals and in cards.
     """

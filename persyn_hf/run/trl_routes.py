@@ -29,7 +29,7 @@ _COMPARED = 32
 
 @dataclass(frozen=True)
 class TrlRoutes:
-    """What TRL's trainer is given.
+    """The arguments of TRL's trainer.
 
     Args:
         data (`Dataset`): `prompt` (message lists), `teacher_id` and `prompt_id`, for `train_dataset`.
@@ -147,7 +147,7 @@ def _tokenizer(model: str, revision: str | None) -> Any:
 
 
 def _difference(teacher: Teacher, own: Any, samples: Sequence[str]) -> str | None:
-    """What of a teacher's tokenizer is not the student's, as a sentence; `None` where nothing is."""
+    """The difference of a teacher's tokenizer from the student's, as a sentence; `None` where nothing is."""
     name = teacher.tokenizer or teacher.model
     try:
         other = _tokenizer(name, None if teacher.tokenizer else teacher.revision)
