@@ -1,4 +1,4 @@
-"""The facts of a run that the cards state, gathered once from the router's `persyn` block and the personalised tables."""
+"""The facts of a run that the cards state, gathered once from the router's `persyn` block and the tables."""
 
 from __future__ import annotations
 
