@@ -48,7 +48,7 @@ class Figure:
 
     Args:
         path (`str`): Relative to the card.
-        alt (`str`): What it shows, for those who do not see it.
+        alt (`str`): Alternative text, for those who do not see the picture.
     """
 
     path: str
@@ -61,7 +61,7 @@ class Run:
 
     Args:
         name (`str`): The configuration.
-        provenance (`Provenance`): How it came to be.
+        provenance (`Provenance`): Origin of its rows.
         figures (`Mapping[str, Figure]`): `allocation`, `teachers`, `reward`: those that there are.
     """
 
@@ -81,7 +81,7 @@ class Run:
 
 
 def template_folder() -> Path:
-    """Where the templates lie: inside the package (wheel) or beside it (editable install).
+    """The folder of the templates: inside the package (wheel) or beside it (editable install).
 
     Raises:
         PublishError: If neither folder is there.
@@ -118,7 +118,7 @@ def router_body(
     """Renders the body of a router's model card.
 
     Args:
-        provenance (`Provenance`): Of the data that it routed.
+        provenance (`Provenance`): Origin of the rows that it routed.
         location (`str`): Repository id or folder, as `pipeline` takes it.
         dataset_location (`str`, *optional*): The dataset that it built.
         figures (`Mapping[str, Figure]`, *optional*): As in [`Run`].
@@ -150,7 +150,7 @@ def student_card(
     """Renders the card of a student that was fine-tuned on a personalised set, metadata included.
 
     Args:
-        report (`Mapping`): What the training did, in plain values: `student`, `student_revision`, `seed`, `steps`,
+        report (`Mapping`): Facts of the training, in plain values: `student`, `student_revision`, `seed`, `steps`,
             `loss` (nats/token), `counts`, `settings`, `versions`, and `teachers`: the rows of each. What is absent is
             left out.
         location (`str`): Repository id or folder of the trained student, as `pipeline` takes it.
@@ -210,7 +210,7 @@ def _dollars(value: float | None) -> Markup:
 
 
 def _sampled(sampling: Mapping[str, Any]) -> str:
-    """How a teacher was asked, field by field; what is left to the server is said last."""
+    """The sampling of a teacher, field by field; fields that are left to the server stand last."""
     sent, left = [], []
     for key, value in sampling.items():
         if value is None:

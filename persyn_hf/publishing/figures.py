@@ -36,7 +36,7 @@ class Figures:
     the interpreter's lock.
 
     Args:
-        provenance (`Provenance`): What is drawn.
+        provenance (`Provenance`): Facts to draw.
     """
 
     def __init__(self, provenance: Provenance) -> None:
@@ -190,7 +190,7 @@ def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], 
 
 
 def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
-    """How much of a box is outside or taken, as an area; 0 where it is free."""
+    """The area of a box that is outside or taken; 0 where it is free."""
     outside = max(0.0, -box[0]) + max(0.0, box[2] - limit)
     overlaps = (
         max(0.0, min(box[2], other[2]) - max(box[0], other[0]))

@@ -174,7 +174,7 @@ _WRITTEN = ("config_name", "license", "language", "keep_truncated", "allow_secre
 def _settings(
     repo_id: str | None, settings: Publish | Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> Publish:
-    """Where a push goes, and how; names are checked."""
+    """The settings of a push, with checked names."""
     if options.get("create_pr") and (options.get("tags") or options.get("revision")):
         raise PublishError(f"{PULL_REQUEST}.")
     given = options if repo_id is None else {**options, "dataset_repo_id": repo_id}

@@ -1,4 +1,4 @@
-"""What the cards say about a run, gathered once from the router's `persyn` block and the personalised tables."""
+"""The facts of a run that the cards state, gathered once from the router's `persyn` block and the tables."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class TeacherShare:
     Args:
         name (`str`), model, revision, license, family, system_prompt (`str`, *optional*): Who answered.
         rows (`int`): Training rows from this teacher.
-        share (`float`): Of all training rows, 0 to 1.
-        prompt_tokens, completion_tokens (`int`): Of the rows that are trained on.
+        share (`float`): Share of all training rows, 0 to 1.
+        prompt_tokens, completion_tokens (`int`): Tokens of the rows that are trained on.
         cost (`float`, *optional*): USD for those rows; `None` where no price is known.
-        sampling (`Mapping[str, Any]`): How it was asked.
+        sampling (`Mapping[str, Any]`): Sampling parameters.
         strength (`Strength`, *optional*): Its mean scores on the probe.
     """
 
@@ -77,7 +77,7 @@ class Provenance:
             (`judge` or `student`), `model` of a judge, `replies`, `unread` (replies that held no score),
             `prompt_tokens`, `completion_tokens` and `cost` in USD, which is not in `cost` above.
         prompts_source, prompts_revision (`str`, *optional*): Where the prompts come from.
-        versions (`Mapping[str, str]`): Of the libraries that wrote the data.
+        versions (`Mapping[str, str]`): Versions of the libraries that wrote the data.
     """
 
     teachers: Sequence[TeacherShare]
@@ -102,7 +102,7 @@ class Provenance:
 
     @property
     def saved(self) -> float | None:
-        """How many times fewer generations than generate-then-select; `None` where the run is not known."""
+        """Generations of generate-then-select divided by those of the run; `None` where the run is not known."""
         if not self.generations or self.generations_all is None:
             return None
         return self.generations_all / self.generations
@@ -259,7 +259,7 @@ class Strength:
     """One teacher's means over the probe answers that have both scores.
 
     Args:
-        answers (`int`): How many those are.
+        answers (`int`): Number of those answers.
         quality (`float`), learnability (`float`): Raw means; learnability in the unit of its metric.
         normalized_quality, normalized_learnability (`float`): Means after the normalisation within the prompt, for
             both more is better. The reward is linear in these two.

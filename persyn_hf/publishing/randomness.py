@@ -25,7 +25,7 @@ _PAIRS = frozenset(
 
 
 def is_random_text(value: str) -> bool:
-    """Whether a machine drew a text, and nobody wrote it as words or as a placeholder.
+    """Tells a text that a machine drew from words and placeholders.
 
     Drawn text changes between small letters, capitals and digits in nearly every second place, or its neighbouring
     letters are not those of words.
@@ -55,7 +55,7 @@ def looks_drawn(value: str) -> bool:
 
 
 def is_placeholder(value: str) -> bool:
-    """Whether a value stands for a key that the reader fills in: words, one character, a row of the alphabet."""
+    """Tells a value that the reader is to replace: words, one character repeated, a row of the alphabet."""
     if _PLACEHOLDER.search(value) or len(set(value)) < 2 or re.search(r"(.)\1{5}", value):
         return True
     steps = [ord(right) - ord(left) for left, right in itertools.pairwise(value)]
