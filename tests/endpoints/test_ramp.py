@@ -16,7 +16,7 @@ class Clock:
 
 
 def limits(seed, runs=5, count=64, gap=0.01):
-    """The limit over some short runs against a server that shares its speed: `n` requests get `300 * sqrt(n)` tokens/s.
+    """The limit over short runs against a server that shares its speed: `n` requests get `300 * sqrt(n)` tokens/s.
 
     One request may be sent every `gap` seconds; answers have 5 to 80 tokens.
     """
