@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 #: Answers between two tries to go one above what was refused: few until the cap is confirmed, then so many that the
 #: tries stay under 1% of the requests.
@@ -11,6 +12,21 @@ _FIRST_PROBE, _LAST_PROBE = 8, 200
 #: about load.
 _UNAVAILABLE_SHARE = 0.3
 _MEMORY = 0.05
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A moment in a server's life.
+
+    Args:
+        at (`float`): Seconds.
+        area (`float`): Requests in flight, summed over the seconds until then.
+        in_flight (`int`): Requests in flight.
+    """
+
+    at: float
+    area: float
+    in_flight: int
 
 
 class AdaptiveLimit:
@@ -62,20 +78,23 @@ class AdaptiveLimit:
         self.maximum = maximum
         self.current = maximum if known and not self.learnt else min(self.current, maximum)
 
-    def answered(self, seconds: float | None = None, beside: int = 1, tokens: int | None = None) -> None:
+    def answered(
+        self, seconds: float | None = None, beside: float = 1, tokens: int | None = None, *, exact: bool = False
+    ) -> None:
         """A request that is still counted in flight succeeded.
 
         Args:
             seconds (`float`, *optional*): How long it took; without, waiting is not looked at.
-            beside (`int`, defaults to 1): Requests in flight when it started, itself included.
+            beside (`float`, defaults to 1): Requests in flight when it started, itself included.
             tokens (`int`, *optional*): Length of the answer.
+            exact (`bool`, defaults to `False`): Whether `beside` is their mean over its time.
         """
         self._unavailable *= 1 - _MEMORY
         self._settle = max(0, self._settle - 1)
         self._calm += 1
         if seconds is not None and self._watch_latency:
             # The first requests are sent one by one, and yet run beside those that follow them.
-            number = beside if self._pace.began else max(beside, self.in_flight)
+            number = beside if exact or self._pace.began else max(beside, self.in_flight)
             fewer = self._pace.note(number, seconds, tokens or 1)
             if fewer is not None:
                 self.current = max(1, min(self.current, fewer))
@@ -144,12 +163,12 @@ class Pace:
         return self._best is not None
 
     def _clear(self) -> None:
-        self._count = self._numbers = self._tokens = self._size = 0
-        self._seconds = 0.0
+        self._count = self._tokens = self._size = 0
+        self._numbers = self._seconds = 0.0
 
-    def note(self, in_flight: int, seconds: float, tokens: int) -> int | None:
+    def note(self, in_flight: float, seconds: float, tokens: int) -> int | None:
         """Takes one answer into account; gives the number to go down to, where it is too high."""
-        self._size = self._size or max(_WINDOW, in_flight)
+        self._size = self._size or max(_WINDOW, round(in_flight))
         self._count += 1
         self._numbers += in_flight
         self._tokens += tokens

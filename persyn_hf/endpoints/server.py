@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from persyn_hf.endpoints.concurrency import AdaptiveLimit
+from persyn_hf.endpoints.concurrency import AdaptiveLimit, Mark
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.slots import Slots
 
@@ -25,6 +25,8 @@ _PATIENCE, SLOT_POLL = 5.0, 0.02
 _SAMPLE = 8
 #: Weight of the latest answer in what is typical of a server.
 _MEMORY = 0.1
+#: A number in flight that has fallen by this factor while a request ran is falling.
+_ENDING = 1.25
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -38,10 +40,15 @@ class Server:
     Args:
         limit (`AdaptiveLimit`): Requests in flight, of all callers together.
         address (`str`, *optional*): Where it is; with one, a known limit is shared with other processes.
+        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
     """
 
-    def __init__(self, limit: AdaptiveLimit, address: str | None = None) -> None:
+    def __init__(
+        self, limit: AdaptiveLimit, address: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.limit = limit
+        self._clock = clock
+        self._area, self._at = 0.0, clock()  # requests in flight, summed over time
         self.address = address
         self.lock = threading.RLock()
         self.used = time.monotonic()
@@ -89,6 +96,7 @@ class Server:
         with self.lock:
             if self.free(share) <= 0 or not self._take_slot():
                 return False
+            self.mark()
             self.limit.in_flight += 1
             share.in_flight += 1
             self._entries += 1
@@ -98,6 +106,7 @@ class Server:
     def exit(self, share: Share) -> None:
         """The request is no more in flight."""
         with self.lock:
+            self.mark()
             self.limit.in_flight -= 1
             share.in_flight -= 1
             while self._slots is not None and self._slots.held > self.limit.in_flight:
@@ -109,6 +118,14 @@ class Server:
         with self.lock:
             if self._slots is not None:
                 self._slots.settle()
+
+    def mark(self) -> Mark:
+        """The sum of requests in flight over time, up to now: two of them give the mean between."""
+        with self.lock:
+            now = self._clock()
+            self._area += self.limit.in_flight * (now - self._at)
+            self._at = now
+            return Mark(now, self._area, self.limit.in_flight)
 
     def free(self, share: Share) -> int:
         """Requests that a caller may start now."""
@@ -214,6 +231,7 @@ class Share:
         self._wake: Callable[[], None] | None = None
         self._scale: float | None = None
         self._sample: list[float] = []
+        self._first_answer: float | None = None
 
     @property
     def turn(self) -> tuple[int, int]:
@@ -273,6 +291,28 @@ class Share:
         with self.server.lock:
             comparable = None if seconds is None else self._comparable(seconds, max(1, tokens or 1))
             self.server.limit.answered(comparable, beside, tokens)
+
+    def answered_since(self, mark: Mark, seconds: float, tokens: int | None) -> None:
+        """A request that is still counted in flight succeeded.
+
+        How many others ran beside it is their mean over its time. Two kinds of requests say nothing of the server's
+        pace: those that were sent before the caller's first answer, while the number in flight was still growing, and
+        those at the end of its work, while that number falls. Both make few in flight look faster than they are.
+
+        Args:
+            mark (`Mark`): When it was sent; see [`Server.mark`].
+            seconds (`float`): How long it took.
+            tokens (`int`, *optional*): Length of the answer.
+        """
+        with self.server.lock:
+            now = self.server.mark()
+            lasted = now.at - mark.at
+            beside = (now.area - mark.area) / lasted if lasted > 0 else float(self.beside)
+            ends = now.in_flight * _ENDING < mark.in_flight
+            steady = self._first_answer is not None and mark.at > self._first_answer and not ends
+            self._first_answer = now.at if self._first_answer is None else self._first_answer
+            comparable = self._comparable(seconds, max(1, tokens or 1)) if steady else None
+            self.server.limit.answered(comparable, beside, tokens, exact=True)
 
     def overloaded(self) -> None:
         """A request that is still counted in flight was refused for load (429)."""

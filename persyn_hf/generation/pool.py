@@ -248,7 +248,7 @@ class TeacherPool:
         """Makes one attempt and settles what it was: for the endpoint, for the money, for the row."""
         attempt.tried += 1
         request = attempt.job.request
-        beside, began = lane.share.beside, self._clock()
+        sent, began = lane.share.server.mark(), self._clock()
         charged = True  # unless the server says otherwise: one that was cancelled may have answered
         try:
             async with asyncio.timeout(self._timeout):
@@ -275,7 +275,7 @@ class TeacherPool:
                     self._hand_on(doubt.attempt)
         else:
             seconds = self._clock() - began
-            lane.share.answered(seconds, beside, completion.completion_tokens)
+            lane.share.answered_since(sent, seconds, completion.completion_tokens)
             lane.succeeded(seconds)
             if self._purse is not None:
                 self._purse.paid(held, request, completion)
