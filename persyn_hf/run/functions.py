@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from persyn_hf.config import Allocation, Hygiene, Probe, Quality, Reward, Router
 from persyn_hf.errors import DataError
 from persyn_hf.models.identity import teacher_identity
 from persyn_hf.run.fingerprints import Checkpoint
-from persyn_hf.tables import set_column, write_atomically
+from persyn_hf.tables import set_column, write_json
 from persyn_hf.text import tame
 
 if TYPE_CHECKING:
@@ -73,12 +72,12 @@ def score_answers(
     quality: Quality,
     reward: Reward,
     system_prompts: Mapping[str, str] | None,
-    progress: bool,
+    **how: Any,
 ) -> Dataset:
-    """Scores answers with a run's student, quality and reward."""
+    """Scores answers with a run's student, quality and reward; `how` as in [`score`]."""
     from persyn_hf.scoring.score import score
 
-    return score(answers, student, quality, settings=reward, system_prompts=system_prompts, progress=progress)
+    return score(answers, student, quality, settings=reward, system_prompts=system_prompts, **how)
 
 
 def train_on_probe(
@@ -177,7 +176,7 @@ def allocate_routes(
         seed=seed,
         settings=allocation,
     )
-    write_atomically(summary, json.dumps(made.summary(), indent=2) + "\n")
+    write_json(summary, made.summary())
     return cast("Dataset", made.apply(routed))
 
 
