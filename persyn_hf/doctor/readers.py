@@ -12,6 +12,7 @@ from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.doctor.grading import quality_parts
 from persyn_hf.errors import DataError, PersynError
+from persyn_hf.prompts.sending import joined_system
 from persyn_hf.text import tame
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class PromptReader:
         """Why it cannot read a prompt; `None` where it can, or nobody knows."""
         messages = columns.canonical_messages(prompt)
         if self.system_prompt is not None:
-            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+            messages = joined_system([{"role": "system", "content": self.system_prompt}, *messages])
         shape = (*turn_kinds(messages), ("tools",)) if tools else turn_kinds(messages)
         if shape not in self.refusals:
             self.refusals[shape] = self._refusal(messages, tools)

@@ -32,6 +32,7 @@ from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
 from persyn_hf.packages import require
+from persyn_hf.prompts.sending import joined_system
 from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
@@ -327,6 +328,6 @@ def _prompts(
     require_columns(batch.keys(), (TEACHER,), "persyn_learnability with `system_prompts`")
     said = [system_prompts.get(batch[TEACHER][row]) for row in rows]
     return [
-        prompt if text is None else [{"role": "system", "content": text}, *canonical_messages(prompt)]
+        prompt if text is None else joined_system([{"role": "system", "content": text}, *canonical_messages(prompt)])
         for prompt, text in zip(prompts, said, strict=True)
     ]
