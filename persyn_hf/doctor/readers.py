@@ -10,6 +10,7 @@ from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.doctor.grading import quality_parts
 from persyn_hf.errors import DataError, PersynError
+from persyn_hf.models.readable import apply_template, readable_messages
 from persyn_hf.text import tame
 
 if TYPE_CHECKING:
@@ -182,12 +183,13 @@ def _here(
 
     def render(messages: list[columns.Message]) -> str:
         if not chats:
+            readable_messages(tokenizer, messages)
             return columns.prompt_text(messages)
+        opened = apply_template(tokenizer, messages, add_generation_prompt=True)
         if not answered:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return opened
         turn = {"role": "assistant", "content": _SOME_ANSWER}
-        return str(tokenizer.apply_chat_template([*messages, turn], tokenize=False))
+        return apply_template(tokenizer, [*messages, turn])
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=special and not chats, verbose=False)["input_ids"])
@@ -211,7 +213,7 @@ def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], Endpoin
         return Reader(role, key, system_prompt=teacher.system_prompt)
 
     def render(messages: list[columns.Message]) -> str:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return apply_template(tokenizer, messages, add_generation_prompt=True)
 
     def count(text: str) -> int:
         return count_tokens(tokenizer, text)
