@@ -12,6 +12,7 @@ from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.doctor.grading import quality_parts
 from persyn_hf.errors import DataError, PersynError
+from persyn_hf.models.readable import apply_template, readable_messages
 from persyn_hf.prompts.sending import joined_system
 from persyn_hf.text import tame
 
@@ -202,12 +203,13 @@ def _here(
 
     def render(messages: list[columns.Message], tools: Tools) -> str:
         if not chats:
+            readable_messages(tokenizer, messages)
             return columns.prompt_text(messages)
-        asked = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+        opened = apply_template(tokenizer, messages, tools, add_generation_prompt=True)
         if not answered:
-            return str(asked)
+            return opened
         turn = {"role": "assistant", "content": _SOME_ANSWER}
-        return str(tokenizer.apply_chat_template([*messages, turn], tools=tools, tokenize=False))
+        return apply_template(tokenizer, [*messages, turn], tools)
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=special and not chats, verbose=False)["input_ids"])
@@ -231,7 +233,7 @@ def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], Endpoin
         return PromptReader(role, key, system_prompt=teacher.system_prompt)
 
     def render(messages: list[columns.Message], tools: Tools) -> str:
-        return str(tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False))
+        return apply_template(tokenizer, messages, tools, add_generation_prompt=True)
 
     def count(text: str) -> int:
         return count_tokens(tokenizer, text)
