@@ -153,7 +153,7 @@ def _answered(
     priced = any(teacher.has_price for teacher in teachers)
     spending = {"max_cost": how.get("max_cost") if priced else None}
     answers = generate_routed(asked, teachers=teachers, seed=seed, score_names=score_names, **{**how, **spending})
-    kept = {name: how.get(name) for name in ("ledger", "max_cost")}
+    kept: dict[str, Any] = {name: how.get(name) for name in ("ledger", "max_cost")}
     values: dict[str, list[Any]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
     for batch in answers.iter(1000):
         scored = persyn_quality(batch, **kept, **quality.model_dump(exclude_none=True))
