@@ -88,10 +88,13 @@ class TeacherError(PersynError):
     Attributes:
         maybe_charged (`bool`): Whether the server may have made an answer, and charges for it, all the same.
         status (`int`, *optional*): The HTTP status that said so; `None` where no response did.
+        doubtful (`bool`): Whether it may be meant for this one request, though it reads as if meant for all: other
+            requests show it.
         is_page (`bool`): Whether the response was a page for browsers.
     """
 
     maybe_charged: bool = False
+    doubtful: bool = False
     status: int | None = None
     is_page: bool = False
 
@@ -205,8 +208,11 @@ class MissingExtraError(MissingPackageError):
         package (`str`): The package that could not be imported.
         extra (`str`): The extra of persyn-hf that brings it.
         purpose (`str`): What it is needed for, as the end of "is needed to …".
+        bare (`Sequence[str]`): Packages that no extra brings, to be installed without their dependencies.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str, purpose: str, bare: Sequence[str] = ()) -> None:
         message = f"`{package}` is needed to {purpose}. Install it with: pip install 'persyn-hf[{extra}]'"
+        if bare:
+            message += f" && pip install --no-deps {' '.join(bare)}"
         super(MissingPackageError, self).__init__(message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from persyn_hf.cli.app import SetOption, app, quiet_libraries, read_run
+from persyn_hf.tables import write_json
 
 
 @app.command("plan", epilog="Example: persyn-hf plan run.yaml --completion-tokens 300 --set probe.size=1000")
@@ -50,4 +50,4 @@ def plan_command(
     print_plan(made, Console(width=None if sys.stdout.isatty() else 120), facts)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(made.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(output, made.to_dict())

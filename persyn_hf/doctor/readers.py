@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
@@ -24,12 +26,14 @@ _SOME_ANSWER = "Yes."
 #: Longest excerpt of a template's own words.
 _EXCERPT = 200
 
+#: Tools that a prompt offers.
+Tools = list[columns.Message] | None
 #: The roles of a prompt's messages and the kinds of their contents: what a chat template decides by.
-Shape = tuple[tuple[str, ...], ...]
+TurnKinds = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptReader:
     """A model that is given every prompt.
 
     Args:
@@ -44,23 +48,23 @@ class Reader:
 
     role: str
     key: str
-    render: Callable[[list[columns.Message]], str] | None = None
+    render: Callable[[list[columns.Message], Tools], str] | None = None
     count: Callable[[str], int] | None = None
     room: int | None = None
     system_prompt: str | None = None
-    refusals: dict[Shape, str | None] = field(default_factory=dict, compare=False)
+    refusals: dict[TurnKinds, str | None] = field(default_factory=dict, compare=False)
 
-    def problem(self, prompt: columns.Prompt) -> str | None:
+    def problem(self, prompt: columns.Prompt, tools: Tools = None) -> str | None:
         """Why it cannot read a prompt; `None` where it can, or nobody knows."""
         messages = columns.canonical_messages(prompt)
         if self.system_prompt is not None:
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
-        shape = shape_of(messages)
+        shape = (*turn_kinds(messages), ("tools",)) if tools else turn_kinds(messages)
         if shape not in self.refusals:
-            self.refusals[shape] = self._refusal(messages)
-        return self.refusals[shape] or self._overlong(messages)
+            self.refusals[shape] = self._refusal(messages, tools)
+        return self.refusals[shape] or self._overlong(messages, tools)
 
-    def _refusal(self, messages: list[columns.Message]) -> str | None:
+    def _refusal(self, messages: list[columns.Message], tools: Tools) -> str | None:
         """Why it refuses messages of this shape."""
         roles = [message["role"] for message in messages]
         if self.system_prompt is not None and roles.count("system") > 1 and self.render is None:
@@ -68,23 +72,24 @@ class Reader:
         if self.render is None:
             return None
         try:
-            text = self.render(messages)
+            text = self.render(messages, tools)
         except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
             return f"the chat template of {self.role} refuses it: {tame(error, _EXCERPT)}"
         if any(isinstance(message.get("content"), list) for message in messages) and _is_repr(text):
             return f"{self.role} cannot read content that stands in parts"
         return None
 
-    def _overlong(self, messages: list[columns.Message]) -> str | None:
+    def _overlong(self, messages: list[columns.Message], tools: Tools) -> str | None:
         if self.room is None or self.count is None or self.render is None:
             return None
-        if sum(_bytes(message.get("content")) + _TEMPLATE_BYTES for message in messages) <= self.room:
+        size = sum(_bytes(message) + _TEMPLATE_BYTES for message in messages) + _bytes(tools or "")
+        if size <= self.room:
             return None
-        tokens = self.count(self.render(messages))
+        tokens = self.count(self.render(messages, tools))
         return None if tokens <= self.room else f"{self.role} reads {self.room} tokens of a prompt; it has {tokens}"
 
 
-def shape_of(messages: Sequence[columns.Message]) -> Shape:
+def turn_kinds(messages: Sequence[columns.Message]) -> TurnKinds:
     """What a template decides by: roles, kinds of content, further keys."""
     return tuple(
         (str(message["role"]), type(message.get("content")).__name__, *sorted(message.keys() - {"role", "content"}))
@@ -101,20 +106,21 @@ def _bytes(content: object) -> int:
     return len(str(content).encode("utf-8", "replace"))
 
 
-def unreadable_prompts(readers: Sequence[Reader], prompts: Dataset) -> dict[int, str]:
+def unreadable_prompts(readers: Sequence[PromptReader], prompts: Dataset) -> dict[int, str]:
     """Looks for prompts that a reader cannot read, or that end with an assistant's turn.
 
     Args:
-        readers (`Sequence[Reader]`): The models.
+        readers (`Sequence[PromptReader]`): The models.
         prompts (`Dataset`): With `prompt`.
 
     Returns:
         `dict[int, str]`: Why, by row.
     """
     wrong: dict[int, str] = {}
-    for row, prompt in enumerate(prompts[columns.PROMPT]):
+    offered = prompts[columns.TOOLS][:] if columns.TOOLS in prompts.column_names else [None] * len(prompts)
+    for row, (prompt, tools) in enumerate(zip(prompts[columns.PROMPT], offered, strict=True)):
         try:
-            reasons = _reasons(readers, prompt)
+            reasons = _reasons(readers, prompt, columns.canonical_tools(tools))
             reason = next(reasons, None)
         except DataError as error:
             reason = str(error)
@@ -123,44 +129,57 @@ def unreadable_prompts(readers: Sequence[Reader], prompts: Dataset) -> dict[int,
     return wrong
 
 
-def _reasons(readers: Sequence[Reader], prompt: columns.Prompt) -> Iterator[str]:
+def _reasons(readers: Sequence[PromptReader], prompt: columns.Prompt, tools: Tools) -> Iterator[str]:
     if not isinstance(prompt, str):
         last = columns.canonical_messages(prompt)[-1]
         if last["role"] == "assistant" and not last.get("tool_calls"):
             yield "it ends with an assistant's turn, so there is nothing to answer"
     for reader in readers:
-        problem = reader.problem(prompt)
+        problem = reader.problem(prompt, tools)
         if problem is not None:
             yield problem
 
 
 def list_readers(
     config: RunConfig, limits: Mapping[tuple[str, str], EndpointLimits] | None = None, scoring: bool = True
-) -> Iterator[Reader]:
+) -> list[PromptReader]:
     """The models of a run that read its prompts. Their tokenizers are loaded, no weights.
+
+    One that cannot be loaded is left out: the checks of models tell why.
 
     Args:
         config (`RunConfig`): The run.
         limits (`Mapping`, *optional*): What endpoints take, by teacher and address.
         scoring (`bool`, defaults to `True`): Student and reward model too.
-
-    Raises:
-        ConfigError: If a tokenizer cannot be loaded.
     """
+    readers = []
+    for make in _makers(config, limits or {}, scoring):
+        with suppress(PersynError, ImportError):
+            readers.append(make())
+    return readers
+
+
+def _makers(
+    config: RunConfig, limits: Mapping[tuple[str, str], EndpointLimits], scoring: bool
+) -> Iterator[Callable[[], PromptReader]]:
     for place, teacher in enumerate(config.teachers):
         key = f"teachers[{place}]"
         if teacher.backend == "local":
-            yield _here(f"the teacher `{teacher.name}`", key, teacher.model, teacher.revision, teacher.system_prompt)
+            role = f"the teacher `{teacher.name}`"
+            yield partial(_here, role, key, teacher.model, teacher.revision, teacher.system_prompt)
         else:
-            yield _served(teacher, key, limits or {})
+            yield partial(_served, teacher, key, limits)
     if not scoring:
         return
     if config.student is not None:
-        yield _here("the student", "student.model", config.student.model, config.student.revision, answered=True)
+        student = config.student
+        yield partial(_here, "the student", "student.model", student.model, student.revision, answered=True)
     for key, part in quality_parts(config.quality) if config.quality is not None else ():
         if part.reward_model is not None:
             named = f"{key}.reward_model"
-            yield _here("the reward model", named, part.reward_model, part.revision, answered=True, special=True)
+            yield partial(
+                _here, "the reward model", named, part.reward_model, part.revision, answered=True, special=True
+            )
 
 
 def _here(
@@ -171,7 +190,7 @@ def _here(
     system_prompt: str | None = None,
     answered: bool = False,
     special: bool = False,
-) -> Reader:
+) -> PromptReader:
     """A model whose tokenizer and configuration are at hand."""
     from persyn_hf.models.files import ModelFiles
     from persyn_hf.models.loading import context_of, identity, load_config, load_tokenizer
@@ -180,22 +199,22 @@ def _here(
     tokenizer, context = load_tokenizer(files), context_of(load_config(files))
     chats = bool(getattr(tokenizer, "chat_template", None))
 
-    def render(messages: list[columns.Message]) -> str:
+    def render(messages: list[columns.Message], tools: Tools) -> str:
         if not chats:
             return columns.prompt_text(messages)
+        asked = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
         if not answered:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return str(asked)
         turn = {"role": "assistant", "content": _SOME_ANSWER}
-        return str(tokenizer.apply_chat_template([*messages, turn], tokenize=False))
+        return str(tokenizer.apply_chat_template([*messages, turn], tools=tools, tokenize=False))
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=special and not chats, verbose=False)["input_ids"])
 
-    return Reader(role, key, render, count, None if context is None else context - 1, system_prompt)
+    return PromptReader(role, key, render, count, None if context is None else context - 1, system_prompt)
 
 
-def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], EndpointLimits]) -> Reader:
+def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], EndpointLimits]) -> PromptReader:
     """A teacher behind an endpoint: read as far as its tokenizer is at hand and the endpoint says what it takes."""
     from persyn_hf.generation.preflight import prompt_room
     from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens
@@ -208,12 +227,12 @@ def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], Endpoin
         room = None
     tokenizer: Any = TeacherTokenizer(teacher, download=teacher.api == "tgi").load_here() if room is not None else None
     if tokenizer is None:
-        return Reader(role, key, system_prompt=teacher.system_prompt)
+        return PromptReader(role, key, system_prompt=teacher.system_prompt)
 
-    def render(messages: list[columns.Message]) -> str:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    def render(messages: list[columns.Message], tools: Tools) -> str:
+        return str(tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False))
 
     def count(text: str) -> int:
         return count_tokens(tokenizer, text)
 
-    return Reader(role, key, render, count, room, teacher.system_prompt)
+    return PromptReader(role, key, render, count, room, teacher.system_prompt)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,19 @@ class _Made:
         return sum(reference is not None for reference in self.references)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Prompts, and how many rows of their source are none of them.
+
+    Args:
+        table (`Dataset`): As [`load_prompts`] gives it.
+        dropped (`Mapping[str, int]`): Rows that `on_bad_prompt: drop` left out, by reason.
+    """
+
+    table: Dataset
+    dropped: Mapping[str, int]
+
+
 def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Dataset:
     """Loads and checks the prompts of a run.
 
@@ -73,6 +87,21 @@ def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) 
     Example:
         >>> load_prompts(Prompts(source="talks.jsonl", format="sharegpt"))  # doctest: +SKIP
     """
+    return read_prompts(prompts, where, unique).table
+
+
+def read_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Loaded:
+    """Loads the prompts of a run as [`load_prompts`] does, and counts the rows that were left out.
+
+    Args:
+        prompts (`Prompts`): Source, shape and columns.
+        where (`str`, defaults to `"prompts"`): Name of the section in errors.
+        unique (`bool`, defaults to `True`): Refuse, or drop, a prompt that stands twice.
+
+    Raises:
+        ConfigError, DataError: As [`load_prompts`] does; with `on_bad_prompt: drop`, rows that hold no prompt or
+            repeat one are left out instead.
+    """
     located = locate(
         prompts.source, f"{where}.source", config=prompts.config, split=prompts.split, revision=prompts.revision
     )
@@ -84,6 +113,12 @@ def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) 
     shape = find_shape(table.column_names, prompts, where)
     tools = _tools_column(table, prompts)
     made = _made(table, shape, prompts, tools)
+    dropped: Mapping[str, int] = {}
+    if prompts.on_bad_prompt == "drop":
+        rows, dropped = _drop_bad(made, len(table), unique)
+        table = table.select(rows)
+        if not rows:
+            raise DataError(f"{where}.source: {prompts.location} holds no prompts that can be read.")
     _require_sound(made, located, unique)
     beside = _beside(table, shape, prompts, tools, where)
     plain = made.kind in ("text", "messages", "a template")
@@ -94,7 +129,7 @@ def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) 
     lines += [f"the column `{old}` is called `{new}`, as `{old}` is ours" for old, new in beside.items() if old != new]
     for line in lines:
         _log.warning("%s: %s.", prompts.location, line)
-    return _table(made, table, prompts, beside)
+    return Loaded(_table(made, table, prompts, beside), dropped)
 
 
 _FATES = {"drop": "dropped", "reference": "kept as the reference `answer`"}
@@ -130,6 +165,22 @@ def _without_answer(prompt: Any, fate: str) -> tuple[Any, str | None]:
     if not kept:
         raise DataError("A prompt is empty: the conversation holds an answer only.")
     return kept, said(prompt[-1])
+
+
+def _drop_bad(made: _Made, count: int, unique: bool) -> tuple[list[int], dict[str, int]]:
+    """Takes rows that hold no prompt, or repeat one, out of what was made; gives the rows that stay, and counts."""
+    counts = Counter(reason for _, reason in made.wrong)
+    wrong = {index for index, _ in made.wrong}
+    rows = [index for index in range(count) if index not in wrong]
+    first: dict[str, int] = {}
+    kept = [place for place, key in enumerate(made.ids) if not unique or first.setdefault(key, place) == place]
+    if len(kept) < len(rows):
+        counts["it repeats an earlier prompt"] = len(rows) - len(kept)
+    for name in ("prompts", "ids", "references", "tools"):
+        values = getattr(made, name)
+        setattr(made, name, [values[place] for place in kept])
+    made.wrong = []
+    return [rows[place] for place in kept], dict(counts.most_common())
 
 
 def _require_sound(made: _Made, located: Located, unique: bool) -> None:

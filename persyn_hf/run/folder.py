@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.run.shards import ShardedTable, ShardRecord, Stage, cuts, file_digest, make_shard, write_shard
-from persyn_hf.tables import remove, replaced, write_atomically
+from persyn_hf.tables import remove, replaced, write_json
 
 try:
     import fcntl
@@ -262,7 +262,7 @@ class RunFolder:
         )
         if not reused:
             summary = asdict(record) | ({"checkpoint": asdict(records[0])} if stage.checkpoint else {})
-            write_atomically(self.stages / f"{stage.name}.json", json.dumps(summary, indent=2) + "\n")
+            write_json(self.stages / f"{stage.name}.json", summary)
         if stage.listed:
             self.records.append(record)
 

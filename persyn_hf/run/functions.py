@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from persyn_hf.config import Allocation, Hygiene, Probe, Quality, Reward, Router
 from persyn_hf.errors import DataError
 from persyn_hf.models.identity import teacher_identity
 from persyn_hf.run.fingerprints import Checkpoint
-from persyn_hf.tables import set_column, write_atomically
+from persyn_hf.tables import set_column, write_json
 from persyn_hf.text import tame
 
 if TYPE_CHECKING:
@@ -177,7 +176,7 @@ def allocate_routes(
         seed=seed,
         settings=allocation,
     )
-    write_atomically(summary, json.dumps(made.summary(), indent=2) + "\n")
+    write_json(summary, made.summary())
     return cast("Dataset", made.apply(routed))
 
 

@@ -92,14 +92,13 @@ def find_repurchases(config: RunConfig, prompts: Dataset, ledger: Path, former: 
     if not ledger.is_file():
         return []
     before = _read_former(former)
-    texts = dict(zip(prompts[columns.PROMPT_ID][:], prompts[columns.PROMPT][:], strict=True))
     groups: dict[str, list[tuple[int, Asked]]] = {}
     for place, teacher in enumerate(config.teachers):
         groups.setdefault(teacher.model, []).append((place, resolved(teacher)))
     found = []
     with Ledger(ledger) as book:
         for model, own in groups.items():
-            asked = _Asking([one for _, one in own], texts, config.seed, list(book.origins(model)))
+            asked = _Asking([one for _, one in own], prompts, config.seed, list(book.origins(model)))
             found += [
                 repurchase
                 for place, one in own
@@ -111,13 +110,18 @@ def find_repurchases(config: RunConfig, prompts: Dataset, ledger: Path, former: 
 class _Asking:
     """Teachers of one model, and what the ledger has of it."""
 
-    def __init__(
-        self, asked: Sequence[Asked], texts: Mapping[str, columns.Prompt], seed: int, rows: Iterable[Mapping[str, Any]]
-    ) -> None:
-        self._rows = [row for row in rows if row["prompt_id"] in texts]
-        ids = dict.fromkeys(row["prompt_id"] for row in self._rows)
-        self._keys = {one.name: {pid: one.job(texts[pid], pid, seed).key for pid in ids} for one in asked}
-        self._seeds = {pid: asked[0].job(texts[pid], pid, seed).request.seed for pid in ids}
+    def __init__(self, asked: Sequence[Asked], prompts: Dataset, seed: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        from persyn_hf.generation.jobs import Plan
+
+        rows = list(rows)
+        known = {row["prompt_id"] for row in rows}
+        ids = prompts[columns.PROMPT_ID][:]
+        plan = Plan(prompts.select([row for row, one in enumerate(ids) if one in known]), asked, seed, False)
+        jobs = {one.name: list(plan.jobs(one)) for one in asked}
+        self._keys = {name: {job.request.prompt_id: job.key for job in own} for name, own in jobs.items()}
+        self._seeds = {name: {job.request.prompt_id: job.request.seed for job in own} for name, own in jobs.items()}
+        here = set(ids)
+        self._rows = [row for row in rows if row["prompt_id"] in here]
         have = {row["key"] for row in self._rows}
         self._answered = {name: {pid for pid, key in own.items() if key in have} for name, own in self._keys.items()}
         claimed = {key for own in self._keys.values() for key in own.values()}
@@ -152,7 +156,7 @@ class _Asking:
         if (row["revision"] or "") != asked.revision:
             changes.append(_change(f"{where}.revision", row["revision"] or None, asked.revision or None))
         own: dict[str, Any] = next((one for one in before.get("teachers", ()) if one.get("name") == teacher.name), {})
-        if row["seed"] != self._seeds[row["prompt_id"]] and now.get(f"{where}.sampling.seed", 0) is not None:
+        if row["seed"] != self._seeds[teacher.name][row["prompt_id"]]:
             changes.append(_change("seed", before.get("seed", "another one"), seed))
         if "system_prompt" in own and own["system_prompt"] != teacher.system_prompt:
             changes.append(_change(f"{where}.system_prompt", own["system_prompt"], teacher.system_prompt))

@@ -19,7 +19,7 @@ from persyn_hf.run.folder import RunFolder
 from persyn_hf.run.purchases import find_repurchases, teachers_to_ask
 from persyn_hf.run.stages import PROBE_PROMPTS, PROMPTS, probe_prompts_stage, probe_stage, score_stage
 from persyn_hf.run.trial import try_teachers
-from persyn_hf.tables import write_atomically
+from persyn_hf.tables import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,7 +62,7 @@ class Readiness:
         """Makes the checks that need no run folder, for a run that can have none, and raises what was found."""
         if self.examined.prompts is not None:
             self._ask_servers(self._config.teachers if self._trains else ())
-            sift_prompts(self._config, self.examined, stages=self._stages)
+            sift_prompts(self._config, self.examined)
         require_ready(self.examined.findings, self._source)
 
     def prepare(self, folder: RunFolder) -> Dataset:
@@ -73,7 +73,7 @@ class Readiness:
         """
         config, examined = self._config, self.examined
         assert examined.prompts is not None
-        sift_prompts(config, examined, stages=self._stages)
+        sift_prompts(config, examined)
         self._leave_out_known(folder)
         self._keep(folder)
         limits = None
@@ -82,7 +82,7 @@ class Readiness:
             before = len(examined.dropped)
             failures = len(examined.findings.failures)
             if limits and not failures:
-                sift_prompts(config, examined, limits, self._stages)
+                sift_prompts(config, examined, limits)
                 if len(examined.dropped) > before:
                     self._keep(folder)
         elif self._scores and not folder.is_finished(score_stage(config)):
@@ -102,7 +102,7 @@ class Readiness:
             if finding.state == "note" and finding.topic in ("settings", "prompts"):
                 _log.warning("%s", finding.message)
         if self.examined.dropped:
-            write_atomically(folder.path / DROPPED, json.dumps(self.examined.dropped, indent=2) + "\n")
+            write_json(folder.path / DROPPED, self.examined.dropped)
 
     def _leave_out_known(self, folder: RunFolder) -> None:
         """Leaves out the prompts that an earlier run dropped, where it is not to be asked again why."""

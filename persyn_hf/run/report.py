@@ -234,24 +234,25 @@ def print_report(report: RunReport, console: Console) -> None:
         console.print(markup(sentence), highlight=False)
 
 
-#: What became of answers that are not in the set, by the fields of `Kept`.
+#: Answers that are not in the set, by the fields of `Kept`, with the setting that decides.
 _FATES = {
     "failed": "without an answer",
     "truncated": "cut by `max_tokens` (`publish.keep_truncated` keeps them)",
     "empty": "empty",
-    "not_accepted": "of prompts on which no attempt was accepted",
-    "refused": "that refuse the request",
-    "copied": "that copy their prompt",
-    "low_quality": "below `hygiene.min_quality`",
 }
-
-
-#: Why prompts leave, by the reasons of `hygiene.clean`; what a model cannot read is told in its own words.
-_DROPS = {
-    "duplicate": "an earlier prompt again",
-    "near_duplicate": "nearly an earlier prompt",
-    "too_short": "below `hygiene.min_tokens`",
-    "too_long": "above `hygiene.max_tokens`",
+#: The same by the reasons of `hygiene` and `accept`, as cards have them.
+LEFT_OUT_WORDS = {
+    "not_accepted": "no attempt was good enough",
+    "refused": "refuses the request",
+    "copied": "copies its prompt",
+    "low_quality": "quality too low",
+}
+#: Prompts that left before anything was asked, by the reasons of `hygiene`.
+DROPPED_WORDS = {
+    "duplicate": "repeats an earlier prompt",
+    "near_duplicate": "nearly repeats an earlier prompt",
+    "too_short": "too short",
+    "too_long": "too long",
     "contaminated": "shares words with a benchmark",
 }
 
@@ -261,11 +262,11 @@ def _left(report: RunReport) -> Iterator[str]:
     if report.kept:
         counts = dict(report.kept)
         rows = counts.pop("rows", 0)
-        gone = [f"{count:,} {_FATES.get(name, name)}" for name, count in counts.items() if count]
+        gone = [f"{count:,} {(_FATES | LEFT_OUT_WORDS).get(name, name)}" for name, count in counts.items() if count]
         said = f"; left out: {', '.join(gone)}" if gone else ""
         yield f"{rows:,} of {rows + sum(counts.values()):,} answers are in the set{said}."
     if report.dropped:
-        reasons = "; ".join(f"{count:,} × {_DROPS.get(name, name)}" for name, count in report.dropped.items())
+        reasons = "; ".join(f"{count:,} × {DROPPED_WORDS.get(name, name)}" for name, count in report.dropped.items())
         yield f"{sum(report.dropped.values()):,} prompts were dropped: {reasons}."
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from persyn_hf import columns
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.run.fingerprints import fingerprint, plain_value
-from persyn_hf.tables import no_bars, remove, replaced, write_atomically
+from persyn_hf.tables import no_bars, remove, replaced, write_json
 from persyn_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class ShardedTable:
 
     def keep(self, index: int, record: ShardRecord) -> None:
         """Writes the record of a shard."""
-        write_atomically(self._record(index), json.dumps(asdict(record), indent=2) + "\n")
+        write_json(self._record(index), asdict(record))
 
     def cut(self, count: int) -> None:
         """Removes the shards from `count` on."""

@@ -174,7 +174,7 @@ def router_stage(config: RunConfig, folder: str | os.PathLike[str] = "", progres
     quality, prompts = config.quality, config.prompts
     metadata = {
         "quality": quality.label if quality is not None else None,
-        "prompts": {"source": prompts.source, "revision": prompts.revision},
+        "prompts": {"source": prompts.location, "revision": prompts.revision},
     }
     return Stage(
         ROUTER,

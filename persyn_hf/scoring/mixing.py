@@ -54,8 +54,8 @@ class Sources:
 
     @property
     def judged(self) -> bool:
-        """Whether there is a judge, and so a column for what it said instead of a score."""
-        return any(part.judge is not None for part in self.parts)
+        """Whether a model gives scores, and so a column for the reason where it gives none."""
+        return any(part.verifier is None for part in self.parts)
 
 
 def read_sources(quality: Quality | Mapping[str, Any]) -> Sources:

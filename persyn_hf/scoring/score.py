@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from persyn_hf.columns import (
     COMPLETION,
+    LEARNABILITY_ERROR,
     LEARNABILITY_METRIC,
     LEARNABILITY_TRUNCATED,
     PROMPT,
@@ -40,6 +41,7 @@ from persyn_hf.scoring.learnability import (
     require_packages,
     score_batch,
     score_columns,
+    warn_of_missing,
 )
 from persyn_hf.scoring.mixing import WITHIN_PROMPT, Sources, function_source, read_sources, weighted_mean
 from persyn_hf.scoring.paid import Account
@@ -96,7 +98,8 @@ def score(
 
     Returns:
         `Dataset`: The same rows in the same order with `quality`, `learnability`, `student`, `student_revision`,
-        `learnability_metric`, `reward` added. A row without completion has null scores.
+        `learnability_metric`, `reward` added. A row without completion has null scores. Where an answer cannot be
+        scored, `learnability_error` says why.
 
     Raises:
         ConfigError: If a setting is wrong.
@@ -246,13 +249,25 @@ _TYPES = {STUDENT_COMPLETION_TOKENS: "int64", LEARNABILITY_TRUNCATED: "bool"} | 
 )
 
 
+#: Characters of a token, until the student has counted some.
+_CHARACTERS_PER_TOKEN = 4
+
+
+def _expected_tokens(answers: Dataset) -> int:
+    """Roughly how many tokens the student will read, so that the time left is shown from the start."""
+    characters = sum(len(text) for text in answers[COMPLETION] if text is not None)
+    prompts = dict(zip(answers[PROMPT_ID], answers[PROMPT], strict=True))
+    return (characters + sum(len(str(prompt)) for prompt in prompts.values())) // _CHARACTERS_PER_TOKEN
+
+
 def _add_learnability(
     answers: Dataset, student: Student, metric: str, turn: _Pass, system_prompts: Mapping[str, str] | None, suffix: str
 ) -> Dataset:
     metrics = (metric, *student.metrics)
     model = load_scorer(student)
     scores: list[AnswerScore | None] = [None] * len(answers)
-    with tqdm(desc="learnability", unit="tok", unit_scale=True, disable=not turn.progress) as bar:
+    total = _expected_tokens(answers)
+    with tqdm(desc="learnability", total=total, unit="tok", unit_scale=True, disable=not turn.progress) as bar:
         done = 0
         for rows in turn.windows():
             found = score_batch(
@@ -269,6 +284,9 @@ def _add_learnability(
             done += len(rows)
             bar.total = round(bar.n * len(answers) / done)  # the tokens of the rest are not known yet
             bar.refresh()
+    reasons = warn_of_missing(scores)
+    if any(reasons):
+        answers = set_column(answers, LEARNABILITY_ERROR + suffix, reasons, "string")
     cut = sum(one is not None and one.truncated for one in scores)
     if cut:
         logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(answers), model.context)
