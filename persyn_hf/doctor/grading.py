@@ -38,7 +38,7 @@ def check_quality(quality: Quality, sample: Dataset | None) -> Findings:
         quality (`Quality`): The section.
         sample (`Dataset`, *optional*): Prompts, of which the first fills in the templates.
     """
-    from persyn_hf.scoring.quality import read_sources
+    from persyn_hf.scoring.mixing import read_sources
     from persyn_hf.scoring.verifiers import find_verifier
 
     found = Findings()

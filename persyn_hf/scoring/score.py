@@ -43,16 +43,9 @@ from persyn_hf.scoring.learnability import (
     score_columns,
     warn_of_missing,
 )
+from persyn_hf.scoring.mixing import WITHIN_PROMPT, Sources, function_source, read_sources, weighted_mean
 from persyn_hf.scoring.paid import Account
-from persyn_hf.scoring.quality import (
-    WITHIN_PROMPT,
-    Sources,
-    function_source,
-    read_sources,
-    source_values,
-    warn_of_zeros,
-    weighted_mean,
-)
+from persyn_hf.scoring.quality import source_values, warn_of_zeros
 from persyn_hf.scoring.reward import (
     COLUMN_OF,
     HIGHER_IS_BETTER,
