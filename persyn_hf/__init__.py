@@ -45,6 +45,9 @@ _HOME = {
     "push_personalized": "persyn_hf.publishing.personalized",
     "save_personalized": "persyn_hf.publishing.personalized",
     "run": "persyn_hf.run.pipeline",
+    "preference_pairs": "persyn_hf.run.pairs",
+    "push_pairs": "persyn_hf.run.pairs",
+    "export_routes": "persyn_hf.run.trl_routes",
     "train_student": "persyn_hf.students.train",
     "compare": "persyn_hf.comparison.compare",
 }
@@ -62,6 +65,7 @@ __all__ = [  # pinned by a test
     "allocate",
     "compare",
     "evaluate_router",
+    "export_routes",
     "generate_parallel",
     "generate_routed",
     "keep_best",
@@ -74,7 +78,9 @@ __all__ = [  # pinned by a test
     "pin_quality",
     "pin_router",
     "pin_student",
+    "preference_pairs",
     "prompt_id",
+    "push_pairs",
     "push_personalized",
     "remove_teacher",
     "run",
@@ -104,7 +110,9 @@ if TYPE_CHECKING:
     from persyn_hf.routing.roster import add_teacher, remove_teacher
     from persyn_hf.routing.router import PersynRouter
     from persyn_hf.routing.training import train_router
+    from persyn_hf.run.pairs import preference_pairs, push_pairs
     from persyn_hf.run.pipeline import run
+    from persyn_hf.run.trl_routes import export_routes
     from persyn_hf.scoring.learnability import persyn_learnability, pin_student
     from persyn_hf.scoring.quality import persyn_quality, pin_quality
     from persyn_hf.scoring.score import score

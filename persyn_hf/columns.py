@@ -75,6 +75,8 @@ LEARNABILITY_METRIC = "learnability_metric"
 RSR = "rsr"
 PERPLEXITY = "perplexity"
 STUDENT_COMPLETION_TOKENS = "student_completion_tokens"
+#: There where an answer has no learnability: why.
+LEARNABILITY_ERROR = "learnability_error"
 #: There with `too_long="truncate"`: whether only the start of the answer was scored.
 LEARNABILITY_TRUNCATED = "learnability_truncated"
 

@@ -88,10 +88,13 @@ class TeacherError(PersynError):
     Attributes:
         maybe_charged (`bool`): Whether the server may have made an answer, and charges for it, all the same.
         status (`int`, *optional*): The HTTP status that said so; `None` where no response did.
+        doubtful (`bool`): Whether it may be meant for this one request, though it reads as if meant for all: other
+            requests show it.
         is_page (`bool`): Whether the response was a page for browsers.
     """
 
     maybe_charged: bool = False
+    doubtful: bool = False
     status: int | None = None
     is_page: bool = False
 

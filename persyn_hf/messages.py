@@ -181,6 +181,35 @@ def calls_text(calls: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"<tool_call>\n{json.dumps(_call(one), ensure_ascii=False)}\n</tool_call>" for one in calls)
 
 
+def read_calls(value: Any) -> list[Message] | None:
+    """Reads a cell of the column `tool_calls`; `None` where an answer called nothing."""
+    calls = json.loads(value) if isinstance(value, str) else value
+    return [without_nulls(call) for call in calls] if calls else None
+
+
+def called_text(content: str | None, calls: Sequence[Mapping[str, Any]]) -> str:
+    """Shows an answer that calls tools as text: its words, if any, and the calls."""
+    return said({"content": content, "tool_calls": calls})
+
+
+def answer_message(completion: str, calls: Any = None) -> Message:
+    """The message of an assistant that an answer is.
+
+    Args:
+        completion (`str`): Its text; of an answer that calls tools the one of [`called_text`].
+        calls (`Any`, *optional*): Its cell of the column `tool_calls`.
+
+    Example:
+        >>> answer_message("4")
+        {'role': 'assistant', 'content': '4'}
+    """
+    read = read_calls(calls)
+    if read is None:
+        return {"role": ASSISTANT, "content": completion}
+    words = completion.removesuffix(calls_text(read)).removesuffix("\n")
+    return {"role": ASSISTANT, "content": words or None, "tool_calls": read}
+
+
 def _call(call: Mapping[str, Any]) -> Message:
     function = call.get("function")
     function = function if isinstance(function, Mapping) else call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import DataError
+from persyn_hf.messages import answer_message, canonical_messages
 from persyn_hf.tables import pieces, require_table
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ CARRIED = (
     columns.FINISH_REASON,
     columns.PROMPT_TOKENS,
     columns.COMPLETION_TOKENS,
+    columns.ANSWER,
+    columns.TOOLS,
+    columns.RESPONSE_FORMAT,
 )
 _BATCH = 10_000
 _KEPT, _FAILED, _EMPTY, _TRUNCATED = range(4)
@@ -63,8 +68,9 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
 
     Returns:
         `Dataset`: `prompt` and `completion` as message lists, with `prompt_id`, `teacher`, `turn`, `sample`,
-        `attempt`, `route_scores`, `finish_reason` and the token counts where the answers had them. Failed and empty
-        answers are left out.
+        `attempt`, `route_scores`, `finish_reason` and the token counts where the answers had them, and the prompts'
+        own columns (`answer`, `tools`, ids, sources). Messages stay as they were; an answer that calls tools is a
+        message with `tool_calls`. Failed and empty answers are left out.
 
     Raises:
         MissingColumnError: If the table is not one of answers.
@@ -84,6 +90,7 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
         )
     kept = answers.select(keep) if len(keep) < len(answers) else answers
     carried = [name for name in CARRIED if name in kept.column_names]
+    carried += [name for name in kept.column_names if not columns.is_own(name)]
     features = _features(kept, carried)
     made = kept.with_format("arrow").map(
         _conversations,
@@ -142,8 +149,24 @@ def _conversations(batch: pa.Table, order: list[str]) -> pa.Table:
         _require_messages(prompt)
     else:
         made[columns.PROMPT] = _one_message("user", _require_text(prompt))
-    made[columns.COMPLETION] = _one_message("assistant", batch[columns.COMPLETION].combine_chunks())
+    completion = batch[columns.COMPLETION].combine_chunks()
+    if columns.TOOL_CALLS in batch.column_names:
+        made[columns.COMPLETION] = _answers(completion, batch[columns.TOOL_CALLS])
+    else:
+        made[columns.COMPLETION] = _one_message("assistant", completion)
     return pa.table({name: made[name] for name in order})
+
+
+def _answers(texts: Any, calls: Any) -> Any:
+    """Answers as messages, with `tool_calls` where there are any."""
+    import pyarrow as pa
+
+    pairs = zip(texts.to_pylist(), calls.to_pylist(), strict=True)
+    written = [json.dumps(answer_message(text, called), ensure_ascii=False) for text, called in pairs]
+    offsets = pa.array(np.arange(len(written) + 1, dtype=np.int32))
+    return pa.ListArray.from_arrays(
+        offsets, pa.ExtensionArray.from_storage(pa.json_(), pa.array(written, pa.string()))
+    )
 
 
 def _one_message(role: str, texts: Any) -> Any:
@@ -169,18 +192,32 @@ def _require_messages(prompts: Any) -> None:
     if prompts.null_count or pc.any(pc.equal(pc.list_value_length(prompts), 0)).as_py():
         raise DataError("A prompt is empty; every prompt needs at least one message.")
     messages = prompts.flatten()
+    if _are_simple(messages):
+        return
+    for prompt in prompts.to_pylist():  # JSON, or a struct in which a message that calls tools has no content
+        canonical_messages([json.loads(message) if isinstance(message, str) else message for message in prompt])
+
+
+def _are_simple(messages: Any) -> bool:
+    """Whether all messages are structs with a role and a content."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(messages.type):
+        return False
     names = {messages.type.field(index).name for index in range(messages.type.num_fields)}
-    if not {"role", "content"} <= names or messages.field("role").null_count or messages.field("content").null_count:
-        raise DataError(f"A chat message must have `role` and `content`, got the keys {sorted(names)}, some empty.")
+    return {"role", "content"} <= names and not (
+        messages.field("role").null_count + messages.field("content").null_count
+    )
 
 
 def _features(answers: Dataset, carried: list[str]) -> Any:
-    from datasets import Features, List, Value
+    from datasets import Features, Json, List, Value
 
     message = {"role": Value("string"), "content": Value("string")}
+    completion = Json() if columns.TOOL_CALLS in answers.column_names else message
     prompt = answers.features[columns.PROMPT]
     messages = List(message) if getattr(prompt, "dtype", None) == "string" else prompt
     return Features(
-        {columns.PROMPT: messages, columns.COMPLETION: List(message)}
+        {columns.PROMPT: messages, columns.COMPLETION: List(completion)}
         | {name: answers.features[name] for name in carried}
     )

@@ -52,6 +52,7 @@ class Hub:
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         self.cut_after: int | None = None  # requests that still get an answer; then the line is dead
+        self.cut_once: int | None = None  # requests until one line is cut; the next requests get their answers
         self.cut_late = False  # the request at which the line dies is carried out, only its answer is lost
         self.before_commit: Callable[[Repo], None] | None = None
         self.folder = Path(tempfile.mkdtemp(prefix="hub-"))
@@ -81,7 +82,7 @@ class Hub:
         """Forgets everything but uploaded large files."""
         for kept in (self.repos, self.collections, self.requests, self.faults):
             kept.clear()
-        self.cut_after, self.cut_late, self.before_commit = None, False, None
+        self.cut_after, self.cut_once, self.cut_late, self.before_commit = None, None, False, None
 
     def dataset(self, name: str = "me/data") -> Repo:
         return self.repos["dataset", name]
@@ -106,6 +107,9 @@ class Hub:
         dead = self.cut_after is not None and self.cut_after <= 0
         if self.cut_after is not None:
             self.cut_after -= 1
+        if self.cut_once is not None:
+            dead = dead or self.cut_once == 0
+            self.cut_once -= 1
         late = dead and self.cut_late
         self.cut_late = self.cut_late and not dead
         if dead and not late:

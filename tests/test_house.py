@@ -86,10 +86,11 @@ def test_no_function_has_more_than_eight_parameters():
 def test_public_names_are_pinned():
     assert persyn_hf.__all__ == [
         "Ledger", "PersynError", "PersynRouter", "Quality", "RunConfig", "Sampling", "Teacher", "__version__",
-        "add_teacher", "allocate", "compare", "evaluate_router", "generate_parallel", "generate_routed", "keep_best",
-        "load_personalized", "persyn_generate", "persyn_learnability", "persyn_quality", "persyn_route", "personalize",
-        "pin_quality", "pin_router", "pin_student", "prompt_id", "push_personalized", "remove_teacher", "run",
-        "sample_probe", "save_personalized", "score", "train_router", "train_student", "verifier",
+        "add_teacher", "allocate", "compare", "evaluate_router", "export_routes", "generate_parallel",
+        "generate_routed", "keep_best", "load_personalized", "persyn_generate", "persyn_learnability",
+        "persyn_quality", "persyn_route", "personalize", "pin_quality", "pin_router", "pin_student",
+        "preference_pairs", "prompt_id", "push_pairs", "push_personalized", "remove_teacher", "run", "sample_probe",
+        "save_personalized", "score", "train_router", "train_student", "verifier",
     ]  # fmt: skip
 
 

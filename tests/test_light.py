@@ -135,6 +135,7 @@ def test_extras_are_those_of_the_metadata():
     assert extras == {
         "dedup": ["datasketch"],
         "demo": ["gguf"],
+        "json-schema": ["jsonschema"],
         "lm-eval": ["lm-eval"],
         "lora": ["peft"],
         "math": ["math-verify"],

@@ -6,14 +6,14 @@ import sys
 
 import typer
 
-from persyn_hf.cli import allocate, doctor, hub, ledger, plan, route, run, schema, students
+from persyn_hf.cli import allocate, doctor, hub, ledger, pairs, plan, route, run, schema, students
 from persyn_hf.cli.app import app
 from persyn_hf.endpoints.event_loop import exit_on_sigterm
 from persyn_hf.errors import ConfigError, PersynError
 from persyn_hf.packages import explained
 from persyn_hf.text import tame_lines
 
-__all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "plan", "route", "run", "schema", "students"]
+__all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "pairs", "plan", "route", "run", "schema", "students"]
 
 
 def main() -> None:

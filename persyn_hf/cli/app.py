@@ -155,7 +155,7 @@ def run_and_report(
             typer.echo(line, err=True)
     for name, count in result.unscored.items():
         table = result.folder / "stages" / f"{name}.parquet"
-        typer.echo(f"{count} rows of {table} got no score. Run again to judge their shards anew.", err=True)
+        typer.echo(f"{count} rows of {table} got no score. Run again to ask for them.", err=True)
         for line in name_missing(table, columns.QUALITY_ERROR, "a score"):
             typer.echo(line, err=True)
     if result.missing or result.unscored:

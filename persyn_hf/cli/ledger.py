@@ -43,13 +43,16 @@ class Format(StrEnum):
 
 @ledger_app.command(epilog="Example: persyn-hf ledger show runs/demo/ledger.sqlite")
 def show(ledger: LedgerArgument) -> None:
-    """Answers, tokens and money by model."""
+    """Answers and scores, tokens and money by model: teachers, judges, and students behind a server."""
     from rich.console import Console
     from rich.table import Table
 
     with _existing(ledger) as opened:
-        totals = opened.totals()
+        totals, lost = opened.totals(), opened.lost()
     table = Table(box=None)
+    kinds = any(line["kind"] != "teacher" for line in totals)
+    if kinds:
+        table.add_column("kind")
     counted = ["answers", "truncated", "prompt_tokens", "completion_tokens"]
     counted += [name for name in ("cached_tokens", "reasoning_tokens") if any(line[name] for line in totals)]
     for name in ("model", "revision", *[name.replace("_", " ") for name in counted], "USD", "last"):
@@ -57,11 +60,17 @@ def show(ledger: LedgerArgument) -> None:
     for line in totals:
         counts = [f"{line[name]:,}" for name in counted]
         last = datetime.fromtimestamp(line["last"]).strftime("%Y-%m-%d %H:%M")
-        names = [markup(line["model"] or "(unknown)"), markup(line["revision"][:20])]
+        names = [line["kind"]] if kinds else []
+        names += [markup(line["model"] or "(unknown)"), markup(line["revision"][:20])]
         table.add_row(*names, *counts, f"{line['cost']:.4f}", last)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     answers, cost = sum(line["answers"] for line in totals), sum(line["cost"] for line in totals)
     typer.echo(f"{ledger}: {answers:,} answers, {cost:.4f} USD, {ledger.stat().st_size / 2**20:.1f} MiB")
+    if lost:
+        typer.echo(
+            f"Up to {lost:.4f} USD more for requests whose answers never came (timed out, or in flight when a process "
+            "was killed); they count towards `max_cost`."
+        )
 
 
 @ledger_app.command(epilog="Example: persyn-hf ledger export runs/demo/ledger.sqlite answers.parquet --format parquet")

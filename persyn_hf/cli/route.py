@@ -17,9 +17,13 @@ from persyn_hf.text import tame
 @app.command(epilog="Example: persyn-hf route org/router prompts.jsonl --output routed.parquet")
 def route(
     router: Annotated[str, typer.Argument(help="A router: Hub repository or local folder.")],
-    prompts: Annotated[str, typer.Argument(help="Prompts: .jsonl, .json, .csv or .parquet, or a Hub dataset.")],
-    output: Annotated[Path, typer.Option(help="The Parquet file to write, with `route` and `route_scores` added.")],
-    column: Annotated[str, typer.Option(help="The prompt column: strings or chat messages.")] = "prompt",
+    prompts: Annotated[str, typer.Argument(help="Prompts: a file, a folder, a pattern with `*`, or a Hub dataset.")],
+    output: Annotated[
+        Path, typer.Option(help="The Parquet file to write: all columns, and `route` and `route_scores`.")
+    ],
+    column: Annotated[
+        str | None, typer.Option(help="The column of the prompts; by default it is found by looking.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = "train",
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the router.")] = None,
 ) -> None:

@@ -83,8 +83,9 @@ def train_student_command(
         progress=not quiet,
     )
     report = trained.report
+    seen = report.counts.learnt_tokens if report.seen_tokens is None else report.seen_tokens
     typer.echo(
-        f"{report.counts.rows} rows, {report.counts.learnt_tokens} tokens learnt, {report.steps} steps, "
+        f"{report.counts.rows} rows, {seen} tokens learnt, {report.steps} steps, "
         f"mean loss {report.loss:.3f} nats/token"
     )
     for count, what in (

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What every student is judged on.
+    """The prompts and answers that every student is judged on.
 
     Args:
         prompts (`Dataset`): Held-out prompts.
         answers (`Dataset`, *optional*): Teachers' answers to them, for the likelihood.
-        quality (`Quality`): What judges the students' own answers.
-        digest (`str`): Of all of it.
+        quality (`Quality`): The judge of the students' own answers.
+        digest (`str`): Digest of all of it.
     """
 
     prompts: Dataset
@@ -80,7 +80,7 @@ class Cell:
 
     @property
     def results(self) -> Path:
-        """Where the scores are once it is finished."""
+        """The file of the scores, once it is finished."""
         return self.folder / f"evaluation-{self.evaluation}.json"
 
 

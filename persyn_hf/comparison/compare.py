@@ -37,12 +37,12 @@ CELLS = "cells"
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What a comparison found.
+    """The findings of a comparison.
 
     Args:
         folder (`Path`): With `comparison.md`, `comparison.png`, `comparison.json` and `results.jsonl`.
         summary (`Summary`): Intervals and paired differences.
-        facts (`tuple[PolicyFacts, ...]`): What each policy's set is made of.
+        facts (`tuple[PolicyFacts, ...]`): The contents of each policy's set.
         outcomes (`tuple[Outcome, ...]`): The raw scores.
     """
 
@@ -207,7 +207,9 @@ def _parallel(config: RunConfig, folder: RunFolder, progress: bool) -> RewardTab
     from persyn_hf.run.stages import PROMPTS, probe_stage, score_stage
 
     folder.table(probe_stage(config, folder.ledger, progress, name="parallel", source=PROMPTS))
-    scored = folder.table(score_stage(config, progress, name="parallel-score", source="parallel"))
+    scored = folder.table(
+        score_stage(config, progress, name="parallel-score", source="parallel", ledger=folder.ledger)
+    )
     return read_rewards(scored, "compare")
 
 

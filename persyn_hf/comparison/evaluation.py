@@ -1,4 +1,4 @@
-"""How a trained student is judged: its answers to held-out prompts, the likelihood of others', and benchmarks."""
+"""The evaluation of a trained student: its answers to held-out prompts, the likelihood of others', and benchmarks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def answer_held_out(
         prompts (`Dataset`): `prompt_id`, `prompt` and, for verifiers, `answer`.
         decodings (`Sequence[Decoding]`): Greedy, sampled …; all are asked in the same batches.
         quality (`Quality`): The verifier, reward model or judge.
-        seed (`int`): Of sampling.
+        seed (`int`): Random seed of sampling.
 
     Returns:
         `tuple[list[Judged], Dataset]`: One `Judged` per decoding, and the answers with `quality`. An answer without
@@ -132,7 +132,7 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
     Args:
         student (`Student`): The trained one.
         settings (`LmEval`): Which tasks, and how.
-        seed (`int`): Of few-shot examples and sampling.
+        seed (`int`): Random seed of few-shot examples and sampling.
 
     Returns:
         `list[Judged]`: One per task and metric, with a score per document where the metric is a mean over them.
@@ -192,5 +192,5 @@ def read_benchmarks(results: Mapping[str, Any]) -> Iterator[Judged]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number: the mean over no document is NaN, which compares with nothing."""
+    """True for a finite number: the mean over no document is NaN, which compares with nothing."""
     return hasattr(value, "__float__") and not isinstance(value, str) and math.isfinite(value)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolicyFacts:
-    """What a policy's training sets are made of, over its seeds.
+    """The contents of a policy's training sets, over its seeds.
 
     Args:
         student (`str`), policy (`str`)
@@ -26,7 +26,7 @@ class PolicyFacts:
         left_out (`int`): Prompts left out for all policies, as some policy's teacher failed or was cut there.
         tokens (`float`, *optional*): Mean tokens of an answer.
         reward (`float`, *optional*): Mean reward of its answers; known where all teachers answered all prompts.
-        shares (`Mapping[str, float]`): Of the teachers, largest first.
+        shares (`Mapping[str, float]`): Shares of the teachers, largest first.
         same_as (`str`, *optional*): An earlier policy whose sets are the very same.
     """
 
@@ -44,8 +44,8 @@ def comparison_markdown(summary: Summary, facts: Sequence[PolicyFacts]) -> str:
     """The whole comparison as one Markdown page.
 
     Args:
-        summary (`Summary`): Of [`summarise`].
-        facts (`Sequence[PolicyFacts]`): Of every student and policy.
+        summary (`Summary`): Result of [`summarise`].
+        facts (`Sequence[PolicyFacts]`): Facts of every student and policy.
     """
     parts = ["# Comparison\n"]
     for student in _students(summary):
@@ -85,7 +85,7 @@ def print_comparison(summary: Summary, facts: Sequence[PolicyFacts], console: Co
 
 
 def findings(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Iterator[str]:
-    """What the numbers say of one student: what was left out, who won, and which part failed where it did not.
+    """The findings on one student, as sentences: what was left out, who won, and which part failed where it did not.
 
     With the rewards of all policies known, three causes can be told apart: the *router* (its reward lies below the
     oracle's), the *proxy* (a higher reward does not make a better student) and the *data* (prompts left out).
@@ -191,7 +191,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
     """Draws means with their intervals and every seed's mean, and writes a PNG.
 
     Args:
-        summary (`Summary`): Of [`summarise`].
+        summary (`Summary`): Result of [`summarise`].
         path (`Path`): The file.
     """
     require("plot a comparison", "matplotlib")
@@ -213,6 +213,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
                 panel.plot([cell.value.mean], [place], "o", color=color)
                 panel.plot(cell.by_seed, [place] * len(cell.by_seed), "|", color="0.4", markersize=8)
             panel.set_yticks(range(len(cells)), [policy_label(cell.policy) for cell in reversed(cells)])
-            panel.set_title(f"{student}: {evaluation}")
+            panel.set_title(student)
+            panel.set_xlabel(evaluation)
             panel.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -16,7 +16,7 @@ from persyn_hf.routing.rewards import RewardTable
 
 @dataclass(frozen=True)
 class Known:
-    """What policies choose by, for one student.
+    """The facts that policies choose by, for one student.
 
     Args:
         probe (`RewardTable`): The scored probe.
@@ -44,7 +44,7 @@ def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
     Args:
         policy (`str`): One of `POLICIES`.
         known (`Known`): What it may look at: the probe, except for `persyn` (the router) and `oracle` (everything).
-        seed (`int`): Of `mix` and `random`.
+        seed (`int`): Random seed of `mix` and `random`.
 
     Raises:
         ConfigError: If `family-strong` has no teacher of the student's family.

@@ -21,10 +21,10 @@ _PERMUTATIONS = 9999
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one trained student scored in one evaluation.
+    """The scores of one trained student in one evaluation.
 
     Args:
-        student (`str`), policy (`str`), seed (`int`): Which training.
+        student (`str`), policy (`str`), seed (`int`): Student, policy and seed of the training.
         evaluation (`str`): `greedy`, `nll`, `gsm8k` …
         scores (`tuple[float, ...]`): One per held-out prompt or document.
         ids (`tuple[str, ...]`): What each is the score of.
@@ -69,8 +69,8 @@ class Difference:
     Args:
         student, evaluation, policy (`str`)
         value (`Interval`): Over seeds and prompts.
-        p_seeds (`float`, *optional*): Of the paired t-test over the seeds' means; `None` with one seed.
-        p_prompts (`float`): Of the sign-flip permutation test over the prompts' means.
+        p_seeds (`float`, *optional*): p-value of the paired t-test over the seeds' means; `None` with one seed.
+        p_prompts (`float`): p-value of the sign-flip permutation test over the prompts' means.
         p_holm (`float`): `p_prompts`, corrected for the number of policies that the reference is held against.
     """
 
@@ -96,10 +96,10 @@ def summarise(outcomes: Sequence[Outcome], reference: str = "persyn", seed: int 
     """Intervals of every policy and paired differences to a reference.
 
     Args:
-        outcomes (`Sequence[Outcome]`): Of all trainings; every policy of a student has the same seeds and prompts.
+        outcomes (`Sequence[Outcome]`): All trainings; each policy of a student has equal seeds and prompts.
         reference (`str`, defaults to `"persyn"`): What others are subtracted from. Where it was not run there are no
             differences.
-        seed (`int`, defaults to 0): Of the resampling.
+        seed (`int`, defaults to 0): Random seed of the resampling.
 
     Raises:
         DataError: If two policies were not judged with the same seeds on the same prompts.
@@ -138,7 +138,7 @@ def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, flo
 
     Args:
         reference, other (`ndarray` of shape `(seeds, prompts)`): Same seeds, same prompts.
-        seed (`int`, defaults to 0): Of the resampling.
+        seed (`int`, defaults to 0): Random seed of the resampling.
 
     Returns:
         `tuple[Interval, float | None, float]`: `reference − other`; the paired t-test's p over seeds; the

@@ -11,7 +11,7 @@ from persyn_hf.config.settings import Settings
 
 
 class PolicyOptions(Settings):
-    """What the baselines are set by, wherever they choose teachers.
+    """The constants of the baselines, wherever they choose teachers.
 
     Args:
         strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher, 0 to 1.
@@ -89,7 +89,7 @@ class Allocation(AllocationOptions):
 
     @property
     def active(self) -> bool:
-        """Whether it does anything but send every prompt to the best score."""
+        """True where it does anything but send every prompt to the best score."""
         return self != Allocation()
 
     @field_validator("expected_tokens", "tokens_per_second", mode="before")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from persyn_hf.config.settings import KeyVariable, Settings, looks_random, names_a_variable
+from persyn_hf.config.settings import KeyVariable, Settings, is_random_word, names_a_variable
 
 #: A reference to an environment variable, as shells and most configuration files write it.
 VARIABLE = re.compile(r"\$\{([^{}]*)\}")
@@ -46,7 +46,7 @@ def _problems(values: Mapping[str, str]) -> Iterator[str]:
             yield f"`{name}`: the value must be ASCII on one line, and `${{NAME}}` stands for an environment variable"
         elif bare == value and any(part in name.lower() for part in _SECRET):
             yield f"`{name}`: the value may be a key; put it into an environment variable and write `${{NAME}}`"
-        elif any(map(looks_random, re.split(r"[^A-Za-z0-9]+", bare))):
+        elif any(map(is_random_word, re.split(r"[^A-Za-z0-9]+", bare))):
             yield f"`{name}`: the value looks like a key; put it into an environment variable and write `${{NAME}}`"
 
 

@@ -1,4 +1,4 @@
-"""Where the results of a run go."""
+"""Publishing: the repositories of a run and of a student."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PULL_REQUEST = "`create_pr` opens a pull request against `main`; leave out `tags
 
 
 class StudentRepository(Settings):
-    """Where a trained student goes.
+    """The repository of a trained student.
 
     Args:
         push_to_hub (`str`, *optional*): Hub repository to push it to, with its card.
@@ -26,7 +26,7 @@ class StudentRepository(Settings):
 
 
 class Publish(Settings):
-    """Where the results go. Without repositories they stay in the run folder.
+    """Repositories of the results. Without them the results stay in the run folder.
 
     Args:
         dataset_repo_id (`str`, *optional*): Hub repository of the personalised set, as `me/my-student-data`.

@@ -20,7 +20,7 @@ class Router(Settings):
         pretrained (`str`, *optional*): A finished router, Hub id or folder: nothing is probed, scored or trained.
         revision (`str`, *optional*): Commit, tag or branch of either.
         objective (defaults to `"regression"`): The loss; `"bradley-terry"` is the paper's.
-        tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): What of the backbone is trained.
+        tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): The part of the backbone that is trained.
         fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What a router becomes that does not beat
             the best single teacher on held-out prompts.
         min_answered (`float`, defaults to 0.5): The share of the probe, 0 to 1, that a teacher must have answered. One
@@ -31,7 +31,7 @@ class Router(Settings):
         batch_size (`int`, defaults to 16): Prompts in one step of fine-tuning.
         lora_rank (`int`, defaults to 16): Rank of the adapters, for `tuning: lora`.
         max_length (`int`, defaults to 512): Tokens of a prompt that the router reads, at least 16.
-        dtype (`"float32"`, `"bfloat16"` or `"float16"`, defaults to `"float32"`): Of the saved weights. A frozen
+        dtype (`"float32"`, `"bfloat16"` or `"float16"`, defaults to `"float32"`): Type of the saved weights. A frozen
             backbone is run in it; fine-tuning keeps float32 weights and uses mixed precision.
         device (`str`, *optional*): Where it is trained and run; default: `cuda` where there is one, else `cpu`.
     """
@@ -68,7 +68,7 @@ def _address(value: str | None) -> str | None:
 
 
 class RouterRecord(Settings):
-    """What a router's `persyn` block records beside its training.
+    """The entries of a router's `persyn` block beside its training.
 
     Args:
         reward_settings (`Mapping`): `alpha`, `normalization`, `learnability_metric` of the rewards.
@@ -96,3 +96,29 @@ class RouteOptions(Settings):
     dtype: str | None = None
     endpoint: Annotated[str | None, AfterValidator(_address)] = None
     api_key_env: KeyVariable = None
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> RouteOptions:
+        local = [name for name in ("device", "dtype") if getattr(self, name) is not None]
+        if self.endpoint is not None and local:
+            raise ValueError(f"`{local[0]}` is for a router in this process; leave it out beside `endpoint`")
+        if self.endpoint is None and self.api_key_env is not None:
+            raise ValueError("`api_key_env` is the key of a server; give its `endpoint`, or leave it out")
+        return self
+
+
+class PairOptions(Settings):
+    """The preference pairs that are made of scored answers.
+
+    Args:
+        which (`"best-worst"`, `"adjacent"` or `"all"`, defaults to `"best-worst"`): The best and the worst answer of a
+            prompt, every two neighbours in the order of their values, or every two answers.
+        by (`"reward"` or `"quality"`, defaults to `"reward"`): The column that is compared.
+        min_margin (`float`, defaults to 0): The smallest difference of a pair. Equal values never make one.
+        keep_truncated (`bool`, defaults to `False`): Pair answers that were cut by `max_tokens` too.
+    """
+
+    which: Literal["best-worst", "adjacent", "all"] = "best-worst"
+    by: Literal["reward", "quality"] = "reward"
+    min_margin: float = Field(0.0, ge=0, allow_inf_nan=False)
+    keep_truncated: bool = False

@@ -28,10 +28,10 @@ def names_a_variable(value: str) -> bool:
         >>> [names_a_variable(value) for value in ("OPENAI_API_KEY", "sk-proj-1234", "hf_aB3dEf6hIj9lMn2p")]
         [True, False, False]
     """
-    return _VARIABLE.fullmatch(value) is not None and not any(map(looks_random, value.split("_")))
+    return _VARIABLE.fullmatch(value) is not None and not any(map(is_random_word, value.split("_")))
 
 
-def looks_random(word: str) -> bool:
+def is_random_word(word: str) -> bool:
     """Whether a word is of random characters, as keys are, and no name."""
     if any(map(str.isdigit, word)):
         return len(word) >= _RANDOM

@@ -57,7 +57,7 @@ class Teacher(Connection):
             the first answer counts. It may be paid for twice, so it is off unless set.
         max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this.
         down_after (`float`, *optional*): Seconds without any answer, after the first one, that show that an endpoint
-            is down: more than it takes to start again. `None`: 180.
+            is down: more than it takes to start again. `None`: 300, five minutes.
         on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
             teacher that stops answering: they carry an error, they wait until it is back, or they go to the next
             best teacher of `route_scores`.

@@ -78,7 +78,7 @@ def _twins(config: RunConfig) -> Iterator[Finding]:
 
 
 def _money(config: RunConfig) -> Iterator[Finding]:
-    priced = any(teacher.has_price for teacher in config.teachers) or _judge_has_price(config)
+    priced = any(teacher.has_price for teacher in config.teachers) or _a_scorer_has_price(config)
     if config.max_cost is not None and not priced:
         yield _failure(
             "max_cost",
@@ -93,9 +93,10 @@ def _money(config: RunConfig) -> Iterator[Finding]:
         )
 
 
-def _judge_has_price(config: RunConfig) -> bool:
+def _a_scorer_has_price(config: RunConfig) -> bool:
     parts = config.quality.parts if config.quality is not None else ()
-    return any(bool(getattr(part.judge, "has_price", False)) for part in parts)
+    student = config.student.endpoint if config.student is not None else None
+    return any(service is not None and service.has_price for service in (student, *[part.judge for part in parts]))
 
 
 def _unused(config: RunConfig) -> Iterator[Finding]:

@@ -89,9 +89,10 @@ def unreadable_references(quality: Quality, prompts: Dataset) -> dict[int, str]:
     verifiers = dict(_readers(quality))
     if not verifiers:
         return {}
-    references: Sequence[object] = (
-        prompts[columns.ANSWER][:] if columns.ANSWER in prompts.column_names else [None] * len(prompts)
-    )
+    # A schema may stand in the form that an answer is asked for.
+    own = (columns.ANSWER, columns.RESPONSE_FORMAT) if "json-schema" in verifiers else (columns.ANSWER,)
+    given = next((name for name in own if name in prompts.column_names), None)
+    references: Sequence[object] = [None] * len(prompts) if given is None else prompts[given][:]
     known: dict[str, str | None] = {}
     wrong: dict[int, str] = {}
     for row, reference in enumerate(references):

@@ -11,12 +11,14 @@ column says; for the others, `requests` asks again what may pass, up to a number
 | 429, 498, 529, `overloaded_error`, `capacity_exceeded` | `RetryableError(overloaded)` | yes, with fewer in flight |
 | 424, `incomplete_generation`, an empty completion | `RetryableError` | once |
 | 400, 413, 422 and other 4xx | `RowError` | never |
-| 401, 402, 403, 404, 405, 410, 501, a redirect, a compressed answer | `TeacherDownError` | never, by no row |
+| 402, 501, a redirect, a compressed answer | `TeacherDownError` | never, by no row |
+| 401, 403, 404, 405, 410 | `TeacherDownError(doubtful)` | other rows show whether the row was meant, or the key |
 | an error event under 200 | as its `error_type` | |
 """
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -54,6 +56,8 @@ OF_THE_SERVER = frozenset({401, 402, 403, 408, 425}) | _OVERLOADED | _UNAVAILABL
 _REFUSALS = frozenset({400, 422})
 #: Nothing is served at that address, or not by this method.
 _NOT_THERE = frozenset({404, 405, 410, 501})
+#: Refusals of a key or a model that services also send for one prompt: moderation, a firewall, a gateway's lapse.
+_DOUBTFUL = frozenset({401, 403, 404, 405, 410})
 #: Names of a refused key under a status of another meaning, as LiteLLM sends them under 400.
 _WRONG_KEY = frozenset({"auth_error", "authentication_error", "invalid_api_key", "invalid_authentication"})
 #: Words of a gateway that answers 500 where nobody serves behind it.
@@ -114,6 +118,7 @@ def status_error(
     if status in _REFUSALS and (line := advice(words, named, sent, endpoint.options)):
         said = f"{said}; {line}"
     error = _status_error(endpoint, status, kind, said, headers, url)
+    error.doubtful = status in _DOUBTFUL
     error.status, error.is_page = status, text.lstrip("\ufeff \t\r\n")[:1] == "<"
     return error
 
@@ -132,9 +137,15 @@ def _status_error(
             f"{endpoint.address} redirects to {target}, and a key or a prompt is never sent on to another address; "
             f"configure the final one as `{endpoint.setting}`"
         )
-    if status in (401, 403) or (status in _REFUSALS and kind in _WRONG_KEY):
+    if status == 403:
+        key = endpoint.key_name or "`api_key_env`, which is not set"
+        return TeacherDownError(
+            f"{endpoint.address} refused the request ({said}): moderation or a firewall objects to what was sent, or "
+            f"the key may not use the model (see {key})"
+        )
+    if status == 401 or (status in _REFUSALS and kind in _WRONG_KEY):
         mend = f"check {endpoint.key_name}" if endpoint.key_name else "name its variable (set `api_key_env`)"
-        return TeacherDownError(f"{endpoint.address} refused the key (HTTP {status}): {mend}")
+        return TeacherDownError(f"{endpoint.address} refused the key ({said}): {mend}")
     if status in _NOT_THERE:
         what = "this" if endpoint.model is None else f"`{endpoint.model}`"
         return TeacherDownError(f"{url or endpoint.address} does not serve {what} there ({said})")
@@ -178,7 +189,7 @@ def _error_body(text: str) -> tuple[str, str, list[str]]:
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        return "", "" if text.lstrip()[:1] in ("<", "", "{", "[") else text, []
+        return "", _title(text) if text.lstrip("\ufeff \t\r\n")[:1] in ("<", "", "{", "[") else text, []
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
     if not isinstance(body, dict):
@@ -194,6 +205,12 @@ def _error_body(text: str) -> tuple[str, str, list[str]]:
     telling = (kind for kind in named if kind in _OVERLOADED_TYPES or kind == _SPENT or kind in _WRONG_KEY)
     words = str(inner) if inner is not None else ""
     return next(telling, named[0] if named else ""), words, list(named_parameters(body))
+
+
+def _title(text: str) -> str:
+    """What a page is called; nothing where it is no page."""
+    found = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    return html.unescape(found[1]).strip() if found else ""
 
 
 def _located(problem: Any) -> str:

@@ -7,11 +7,14 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from persyn_hf.errors import RowError
+from persyn_hf.errors import RowError, TeacherDownError
 
 #: Equal refusals in a row, with no answer between: of a server that has not answered yet, and of one that has, or
 #: whose words may be about the prompt.
 _ENOUGH, _ENOUGH_OF_PROMPTS = 8, 32
+#: Refusals in a row that read as if they were meant for every request (403, 404), before that is believed: before the
+#: server's first answer, and after it. Moderation and firewalls refuse single prompts so.
+_FIRST_DOUBTS, _DOUBTS = 3, 16
 #: Words that a refusal of one prompt has, and not of every request.
 _OF_A_PROMPT = re.compile(
     r"context.{0,12}(length|window|size)|prompt|too (long|many tokens)|moderat|flagged|policy|filter|safety|harmful"
@@ -118,16 +121,26 @@ class Refusals:
 
     A server that refuses every request in the same words refuses the settings and not the prompts: after some of them
     nothing more is asked.
+
+    Attributes:
+        seen (`bool`): Whether the server has answered.
+        doubts (`int`): Refusals since its last answer that may have been meant for all requests.
     """
 
     def __init__(self) -> None:
         self._words = ""
         self._count = 0
-        self._seen = False
+        self.doubts = 0
+        self.seen = False
 
     def answered(self) -> None:
         """The server answered."""
-        self._count, self._seen = 0, True
+        self._count, self.doubts, self.seen = 0, 0, True
+
+    def believes(self, error: TeacherDownError) -> bool:
+        """Whether a refusal of all requests is meant so: one that may be meant for its row has to come repeatedly."""
+        self.doubts += 1
+        return not error.doubtful or self.doubts >= (_DOUBTS if self.seen else _FIRST_DOUBTS)
 
     def refused(self, error: RowError) -> str | None:
         """The server refused a request; gives the reason to stop, once there is one."""
@@ -136,7 +149,7 @@ class Refusals:
         words = _IDENTIFIERS.sub("#", str(error))
         self._count = self._count + 1 if words == self._words else 1
         self._words = words
-        patient = self._seen or _OF_A_PROMPT.search(words) is not None
+        patient = self.seen or _OF_A_PROMPT.search(words) is not None
         if self._count < (_ENOUGH_OF_PROMPTS if patient else _ENOUGH):
             return None
         return f"{self._count} requests in a row were refused in the same words: {error}"

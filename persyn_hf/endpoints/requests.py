@@ -107,6 +107,11 @@ async def ask_all(
         try:
             found = await _retried(patience, places, lambda: ask(send, item))
             refusals.answered()
+        except TeacherDownError as error:
+            if refusals.believes(error):
+                raise
+            found = RowError(str(error))
+            found.doubtful = True
         except RowError as error:
             found = error
             if (reason := refusals.refused(error)) is not None:
@@ -129,7 +134,11 @@ async def ask_all(
             raise
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+    results = [task.result() for task in tasks]
+    doubtful = next((one for one in results if isinstance(one, RowError) and one.doubtful), None)
+    if doubtful is not None and not refusals.seen:  # no other request has shown that one item was meant
+        raise TeacherDownError(str(doubtful))
+    return results
 
 
 async def ask_service(

@@ -19,10 +19,18 @@ def price(teacher: Teacher, prompt_tokens: int | None, completion_tokens: int | 
     return teacher.price(prompt_tokens or 0, completion_tokens or 0)
 
 
-def worst_case(teacher: Teacher, request: Request) -> float:
-    """USD that a request can cost at most: a text has no more tokens than bytes, an answer at most `max_tokens`."""
+def worst_case(teacher: Teacher, request: Request, most: int = 0) -> float:
+    """USD that a request can cost at most.
+
+    Args:
+        teacher (`Teacher`): With its prices.
+        request (`Request`): A text has no more tokens than bytes.
+        most (`int`, defaults to 0): Tokens of an answer, where they may be more than `max_tokens`.
+    """
     asked = sum(_bytes(message.get("content")) + _TEMPLATE_TOKENS for message in request.messages)
-    return price(teacher, asked, request.sampling.max_tokens)
+    per_prompt, per_answer, per_cached, per_thought = teacher.prices
+    made = max(most, request.sampling.max_tokens)
+    return (asked * max(per_prompt, per_cached) + made * max(per_answer, per_thought)) / 1e6
 
 
 def _bytes(content: Any) -> int:
@@ -45,6 +53,10 @@ def cost_of(teacher: Teacher, request: Request, completion: Completion) -> float
 class Purse:
     """The budget as one teacher's requests see it.
 
+    `max_tokens` does not bound the reasoning of every service. So where there is a limit, one request goes ahead and
+    shows how many tokens are counted; and where an answer has had more than `max_tokens`, half as many again as the
+    longest had are set aside for each that follows, and for those in flight.
+
     Args:
         budget (`Budget`): The run's.
         teacher (`Teacher`): With its prices.
@@ -54,20 +66,46 @@ class Purse:
         self.budget = budget
         self._teacher = teacher
         self._free = not teacher.has_price
+        self._in_flight = 0
+        self._shown = budget.limit is None
+        self._most = 0
+        self._short, self._missing = 0, 0.0  # requests in flight for which too little is set aside, USD for each
 
     def hold(self, request: Request) -> float | None:
-        """Sets a request's worst case aside; `None` where it does not fit."""
+        """Sets a request's worst case aside; `None` where it does not fit now."""
         if self._free:
             return 0.0
-        amount = worst_case(self._teacher, request)
-        return amount if self.budget.hold(amount) else None
+        if not self._shown and self._in_flight:
+            return None
+        amount = worst_case(self._teacher, request, self._most) + self._short * self._missing
+        if not self.budget.hold(amount):
+            return None
+        self._in_flight += 1
+        return amount
 
     def paid(self, held: float, request: Request, completion: Completion) -> None:
         """The request was answered."""
         if not self._free:
+            self._landed()
+            self._learn(request, completion)
             self.budget.paid(held, cost_of(self._teacher, request, completion))
 
     def failed(self, held: float, charged: bool) -> None:
         """The request was not answered; one that the server may have charged for counts with its worst case."""
         if not self._free:
+            self._landed()
             self.budget.failed(held, held if charged else 0.0)
+
+    def _landed(self) -> None:
+        self._in_flight -= 1
+        self._short = max(0, self._short - 1)
+
+    def _learn(self, request: Request, completion: Completion) -> None:
+        """Takes into account how many tokens an answer was counted with."""
+        self._shown = True
+        made = completion.completion_tokens or 0
+        if made > max(self._most, request.sampling.max_tokens):
+            before = worst_case(self._teacher, request, self._most)
+            self._most = made + made // 2
+            self._missing = max(0.0, worst_case(self._teacher, request, self._most) - before)
+            self._short = self._in_flight

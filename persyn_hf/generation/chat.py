@@ -14,7 +14,8 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
 from persyn_hf.errors import RetryableError, TeacherError
-from persyn_hf.generation.answer import Said, read_answer
+from persyn_hf.generation.answer import Said, read_answer, split_reasoning
+from persyn_hf.generation.calls import calls_of, enveloped
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.tokens import TeacherTokenizer
 from persyn_hf.generation.usage import read_usage
@@ -102,15 +103,16 @@ class ChatClient:
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
+        text, reason = text_of(message), choice.get("finish_reason")
+        # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
+        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        refusal, called = message.get("refusal"), message.get("tool_calls") or message.get("function_call")
+        calls = calls_of(message, reason) if request.more.get("tools") else None
+        if calls is not None:
+            words, thoughts = split_reasoning(text if isinstance(text, str) else "", thoughts)
+            text, reason, refusal, called = enveloped(words, calls), "stop", None, None
         said = Said(
-            text_of(message),
-            choice.get("finish_reason"),
-            # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
-            message.get("reasoning_content") or message.get("reasoning"),
-            message.get("refusal"),
-            message.get("tool_calls") or message.get("function_call"),
-            choice.get("stop_reason"),
-            read_usage(answer.get("usage")),
+            text, reason, thoughts, refusal, called, choice.get("stop_reason"), read_usage(answer.get("usage"))
         )
         return read_answer(said, request, self._endpoint.clean)
 

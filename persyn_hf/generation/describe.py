@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from persyn_hf.config import Teacher
@@ -48,7 +48,7 @@ class EndpointLimits:
     max_concurrency: int | None = None
     max_stop: int | None = None
     served_model: str | None = None
-    no_whole_top_p: bool = False
+    no_whole_top_p: bool = field(default=False, compare=False)
 
 
 async def describe(teacher: Teacher, address: str, patience: float) -> EndpointLimits:
@@ -120,10 +120,11 @@ def _from_models(endpoint: Endpoint, listed: Any) -> EndpointLimits:
     model = endpoint.model or ""
     entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
     if not entries:
-        _log.warning(
-            "%s lists no models, so that neither the address nor the name `%s` could be checked",
-            endpoint.url("/v1/models"),
+        _log.info(
+            "%s lists no models; it is taken to serve `%s`, which the first answer shows (%s was asked)",
+            endpoint.address,
             model,
+            endpoint.url("/v1/models"),
         )
         return EndpointLimits()
     for same in (str.__eq__, _same):  # one that is named exactly so goes before one that differs in case

@@ -15,6 +15,7 @@ from persyn_hf.config.run import GenerationOptions
 from persyn_hf.endpoints.event_loop import run_to_end
 from persyn_hf.errors import ConfigError
 from persyn_hf.generation.forms import require_forms_understood
+from persyn_hf.generation.incoming import prompt_table
 from persyn_hf.generation.jobs import Plan, resolved
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.generation.run import Options, ask_teachers
@@ -22,7 +23,6 @@ from persyn_hf.generation.table import (
     FinishedColumns,
     FinishedTable,
     generated_features,
-    prompt_table,
     require_known_routes,
     require_ranking,
 )
@@ -151,7 +151,7 @@ def persyn_generate(
     chosen = _teachers([teacher] if teacher is not None else teachers or [])
     batched, values = _batch(example, None if teachers is not None else chosen[0].name)
     if not values[columns.PROMPT]:
-        return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen))}
+        return {name: [] for name in (columns.PROMPT_ID, *generated_features(chosen, columns.TOOLS in values))}
     rows = [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=True)]
     plan = _routed_plan(rows, chosen, seed, score_names)
     with open_ledger(ledger) as book:

@@ -15,9 +15,9 @@ from datasets import Dataset
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
+from persyn_hf.generation.attempts import Job
 from persyn_hf.generation.budget import cost_of
 from persyn_hf.generation.client import Request
-from persyn_hf.generation.pool import Job
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Origin
 from persyn_hf.models.identity import teacher_identity

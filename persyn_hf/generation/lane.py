@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from persyn_hf.endpoints.concurrency import AdaptiveLimit
 from persyn_hf.endpoints.refusals import Refusals
 from persyn_hf.endpoints.server import SLOT_POLL, Server, Share
-from persyn_hf.errors import RetryableError, RowError, UnavailableError
+from persyn_hf.errors import RetryableError, RowError, TeacherDownError, UnavailableError
 from persyn_hf.generation.client import TeacherClient
 
 #: A teacher that refuses everything for load is alive (its limit may be per minute): it is waited for longer.
@@ -24,6 +24,8 @@ _LONGEST_SPACING = 0.002
 _FIRST_ANSWER = 0.1
 #: Tolerance for the timer's resolution, in seconds.
 _EARLY = 0.001
+#: Rows that must fail, with no answer between, for the endpoint to be what fails.
+_FAILING = 3
 #: Weight of the latest answer in the time that one takes.
 _MEMORY = 0.1
 
@@ -67,6 +69,7 @@ class Lane:
         self._failing_since: float | None = None
         self._seen = False
         self._refusals = Refusals()
+        self._failing: set[str] = set()
 
     @property
     def is_open(self) -> bool:
@@ -84,7 +87,8 @@ class Lane:
         if self.down is not None or self._clock() < self.opens_at:
             return 0
         free = self.share.free
-        return min(free, 1 - self.in_flight) if self.is_open else free
+        one_by_one = self.is_open or (self._refusals.doubts > 0 and not self._refusals.seen)
+        return min(free, 1 - self.in_flight) if one_by_one else free
 
     @property
     def in_flight(self) -> int:
@@ -119,6 +123,7 @@ class Lane:
     def succeeded(self, seconds: float | None = None) -> None:
         """The server answered, in so many seconds; or it refused the row, which says nothing against it either."""
         self._failures, self._failing_since, self._seen = 0, None, True
+        self._failing.clear()
         if seconds is not None:
             self._refusals.answered()
             before = seconds if self._answer_takes is None else self._answer_takes
@@ -129,9 +134,31 @@ class Lane:
         self.succeeded()
         self.down = self.down or self._refusals.refused(error)
 
-    def failed(self, error: RetryableError) -> None:
-        """Takes into account what a failure says about the endpoint as a whole; call before [`leave`]."""
+    def doubted(self, error: TeacherDownError) -> None:
+        """The server refused a request as if it would refuse all; believed where it does so again and again."""
+        if self._refusals.believes(error):
+            self.down = self.down or str(error)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the server has answered, or refused a row by itself."""
+        return self._seen
+
+    @property
+    def fails_all(self) -> bool:
+        """Whether several rows have failed and none was answered since: the endpoint fails, and not the rows."""
+        return len(self._failing) >= _FAILING
+
+    def failed(self, error: RetryableError, row: str | None = None) -> None:
+        """Takes into account what a failure says about the endpoint as a whole; call before [`leave`].
+
+        Args:
+            error (`RetryableError`): The failure.
+            row (`str`, *optional*): The row that failed, by its key.
+        """
         now = self._clock()
+        if row is not None and error.status is not None and error.status >= 500 and not self.fails_all:
+            self._failing.add(row)
         gone = isinstance(error, UnavailableError)
         if error.retry_after is not None:
             self.resume_at = max(self.resume_at, now + min(error.retry_after, self._policy.longest_pause))
@@ -167,7 +194,7 @@ class RetryPolicy:
         longest_pause (`float`, defaults to 300): Seconds; a longer `Retry-After` is cut to this.
         breaker_after (`int`, defaults to 16): Failures in a row, with no answer between, that open the circuit of an
             endpoint: then one request at a time tries whether the server is back.
-        down_after (`float`, defaults to 180): Seconds without any answer after which an endpoint is down: more than
+        down_after (`float`, defaults to 300): Seconds without any answer after which an endpoint is down: more than
             most servers take to start again.
         down_after_unseen (`float`, defaults to 10): The same before the first answer of all.
     """
@@ -178,7 +205,7 @@ class RetryPolicy:
     max_delay: float = 30.0
     longest_pause: float = 300.0
     breaker_after: int = 16
-    down_after: float = 180.0
+    down_after: float = 300.0
     down_after_unseen: float = 10.0
 
     def bound(self, step: int) -> float:

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from persyn_hf.endpoints.event_loop import say
+from persyn_hf.generation.attempts import Job
 from persyn_hf.generation.jobs import AHEAD
-from persyn_hf.generation.pool import Job
 from persyn_hf.generation.progress import Tally
 from persyn_hf.ledger.claims import Claims
 

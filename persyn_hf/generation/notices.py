@@ -45,6 +45,13 @@ class Notices:
                 "of its own, or the context was full",
             )
 
+        if made is not None and made > self._max_tokens and completion.usage_source == "server":
+            self._tell(
+                "more than `max_tokens`",
+                f"counts {made:,} tokens for an answer, though `max_tokens` is {self._max_tokens:,}: reasoning stands "
+                "outside of it, and is paid for; `max_cost` sets more aside from now on",
+            )
+
     def _tell(self, what: str, words: str) -> None:
         if what not in self._told:
             self._told.add(what)

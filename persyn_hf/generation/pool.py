@@ -8,9 +8,9 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
-from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
+from persyn_hf.errors import RetryableError, RowError, TeacherDownError, UnavailableError
+from persyn_hf.generation.attempts import Attempt, Doubt, Doubts, Job, Listener, last_words
 from persyn_hf.generation.budget import Purse
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.lane import Lane, RetryPolicy
@@ -18,40 +18,10 @@ from persyn_hf.ledger.completion import Completion
 
 #: Jobs that are drawn ahead of the requests.
 _READY = 16
+#: Refusals that may be a gateway's lapse, and attempts of such a row.
+_LAPSES, _LAPSED_ATTEMPTS = frozenset({401, 404, 405, 410}), 3
 
 __all__ = ["Job", "Listener", "RetryPolicy", "TeacherPool"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row to be answered, under the key of its answer."""
-
-    key: str
-    request: Request
-
-
-@dataclass(order=True)
-class _Attempt:
-    due: float
-    order: int
-    job: Job = field(compare=False)
-    tried: int = field(compare=False, default=0)
-    failed: dict[int, int] = field(compare=False, default_factory=dict)  # by how often that kind of failure may be
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who hears of what becomes of a pool's jobs.
-
-    Args:
-        on_answer (`Callable[[Job, Completion], None]`): Called once for each answered job.
-        on_error (`Callable[[Job, str], None]`): Called once for each job that failed for good.
-        on_turn (`Callable[[], None]`, *optional*): Called after every few answers, before new requests.
-    """
-
-    on_answer: Callable[[Job, Completion], None]
-    on_error: Callable[[Job, str], None]
-    on_turn: Callable[[], None] = lambda: None
 
 
 class TeacherPool:
@@ -96,9 +66,10 @@ class TeacherPool:
         self._rng = rng or random.Random()
         self._changed = asyncio.Event()
         self._jobs: Iterator[Job] = iter(())
-        self._waiting: list[_Attempt] = []
+        self._waiting: list[Attempt] = []
         self._ready: deque[Job] = deque()
-        self._stalled: _Attempt | None = None  # drawn, but there is no money for it now
+        self._stalled: Attempt | None = None  # drawn, but there is no money for it now
+        self._doubts = Doubts()
         self._tasks: set[asyncio.Task[None]] = set()
         self._order = 0
         self._exhausted = False
@@ -151,7 +122,10 @@ class TeacherPool:
                     lane.settle()
                 self._prepare()
                 if not self._tasks and (self._ended or self._out_of_money()):
-                    break
+                    self._close_doubts()
+                    if self._ended:
+                        break
+                    continue
                 await self._wait()
         finally:
             for lane in self.lanes:
@@ -183,18 +157,18 @@ class TeacherPool:
             self._tasks.add(task)
             task.add_done_callback(self._finished)
 
-    async def _work(self, lane: Lane, attempt: _Attempt, held: float) -> None:
+    async def _work(self, lane: Lane, attempt: Attempt, held: float) -> None:
         """A worker: makes one attempt after the other, as long as there is a place for it.
 
         The next request is sent before the next answer is read, so that answers which came at once are spread out.
         """
-        taken: tuple[Lane, _Attempt, float] | None = lane, attempt, held
+        taken: tuple[Lane, Attempt, float] | None = lane, attempt, held
         while taken is not None:
             await self._ask(*taken)
             self._changed.set()
             taken = self._take() if self._fatal is None else None
 
-    def _take(self) -> tuple[Lane, _Attempt, float] | None:
+    def _take(self) -> tuple[Lane, Attempt, float] | None:
         """The next attempt with the endpoint and the money for it; `None` where there is none now."""
         while not self._ended:
             lane = max(self.lanes, key=_room)
@@ -211,7 +185,7 @@ class TeacherPool:
             heapq.heappush(self._waiting, attempt)
         return None
 
-    def _next(self, lane: Lane) -> _Attempt | None:
+    def _next(self, lane: Lane) -> Attempt | None:
         if self._stalled is not None:
             attempt, self._stalled = self._stalled, None
             return attempt
@@ -222,7 +196,7 @@ class TeacherPool:
         if job is None:
             return None
         self._order += 1
-        return _Attempt(0.0, self._order, job)
+        return Attempt(0.0, self._order, job)
 
     def _draw(self) -> Job | None:
         job = None if self._exhausted else next(self._jobs, None)
@@ -270,7 +244,7 @@ class TeacherPool:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fatal = error
 
-    async def _ask(self, lane: Lane, attempt: _Attempt, held: float) -> None:
+    async def _ask(self, lane: Lane, attempt: Attempt, held: float) -> None:
         """Makes one attempt and settles what it was: for the endpoint, for the money, for the row."""
         attempt.tried += 1
         request = attempt.job.request
@@ -286,7 +260,7 @@ class TeacherPool:
             self._retry(lane, attempt, error)
         except RetryableError as error:
             charged = error.maybe_charged
-            lane.failed(error)
+            lane.failed(error, attempt.job.key)
             self._retry(lane, attempt, error)
         except RowError as error:
             charged = error.maybe_charged
@@ -294,8 +268,11 @@ class TeacherPool:
             self._on_error(attempt.job, str(error))
         except TeacherDownError as error:
             charged = False
-            lane.down = lane.down or str(error)
-            self._hand_on(attempt)
+            lane.doubted(error)
+            self._doubts.add(Doubt(lane, attempt, error, self._clock()))
+            if lane.down is not None:
+                for doubt in self._doubts.take(lane):
+                    self._hand_on(doubt.attempt)
         else:
             seconds = self._clock() - began
             lane.share.answered(seconds, beside, completion.completion_tokens)
@@ -304,11 +281,38 @@ class TeacherPool:
                 self._purse.paid(held, request, completion)
                 held = 0.0
             self._on_answer(attempt.job, completion)
+            self._settle_doubts(lane, began)
             return
         finally:
             lane.leave()
             if held:
                 self._give_back(held, charged)
+
+    def _settle_doubts(self, lane: Lane, began: float) -> None:
+        """A request that began then was answered: refusals before it were meant for their rows."""
+        if not self._doubts:
+            return
+        for doubt in self._doubts.take(lane, began):
+            self._convict(doubt)
+
+    def _convict(self, doubt: Doubt) -> None:
+        """The row was meant: it has failed, or is asked again where a gateway may have lapsed."""
+        attempt = doubt.attempt
+        if doubt.error.status in _LAPSES and attempt.tried < _LAPSED_ATTEMPTS:
+            attempt.due = self._clock()
+            heapq.heappush(self._waiting, attempt)
+        else:
+            self._on_error(attempt.job, last_words(attempt, doubt.error))
+
+    def _close_doubts(self) -> None:
+        """Nothing else is left to ask: without an answer all were meant, otherwise the rows."""
+        for doubt in self._doubts.take():
+            if doubt.lane.down is None and not doubt.lane.seen:
+                doubt.lane.down = str(doubt.error)
+            if doubt.lane.down is None and self.stopped is None:
+                self._convict(doubt)
+            else:
+                self._hand_on(doubt.attempt)
 
     def _give_back(self, held: float, charged: bool) -> None:
         if self._purse is not None:
@@ -354,7 +358,7 @@ class TeacherPool:
         task.add_done_callback(ended)
         return {task}
 
-    def _retry(self, lane: Lane, attempt: _Attempt, error: RetryableError) -> None:
+    def _retry(self, lane: Lane, attempt: Attempt, error: RetryableError) -> None:
         """Puts a failed attempt back, or ends it."""
         if lane.down is not None:
             self._hand_on(attempt)
@@ -363,15 +367,16 @@ class TeacherPool:
         patient = error.overloaded or gone
         allowed = error.attempts or (self._policy.patience if patient else self._policy.attempts)
         attempt.failed[allowed] = attempt.failed.get(allowed, 0) + 1  # a 503 leaves a timeout's attempts alone
-        if attempt.failed[allowed] >= allowed and not (patient and lane.is_open):
-            self._on_error(attempt.job, _last_words(attempt, error))
+        waits = (patient and lane.is_open) or (lane.fails_all and attempt.tried < self._policy.patience)
+        if attempt.failed[allowed] >= allowed and not waits:
+            self._on_error(attempt.job, last_words(attempt, error))
             return
         # What was refused for load is as good as any other row: the limit has fallen already.
         step = 1 if error.overloaded and not gone else attempt.tried
         attempt.due = self._clock() + self._rng.uniform(0, self._policy.bound(step)) + (error.retry_after or 0.0)
         heapq.heappush(self._waiting, attempt)
 
-    def _hand_on(self, attempt: _Attempt) -> None:
+    def _hand_on(self, attempt: Attempt) -> None:
         """Leaves an attempt whose endpoint is down to the others, or to the end of the run."""
         attempt.due = self._clock()
         heapq.heappush(self._waiting, attempt)
@@ -381,7 +386,3 @@ def _room(lane: Lane) -> float:
     """The share of an endpoint that is free; no room at all comes last."""
     places = lane.places
     return places / lane.share.current if places > 0 else -1.0
-
-
-def _last_words(attempt: _Attempt, error: TeacherError) -> str:
-    return f"{error} (after {attempt.tried} attempts)" if attempt.tried > 1 else str(error)

@@ -7,23 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, Json, List, Value
 
 from persyn_hf import columns
 from persyn_hf.config import Teacher
-from persyn_hf.errors import ConfigError, DataError, RouterMismatchError
+from persyn_hf.errors import ConfigError, RouterMismatchError
 from persyn_hf.generation.answer import cleaned, presented
-from persyn_hf.generation.forms import require_forms
+from persyn_hf.generation.attempts import Job
+from persyn_hf.generation.calls import opened
 from persyn_hf.generation.jobs import CHUNK, Asked, Plan
-from persyn_hf.generation.pool import Job
+from persyn_hf.generation.special_tokens import Stripped
 from persyn_hf.generation.spill import Spill
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
-from persyn_hf.prompts.formats import rows_table
-from persyn_hf.prompts.reading import prompt_feature
-from persyn_hf.tables import require_table
+from persyn_hf.messages import read_calls
 
 #: The largest finished table that is held in memory.
 IN_MEMORY_BYTES = 8 * 2**20
@@ -49,7 +47,9 @@ class FinishedTable:
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
         self._plan, self._ledger, self._drop_truncated = plan, ledger, drop_truncated
-        self._added = generated_features([asked.teacher for asked in plan.asked])
+        self._added = generated_features(
+            [asked.teacher for asked in plan.asked], columns.TOOLS in plan.table.column_names
+        )
         self._features = Features({**plan.table.features, **self._added})
         self._schema = self._features.arrow_schema
         self._ahead = _AHEAD if plan.routed else max(1, _AHEAD // len(plan.asked))
@@ -145,6 +145,8 @@ class FinishedTable:
                 column.append(value)
             if columns.EXTRA_BODY in made:
                 made[columns.EXTRA_BODY].append(_extra_body(asked.teacher))
+            if columns.TOOL_CALLS in made:
+                made[columns.TOOL_CALLS].append(None if completion is None else opened(completion)[1])
             if completion is None:
                 made[columns.ERROR][-1] = plan.errors.get(job.key) or plan.left.get(asked.name) or _NEVER_ASKED
             elif answer[1] is None:
@@ -171,13 +173,15 @@ class FinishedColumns(FinishedTable):
 
     def _add(self, part: pa.Table) -> None:
         for name, values in self._values.items():
-            values += part[name].to_pylist()
+            cells = part[name].to_pylist()
+            values += map(read_calls, cells) if name == columns.TOOL_CALLS else cells
 
 
 def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any, ...]:
     if completion is None:
         return (asked.name, *[None] * 9)
-    clean = cleaned(completion, job.request, asked.teacher)
+    completion, calls = opened(completion)
+    clean = cleaned(completion, job.request, asked.teacher) if calls is None else Stripped(completion.text)
     text, thoughts = presented(replace(completion, text=clean.text), asked.teacher.reasoning)
     return (
         asked.name,
@@ -233,85 +237,14 @@ GENERATED_FEATURES = {
 }
 
 
-def generated_features(teachers: Iterable[Teacher]) -> dict[str, Any]:
-    """The columns that generation by these teachers adds: `extra_body` is there where one of them sends more keys."""
-    more = any(teacher.sampling.extra_body for teacher in teachers)
-    return {**GENERATED_FEATURES, **({columns.EXTRA_BODY: Value("string")} if more else {})}
+def generated_features(teachers: Iterable[Teacher], tools: bool = False) -> dict[str, Any]:
+    """The columns that generation by these teachers adds.
 
-
-def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
-    """Checks prompts and gives them as a table with `prompt_id`.
-
-    A prompt may stand several times where `turn`, `sample` and `attempt` tell its rows apart.
-
-    Raises:
-        DataError: If there is no `prompt`, one is empty or not a prompt (the row is named), one stands twice, one of
-            `turn`, `sample` and `attempt` is no whole number, or the table already has columns that generation would
-            add.
+    `extra_body` is there where one of them sends more keys, and `tool_calls` where prompts offer tools.
     """
-    require_table(prompts, stage, "routed" if stage == "generate_routed" else "prompts", rows=True)
-    table = _as_table(prompts).with_format(None)
-    columns.require_columns(table.column_names, [columns.PROMPT], stage)
-    taken = [name for name in (*GENERATED_FEATURES, columns.EXTRA_BODY) if name in table.column_names]
-    if taken:
-        raise DataError(
-            f"{stage} adds the column {', '.join(f'`{name}`' for name in taken)}, which the table already has; "
-            "rename or remove it first."
-        )
-    ids = []
-    only = table.select_columns([name for name in (columns.PROMPT, columns.TOOLS) if name in table.column_names])
-    for start in range(0, len(table), CHUNK):
-        batch = only[start : start + CHUNK]
-        tools = batch.get(columns.TOOLS) or [None] * len(batch[columns.PROMPT])
-        for offset, (prompt, offered) in enumerate(zip(batch[columns.PROMPT], tools, strict=True)):
-            try:
-                ids.append(columns.prompt_id(prompt, offered))
-            except DataError as error:
-                raise DataError(f"Row {start + offset}: {error}") from error
-    require_forms(table)
-    table, numbers = _numbered(table)
-    columns.require_unique(
-        (identity + columns.numbered(own) for identity, own in zip(ids, numbers, strict=True)),
-        stage,
-        also=", or number them in the column `sample` to have each answered by itself",
-    )
-    if columns.PROMPT_ID not in table.column_names:
-        # As an array, which is fingerprinted at once; of a list, every string is pickled.
-        table = table.add_column(columns.PROMPT_ID, np.array(ids, dtype=np.str_), feature=Value("string"))
-        names = [name for name in table.column_names if name != columns.PROMPT_ID]
-        table = table.select_columns([columns.PROMPT_ID, *names])
-    elif table[columns.PROMPT_ID][:] != ids:
-        first = next(i for i, (a, b) in enumerate(zip(table[columns.PROMPT_ID], ids, strict=True)) if a != b)
-        raise DataError(f"Row {first}: `prompt_id` is not that of its prompt ({ids[first]}); drop the column.")
-    return table
-
-
-def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
-    if isinstance(prompts, Dataset):
-        return prompts
-    rows = [_as_row(row, index) for index, row in enumerate(prompts)]
-    if not rows:
-        return Dataset.from_dict({columns.PROMPT: []})
-    return rows_table(rows, types={columns.PROMPT: prompt_feature})
-
-
-def _as_row(row: Any, index: int) -> dict[str, Any]:
-    if isinstance(row, Mapping):
-        return dict(row)
-    if isinstance(row, str | list):  # a prompt by itself
-        return {columns.PROMPT: row}
-    raise DataError(f"Row {index}: expected a mapping with `{columns.PROMPT}`, or a prompt, got {type(row).__name__}.")
-
-
-def _numbered(table: Dataset) -> tuple[Dataset, list[columns.RowNumbers]]:
-    """The table with those of `turn`, `sample` and `attempt` that it has as int64, and the numbers of its rows."""
-    numbers = columns.row_numbers(table)
-    names = table.column_names
-    for name in columns.ROW_NUMBERS:
-        if name in names and table.features[name] != Value("int64"):
-            values = [None if value is None else int(value) for value in table[name]]
-            table = table.remove_columns(name).add_column(name, values, feature=Value("int64")).select_columns(names)
-    return table, numbers
+    more = any(teacher.sampling.extra_body for teacher in teachers)
+    added = {columns.EXTRA_BODY: Value("string")} if more else {}
+    return {**GENERATED_FEATURES, **added, **({columns.TOOL_CALLS: Json()} if tools else {})}
 
 
 def require_known_routes(table: Dataset, teachers: Sequence[Teacher]) -> None:

@@ -18,6 +18,7 @@ from persyn_hf.generation.finish import settled
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.models import loading
 from persyn_hf.models.files import ModelFiles
+from persyn_hf.models.readable import apply_template
 from persyn_hf.packages import is_installed, require
 from persyn_hf.prompts.sending import joined_system
 
@@ -105,7 +106,8 @@ def render(tokenizer: Any, messages: Sequence[Message], more: Mapping[str, Any])
     Args:
         tokenizer (`PreTrainedTokenizerBase`): With a chat template.
         messages (`Sequence[Message]`): A conversation; its first system messages are joined.
-        more (`Mapping[str, Any]`): More keys of the request, of which the template is given `chat_template_kwargs`.
+        more (`Mapping[str, Any]`): More keys of the request, of which the template is given `tools` and
+            `chat_template_kwargs`.
 
     Raises:
         RowError: If the chat template refuses them.
@@ -113,7 +115,7 @@ def render(tokenizer: Any, messages: Sequence[Message], more: Mapping[str, Any])
     options = more.get("chat_template_kwargs") or {}
     joined = joined_system(messages)
     try:
-        return str(tokenizer.apply_chat_template(joined, add_generation_prompt=True, tokenize=False, **options))
+        return apply_template(tokenizer, joined, more.get("tools"), add_generation_prompt=True, **options)
     except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
         raise RowError(f"the chat template refused the messages: {error}") from None
 

@@ -56,8 +56,8 @@ class Cleaned:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of prompts that leave, by reason."""
-        return dict(Counter(drop.reason for drop in self.drops))
+        """Number of prompts that leave, by reason, the commonest first."""
+        return dict(Counter(drop.reason for drop in self.drops).most_common())
 
 
 def clean_prompts(

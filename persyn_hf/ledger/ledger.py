@@ -15,6 +15,7 @@ from typing import Any
 
 from persyn_hf.errors import LedgerError
 from persyn_hf.ledger.completion import Completion
+from persyn_hf.ledger.lost import lost_ledger
 from persyn_hf.ledger.schema import BUSY_SECONDS, COLUMN_TYPES, set_up
 
 _log = logging.getLogger(__name__)
@@ -280,10 +281,7 @@ class Ledger:
         """The same as one transaction: all of it or nothing, and no other process writes meanwhile."""
         with self._lock:
             if self._file is not None and _identity(self.path) != self._file:
-                raise LedgerError(
-                    f"{self.path}: the ledger was deleted or replaced while it was in use. Stop what did that, put "
-                    "the file back if there is a copy, and run again: answers that no ledger holds are asked again."
-                )
+                raise lost_ledger(self._connection, self.path)
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:

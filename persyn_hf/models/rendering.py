@@ -13,10 +13,15 @@ from typing import Any
 from jinja2 import TemplateError
 
 from persyn_hf.columns import Message, Prompt, canonical_messages, is_cut, prompt_text
-from persyn_hf.errors import ConfigError, PromptTooLongError, ScoringError
+from persyn_hf.errors import ConfigError, DataError, PromptTooLongError, ScoringError
+from persyn_hf.messages import answer_message, said
+from persyn_hf.models.readable import apply_template, readable_messages
 
 #: Stands for a completion while the template's text around it is looked up. Plain letters: no template trims them.
 _SENTINEL = "PersynCompletionGoesHere"
+
+#: Ends the thoughts before an answer.
+_THOUGHTS_END = "</think>"
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,10 @@ class _Frame:
 def render_answers(
     tokenizer: Any,
     prompts: Sequence[Prompt],
-    completions: Sequence[str],
+    completions: Sequence[str | Message],
     finish_reasons: Sequence[str | None],
     names: Sequence[str] | None = None,
+    tools: Sequence[Any] | None = None,
 ) -> list[Rendered]:
     """Renders answers as the student's template does and finds each completion's tokens.
 
@@ -65,10 +71,11 @@ def render_answers(
         tokenizer (`PreTrainedTokenizerBase`): The student's. Without a chat template the text is the prompt, the
             completion and the end-of-text token (a base model).
         prompts (list of `str` or of chat messages): One per answer; equal prompts are rendered once.
-        completions (`Sequence[str]`): The answers' texts.
+        completions (`Sequence[str | Message]`): The answers' texts, or their messages where they call tools.
         finish_reasons (`Sequence[str | None]`): Every reason but `"stop"` and `None` marks a cut answer, which
             has no end-of-turn.
         names (`Sequence[str]`, *optional*): How errors name a row.
+        tools (`Sequence`, *optional*): The cells of the column `tools`.
 
     Returns:
         `list[Rendered]`: One per answer, in order.
@@ -86,7 +93,8 @@ def render_answers(
     labels = names if names is not None else [f"row {row}" for row in range(len(prompts))]
     rows = zip(prompts, completions, finish_reasons, labels, strict=True)
     if getattr(tokenizer, "chat_template", None):
-        return [_render_chat(tokenizer, *row, shared) for row in rows]
+        offered = tools if tools is not None else [None] * len(prompts)
+        return [_render_chat(tokenizer, *row, shared, tool) for row, tool in zip(rows, offered, strict=True)]
     return [_render_plain(tokenizer, *row, shared) for row in rows]
 
 
@@ -131,20 +139,29 @@ def fit_context(
 
 
 def _render_chat(
-    tokenizer: Any, prompt: Prompt, completion: str, reason: str | None, name: str, shared: dict[str, Any]
+    tokenizer: Any,
+    prompt: Prompt,
+    completion: str | Message,
+    reason: str | None,
+    name: str,
+    shared: dict[str, Any],
+    tools: Any = None,
 ) -> Rendered:
-    key = prompt if isinstance(prompt, str) else repr(prompt)
+    key = prompt if isinstance(prompt, str) and tools is None else repr((prompt, tools))
     if key not in shared:
         messages = canonical_messages(prompt)
-        shared[key] = (messages, _frame(tokenizer, messages, name), {})
+        shared[key] = (messages, _frame(tokenizer, messages, name, tools), {})
     messages, frame, openings = shared[key]
-    text = _apply(tokenizer, [*messages, {"role": "assistant", "content": completion}], name)
+    answer = answer_message(completion) if isinstance(completion, str) else completion
+    text = _apply(tokenizer, [*messages, answer], name, tools)
     before = next((start for start in (frame.before, frame.opening) if text.startswith(start)), None)
     if before is None or not text.endswith(frame.suffix) or len(text) < len(before) + len(frame.suffix):
         raise ScoringError(
             f"{name}: the student's chat template rewrites this conversation, so that the completion cannot be found "
-            f"in it; the completion starts {completion[:60]!r}."
+            f"in it; the completion starts {said(answer)[:60]!r}."
         )
+    words = said({"content": answer.get("content")})  # a template writes calls in a form of its own
+    require_kept(words, text[len(before) : len(text) - len(frame.suffix)], "the student", name)
     body = text[len(before) : len(text) - len(frame.suffix)] + ("" if is_cut(reason) else frame.end_of_turn)
     if before not in openings:
         openings[before] = _tokenize(tokenizer, before)
@@ -154,9 +171,40 @@ def _render_chat(
     return Rendered(rendered.prompt_ids, (*rendered.completion_ids, _end_of_text(tokenizer, name)))
 
 
+def require_kept(completion: str, rendered: str, reader: str, name: str) -> None:
+    """Refuses what a template has made of a completion where part of it is missing.
+
+    White space may differ, and a template may write the text in other letters; it may not leave any out, as those do
+    that cut everything before `</think>`.
+
+    Args:
+        completion (`str`): The answer.
+        rendered (`str`): What the template shows of it.
+        reader (`str`): Whose template it is, for the message: "the student".
+        name (`str`): How the error names the row.
+
+    Raises:
+        ScoringError: If text is missing.
+    """
+    wanted, shown = "".join(completion.split()), "".join(rendered.split())
+    if wanted in shown or (len(shown) >= len(wanted) and _THOUGHTS_END not in wanted):
+        return
+    raise ScoringError(
+        f"{name}: the chat template of {reader} leaves out part of this completion: of {len(completion)} characters "
+        f"it shows {len(rendered)} ({rendered.strip()[:60]!r}). "
+        + (
+            "It cuts the thoughts: set `reasoning: separate` for the teacher, or give a chat template that shows them."
+            if _THOUGHTS_END in completion
+            else "Give a chat template that shows all of it."
+        )
+    )
+
+
 def _render_plain(
-    tokenizer: Any, prompt: Prompt, completion: str, reason: str | None, name: str, shared: dict[str, Any]
+    tokenizer: Any, prompt: Prompt, completion: str | Message, reason: str | None, name: str, shared: dict[str, Any]
 ) -> Rendered:
+    completion = completion if isinstance(completion, str) else said(completion)
+    _readable(tokenizer, canonical_messages(prompt), name)
     text = prompt_text(prompt)
     if text not in shared:
         shared[text] = _without_end(tokenizer, _tokenize(tokenizer, text, special=True))
@@ -185,12 +233,12 @@ def _split(
     return Rendered(before_ids, tail)
 
 
-def _frame(tokenizer: Any, messages: list[Message], name: str) -> _Frame:
-    text = _apply(tokenizer, [*messages, {"role": "assistant", "content": _SENTINEL}], name)
+def _frame(tokenizer: Any, messages: list[Message], name: str, tools: Any = None) -> _Frame:
+    text = _apply(tokenizer, [*messages, {"role": "assistant", "content": _SENTINEL}], name, tools)
     before, found, suffix = text.rpartition(_SENTINEL)
     if not found:
         raise ScoringError(f"{name}: the student's chat template does not show an assistant message's content.")
-    opening = _apply(tokenizer, messages, name, add_generation_prompt=True)
+    opening = _apply(tokenizer, messages, name, tools, add_generation_prompt=True)
     return _Frame(before, opening, _end_of_turn(tokenizer, suffix), suffix)
 
 
@@ -205,12 +253,22 @@ def _end_of_turn(tokenizer: Any, suffix: str) -> str:
     return suffix[: position + len(mark)]
 
 
-def _apply(tokenizer: Any, messages: list[Message], name: str, add_generation_prompt: bool = False) -> str:
+def _apply(
+    tokenizer: Any, messages: list[Message], name: str, tools: Any = None, add_generation_prompt: bool = False
+) -> str:
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return apply_template(tokenizer, messages, tools, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise ScoringError(f"{name}: the student's chat template refuses this conversation: {error}.") from error
-    return str(text)
+    except DataError as error:
+        raise ScoringError(f"{name}: the student cannot read this conversation: {error}.") from error
+
+
+def _readable(tokenizer: Any, messages: list[Message], name: str) -> None:
+    try:
+        readable_messages(tokenizer, messages)
+    except DataError as error:
+        raise ScoringError(f"{name}: the student cannot read this conversation: {error}.") from error
 
 
 def _tokenize(tokenizer: Any, text: str, special: bool = False) -> tuple[int, ...]:

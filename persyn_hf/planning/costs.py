@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from persyn_hf.config import MIX_STRONG_SHARE, RunConfig, Teacher
+from persyn_hf.config import MIX_STRONG_SHARE, RunConfig, Service, Teacher
 from persyn_hf.planning.lengths import Lengths
 
 
@@ -39,16 +39,18 @@ _JUDGE_REPLY = 64.0
 
 @dataclass(frozen=True)
 class JudgeCost:
-    """What a judge is asked, and what that costs.
+    """What a judge, or a student behind a server that has a price, is asked, and what that costs.
 
     Args:
-        model (`str`): The judge's model.
+        role (`str`): `judge` or `student`.
+        model (`str`): The model.
         answers (`float`): Answers that it scores.
         prompt_tokens, completion_tokens (`float`): In all.
         cost (`float`): USD; 0 where it has no price.
         seconds (`float`): At its `max_concurrency`.
     """
 
+    role: str
     model: str
     answers: float
     prompt_tokens: float
@@ -57,27 +59,38 @@ class JudgeCost:
     seconds: float
 
 
-def judge_costs(config: RunConfig, lengths: Lengths, probe: int, tokens_per_second: float) -> list[JudgeCost]:
-    """What the judges of a run cost: each scores every teacher's answer to every prompt of the probe.
+def judge_costs(
+    config: RunConfig, lengths: Lengths, probe: int, tokens_per_second: float, prompts: int = 0
+) -> list[JudgeCost]:
+    """What those that score cost: each scores every teacher's answer to every prompt of the probe.
+
+    With `allocation.top_k` above 1 they score the routed answers too, of which each prompt has so many.
 
     Args:
         config (`RunConfig`): The run.
         lengths (`Lengths`): Tokens per prompt and answer.
         probe (`int`): Prompts of the probe.
         tokens_per_second (`float`): Of one request.
+        prompts (`int`, defaults to 0): Prompts in all.
     """
-    if config.quality is None or not probe:
+    routed = prompts * config.allocation.top_k if config.allocation.top_k > 1 else 0
+    answers = float(probe * len(config.teachers) + routed)
+    if not answers:
         return []
+    mean = sum(lengths.completion.values()) / len(lengths.completion)
+    read = probe * sum(lengths.completion.values()) + routed * mean + answers * lengths.student_prompt
+
+    def cost(role: str, model: str, server: Service, asked: float, written: float) -> JudgeCost:
+        at_once = tokens_per_second * min(float(server.max_concurrency), answers)
+        return JudgeCost(role, model, answers, asked, written, server.price(asked, written), written / at_once)
+
     costs = []
-    for judge in (part.judge for part in config.quality.parts if part.judge is not None):
-        answers = float(probe * len(config.teachers))
-        read = probe * sum(lengths.completion.values()) + answers * (lengths.student_prompt + _JUDGE_TEMPLATE)
+    for judge in (part.judge for part in (config.quality.parts if config.quality else ()) if part.judge is not None):
         written = answers * min(float(judge.max_tokens), _JUDGE_REPLY)
-        price_read = float(getattr(judge, "price_per_million_prompt_tokens", 0.0) or 0.0)
-        price_written = float(getattr(judge, "price_per_million_completion_tokens", 0.0) or 0.0)
-        cost = (read * price_read + written * price_written) / 1e6
-        at_once = tokens_per_second * min(float(judge.max_concurrency or 32), answers)
-        costs.append(JudgeCost(judge.model, answers, read, written, cost, written / at_once))
+        costs.append(cost("judge", judge.model, judge, read + answers * _JUDGE_TEMPLATE, written))
+    student = config.student
+    if student is not None and student.endpoint is not None and student.endpoint.has_price:
+        costs.append(cost("student", student.model, student.endpoint, read, answers))
     return costs
 
 

@@ -13,6 +13,7 @@ from persyn_hf.errors import ConfigError
 from persyn_hf.messages import said
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import identity, load_tokenizer
+from persyn_hf.models.readable import apply_template
 from persyn_hf.packages import absent, pip_command
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
         text = "\n".join(said(message) for message in messages)
         if messages[0]["role"] == "system" or not tokenizer.chat_template:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+        rendered = apply_template(tokenizer, messages, add_generation_prompt=True)
+        return len(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
     return count, f"Prompt tokens are counted with the tokenizer of {name}"
 

@@ -126,7 +126,7 @@ def plan(
     counts += [("generate", teacher, routed[teacher.name] * (len(prompts) - probe)) for teacher in config.teachers]
     lines = [_line(stage, teacher, count, lengths, tokens_per_second) for stage, teacher, count in counts]
     scorers = _scorers(config, lengths, probe)
-    judged = judge_costs(config, lengths, probe, tokens_per_second or TOKENS_PER_SECOND)
+    judged = judge_costs(config, lengths, probe, tokens_per_second or TOKENS_PER_SECOND, len(prompts))
     notes = list(lengths.notes)
     if shares is None:
         notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
@@ -196,7 +196,7 @@ def _speed_notes(teachers: Sequence[Teacher], tokens_per_second: float | None) -
 def _judge_line(judged: JudgeCost) -> Line:
     return Line(
         stage="score",
-        teacher=f"judge {judged.model}",
+        teacher=f"{judged.role} {judged.model}",
         generations=judged.answers,
         prompt_tokens=judged.prompt_tokens,
         completion_tokens=judged.completion_tokens,

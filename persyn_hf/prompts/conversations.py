@@ -39,7 +39,7 @@ _SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
 
 
 @dataclass(frozen=True)
-class Reader:
+class CellReader:
     """The way in which the cells of a column are read.
 
     Args:
@@ -51,7 +51,7 @@ class Reader:
     read: Callable[[Any], Any]
 
 
-def chat_reader(values: Sequence[Any], kind: str) -> Reader:
+def chat_reader(values: Sequence[Any], kind: str) -> CellReader:
     """Chooses how the cells of a column are read.
 
     Args:
@@ -61,16 +61,16 @@ def chat_reader(values: Sequence[Any], kind: str) -> Reader:
     known = [value for value in values if value is not None]
     strings = [value for value in known if isinstance(value, str)]
     if kind == "text":
-        return Reader("text", _text)
+        return CellReader("text", _text)
     if strings and len(strings) == len(known):
         for name, looks, read in _WRITTEN:
             if all(map(looks, strings)):
-                return Reader(name, _written(read))
+                return CellReader(name, _written(read))
         if kind == "auto":
-            return Reader("text", _text)
+            return CellReader("text", _text)
     if strings and kind == "auto":
         return _of_one_kind(isinstance(known[0], str))
-    return Reader("sharegpt" if known and _is_sharegpt(known[0]) else "messages", conversation)
+    return CellReader("sharegpt" if known and _is_sharegpt(known[0]) else "messages", conversation)
 
 
 def _is_sharegpt(value: Any) -> bool:
@@ -84,7 +84,7 @@ def _written(read: Callable[[str], Any]) -> Callable[[Any], Any]:
     return lambda value: read(value) if isinstance(value, str) else conversation(value)
 
 
-def _of_one_kind(text: bool) -> Reader:
+def _of_one_kind(text: bool) -> CellReader:
     """A column of strings and of messages: what is not of the first row's kind is an error."""
     first = "a string" if text else "chat messages"
 
@@ -94,7 +94,7 @@ def _of_one_kind(text: bool) -> Reader:
             raise DataError(f"The prompts of a table must be of one kind: the first is {first}, this one is {kind}.")
         return _text(value) if text else conversation(value)
 
-    return Reader("text" if text else "messages", read)
+    return CellReader("text" if text else "messages", read)
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from persyn_hf.config import Prompts
 from persyn_hf.errors import ConfigError, DataError
-from persyn_hf.prompts.conversations import Reader, chat_reader, conversation
+from persyn_hf.prompts.conversations import CellReader, chat_reader, conversation
 
 Row = Mapping[str, Any]
 
@@ -161,7 +161,7 @@ def _template_columns(template: str, names: Sequence[str], where: str) -> tuple[
     return tuple(name for name in names if name in used)
 
 
-def reader_of(shape: Shape, rows: Sequence[Row]) -> Reader:
+def reader_of(shape: Shape, rows: Sequence[Row]) -> CellReader:
     """Chooses how a row becomes a prompt, which may still end with an answer.
 
     Args:
@@ -169,7 +169,7 @@ def reader_of(shape: Shape, rows: Sequence[Row]) -> Reader:
         rows (`Sequence[Mapping]`): All rows: whether strings are texts or written chats is decided once.
 
     Returns:
-        `Reader`: Of rows.
+        `CellReader`: Of rows.
     """
     plain = _plain_reader(shape, rows)
     if shape.system is None:
@@ -186,19 +186,19 @@ def reader_of(shape: Shape, rows: Sequence[Row]) -> Reader:
             return messages
         return [{"role": "system", "content": said}, *messages]
 
-    return Reader(plain.kind, with_system)
+    return CellReader(plain.kind, with_system)
 
 
-def _plain_reader(shape: Shape, rows: Sequence[Row]) -> Reader:
+def _plain_reader(shape: Shape, rows: Sequence[Row]) -> CellReader:
     if shape.template is not None:
-        return Reader("a template", _templated(shape.template, shape.reads))
+        return CellReader("a template", _templated(shape.template, shape.reads))
     if shape.reads == _PREFERENCE:
         of_two = chat_reader([row[name] for row in rows for name in _PREFERENCE], "auto")
-        return Reader(of_two.kind, lambda row: _common(*(of_two.read(row[name]) for name in _PREFERENCE)))
+        return CellReader(of_two.kind, lambda row: _common(*(of_two.read(row[name]) for name in _PREFERENCE)))
     name = shape.reads[0]
     kind = "auto" if shape.format in ("auto", "qa", "preference") else shape.format
     one = chat_reader([row[name] for row in rows], kind)
-    return Reader(one.kind, lambda row: one.read(row[name]))
+    return CellReader(one.kind, lambda row: one.read(row[name]))
 
 
 def _templated(template: str, reads: Sequence[str]) -> Callable[[Row], Any]:

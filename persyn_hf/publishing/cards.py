@@ -5,6 +5,7 @@ Whatever a template prints is escaped, unless it is `Markup` that our own code m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,6 +17,7 @@ from markupsafe import Markup
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, Publish, merged
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import markdown, metadata
+from persyn_hf.publishing.local_paths import public_name, without_local_paths
 from persyn_hf.publishing.metadata import join_card
 from persyn_hf.publishing.provenance import Provenance
 
@@ -46,7 +48,7 @@ class Figure:
 
     Args:
         path (`str`): Relative to the card.
-        alt (`str`): What it shows, for those who do not see it.
+        alt (`str`): Alternative text, for those who do not see the picture.
     """
 
     path: str
@@ -59,7 +61,7 @@ class Run:
 
     Args:
         name (`str`): The configuration.
-        provenance (`Provenance`): How it came to be.
+        provenance (`Provenance`): Origin of its rows.
         figures (`Mapping[str, Figure]`): `allocation`, `teachers`, `reward`: those that there are.
     """
 
@@ -79,7 +81,7 @@ class Run:
 
 
 def template_folder() -> Path:
-    """Where the templates lie: inside the package (wheel) or beside it (editable install).
+    """The folder of the templates: inside the package (wheel) or beside it (editable install).
 
     Raises:
         PublishError: If neither folder is there.
@@ -116,7 +118,7 @@ def router_body(
     """Renders the body of a router's model card.
 
     Args:
-        provenance (`Provenance`): Of the data that it routed.
+        provenance (`Provenance`): Origin of the rows that it routed.
         location (`str`): Repository id or folder, as `pipeline` takes it.
         dataset_location (`str`, *optional*): The dataset that it built.
         figures (`Mapping[str, Figure]`, *optional*): As in [`Run`].
@@ -148,8 +150,9 @@ def student_card(
     """Renders the card of a student that was fine-tuned on a personalised set, metadata included.
 
     Args:
-        report (`Mapping`): What the training did, in plain values: `student`, `student_revision`, `seed`, `steps`,
-            `loss` (nats/token), `counts`, `settings`, `versions`. What is absent is left out.
+        report (`Mapping`): Facts of the training, in plain values: `student`, `student_revision`, `seed`, `steps`,
+            `loss` (nats/token), `counts`, `settings`, `versions`, and `teachers`: the rows of each. What is absent is
+            left out.
         location (`str`): Repository id or folder of the trained student, as `pipeline` takes it.
         dataset_location, dataset_revision, router_location, router_revision (`str`, *optional*): What it stands on.
         results (`Sequence[Mapping]`): Rows of the evaluation: `task`, `metric`, `value`, and `low`, `high`, `baseline`
@@ -166,10 +169,13 @@ def student_card(
         True
     """
     asked = merged(Publish, None, options, "student_card", ("license", "language"))
+    report = without_local_paths(report)
+    dataset_location = public_name(dataset_location) if dataset_location is not None else None
     counts = report.get("counts") or {}
     facts = [
         ("training rows", counts.get("rows")),
-        ("tokens learnt from", counts.get("learnt_tokens")),
+        ("completion tokens", counts.get("learnt_tokens")),
+        ("completion tokens seen in training", report.get("seen_tokens")),
         ("optimiser steps", report.get("steps")),
         ("mean training loss, nats/token", None if report.get("loss") is None else markdown.fixed(report["loss"])),
         ("seed", report.get("seed")),
@@ -178,6 +184,7 @@ def student_card(
         "student_card.md.jinja",
         title=_title(location, "Fine-tuned student"),
         report=_REPORT | dict(report),
+        teachers=report.get("teachers") or {},
         facts=[(name, value) for name, value in facts if value is not None],
         location=location,
         dataset_location=dataset_location,
@@ -200,6 +207,24 @@ def _dollars(value: float | None) -> Markup:
     if value is None:
         return Markup("–")
     return Markup(f"\\${value:.2f}" if value >= 1 or value == 0 else f"\\${value:.2g}")
+
+
+def _sampled(sampling: Mapping[str, Any]) -> str:
+    """The sampling of a teacher, field by field; fields that are left to the server stand last."""
+    sent, left = [], []
+    for key, value in sampling.items():
+        if value is None:
+            left.append(key)
+        elif isinstance(value, Mapping):
+            sent += [f"{key}.{name} {json.dumps(one, ensure_ascii=False)}" for name, one in value.items()]
+        elif value not in ([], ()) and (key, value) not in _UNSAID:
+            sent.append(f"{key} {json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value}")
+    said = ", ".join(sent)
+    return f"{said}{'; ' if said else ''}left to the server: {', '.join(left)}" if left else said
+
+
+#: Fields that say nothing where they are as usual.
+_UNSAID = (("max_tokens_field", "max_tokens"), ("seed_field", "seed"))
 
 
 def _priced(provenance: Provenance) -> bool:
@@ -229,6 +254,8 @@ def _environment() -> Any:
         code=markdown.code,
         dollars=_dollars,
         fixed=markdown.fixed,
+        known=metadata.is_known,
+        sampled=_sampled,
         marker=lambda name: Markup(str(name).replace("--", "- -")),
         repository=markdown.repository_link,
         revision=lambda value: markdown.escape(markdown.short_revision(value)),

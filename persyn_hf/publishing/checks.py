@@ -1,4 +1,4 @@
-"""What is looked at before anything is sent, so that nothing starts which cannot finish."""
+"""Checks before anything is sent, so that no push starts that cannot finish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dataset's and a router's repository are to hold: shards or weights, facts, figures and the merged card."""
+"""Contents of a dataset's and a router's repository: shards or weights, facts, figures and the merged card."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.
 
 
 class RouterLike(Protocol):
-    """What publishing needs of a router: its `persyn` block and a way to save it."""
+    """A router as publishing needs it: a `persyn` block and a way to save it."""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class DatasetContent:
         figures (`Figures`): Its pictures.
         license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
         warnings (`Sequence[str]`): For the card's limits.
-        folder (`Path`): Where shards are written.
+        folder (`Path`): Folder for the shards.
         whole (`bool`): Write the shards even where the repository has them.
         saved (`Path`, *optional*): A folder that may hold these shards already; their names say what they hold.
     """
@@ -96,7 +96,7 @@ class DatasetContent:
         return Content(files, [*stale, *_old_figures(self.provenance, self.config_name, snapshot)])
 
     def are_there(self, snapshot: Snapshot) -> bool:
-        """Whether the repository has every shard: their names say what they hold."""
+        """Tells whether the repository has every shard; a shard's name holds a digest of its rows."""
         return all(path in snapshot.files for shards in self.shards.values() for path in shards.paths)
 
     def card(self, snapshot: Snapshot, runs: Sequence[cards.Run] | None = None) -> str:
@@ -161,10 +161,10 @@ class RouterContent:
     Args:
         location (`str`): Repository id or folder, as `pipeline` takes it.
         router (`RouterLike`): The router.
-        provenance (`Provenance`), figures (`Figures`): Of the dataset that it built.
+        provenance (`Provenance`), figures (`Figures`): Origin and pictures of the dataset that it built.
         dataset_location (`str`, *optional*): That dataset; named without a commit, which is not known yet.
         license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
-        folder (`Path`): Where the checkpoint is written.
+        folder (`Path`): Folder for the checkpoint.
     """
 
     location: str
@@ -245,7 +245,7 @@ def write_facts(configs: Mapping[str, Provenance]) -> bytes:
         "format": FORMAT,
         "configs": {name: provenance.to_dict() for name, provenance in sorted(configs.items())},
     }
-    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def figure_names(provenance: Provenance, config_name: str) -> dict[str, cards.Figure]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS
 from persyn_hf.packages import require
 from persyn_hf.publishing.markdown import fixed, one_line
+from persyn_hf.publishing.metadata import is_known
 from persyn_hf.publishing.provenance import Provenance, TeacherShare
 
 INK, FAINT, BAR, ACCENT = "#727a84", "#727a8455", "#727a8480", "#2f81f7"
@@ -35,7 +36,7 @@ class Figures:
     the interpreter's lock.
 
     Args:
-        provenance (`Provenance`): What is drawn.
+        provenance (`Provenance`): Facts to draw.
     """
 
     def __init__(self, provenance: Provenance) -> None:
@@ -65,7 +66,7 @@ def describe_figures(provenance: Provenance) -> dict[str, str]:
     alts = {"allocation": _allocation_alt(provenance)}
     if any(teacher.strength is not None for teacher in provenance.teachers):
         alts["teachers"] = _teachers_alt(provenance)
-    if "router" in (provenance.router.get("held_out") or {}):
+    if is_known((provenance.router.get("held_out") or {}).get("router")):
         alts["reward"] = _rewards_alt(provenance)
     return alts
 
@@ -97,7 +98,7 @@ def _teachers(provenance: Provenance) -> bytes:
     frame = low - margin, high + margin
     (left, bottom), (right, top) = frame
     alpha = float((provenance.router.get("reward") or {}).get("alpha", 0.4))
-    grid_x, grid_y = np.meshgrid(np.linspace(left, right, 60), np.linspace(bottom, top, 60))
+    grid_x, grid_y = np.meshgrid(np.linspace(left, right, 200), np.linspace(bottom, top, 200))
     lines = axis.contour(grid_x, grid_y, (1 - alpha) * grid_x + alpha * grid_y, levels=7, colors=FAINT, linewidths=1.0)
     places = _far_from(points, lines.allsegs, *frame)
     axis.clabel(lines, fmt="%.2f", fontsize=8, colors=INK, manual=places)
@@ -108,7 +109,7 @@ def _teachers(provenance: Provenance) -> bytes:
     axis.set_xlim(left, right)
     axis.set_ylim(bottom, top)
     names = dict(zip((t.name for t in provenance.teachers), _labels(provenance.teachers), strict=True))
-    _label_points(axis, points, [names[teacher.name] for teacher in known], sizes)
+    _cut_lines(lines, _label_points(axis, points, [names[teacher.name] for teacher in known], sizes))
     axis.set_xlabel("mean quality, normalised within the prompt", color=INK)
     axis.set_ylabel("mean learnability, normalised within the prompt", color=INK)
     _style(axis, f"Teachers on the probe; lines of equal reward, α = {alpha:g}; area: share of rows")
@@ -131,8 +132,28 @@ def _far_from(
     return places
 
 
-def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], sizes: Sequence[float]) -> None:
-    """Names beside the points: right, left, above or below, where they cover least of what is there already."""
+def _cut_lines(lines: Any, boxes: Sequence[_Box]) -> None:
+    """Takes away what of the lines would run through a name."""
+    from matplotlib.path import Path
+
+    cut = []
+    for path in lines.get_paths():
+        x, y = path.vertices.T
+        free = np.ones(len(x), dtype=bool)
+        for left, bottom, right, top in boxes:
+            free &= (x < left) | (x > right) | (y < bottom) | (y > top)
+        codes = np.full(len(x), Path.LINETO) if path.codes is None else path.codes.copy()
+        codes[1:][~free[:-1]] = Path.MOVETO
+        cut.append(Path(path.vertices[free], codes[free]))
+    lines.set_paths(cut)
+
+
+def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], sizes: Sequence[float]) -> list[_Box]:
+    """Names beside the points: right, left, above or below, where they cover least of what is there already.
+
+    Returns:
+        `list[_Box]`: What the names cover, in the data's units.
+    """
     left, right = axis.get_xlim()
     bottom, top = axis.get_ylim()
     # Where things are, in points of 1/72 inch; the axes fill about nine tenths of the canvas.
@@ -162,10 +183,14 @@ def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], 
             fontsize=9,
             zorder=4,
         )
+    corner = np.array([left, bottom])
+    return [
+        (*(np.array(box[:2]) / scale + corner), *(np.array(box[2:]) / scale + corner)) for box in taken[len(points) :]
+    ]
 
 
 def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
-    """How much of a box is outside or taken, as an area; 0 where it is free."""
+    """The area of a box that is outside or taken; 0 where it is free."""
     outside = max(0.0, -box[0]) + max(0.0, box[2] - limit)
     overlaps = (
         max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
@@ -178,7 +203,7 @@ def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
 def _policies(provenance: Provenance) -> dict[str, Any]:
     """The held-out entry of every policy that has one, in the order of the card's table."""
     held_out = provenance.router["held_out"]
-    return {key: held_out[key] for key in HELD_OUT_POLICIES if key in held_out}
+    return {key: held_out[key] for key in HELD_OUT_POLICIES if is_known(held_out.get(key))}
 
 
 def _rewards(provenance: Provenance) -> bytes:

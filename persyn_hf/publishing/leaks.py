@@ -82,13 +82,13 @@ def find_in_text(text: str, where: str, allowed: Collection[str] = ()) -> list[L
                 if any(start < last and first < end for first, last in taken) or not kind.accepts(value):
                     continue
                 taken.append((start, end))
-                leak = Leak(kind.name, where, match.group()[:_SHOWN], fingerprint(value))
+                leak = Leak(kind.name, where, match.group()[:_SHOWN], secret_fingerprint(value))
                 if leak.fingerprint not in allowed:
                     found.setdefault(kind.name, leak)
     return list(found.values())
 
 
-def fingerprint(secret: str) -> str:
+def secret_fingerprint(secret: str) -> str:
     """The name of a finding: the first 12 hex digits of the SHA-256 of the secret without its prefix."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()[:12]
 

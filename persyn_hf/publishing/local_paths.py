@@ -55,7 +55,7 @@ def without_local_paths(value: Any) -> Any:
 
 
 def is_description(path: str) -> bool:
-    """Whether a file of a checkpoint is text that describes it, and no weights and no vocabulary."""
+    """Tells the files of a checkpoint that describe it, in text, from weights and vocabularies."""
     name = path.rsplit("/", 1)[-1]
     return name not in _VOCABULARIES and name.endswith((".json", ".txt", ".md", ".jinja", ".yaml", ".yml", ".py"))
 

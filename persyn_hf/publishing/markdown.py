@@ -73,7 +73,7 @@ def repository_link(name: Any, revision: str | None = None, kind: str = "model")
 
 
 def is_repo_id(name: Any) -> bool:
-    """Whether a name is that of a Hub repository and of no local folder."""
+    """Tells the name of a Hub repository from other texts and from local folders."""
     return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -98,9 +99,9 @@ def describe_files(
     """Adds `configs` and `dataset_info` of one configuration, in `datasets`' own form; other configurations stay.
 
     Args:
-        metadata (`Metadata`): What stands in the card.
+        metadata (`Metadata`): Metadata of the card so far.
         config_name (`str`): The configuration.
-        features (`Features`): Of every split.
+        features (`Features`): Features of every split.
         patterns (`Mapping[str, str]`): Per split, the pattern of its shards.
         sizes (`Mapping[str, tuple[int, int]]`): Per split, rows and bytes in memory.
         download_size (`int`): Bytes of all shards.
@@ -156,6 +157,12 @@ def merge_metadata(old: Mapping[str, Any], new: Mapping[str, Any], asked: frozen
     return merged
 
 
+def is_known(entry: Any) -> bool:
+    """Tells an entry of the held-out results whose mean is a finite number."""
+    mean = entry.get("mean") if isinstance(entry, Mapping) else None
+    return isinstance(mean, int | float) and math.isfinite(mean)
+
+
 def _model_index(provenance: Provenance, location: str) -> Metadata:
     held_out = provenance.router.get("held_out") or {}
     prompts = provenance.router.get("prompts") or {}
@@ -167,11 +174,11 @@ def _model_index(provenance: Provenance, location: str) -> Metadata:
             "value": round(held_out[key]["mean"], 6),
         }
         for key in _EVALUATED
-        if key in held_out
+        if is_known(held_out.get(key))
     ]
-    if "router" not in held_out:
+    if not metrics or not is_known(held_out.get("router")):
         return {}
-    if held_out.get("gap_closed"):
+    if is_known(held_out.get("gap_closed")):
         gap = round(held_out["gap_closed"]["mean"], 6)
         metrics.append({"type": "gap_closed", "name": "Share of the gap to the oracle closed", "value": gap})
     dataset = {
@@ -244,7 +251,7 @@ def join_card(metadata: Mapping[str, Any], body: str, old: str = "") -> str:
     """The text of a card.
 
     Args:
-        metadata (`Mapping[str, Any]`), body (`str`): What it says.
+        metadata (`Mapping[str, Any]`), body (`str`): The two parts of the card.
         old (`str`): The card that stands there: the lines of keys that have not changed stay as they were written,
             comments among them.
     """
@@ -305,7 +312,7 @@ def renew_card(
     """The card that stands in the repository with the generated parts renewed.
 
     Args:
-        old (`str`): What stands there; may be empty.
+        old (`str`): The card in the repository; may be empty.
         metadata (`Mapping[str, Any]`), body (`str`): Freshly generated.
         where (`str`): Names the card in errors.
         asked (`frozenset[str]`): Metadata that the user asked for; see [`merge_metadata`].
@@ -321,7 +328,7 @@ def merge_body(old: str, new: str, where: str = "The card") -> str:
     """Renews the generated parts of a body.
 
     Args:
-        old (`str`): What stands in the repository. Without any part, the new parts follow it.
+        old (`str`): The body in the repository. Without any part, the new parts follow it.
         new (`str`): A freshly generated body.
         where (`str`): Names the card in errors.
 
@@ -357,7 +364,7 @@ def _missing_after(name: str | None, fresh: Mapping[str, Any], known: Mapping[st
 
 
 def _parts(body: str, where: str) -> dict[str, tuple[int, int]]:
-    """Where the generated parts stand, markers included."""
+    """Start and end of each generated part, markers included."""
     parts: dict[str, tuple[int, int]] = {}
     opened: tuple[str, int] | None = None
     for match in _MARKER.finditer(body):

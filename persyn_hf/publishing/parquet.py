@@ -99,7 +99,7 @@ def _plan(data: Dataset, split: str, config_name: str, shard_bytes: int) -> Shar
 
 
 def is_shard(path: str, config_name: str) -> bool:
-    """Whether a file of a repository is a shard of this configuration that persyn-hf wrote."""
+    """Tells a shard of this configuration that persyn-hf wrote from other files of a repository."""
     name = rf"{re.escape(shard_folder(config_name))}/[\w.]+-\d{{5}}-of-\d{{5}}-[0-9a-f]{{16}}\.parquet"
     return re.fullmatch(name, path) is not None
 

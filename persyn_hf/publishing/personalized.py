@@ -174,7 +174,7 @@ _WRITTEN = ("config_name", "license", "language", "keep_truncated", "allow_secre
 def _settings(
     repo_id: str | None, settings: Publish | Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> Publish:
-    """Where a push goes, and how; names are checked."""
+    """The settings of a push, with checked names."""
     if options.get("create_pr") and (options.get("tags") or options.get("revision")):
         raise PublishError(f"{PULL_REQUEST}.")
     given = options if repo_id is None else {**options, "dataset_repo_id": repo_id}
@@ -236,7 +236,7 @@ def _prepare(
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     for table in splits.values():
         require_table(data if not hasattr(table, "column_names") else table, "push")
-    dropped: dict[str, int] = {}
+    dropped: dict[str, int] = dict(facts.get("dropped") or {})
     for name, table in splits.items():
         if _is_personalized(table):
             continue
@@ -249,7 +249,7 @@ def _prepare(
             dropped[reason] = dropped.get(reason, 0) + count
         splits[name] = personalize(table, keep_truncated)
     if dropped:
-        facts["dropped"] = dropped
+        facts["dropped"] = dropped | dict(facts.get("dropped") or {})
     return splits, facts
 
 

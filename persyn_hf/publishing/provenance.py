@@ -1,8 +1,9 @@
-"""What the cards say about a run, gathered once from the router's `persyn` block and the personalised tables."""
+"""The facts of a run that the cards state, gathered once from the router's `persyn` block and the tables."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 from persyn_hf.errors import PublishError
+from persyn_hf.publishing.leaks import find_in_text
 from persyn_hf.publishing.local_paths import without_local_paths
+from persyn_hf.publishing.markdown import one_line
 from persyn_hf.scoring.reward import normalize
 
 if TYPE_CHECKING:
@@ -30,10 +33,10 @@ class TeacherShare:
     Args:
         name (`str`), model, revision, license, family, system_prompt (`str`, *optional*): Who answered.
         rows (`int`): Training rows from this teacher.
-        share (`float`): Of all training rows, 0 to 1.
-        prompt_tokens, completion_tokens (`int`): Of the rows that are trained on.
+        share (`float`): Share of all training rows, 0 to 1.
+        prompt_tokens, completion_tokens (`int`): Tokens of the rows that are trained on.
         cost (`float`, *optional*): USD for those rows; `None` where no price is known.
-        sampling (`Mapping[str, Any]`): How it was asked.
+        sampling (`Mapping[str, Any]`): Sampling parameters.
         strength (`Strength`, *optional*): Its mean scores on the probe.
     """
 
@@ -63,11 +66,18 @@ class Provenance:
         router (`Mapping[str, Any]`): The router's `persyn` block; empty where no router is named.
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
+        hygiene (`Mapping[str, int]`): Prompts left out before anything was asked, by reason.
+        failed (`int`, *optional*): Requests of the whole run that got no answer.
+        judges (`Sequence[str]`): The language models that judged the answers.
+        sample (`Mapping[str, str]`): One row, shortened: `prompt`, `completion` and `teacher`.
         generations (`int`, *optional*): Answers that the whole run got.
         generations_all (`int`, *optional*): What generate-then-select would have asked for.
         cost, cost_all (`float`, *optional*): USD for the one and, estimated, for the other.
+        scores (`Sequence[Mapping[str, Any]]`): What judges, and a student behind a server, were paid for: `kind`
+            (`judge` or `student`), `model` of a judge, `replies`, `unread` (replies that held no score),
+            `prompt_tokens`, `completion_tokens` and `cost` in USD, which is not in `cost` above.
         prompts_source, prompts_revision (`str`, *optional*): Where the prompts come from.
-        versions (`Mapping[str, str]`): Of the libraries that wrote the data.
+        versions (`Mapping[str, str]`): Versions of the libraries that wrote the data.
     """
 
     teachers: Sequence[TeacherShare]
@@ -77,17 +87,22 @@ class Provenance:
     router_repo_id: str | None = None
     router_revision: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    hygiene: Mapping[str, int] = field(default_factory=dict)
+    failed: int | None = None
+    judges: Sequence[str] = ()
+    sample: Mapping[str, str] = field(default_factory=dict)
     generations: int | None = None
     generations_all: int | None = None
     cost: float | None = None
     cost_all: float | None = None
+    scores: Sequence[Mapping[str, Any]] = ()
     prompts_source: str | None = None
     prompts_revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def saved(self) -> float | None:
-        """How many times fewer generations than generate-then-select; `None` where the run is not known."""
+        """Generations of generate-then-select divided by those of the run; `None` where the run is not known."""
         if not self.generations or self.generations_all is None:
             return None
         return self.generations_all / self.generations
@@ -97,9 +112,16 @@ class Provenance:
         """The student that the router was trained for."""
         return self.router.get("student")
 
+    @property
+    def only_teacher(self) -> str | None:
+        """The teacher of every row, where it is one."""
+        used = [teacher.name for teacher in self.teachers if teacher.rows]
+        return used[0] if len(used) == 1 else None
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON: a number that is not finite is `None`."""
+        plain: dict[str, Any] = without_nan(asdict(self))
+        return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
@@ -136,8 +158,8 @@ def gather(
         router (`Mapping[str, Any]`, *optional*): The router's `persyn` block.
         scored (`Dataset`, *optional*): The scored probe; gives every teacher's strength.
         prices (`Mapping`, *optional*): Per teacher, USD per million prompt and completion tokens.
-        run (`Any`): `dropped`, `generations`, `generations_all`, `cost`, `cost_all`, `prompts_source`,
-            `prompts_revision`, `router_repo_id`, `router_revision`.
+        run (`Any`): `dropped`, `hygiene`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
+            `failed`, `judges`, `prompts_source`, `prompts_revision`, `router_repo_id`, `router_revision`.
     """
     block: dict[str, Any] = without_local_paths(router or {})
     run = without_local_paths(run) | {key: run[key] for key in ("router_repo_id",) if key in run}
@@ -165,6 +187,7 @@ def gather(
             )
         )
     sizes = {name: len(data) for name, data in splits.items()}
+    run.setdefault("sample", _sample(splits))
     return Provenance(teachers=shares, rows=total, splits=sizes, router=block, versions=_versions(), **run)
 
 
@@ -188,6 +211,36 @@ def _count(splits: Mapping[str, Dataset]) -> dict[str, tuple[int, int, int]]:
     return counts
 
 
+def without_nan(value: Any) -> Any:
+    """Plain nested values, `None` for each number that JSON has no form for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(part) for key, part in value.items()}
+    return [without_nan(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+_SAMPLE = 400  # characters of a text in the sample row
+
+
+def _sample(splits: Mapping[str, Dataset]) -> dict[str, str]:
+    """The first row whose texts hold nothing like a secret, of the first few."""
+    for data in splits.values():
+        for row in data.select(range(min(5, len(data)))):
+            texts = {name: one_line(_spoken(row[name]), _SAMPLE) for name in (columns.PROMPT, columns.COMPLETION)}
+            if all(texts.values()) and not any(find_in_text(_spoken(row[name]), "") for name in texts):
+                return texts | {columns.TEACHER: str(row[columns.TEACHER])}
+    return {}
+
+
+def _spoken(turns: Any) -> str:
+    """The last text of a conversation."""
+    content = turns[-1].get("content") if isinstance(turns, list) and turns else turns
+    if isinstance(content, list):
+        content = " ".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
+
+
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
@@ -206,7 +259,7 @@ class Strength:
     """One teacher's means over the probe answers that have both scores.
 
     Args:
-        answers (`int`): How many those are.
+        answers (`int`): Number of those answers.
         quality (`float`), learnability (`float`): Raw means; learnability in the unit of its metric.
         normalized_quality, normalized_learnability (`float`): Means after the normalisation within the prompt, for
             both more is better. The reward is linear in these two.

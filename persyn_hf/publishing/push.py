@@ -35,7 +35,7 @@ _COLLECTION_SLUG = re.compile(r"[^/\s]+/[^/\s]+-[0-9a-f]{24}")
 
 @dataclass(frozen=True)
 class Published:
-    """What a push did.
+    """Result of a push.
 
     Args:
         dataset (`Pushed`): To the dataset's repository.

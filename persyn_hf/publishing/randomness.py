@@ -24,14 +24,14 @@ _PAIRS = frozenset(
 )
 
 
-def looks_random(value: str) -> bool:
-    """Whether a machine drew a text, and nobody wrote it as words or as a placeholder.
+def is_random_text(value: str) -> bool:
+    """Tells a text that a machine drew from words and placeholders.
 
     Drawn text changes between small letters, capitals and digits in nearly every second place, or its neighbouring
     letters are not those of words.
 
     Example:
-        >>> looks_random("learn-is-a-machine-learning-library"), looks_random("9fQ2xLw8Zr41TnbV7cKd")
+        >>> is_random_text("learn-is-a-machine-learning-library"), is_random_text("9fQ2xLw8Zr41TnbV7cKd")
         (False, True)
     """
     if is_placeholder(value):
@@ -50,12 +50,12 @@ def _changes(value: str) -> float:
 
 
 def looks_drawn(value: str) -> bool:
-    """As [`looks_random`], for values behind a prefix that stands in no word: less is enough."""
-    return looks_random(value) or (not is_placeholder(value) and _changes(value) >= 0.1)
+    """As [`is_random_text`], for values behind a prefix that stands in no word: less is enough."""
+    return is_random_text(value) or (not is_placeholder(value) and _changes(value) >= 0.1)
 
 
 def is_placeholder(value: str) -> bool:
-    """Whether a value stands for a key that the reader fills in: words, one character, a row of the alphabet."""
+    """Tells a value that the reader is to replace: words, one character repeated, a row of the alphabet."""
     if _PLACEHOLDER.search(value) or len(set(value)) < 2 or re.search(r"(.)\1{5}", value):
         return True
     steps = [ord(right) - ord(left) for left, right in itertools.pairwise(value)]

@@ -34,7 +34,7 @@ class RemoteFile:
     Args:
         size (`int`): In bytes.
         oid (`str`): SHA-256 of a large file, git's SHA-1 of another.
-        large (`bool`): Whether it is kept as LFS or Xet.
+        large (`bool`): Kept as LFS or Xet, and not in git.
     """
 
     size: int
@@ -42,7 +42,7 @@ class RemoteFile:
     large: bool
 
     def holds(self, content: Path | bytes) -> bool:
-        """Whether it is this content."""
+        """Compares the file with a content, by size and digest."""
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         if size != self.size:
             return False
@@ -65,7 +65,7 @@ class Snapshot:
         commit (`str`, *optional*): `None` where there is no such repository, or no such branch yet.
         files (`Mapping[str, RemoteFile]`): By path.
         texts (`Mapping[str, str]`): Card and facts, where they are there.
-        exists (`bool`): Whether the repository exists.
+        exists (`bool`): The repository exists.
     """
 
     commit: str | None = None
@@ -76,7 +76,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Content:
-    """What a repository is to hold.
+    """Files that a repository is to hold.
 
     Args:
         files (`Mapping[str, Path | bytes]`): To be there with this content; card and facts among them.
@@ -87,7 +87,7 @@ class Content:
     stale: Sequence[str] = ()
 
     def changes(self, snapshot: Snapshot) -> Content:
-        """What of it a repository does not hold yet."""
+        """The part that a repository does not hold yet."""
         missing = {
             path: content
             for path, content in self.files.items()
@@ -98,13 +98,13 @@ class Content:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did to one repository.
+    """Result of a push to one repository.
 
     Args:
-        repo_id (`str`), repo_type (`str`): Which.
+        repo_id (`str`), repo_type (`str`): Name and type of the repository.
         commit (`str`, *optional*): The commit that holds the content; `None` in a dry run that would make one.
-        url (`str`): Of that commit, or of the repository.
-        changed (`bool`): Whether this push made it.
+        url (`str`): Page of that commit, or of the repository.
+        changed (`bool`): This push made the commit.
         added, deleted (`tuple[str, ...]`): Paths that were written and taken away.
         pr_url (`str`, *optional*): The pull request, where one was asked for.
     """
@@ -124,7 +124,7 @@ class Repository:
 
     Args:
         api (`HfApi`): The client.
-        repo_id (`str`), repo_type (`str`): Which.
+        repo_id (`str`), repo_type (`str`): Name and type of the repository.
         revision (`str`, *optional*): A branch or `refs/pr/N`; default: `main`. A branch that is not there is made.
         wait (`float`, defaults to 1.0): Seconds before the second attempt; doubled after each.
     """
@@ -138,7 +138,7 @@ class Repository:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The repository's name in errors."""
         return f"the {self.repo_type} `{self.repo_id}`"
 
     @property
@@ -165,8 +165,8 @@ class Repository:
 
         Args:
             build (`Callable`): From what is there to what is to be there; called again where another push was faster.
-            first (`Snapshot`): What was read before; used for the first attempt.
-            message (`str`): Of the commit.
+            first (`Snapshot`): The repository as it was read before; used for the first attempt.
+            message (`str`): Commit message.
             private (`bool`): Visibility of a repository that is made now.
             create_pr (`bool`, defaults to `False`): Open a pull request instead.
             files_per_commit (`int`): More files than this go in several commits: data first, card and facts last, so
@@ -295,7 +295,7 @@ def retry(call: Callable[[], Answer], attempts: int = ATTEMPTS, wait: float = 1.
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What the Hub's client raises. `RuntimeError` and `ValueError` wrap failed LFS and Xet transfers."""
+    """Exceptions of the Hub's client. `RuntimeError` and `ValueError` wrap failed LFS and Xet transfers."""
     import httpx2
 
     return httpx2.HTTPError, OSError, RuntimeError, ValueError
@@ -305,8 +305,8 @@ def explain(error: BaseException, action: str = "push") -> str:
     """One paragraph on what the Hub's client raised, and what to do about it.
 
     Args:
-        error (`BaseException`): What was raised.
-        action (`str`, defaults to `"push"`): What was being done, and is to be done again.
+        error (`BaseException`): The exception.
+        action (`str`, defaults to `"push"`): The action that failed and is to be repeated.
     """
     from huggingface_hub.errors import GatedRepoError, LocalTokenNotFoundError, RepositoryNotFoundError
 
@@ -358,7 +358,7 @@ def _read_text(path: Path, where: str) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What a failed transfer was caused by: the client wraps it."""
+    """The cause of a failed transfer, which the client wraps."""
     while type(error) in (RuntimeError, ValueError) and error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from persyn_hf.publishing.randomness import is_placeholder, looks_drawn, looks_random
+from persyn_hf.publishing.randomness import is_placeholder, is_random_text, looks_drawn
 
 _LATIN = "[A-Za-z0-9À-ɏ]"
 # What may stand left of a prefix that could be the end of a word: no Latin letter, no digit.
@@ -48,7 +48,9 @@ class SecretKind:
 
 def _mixed(value: str) -> bool:
     """Random, of letters and digits both: for values whose form says nothing."""
-    return bool(re.search(r"[A-Za-z]", value) and re.search(r"\d", value)) and looks_random(value) and not _path(value)
+    return (
+        bool(re.search(r"[A-Za-z]", value) and re.search(r"\d", value)) and is_random_text(value) and not _path(value)
+    )
 
 
 def _mixed_no_id(value: str) -> bool:
@@ -94,7 +96,7 @@ def _basic(value: str) -> bool:
 def _key_body(value: str) -> bool:
     """The inside of a private key: enough base64, whatever headers stand before it."""
     body = "".join(re.findall(r"[A-Za-z0-9+/=]{12,}", value))
-    return len(body) >= 40 and looks_random(body)
+    return len(body) >= 40 and is_random_text(body)
 
 
 def _kind(
@@ -108,7 +110,7 @@ def _kind(
 
 def _prefixed(name: str, prefix: str, body: str, edge: bool = False, hint: str | None = None) -> SecretKind:
     """A secret that begins with a literal prefix; with `edge`, not inside a word."""
-    accepts = looks_random if prefix in ("hf_", "fw_", "jina_") else looks_drawn
+    accepts = is_random_text if prefix in ("hf_", "fw_", "jina_") else looks_drawn
     literal = re.escape(prefix)
     start = rf"{literal}(?<!{_LATIN}{literal})" if edge else literal  # `re` looks for a literal start at once
     return _kind(name, rf"{start}(?P<value>{body})", prefix, hint, accepts)
@@ -125,7 +127,7 @@ KINDS: tuple[SecretKind, ...] = (
     _prefixed("an OpenAI API key", "sk-proj-", _URL64 + "{24,}", hint="sk-"),
     _prefixed("an OpenAI API key", "sk-svcacct-", _URL64 + "{24,}", hint="sk-"),
     _prefixed("an OpenAI API key", "sk-admin-", _URL64 + "{24,}", hint="sk-"),
-    _kind("an API key", rf"sk-(?<!{_LATIN}sk-)(?P<value>{_URL64}{{20,}})", "sk-", None, looks_random),
+    _kind("an API key", rf"sk-(?<!{_LATIN}sk-)(?P<value>{_URL64}{{20,}})", "sk-", None, is_random_text),
     _prefixed("a Groq API key", "gsk_", _WORD + "{40,}"),
     _prefixed("an xAI API key", "xai-", _WORD + "{40,}"),
     _prefixed("a Replicate token", "r8_", _WORD + "{32,}", edge=True),

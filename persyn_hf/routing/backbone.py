@@ -205,7 +205,7 @@ def logits(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int) 
 def head_inputs(
     model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int = 8192, progress: bool = False
 ) -> Array:
-    """What the final linear map reads: shape `(texts, hidden)`. For decoders, the state of the last token."""
+    """The inputs of the final linear map: shape `(texts, hidden)`. For decoders, the state of the last token."""
     _, linear = final_linear(model)
     seen: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -233,8 +233,8 @@ class FeatureMap:
     bias, the component along the mean plays its part: over prompts it hardly varies.
 
     Args:
-        inputs (`ndarray` of shape `(prompts, hidden)`): Of the probe.
-        bias (`bool`): Whether the final linear map has one.
+        inputs (`ndarray` of shape `(prompts, hidden)`): Inputs of the final linear map over the probe.
+        bias (`bool`): True where the final linear map has one.
         power (`float`, defaults to 2.0): Exponent of the singular values; 1 is plain PCA.
     """
 
@@ -289,7 +289,7 @@ def as_chat(tokenizer: Any) -> Any:
     """A tokenizer that puts every text where the user speaks in the model's chat template, and begins the answer.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Of a decoder; stays as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of a decoder; stays as it is.
 
     Returns:
         `PreTrainedTokenizerBase`: The given one where that has no chat template, or one that cannot be had (it is not
@@ -317,7 +317,7 @@ def as_chat(tokenizer: Any) -> Any:
 
 
 def _around(tokenizer: Any) -> tuple[str, str] | None:
-    """What stands before and behind a prompt."""
+    """The text before and behind a prompt."""
     from jinja2 import TemplateError
 
     if not tokenizer.is_fast or not tokenizer.chat_template:
@@ -333,6 +333,6 @@ def _around(tokenizer: Any) -> tuple[str, str] | None:
 
 
 def readable_template(tokenizer: Any) -> str:
-    """What a router reads of a prompt, for people: `"<|im_start|>user\\n{prompt}<|im_end|>…"`."""
+    """The text that a router reads, for people: `"<|im_start|>user\\n{prompt}<|im_end|>…"`."""
     whole: str = tokenizer.decode(tokenizer("{prompt}")["input_ids"])
     return whole

@@ -1,4 +1,4 @@
-"""What a router's `config.json` says of it, verified as plain values before anything is loaded."""
+"""The `persyn` block of a router's `config.json`, verified as plain values before anything is loaded."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _finite(value: Any) -> Any:
 
 
 def names_problem(names: Sequence[str]) -> str | None:
-    """What keeps names from being a router's teachers, as the end of "the teachers' names …"; `None` if nothing does.
+    """The problem with names of teachers, as the end of "the teachers' names …"; `None` where there is none.
 
     They become labels, and stand on terminals and in cards.
     """
@@ -145,6 +145,9 @@ def _verify_numbers(files: ModelFiles, block: Mapping[str, Any]) -> None:
     length = block.get("max_length")
     if length is not None and length < 1:
         raise files.wrong(f": `{PERSYN_KEY}.max_length` in `config.json` must be at least 1, got {length}.")
+    left_out = block.get("left_out") or {}
+    if not all(isinstance(gave, str) and is_plain(f"{name}{gave}") for name, gave in left_out.items()):
+        raise files.wrong(f": `{PERSYN_KEY}.left_out` in `config.json` must hold texts of one line.")
     for kind, means in (block.get("probe_means") or {}).items():
         if not isinstance(means, Mapping) or not all(isinstance(one, int | float | None) for one in means.values()):
             raise files.wrong(

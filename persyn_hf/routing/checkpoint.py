@@ -44,7 +44,7 @@ def load(path: str, revision: str | None = None, device: str | None = None, dtyp
 
     Args:
         path (`str`): A folder, or a repository id.
-        revision (`str`, *optional*): Of a repository; for a folder, the digest that it must have.
+        revision (`str`, *optional*): Revision of a repository; for a folder, the digest that it must have.
         device (`str`, *optional*), dtype (`str`, *optional*): As for [`PersynRouter.from_pretrained`].
 
     Raises:
@@ -63,7 +63,7 @@ def read_labels(path: str, revision: str | None = None) -> tuple[Mapping[str, An
 
     Args:
         path (`str`): A folder, or a repository id.
-        revision (`str`, *optional*): Of a repository; for a folder, the digest that it must have.
+        revision (`str`, *optional*): Revision of a repository; for a folder, the digest that it must have.
 
     Raises:
         RouterCheckpointError: If it is no router, or does not have the digest.

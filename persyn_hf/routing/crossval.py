@@ -28,7 +28,7 @@ class OutOfFold:
             epochs of a fine-tuned model, ascending.
         scores (`ndarray` of shape `(strengths, prompts, teachers)`): Out of fold.
         best_single (`ndarray` of int, shape `(prompts,)`): The best teacher of each prompt's training folds.
-        fold (`ndarray` of int, shape `(prompts,)`): Which fold held the prompt out.
+        fold (`ndarray` of int, shape `(prompts,)`): The fold that held the prompt out.
         knn (`ndarray` of shape `(prompts, teachers)`): Mean rewards of the nearest training prompts.
     """
 
@@ -44,10 +44,10 @@ def cross_validate(objective: str, features: Array, rewards: Array, folds: int, 
 
     Args:
         objective (`str`): One of `OBJECTIVES`.
-        features (`ndarray` of shape `(prompts, features)`): Of the frozen backbone.
+        features (`ndarray` of shape `(prompts, features)`): Features of the frozen backbone.
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
         folds (`int`): Lowered to the number of prompts where there are fewer.
-        seed (`int`): Of the assignment to folds.
+        seed (`int`): Random seed of the assignment to folds.
     """
     random = np.random.default_rng(seed)
     folds = min(folds, len(rewards))
@@ -105,7 +105,7 @@ def choose_strength(rounds: list[OutOfFold], rewards: Array, allowed: list[np.nd
 
 
 def nested_routes(rounds: list[OutOfFold], rewards: Array) -> list[np.ndarray]:
-    """For each round, the routes of every prompt by a strength that was chosen without that prompt's fold."""
+    """The routes of every prompt, round by round, by a strength that was chosen without that prompt's fold."""
     nested = []
     for held_out in rounds:
         routes = np.empty(len(rewards), dtype=int)
@@ -118,7 +118,7 @@ def nested_routes(rounds: list[OutOfFold], rewards: Array) -> list[np.ndarray]:
 
 
 def earns_its_place(gains: Array, seed: int = 0) -> bool:
-    """Whether held-out gains over the best single teacher speak for the router.
+    """Decides by held-out gains over the best single teacher if a router takes its place.
 
     They do where their mean exceeds nothing in at least the share of bootstrap draws over prompts that `CONFIDENCE`
     asks of so many prompts, the same draw for router and best single teacher.
@@ -126,7 +126,7 @@ def earns_its_place(gains: Array, seed: int = 0) -> bool:
     Args:
         gains (`ndarray` of shape `(prompts,)`): Reward of the router minus that of the best single teacher; NaN where
             unknown.
-        seed (`int`, defaults to 0): Of the bootstrap.
+        seed (`int`, defaults to 0): Random seed of the bootstrap.
     """
     known = gains[~np.isnan(gains)]
     if known.size < 2:

@@ -1,4 +1,4 @@
-"""How good a router is on prompts that every teacher has answered, beside everything it must beat."""
+"""The evaluation of a router on prompts that every teacher has answered, beside everything it must beat."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What [`evaluate_router`] found. All intervals are bootstrap 95% intervals over prompts.
+    """The findings of [`evaluate_router`]. All intervals are bootstrap 95% intervals over prompts.
 
     Args:
         prompts (`int`): Evaluated prompts.
@@ -124,7 +124,7 @@ def evaluate_router(
         probe (`Dataset`, *optional*): The scored table that the router was trained on: adds kNN on the router's
             embeddings, which finds its neighbours there.
         student_family (`str`, *optional*): For Family-Strong: the strongest teacher of this family.
-        seed (`int`, defaults to 0): Of the bootstrap and of the random baselines.
+        seed (`int`, defaults to 0): Random seed of the bootstrap and of the random baselines.
         show (`bool`, defaults to `True`): Print the table.
 
     Returns:
@@ -177,7 +177,7 @@ def evaluate_router(
 
 
 def _basis(router: PersynRouter, table: RewardTable, known: RewardTable | None, family: str | None) -> Basis:
-    """What the baselines choose by: the known means, or the evaluated prompts themselves."""
+    """The basis of the baselines: the known means, or the evaluated prompts themselves."""
     families = {teacher["name"]: teacher.get("family") for teacher in router.metadata["teachers"]}
     return Basis(router.teachers, known or table, families, family, rewards=table.rewards)
 
@@ -238,13 +238,19 @@ def _unseen(router: PersynRouter, table: RewardTable) -> RewardTable:
 def _cross_validated(block: Mapping[str, Any]) -> str:
     """The figures that the router's own cross-validation found, as a sentence; empty where there are none."""
     held_out = block.get("held_out") or {}
-    means = {key: entry["mean"] for key in HELD_OUT_POLICIES if (entry := held_out.get(key))}
+    means = {key: mean for key in HELD_OUT_POLICIES if (mean := _mean(held_out.get(key))) is not None}
     if not means:
         return ""
     rewards = ", ".join(f"{POLICY_LABELS[key]} {mean:.3f}" for key, mean in means.items())
-    closed = held_out.get("gap_closed")
-    gap = f"gap closed {closed['mean']:.3f}" if closed else "no gap to close"
+    closed = _mean(held_out.get("gap_closed"))
+    gap = "no gap to close" if closed is None else f"gap closed {closed:.3f}"
     return f"Its cross-validation on them found: {rewards}; {gap}. "
+
+
+def _mean(entry: Any) -> float | None:
+    """The mean of an interval as a router's block has it; `None` where there is none."""
+    mean = entry.get("mean") if isinstance(entry, Mapping) else None
+    return float(mean) if isinstance(mean, int | float) else None
 
 
 def _aligned(router: PersynRouter, table: RewardTable, name: str) -> RewardTable:
@@ -283,7 +289,7 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class RankingResult:
-    """How well scores order the teachers of a prompt.
+    """The quality of the order in which scores put the teachers of a prompt.
 
     Args:
         pair_accuracy (`Interval`, *optional*): Share of teacher pairs with different rewards that the scores order
@@ -305,7 +311,7 @@ def judge_routes(rewards: Array, routes: dict[str, np.ndarray], seed: int = 0) -
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing, which counts as the lowest and is no
             hit. Prompts without any reward are left out.
         routes (`dict[str, ndarray]`): Teacher indices of shape `(prompts,)`, `best_single` and `oracle` among them.
-        seed (`int`, defaults to 0): Of the bootstrap.
+        seed (`int`, defaults to 0): Random seed of the bootstrap.
 
     Raises:
         DataError: If no prompt has a reward.
@@ -338,7 +344,7 @@ def judge_scores(rewards: Array, scores: Array, seed: int = 0) -> RankingResult:
     Args:
         rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
         scores (`ndarray` of shape `(prompts, teachers)`): Bradley–Terry scores.
-        seed (`int`, defaults to 0): Of the bootstrap.
+        seed (`int`, defaults to 0): Random seed of the bootstrap.
 
     Raises:
         DataError: If no prompt has a reward.

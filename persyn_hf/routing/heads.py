@@ -44,8 +44,8 @@ class Head:
     """A linear head.
 
     Args:
-        means (`ndarray` of shape `(teachers,)`): What every prompt starts from.
-        weight (`ndarray` of shape `(features, teachers)`): What a prompt's features add.
+        means (`ndarray` of shape `(teachers,)`): The scores that every prompt starts from.
+        weight (`ndarray` of shape `(features, teachers)`): The scores that a prompt's features add.
     """
 
     means: Array
@@ -227,13 +227,13 @@ def shrunken_weights(features: Array, deviations: Array, strengths: tuple[float,
 
 
 def _posterior(projected: Array, squares: Array, signal: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """What the prompt adds along each principal component, given what was seen there.
+    """The posterior of what the prompt adds along each principal component.
 
     One change of the teachers' basis makes signal and noise diagonal at once, so that a component costs no matrix of
     its own: `O(teachers³ + components · teachers²)`.
 
     Args:
-        projected (`ndarray` of shape `(components, teachers)`): What was seen.
+        projected (`ndarray` of shape `(components, teachers)`): The projected deviations.
         squares (`ndarray` of shape `(components,)`): Squared singular values.
         signal, noise (`ndarray` of shape `(teachers, teachers)`): Covariances.
 
@@ -260,10 +260,7 @@ def _patterns(missing: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], NDArr
 
 
 def _fill(
-    deviations: Array,
-    patterns: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]],
-    fitted: Array,
-    noise: Array,
+    deviations: Array, patterns: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]], fitted: Array, noise: Array
 ) -> Array:
     """Missing deviations as the prompt and the noise of the teachers that did answer suggest."""
     filled: Array = np.where(np.isnan(deviations), fitted, deviations)

@@ -92,6 +92,11 @@ def _route_remotely(
             raise RouterMismatchError(f"{endpoint} serves {list(served.teachers)}; {router} is for {list(teachers)}.")
     if revision is not None and served.digest is not None and served.digest != revision:
         raise RouterCheckpointError(f"{endpoint} serves the commit {served.digest}; expected {revision}.")
+    if revision is not None and served.digest is None and router is None:
+        raise RouterCheckpointError(
+            f"{endpoint} does not say which commit it serves, so it cannot be held to {revision}; give `router` too, "
+            "whose labels are compared, or leave `revision` out."
+        )
     column = prompt_column or block.get("prompt_column") or columns.PROMPT
     columns.require_columns(examples.keys(), [column], "routing")
     one = is_one_prompt(examples[column])

@@ -24,7 +24,7 @@ Routes = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """What policies choose by.
+    """The facts that policies choose by.
 
     Args:
         teachers (`Sequence[str]`): In the order of the scores.
@@ -48,7 +48,7 @@ class Basis:
 
     @property
     def relatives(self) -> NDArray[np.bool_]:
-        """Which teachers are of the student's family, shape `(teachers,)`; none where that family is unknown."""
+        """Marks the teachers of the student's family, shape `(teachers,)`; none where that family is unknown."""
         family = self.student_family
         return np.array([bool(family) and self.families.get(name) == family for name in self.teachers])
 
@@ -61,9 +61,9 @@ def policy_scores(policy: str, basis: Basis, prompts: int, seed: int = 0) -> Sco
             for each prompt (arXiv 2502.12143). `family-strong`: the strongest of the student's family. `car`: mean
             quality divided by `1 + beta · mean student loss` (arXiv 2411.07133). `random`: drawn for each prompt.
             `oracle`: the prompts' own rewards.
-        basis (`Basis`): What the policy chooses by.
-        prompts (`int`): How many prompts are scored.
-        seed (`int`, defaults to 0): Of `mix` and `random`.
+        basis (`Basis`): The facts that the policy chooses by.
+        prompts (`int`): Number of prompts that are scored.
+        seed (`int`, defaults to 0): Random seed of `mix` and `random`.
 
     Returns:
         `ndarray` of shape `(prompts, teachers)`.

@@ -1,4 +1,4 @@
-"""Which prompts to ask every teacher: a random sample, or one that covers the prompts."""
+"""The probe, which every teacher answers: a random sample, or one that covers the prompts."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def sample_probe(
 
     Args:
         prompts (`Dataset`): With the prompt column.
-        size (`int`): How many; at most all.
+        size (`int`): Number of prompts; at most all.
         method (`"random"` or `"cover"`, defaults to `"random"`): How.
-        seed (`int`, defaults to 0): Of the sample, or of the first prompt.
+        seed (`int`, defaults to 0): Random seed of the sample, or of the first prompt.
         embeddings (`ndarray` of shape `(prompts, width)`, *optional*): What `"cover"` looks at, instead of a backbone.
         settings (`Router` or `Mapping`, *optional*): The section `router` of a configuration, or its keys: the
             backbone whose embeddings `"cover"` looks at.
@@ -80,7 +80,7 @@ def sample_probe(
 
 
 def embed(prompts: Dataset, router: Router, prompt_column: str = columns.PROMPT) -> NDArray[np.float32]:
-    """What the head of a router on the section's backbone would read of each prompt, shape `(prompts, hidden)`."""
+    """The inputs of the head of a router on the section's backbone, shape `(prompts, hidden)`."""
     if router.backbone is None:
         raise ConfigError("`router.backbone` is required to embed prompts; `pretrained` names a finished router.")
     require("draw a probe that covers the prompts of a backbone", "torch", "transformers")
@@ -112,7 +112,7 @@ def cover(embeddings: NDArray[np.floating], size: int, seed: int = 0) -> NDArray
     Args:
         embeddings (`ndarray` of shape `(rows, width)`): Compared by the angle around their mean.
         size (`int`): Rows to choose.
-        seed (`int`, defaults to 0): Of the first row.
+        seed (`int`, defaults to 0): Random seed of the first row.
 
     Returns:
         `ndarray` of shape `(size,)`: Rows, in the order of the choice. No row is farther from the first `n` than twice

@@ -48,7 +48,7 @@ def add_teacher(
             normalised together.
         output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
         teacher (`Teacher` or `Mapping`, *optional*): Its description, for the checkpoint.
-        folds (`int`, defaults to 5), seed (`int`, defaults to 0): Of the cross-validation.
+        folds (`int`, defaults to 5), seed (`int`, defaults to 0): Folds and random seed of the cross-validation.
         device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
 
         min_answered (`float`, defaults to 0.5): Share of the prompts, 0 to 1, that each teacher must have answered.

@@ -152,7 +152,7 @@ class PersynRouter:
         return scores
 
     def embeddings(self, prompts: Sequence[columns.Prompt]) -> NDArray[np.float64]:
-        """What the head reads of each prompt: the frozen backbone's embedding, shape `(prompts, hidden)`."""
+        """The inputs of the head for each prompt: the frozen backbone's embedding, shape `(prompts, hidden)`."""
         from persyn_hf.routing import backbone
 
         texts = [columns.prompt_text(prompt) for prompt in prompts]
@@ -199,7 +199,7 @@ def route_examples(router: PersynRouter, examples: Mapping[str, Any], prompt_col
 
 
 def is_one_prompt(value: Any) -> bool:
-    """Whether a cell of the prompt column is one prompt (a string, or chat messages) and not a batch of them."""
+    """True for a cell that is one prompt (a string, or chat messages), false for a batch of them."""
     if value is None or isinstance(value, str):
         return True
     return bool(len(value)) and isinstance(value[0], Mapping)

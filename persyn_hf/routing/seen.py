@@ -18,7 +18,7 @@ DIGITS = 8
 
 
 def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a router keeps of the prompts that it was trained on.
+    """The record of the prompts that a router was trained on.
 
     Args:
         prompts (`Sequence`): Strings, or lists of chat messages.
@@ -41,7 +41,7 @@ def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, Any] | N
 
 
 def seen_prompts(block: Mapping[str, Any], prompts: Sequence[columns.Prompt]) -> NDArray[np.bool_] | None:
-    """Which prompts a router was trained on; `None` where its block does not say.
+    """Marks the prompts that a router was trained on; `None` where its block does not say.
 
     Args:
         block (`Mapping`): The `persyn` block.

@@ -39,7 +39,7 @@ _UNREADABLE = frozenset({413, 422})
 
 @dataclass(frozen=True)
 class RouterEndpoint:
-    """What a server says of the router that it serves.
+    """A router behind a server, as the server describes it.
 
     Args:
         url (`str`): Base address.

@@ -134,7 +134,7 @@ def train_router(
 def _settings(
     backbone: str | None, settings: Router | Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> tuple[Router, str, RouterRecord]:
-    """How the router is trained, its backbone, and what its block records beside that."""
+    """The training section, the backbone, and the further entries of the block."""
     require_known(Router, [name for name in options if name not in RouterRecord.model_fields], "train_router")
     own = {name: value for name, value in options.items() if name in Router.model_fields}
     given = own if backbone is None else own | {"backbone": backbone}
@@ -146,7 +146,7 @@ def _settings(
 
 
 def _reading(tokenizer: Any) -> dict[str, Any]:
-    """How the router reads a prompt, for its `persyn` block."""
+    """The entries of the `persyn` block on how a prompt is read."""
     return {
         "prompt_format": "text of a single user message; else `role: content` paragraphs",
         "prompt_template": readable_template(tokenizer),
@@ -155,7 +155,7 @@ def _reading(tokenizer: Any) -> dict[str, Any]:
 
 
 def _findings(report: RouterReport) -> dict[str, Any]:
-    """What training found, for the router's `persyn` block."""
+    """The entries of the `persyn` block on what training found."""
     return {
         "strength": report.strength,
         "scale": report.scale,
@@ -183,7 +183,7 @@ def fit_head(
 
     Args:
         table (`RewardTable`): Best teacher first.
-        features (`ndarray` of shape `(prompts, features)`): Of the frozen backbone.
+        features (`ndarray` of shape `(prompts, features)`): Features of the frozen backbone.
         objective, fallback, folds, seed: As for [`train_router`].
 
     Returns:
@@ -254,7 +254,7 @@ def save_router(
 
 
 def describe_teachers(names: Sequence[str], teachers: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """What the checkpoint says about the named teachers, in their order.
+    """The checkpoint's descriptions of the named teachers, in their order.
 
     Raises:
         RouterMismatchError: If one of them is not described.

@@ -28,12 +28,12 @@ Build = Callable[[], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a backbone is fine-tuned.
+    """The settings of fine-tuning a backbone.
 
     Args:
         method (`"full"` or `"lora"`): All weights, or low-rank additions that are merged afterwards.
         epochs (`int`): At most; how many are kept is chosen by cross-validation.
-        learning_rate (`float`, *optional*): Of the backbone; default: 5e-5 (full), 2e-4 (LoRA).
+        learning_rate (`float`, *optional*): Learning rate of the backbone; default: 5e-5 (full), 2e-4 (LoRA).
         batch_size (`int`): Prompts per step and process.
         pull (`float`): Factor of the mean squared distance of the logits from the teachers' means.
         lora_rank (`int`)
@@ -55,7 +55,7 @@ class FineTuning:
 
     @classmethod
     def of(cls, router: Router, seed: int, progress: bool) -> FineTuning:
-        """What a section says of it."""
+        """The settings that a section gives."""
         return cls(
             router.tuning,
             epochs=router.epochs,
@@ -134,7 +134,7 @@ def cross_validate_tuning(
 
     Args:
         build, texts, rewards, objective, settings: As for [`fine_tune`].
-        features (`ndarray` of shape `(prompts, features)`): Of the frozen backbone, for the neighbours.
+        features (`ndarray` of shape `(prompts, features)`): Features of the frozen backbone, for the neighbours.
         folds (`int`): Lowered to the number of prompts where there are fewer.
 
     Returns:
@@ -192,7 +192,7 @@ class _Fresh:
 
 @dataclass(frozen=True)
 class _Goal:
-    """What a model is trained on and for; its logits are pulled towards the teachers' means."""
+    """The rewards and the objective that a model is trained for; its logits are pulled towards the teachers' means."""
 
     texts: Sequence[str]
     rewards: Array

@@ -1,4 +1,4 @@
-"""What training a router found out on held-out prompts."""
+"""The verdict on a router: what training found on held-out prompts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RouterReport:
     """Cross-validated results over the probe.
 
     Args:
-        prompts (`int`), folds (`int`): What was cross-validated.
+        prompts (`int`), folds (`int`): Number of prompts and folds of the cross-validation.
         teachers (`list[str]`), means (`list[float]`): Mean reward per teacher, best first.
         objective (`str`), strength (`float`): What was trained, and how strongly it is regularised; the epochs, where
             the backbone was fine-tuned.
@@ -69,7 +69,7 @@ class RouterReport:
 
     @property
     def beats_best_single(self) -> bool:
-        """Whether the interval of the gain lies above zero."""
+        """True where the interval of the gain lies above zero."""
         return self.gain.low > 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def learning_curve(
 
 
 def prompts_needed(curve: Sequence[tuple[int, float]], spread: float, have: int) -> int | None:
-    """How many more probe prompts would make the gain significant.
+    """The number of further probe prompts that would make the gain significant.
 
     The gain is taken to grow as `a − b / n` (least squares through the curve), and its standard error to fall as
     `spread / √n`; asked is the first `n`, up to 32 times the probe, where the gain exceeds 1.96 standard errors.
@@ -231,9 +231,9 @@ def explain_gain(teachers: Sequence[str], gain: Interval, fallback: bool, more: 
     Args:
         teachers (`Sequence[str]`): Best first.
         gain (`Interval`): Router minus best single teacher.
-        fallback (`bool`): Whether every prompt goes to that teacher.
+        fallback (`bool`): True where every prompt goes to that teacher.
         more (`int`, *optional*): Probe prompts that would show a gain; 0 where it is shown, `None` where none would.
-        gap (`bool`, defaults to `True`): Whether any router could gain.
+        gap (`bool`, defaults to `True`): True where a router could gain.
     """
     if not gap:
         where = "every prompt goes to it" if fallback else "any routes are as good"

@@ -150,10 +150,13 @@ def _answered(
     from persyn_hf.generation.generate import generate_routed
     from persyn_hf.scoring.quality import persyn_quality
 
-    answers = generate_routed(asked, teachers=teachers, seed=seed, score_names=score_names, **how)
+    priced = any(teacher.has_price for teacher in teachers)
+    spending = {"max_cost": how.get("max_cost") if priced else None}
+    answers = generate_routed(asked, teachers=teachers, seed=seed, score_names=score_names, **{**how, **spending})
+    kept: dict[str, Any] = {name: how.get(name) for name in ("ledger", "max_cost")}
     values: dict[str, list[Any]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
     for batch in answers.iter(1000):
-        scored = persyn_quality(batch, **quality.model_dump(exclude_none=True))
+        scored = persyn_quality(batch, **kept, **quality.model_dump(exclude_none=True))
         values[columns.QUALITY] += scored[columns.QUALITY]
         values[columns.QUALITY_ERROR] += scored.get(columns.QUALITY_ERROR) or [None] * len(scored[columns.QUALITY])
     answers = set_column(answers, columns.QUALITY, values[columns.QUALITY], "float64")

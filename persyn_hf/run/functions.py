@@ -72,12 +72,12 @@ def score_answers(
     quality: Quality,
     reward: Reward,
     system_prompts: Mapping[str, str] | None,
-    progress: bool,
+    **how: Any,
 ) -> Dataset:
-    """Scores answers with a run's student, quality and reward."""
+    """Scores answers with a run's student, quality and reward; `how` as in [`score`]."""
     from persyn_hf.scoring.score import score
 
-    return score(answers, student, quality, settings=reward, system_prompts=system_prompts, progress=progress)
+    return score(answers, student, quality, settings=reward, system_prompts=system_prompts, **how)
 
 
 def train_on_probe(

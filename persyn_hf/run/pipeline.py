@@ -17,7 +17,7 @@ from persyn_hf.personalize import count_kept
 from persyn_hf.run.folder import RunFolder, StageRecord
 from persyn_hf.run.publish import Tables, publish
 from persyn_hf.run.readiness import Confirm, Readiness
-from persyn_hf.run.report import RunReport, build_report
+from persyn_hf.run.report import RunReport, build_report, read_paid_scores
 from persyn_hf.run.stages import ROUTER, SCORES, part_of, run_stages
 from persyn_hf.tables import write_atomically, write_json
 
@@ -114,6 +114,7 @@ def run(
             config, prompts, tables.probe, tables.scored, tables.routed, tables.generated, tables.block
         )
         report = replace(report, dropped=ready.examined.dropped_counts, kept=_kept(config, tables))
+        report = replace(report, scores=read_paid_scores(config, folder.ledger))
         published = None
         if until == "publish" and router is not None:
             published = publish(config, folder.path, len(prompts), tables, router, report)

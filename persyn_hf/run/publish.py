@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import RunConfig
-from persyn_hf.run.report import RunReport
+from persyn_hf.run.report import DROPPED_WORDS, LEFT_OUT_WORDS, PaidScores, RunReport
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -82,10 +82,17 @@ def publish(
         "scored": tables.scored,
         "run": _facts(config, prompts, tables, router, report),
     }
-    save_personalized(tables.selected, folder, **common)
+    pushed = settings.dataset_repo_id is not None  # the push searches for secrets itself
+    save_personalized(tables.selected, folder, **common, allow_secrets=pushed or settings.allow_secrets)
     if settings.dataset_repo_id is None:
         return None
     return push_personalized(tables.selected, saved=folder, **common)
+
+
+def _published(scores: PaidScores) -> dict[str, Any]:
+    """What a card says of paid scores; a student, which may be a folder of this machine, is named elsewhere."""
+    facts = asdict(scores)
+    return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
 
 
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
@@ -99,12 +106,17 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
     }
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
     facts: dict[str, Any] = {
-        "generations": report.generations,
+        "generations": sum(line.answered for line in report.teachers),
+        "failed": sum(line.failed for line in report.teachers),
+        "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
+        "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
+        "judges": [part.judge.model for part in config.quality.parts if part.judge] if config.quality else [],
         "generations_all": report.generations_all,
         "cost": cost,
         "cost_all": cost_all,
         "prices": prices,
-        "prompts_source": config.prompts.source,
+        "scores": [_published(scores) for scores in report.scores],
+        "prompts_source": config.prompts.location,
         "prompts_revision": config.prompts.revision,
     }
     if config.router.pretrained is not None and not Path(config.router.pretrained).exists():

@@ -40,6 +40,57 @@ class TeacherLine:
 
 
 @dataclass(frozen=True)
+class PaidScores:
+    """What the ledger has of a judge, or of a student behind a server.
+
+    Args:
+        kind (`str`): `judge` or `student`.
+        model (`str`): The model.
+        replies (`int`): Scores that the ledger has.
+        unread (`int`): Replies of a judge that held no score; paid for too.
+        prompt_tokens, completion_tokens (`int`): Of all these.
+        cost (`float`): USD for all these.
+    """
+
+    kind: str
+    model: str
+    replies: int
+    unread: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+
+    def __str__(self) -> str:
+        unread = f" and {self.unread:,} that held no score" if self.unread else ""
+        tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, {self.cost:.4f} USD"
+        return f"{self.kind} {self.model}: {self.replies:,} scores{unread}, {tokens}."
+
+
+def read_paid_scores(config: RunConfig, ledger: Path) -> list[PaidScores]:
+    """What a ledger has of a run's judges, and of its student behind a server; of all runs that share it."""
+    from persyn_hf.ledger.ledger import Ledger
+
+    parts = config.quality.parts if config.quality is not None else ()
+    asked = [("judge", part.judge.model) for part in parts if part.judge is not None]
+    if config.student is not None and config.student.endpoint is not None:
+        asked.append(("student", config.student.model))
+    if not asked or not ledger.exists():
+        return []
+    with Ledger(ledger) as opened:
+        totals = opened.totals()
+    found = []
+    for kind, model in dict.fromkeys(asked):
+        own = [line for line in totals if line["model"] == model and line["kind"].partition(" ")[0] == kind]
+        read = sum(line["answers"] for line in own if line["kind"] == kind)
+        sums = {
+            name: sum(line[name] for line in own) for name in ("answers", "prompt_tokens", "completion_tokens", "cost")
+        }
+        unread = sums.pop("answers") - read
+        found.append(PaidScores(kind, model, read, unread, **sums))
+    return found
+
+
+@dataclass(frozen=True)
 class RunReport:
     """What a run found.
 
@@ -53,6 +104,7 @@ class RunReport:
         left_out (`Mapping[str, str]`): Teachers that mostly failed on the probe and are no candidates, with what they
             gave.
         dropped (`Mapping[str, int]`): Prompts that were left out as bad ones, by reason.
+        scores (`Sequence[PaidScores]`): What judges, and a student behind a server, were paid for.
         kept (`Mapping[str, int]`): Answers in the published set (`rows`), and those left out, by what became of them.
     """
 
@@ -65,6 +117,7 @@ class RunReport:
     left_out: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
+    scores: Sequence[PaidScores] = ()
 
     @property
     def saved(self) -> float:
@@ -175,28 +228,31 @@ def print_report(report: RunReport, console: Console) -> None:
             f"for generate-then-select: {report.saved:.1f}× fewer.",
             highlight=False,
         )
+    for scores in report.scores:
+        console.print(markup(str(scores)), highlight=False)
     for sentence in _left(report):
         console.print(markup(sentence), highlight=False)
 
 
-#: What became of answers that are not in the set, by the fields of `Kept`.
+#: Answers that are not in the set, by the fields of `Kept`, with the setting that decides.
 _FATES = {
     "failed": "without an answer",
     "truncated": "cut by `max_tokens` (`publish.keep_truncated` keeps them)",
     "empty": "empty",
-    "not_accepted": "of prompts on which no attempt was accepted",
-    "refused": "that refuse the request",
-    "copied": "that copy their prompt",
-    "low_quality": "below `hygiene.min_quality`",
 }
-
-
-#: Why prompts leave, by the reasons of `hygiene.clean`; what a model cannot read is told in its own words.
-_DROPS = {
-    "duplicate": "an earlier prompt again",
-    "near_duplicate": "nearly an earlier prompt",
-    "too_short": "below `hygiene.min_tokens`",
-    "too_long": "above `hygiene.max_tokens`",
+#: The same by the reasons of `hygiene` and `accept`, as cards have them.
+LEFT_OUT_WORDS = {
+    "not_accepted": "no attempt was good enough",
+    "refused": "refuses the request",
+    "copied": "copies its prompt",
+    "low_quality": "quality too low",
+}
+#: Prompts that left before anything was asked, by the reasons of `hygiene`.
+DROPPED_WORDS = {
+    "duplicate": "repeats an earlier prompt",
+    "near_duplicate": "nearly repeats an earlier prompt",
+    "too_short": "too short",
+    "too_long": "too long",
     "contaminated": "shares words with a benchmark",
 }
 
@@ -206,11 +262,11 @@ def _left(report: RunReport) -> Iterator[str]:
     if report.kept:
         counts = dict(report.kept)
         rows = counts.pop("rows", 0)
-        gone = [f"{count:,} {_FATES.get(name, name)}" for name, count in counts.items() if count]
+        gone = [f"{count:,} {(_FATES | LEFT_OUT_WORDS).get(name, name)}" for name, count in counts.items() if count]
         said = f"; left out: {', '.join(gone)}" if gone else ""
         yield f"{rows:,} of {rows + sum(counts.values()):,} answers are in the set{said}."
     if report.dropped:
-        reasons = "; ".join(f"{count:,} × {_DROPS.get(name, name)}" for name, count in report.dropped.items())
+        reasons = "; ".join(f"{count:,} × {DROPPED_WORDS.get(name, name)}" for name, count in report.dropped.items())
         yield f"{sum(report.dropped.values()):,} prompts were dropped: {reasons}."
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from persyn_hf import columns
-from persyn_hf.config import RunConfig, Student, Teacher
+from persyn_hf.config import RunConfig, Service, Student, Teacher
 from persyn_hf.run import functions
 from persyn_hf.run.accept import accepted_answers, answer_until_accepted
 from persyn_hf.run.fingerprints import Checkpoint, Keyed
@@ -55,7 +55,7 @@ def run_stages(
     if config.router.pretrained is None:
         yield probe_prompts_stage(config)
         yield probe_stage(config, ledger, progress)
-        yield score_stage(config, progress)
+        yield score_stage(config, progress, ledger=ledger)
         yield router_stage(config, folder, progress)
     yield route_stage(config)
     known = names() if names is not None else None
@@ -65,7 +65,7 @@ def run_stages(
     yield generate(config, ledger, progress, source="allocate" if allocated else "route", names=known)
     last = "generate"
     if scores_answers(config):
-        yield score_stage(config, progress, name="score-answers", source=last)
+        yield score_stage(config, progress, name="score-answers", source=last, ledger=ledger)
         last = "score-answers"
     if config.accept is not None or config.allocation.top_k > 1:
         yield select_stage(last, accepted=config.accept is not None)
@@ -119,13 +119,26 @@ def probe_stage(
         functions.answer_all,
         source,
         keyed={"teachers": _answering(config.teachers), "seed": config.seed},
-        unkeyed={"ledger": ledger, "progress": progress, "max_cost": config.max_cost},
+        unkeyed={"ledger": ledger, "progress": progress, "max_cost": _of_teachers(config)},
         errors=columns.ERROR,
     )
 
 
-def score_stage(config: RunConfig, progress: bool = False, name: str = "score", source: str = "probe") -> Stage:
-    """Scores the answers of a table with the run's student, quality and reward."""
+def score_stage(
+    config: RunConfig,
+    progress: bool = False,
+    name: str = "score",
+    source: str = "probe",
+    ledger: str | os.PathLike[str] | None = None,
+) -> Stage:
+    """Scores the answers of a table with the run's student, quality and reward.
+
+    Args:
+        config (`RunConfig`), progress (`bool`): The run.
+        name (`str`, defaults to `"score"`), source (`str`, defaults to `"probe"`): The stage, and what it reads.
+        ledger (`str` or `PathLike`, *optional*): Where the scores of a judge, and of a student behind a server, are
+            kept.
+    """
     system_prompts = None
     if config.student is not None and config.student.teacher_system_prompts:
         system_prompts = {one.name: one.system_prompt for one in config.teachers if one.system_prompt is not None}
@@ -139,9 +152,21 @@ def score_stage(config: RunConfig, progress: bool = False, name: str = "score", 
             "reward": config.reward,
             "system_prompts": system_prompts,
         },
-        unkeyed={"progress": progress},
+        unkeyed={
+            "progress": progress,
+            "ledger": ledger,
+            "max_cost": config.max_cost if any(scorer.has_price for scorer in paid_scorers(config)) else None,
+        },
         errors=columns.QUALITY_ERROR,
     )
+
+
+def paid_scorers(config: RunConfig) -> list[Service]:
+    """The servers that score the answers of a run: its judges, and the student's."""
+    parts = config.quality.parts if config.quality is not None else ()
+    judges: list[Service] = [part.judge for part in parts if part.judge is not None]
+    student = config.student.endpoint if config.student is not None else None
+    return [*judges, student] if student is not None else judges
 
 
 def router_stage(config: RunConfig, folder: str | os.PathLike[str] = "", progress: bool = False) -> Stage:
@@ -149,7 +174,7 @@ def router_stage(config: RunConfig, folder: str | os.PathLike[str] = "", progres
     quality, prompts = config.quality, config.prompts
     metadata = {
         "quality": quality.label if quality is not None else None,
-        "prompts": {"source": prompts.source, "revision": prompts.revision},
+        "prompts": {"source": prompts.location, "revision": prompts.revision},
     }
     return Stage(
         ROUTER,
@@ -219,7 +244,7 @@ def generate_stage(
         functions.answer_routed,
         source,
         keyed={"teachers": _answering(config.teachers), "seed": config.seed, "score_names": names},
-        unkeyed={"ledger": ledger, "progress": progress, "max_cost": config.max_cost},
+        unkeyed={"ledger": ledger, "progress": progress, "max_cost": _of_teachers(config)},
         errors=columns.ERROR,
     )
 
@@ -265,6 +290,11 @@ _PRICES = frozenset(name for name in Teacher.model_fields if name.startswith("pr
 _REACHED = Teacher.unkeyed - {"max_concurrency", "endpoint"}
 #: A router's block names the student; how it scored stands in the scored table.
 _ALL_BUT_THE_MODEL = frozenset(Student.model_fields) - {"model", "revision"}
+
+
+def _of_teachers(config: RunConfig) -> float | None:
+    """`max_cost`, where a teacher costs money."""
+    return config.max_cost if any(teacher.has_price for teacher in config.teachers) else None
 
 
 def _answering(teachers: Sequence[Teacher]) -> Keyed:

@@ -62,7 +62,7 @@ def try_teachers(
         )
         found.append(Finding("first answer", "fail", message, f"teachers[{places[teacher.name]}]"))
     if scoring and not found:
-        found += _try_scores(config, answers)
+        found += _try_scores(config, answers, ledger)
     return found
 
 
@@ -77,7 +77,7 @@ def _counts(teacher: Teacher, error: str | None) -> bool:
     return teacher.on_teacher_down == "error" or not error.startswith("the teacher is down")
 
 
-def _try_scores(config: RunConfig, answers: Sequence[Dataset]) -> Findings:
+def _try_scores(config: RunConfig, answers: Sequence[Dataset], ledger: str | os.PathLike[str]) -> Findings:
     from datasets import concatenate_datasets
 
     from persyn_hf.run.stages import score_stage
@@ -88,7 +88,7 @@ def _try_scores(config: RunConfig, answers: Sequence[Dataset]) -> Findings:
     if not answered:
         return found
     with found.failing("first score"):
-        scored = score_stage(config).call(concatenate_datasets(answered), {})
+        scored = score_stage(config, ledger=ledger).call(concatenate_datasets(answered), {})
         if columns.QUALITY_ERROR in scored.column_names:
             reasons = [reason for reason in scored[columns.QUALITY_ERROR] if reason is not None]
             if len(reasons) == len(scored):

@@ -18,6 +18,7 @@ from persyn_hf.scoring.packing import build_pack, plan_packs, run_packed
 from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
 from persyn_hf.scoring.student import StudentModel, token_scores
 
+_NOT_FINITE = "the student gives log-probabilities that are not finite"
 Progress = Callable[[int], Any]
 
 
@@ -43,7 +44,8 @@ def score_rendered(
         `list[AnswerScore]`: In order.
 
     Raises:
-        ScoringError: If a single answer does not fit in memory, or the student's output is not finite.
+        ScoringError: If a single answer does not fit in memory, or nothing that the student gives is finite. Where
+            some answers are not, only these have an `error`.
     """
     if token_budget < 1:
         raise ConfigError(f"`token_budget` must be at least 1, got {token_budget}.")
@@ -60,7 +62,18 @@ def score_rendered(
             if not _is_out_of_memory(error):
                 raise
             budget = _smaller(student, answers, waiting, budget, error)
-    return [found[row] for row in range(len(answers))]
+    for row in [row for row in found if found[row].error is not None] if len(found) > 1 else []:
+        found[row] = _score_rows(student, answers, [row], ranks)[
+            0
+        ]  # its neighbours' numbers may be what is not finite
+    scores = [found[row] for row in range(len(answers))]
+    if scores and all(score.error is not None for score in scores):
+        raise ScoringError(
+            f"The student `{student.name}` gives log-probabilities that are not finite, for all of {len(scores)} "
+            f"answers. Its weights overflow in {student.model.dtype}, or are damaged: give another `dtype` or "
+            "`revision`."
+        )
+    return scores
 
 
 def _plan(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -117,10 +130,8 @@ def _score_rows(
         orders = [0] * len(rows)
         if places is not None:
             orders = [int(part.clamp(max=RANK_LIMIT).sum()) for part in torch.split(places, lengths)]
-    if not all(map(math.isfinite, sums)):
-        raise ScoringError(f"The student `{student.name}` gives log-probabilities that are not finite.")
     return [
-        AnswerScore(total, length, order if ranks else None)
+        AnswerScore(total, length, order if ranks else None, error=None if math.isfinite(total) else _NOT_FINITE)
         for total, length, order in zip(sums, lengths, orders, strict=True)
     ]
 

@@ -157,7 +157,7 @@ def _compared(parse: Any, verify: Any, reference: str, answers: Sequence[str]) -
         if not _is_expression(gold):
             return {"read": False, "equal": False}
         readings = (parse(answer, parsing_timeout=None) for answer in answers)
-        found = next(filter(_is_expression, readings), [])
+        found: list[Any] = next(filter(_is_expression, readings), [])
         return {"read": True, "equal": bool(verify(gold, found, timeout_seconds=None))}
     except Exception:  # noqa: BLE001 - sympy raises anything: what it cannot compare is not equal
         return {"read": bool(answers), "equal": False}

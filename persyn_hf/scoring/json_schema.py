@@ -47,6 +47,11 @@ def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
         raise ScoringError(f"The JSON schema cannot be applied: {type(error).__name__}: {error!s:.200}.") from error
 
 
+def schema_of_row(answer: Any, form: Any) -> Any:
+    """The schema of one row: its reference, or else the `response_format` that its answer was asked for in."""
+    return form if answer is None else answer
+
+
 def _validator(answer: Any) -> Validator:
     """What holds values against the schema; no schema is ever fetched.
 
@@ -75,6 +80,8 @@ def _schema(answer: Any) -> Any:
         found = json.loads(answer, parse_constant=_no_json) if isinstance(answer, str) else answer
     except (ValueError, RecursionError) as error:
         raise ScoringError(f"The reference must be a JSON schema, got {answer!r:.80} ({error}).") from error
+    if isinstance(found, Mapping) and found.get("type") == "json_object":
+        return {"type": "object"}
     if isinstance(found, Mapping) and found.get("type") == "json_schema":
         wrapped = found.get("json_schema")
         found = wrapped.get("schema") if isinstance(wrapped, Mapping) else None

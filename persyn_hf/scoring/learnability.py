@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,15 @@ from persyn_hf.columns import (
     STUDENT,
     STUDENT_REVISION,
     TEACHER,
+    TOOL_CALLS,
+    TOOLS,
     Prompt,
     canonical_messages,
     require_columns,
 )
 from persyn_hf.config import Reward, Student, StudentEndpoint, default_of, merged, read_settings
-from persyn_hf.errors import DataError
+from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.messages import answer_message
 from persyn_hf.models.device import worker_device
 from persyn_hf.models.loading import identity
 from persyn_hf.models.rendering import fit_context, render_answers
@@ -100,6 +104,7 @@ def persyn_learnability(
     require_batch(batch_or_row, "persyn_learnability")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_learnability")
     asked = read_student(student, options, "persyn_learnability")
+    _refuse_ignored(asked)
     metrics: tuple[str, ...] = asked.metrics or (default_of(Reward, "learnability_metric"),)
     require_metrics(metrics)
     batch, single = as_batch(batch_or_row)
@@ -107,6 +112,7 @@ def persyn_learnability(
     refuse_other_student(batch, model.name, model.revision, suffix)
     with tqdm(desc="learnability", unit="tok", unit_scale=True, leave=False, disable=not progress) as bar:
         scores = score_batch(model, batch, asked, metrics, prompt_column, system_prompts, progress=bar.update)
+    warn_of_missing(scores)
     cut = sum(score is not None and score.truncated for score in scores)
     if cut:
         logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(scores), model.context)
@@ -168,6 +174,10 @@ STUDENT_OPTIONS = {
 }
 
 
+#: Fields that a student behind a server does not read.
+_IN_PROCESS = ("dtype", "device", "attn_implementation", "token_budget")
+
+
 def read_student(
     name: str, options: Mapping[str, Any], source: str, keywords: Mapping[str, str] = STUDENT_OPTIONS
 ) -> Student:
@@ -185,6 +195,20 @@ def read_student(
     if options.get("student_endpoint") is not None:
         options = {**options, "student_endpoint": parse_endpoint(options["student_endpoint"])}
     return merged(Student, {"model": name}, options, source, keywords)
+
+
+def _refuse_ignored(student: Student) -> None:
+    """Refuses what a student behind a server does not read.
+
+    Raises:
+        ConfigError: Names the option.
+    """
+    given = [name for name in _IN_PROCESS if getattr(student, name) != default_of(Student, name)]
+    if student.endpoint is not None and given:
+        raise ConfigError(
+            f"persyn_learnability: `{given[0]}` cannot be set for a student behind a server: it is for one in this "
+            "process."
+        )
 
 
 def load_scorer(student: Student, rank: int | None = None) -> Scorer:
@@ -219,15 +243,20 @@ def score_batch(
     """
     rows = answered(batch)
     names = row_names(batch, rows)
-    reasons = batch.get(FINISH_REASON) or [None] * len(batch[COMPLETION])
+    nothing = [None] * len(batch[COMPLETION])
+    reasons, calls = batch.get(FINISH_REASON) or nothing, batch.get(TOOL_CALLS) or nothing
     rendered = render_answers(
         model.tokenizer,
         _prompts(batch, rows, prompt_column, system_prompts),
-        [batch[COMPLETION][row] for row in rows],
+        [answer_message(batch[COMPLETION][row], calls[row]) if calls[row] else batch[COMPLETION][row] for row in rows],
         [reasons[row] for row in rows],
         names,
+        [batch[TOOLS][row] for row in rows] if TOOLS in batch else None,
     )
-    rendered, cut = fit_context(rendered, model.context, student.too_long, names)
+    empty = [row for row, answer in zip(rows, rendered, strict=True) if not answer.completion_ids]
+    kept = [place for place, answer in enumerate(rendered) if answer.completion_ids]
+    rows, names = [rows[place] for place in kept], [names[place] for place in kept]
+    rendered, cut = fit_context([rendered[place] for place in kept], model.context, student.too_long, names)
     if isinstance(model, RemoteStudent):
         found = score_remotely(model, rendered, names, "rsr" in metrics, progress, account)
     else:
@@ -235,9 +264,22 @@ def score_batch(
 
         found = score_rendered(model, rendered, "rsr" in metrics, student.token_budget, progress)
     scores: list[AnswerScore | None] = [None] * len(batch[COMPLETION])
+    for row in empty:
+        scores[row] = AnswerScore(math.nan, 0, error="it was cut before its first token")
     for row, score, truncated in zip(rows, found, cut, strict=True):
         scores[row] = replace(score, truncated=truncated)
     return scores
+
+
+def warn_of_missing(scores: Sequence[AnswerScore | None]) -> list[str | None]:
+    """The reasons of answers that have no learnability, which are counted in a warning."""
+    reasons = [None if score is None else score.error for score in scores]
+    given = [reason for reason in reasons if reason is not None]
+    if given:
+        logger.warning(
+            "%d of %d answers have no learnability: %s.", len(given), len(scores), "; ".join(sorted(set(given)))
+        )
+    return reasons
 
 
 def score_columns(

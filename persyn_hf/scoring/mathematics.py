@@ -130,7 +130,8 @@ def _piece(text: str, marks: list[tuple[int, int, str]]) -> str:
         if closing is not None and closing in rest[2:]:
             return rest[2 : rest.index(closing, 2)]
         return rest.partition("\n")[0]
-    contents, start = [], len(text)
+    contents: list[str] = []
+    start = len(text)
     for begin, opening, kind in reversed(marks):
         content, after = _braced(text, opening)
         if kind != "boxed" or (contents and not _JOINED.fullmatch(text, after, start)):

@@ -55,7 +55,33 @@ _SUPER = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _SUB = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 
 _KNOWN = frozenset((*_FUNCTIONS, "exp", "sqrt", "det", "gcd", "lcm", "min", "max", "mod", "pi", "frac", "cdot"))
-_SMALL_WORDS = frozenset(["no", "is", "of", "if", "to", "it", "an", "at", "on", "by", "in", "so", "we", "me", "my", "he", "us", "up", "do", "go", "am", "be", "as"])
+_SMALL_WORDS = frozenset(
+    [
+        "no",
+        "is",
+        "of",
+        "if",
+        "to",
+        "it",
+        "an",
+        "at",
+        "on",
+        "by",
+        "in",
+        "so",
+        "we",
+        "me",
+        "my",
+        "he",
+        "us",
+        "up",
+        "do",
+        "go",
+        "am",
+        "be",
+        "as",
+    ]
+)
 _CHARACTERS = {
     **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d", "-"),
     **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": r"\div ", "√": r"\sqrt "},

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, require_columns
+from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, RESPONSE_FORMAT, require_columns
 from persyn_hf.config import Judge, Quality, QualitySource, merged, read_settings, require_known
 from persyn_hf.config.scoring import ScorerOptions
-from persyn_hf.errors import ConfigError, ScoringError
+from persyn_hf.errors import ConfigError
 from persyn_hf.ledger.ledger import LedgerLike, open_ledger
 from persyn_hf.models.device import worker_device
 from persyn_hf.packages import require
+from persyn_hf.scoring.json_schema import schema_of_row
 from persyn_hf.scoring.judge import judge_answers
 from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.rows import answered, as_batch, row_names
 from persyn_hf.scoring.verdicts import RANGE
+from persyn_hf.scoring.verification import ScorableAnswers, verified
 from persyn_hf.scoring.verifiers import Verifier, find_verifier
 from persyn_hf.tables import require_batch
 from persyn_hf.version import __version__
@@ -47,7 +48,8 @@ def persyn_quality(
             finite number.
         prompt_column, answer_column (`str`): Names of the columns.
         version (`str`, *optional*): Part of the cache key only; `pin_quality` fills it in.
-        ledger (`Ledger`, path or `None`): Where a judge's replies are kept; what it has is not asked again.
+        ledger (`Ledger`, path or `None`): Where a judge's replies are kept; what it has is not asked again. With the
+            keyword `max_cost` (USD) a judge that has prices is asked nothing that could bring its sum above.
         options: Keys of [`Quality`]: `reward_model` and its `revision`, `judge` (the fields of [`Judge`]), `sources`
             (each the fields of [`QualitySource`]) and `normalize`. What needs all rows of a prompt (`minmax`,
             `zscore`, `rank`) is for `score`, which has them. And those of [`ScorerOptions`] (`dtype`, `device`,
@@ -56,14 +58,15 @@ def persyn_quality(
     Returns:
         `dict`: `quality` (float), a list for a batch, a scalar for a row; null for a row with `error` or without
         completion. With `sources`, `quality_<name>` on each source's own scale, and `quality` is their weighted mean.
-        With a judge, `quality_error` says why an answer has no score, in the judge's own words where they are none.
+        With a judge or a reward model, `quality_error` says why an answer has no score: in the judge's own words
+        where they are none, or that the reward model's score is not finite.
 
     Raises:
         ConfigError: If not exactly one is given, a verifier is not found, or sources have unlike scales and
             `normalize` does not say how they meet.
         MissingColumnError: If a column is absent.
-        ScoringError: If a verifier or a reward model gives no finite number, the message names the row; or if a judge
-            cannot be asked at all.
+        ScoringError: If a verifier gives no finite number or cannot read references, the message names the rows; if a
+            reward model gives no finite number at all; or if a judge cannot be asked at all.
 
     Example:
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
@@ -72,6 +75,7 @@ def persyn_quality(
     require_batch(batch_or_row, "persyn_quality")
     require_columns(batch_or_row.keys(), (prompt_column, COMPLETION), "persyn_quality")
     running = {name: value for name, value in options.items() if name in ScorerOptions.model_fields}
+    max_cost = options.pop("max_cost", None)
     asked = {name: value for name, value in options.items() if name not in running}
     require_known(Quality, asked, "persyn_quality", [*Quality.model_fields, *ScorerOptions.model_fields])
     how = merged(ScorerOptions, None, running, "persyn_quality")
@@ -90,7 +94,7 @@ def persyn_quality(
     batch, single = as_batch(batch_or_row)
     how = how.model_copy(update={"device": worker_device(how.device, rank)})
     with open_ledger(ledger) as book:
-        values, errors = source_values(wanted, batch, how, Account(book), prompt_column, answer_column)
+        values, errors = source_values(wanted, batch, how, Account(book, max_cost), prompt_column, answer_column)
     columns: dict[str, list[Any]] = {QUALITY: weighted_mean(wanted, values)}
     if wanted.several:
         columns |= {part.column: values[part.name] for part in wanted.parts}
@@ -135,12 +139,13 @@ def source_values(
     """
     rows = answered(batch)
     references = batch.get(answer_column) or [None] * len(batch[COMPLETION])
-    answers = _Answers(
+    answers = ScorableAnswers(
         [batch[prompt_column][row] for row in rows],
         [batch[COMPLETION][row] for row in rows],
         [references[row] for row in rows],
         row_names(batch, rows),
         answer_column in batch,
+        [(batch.get(RESPONSE_FORMAT) or references)[row] for row in rows],
     )
     columns: dict[str, list[float | None]] = {}
     errors: list[str | None] = [None] * len(batch[COMPLETION])
@@ -155,7 +160,7 @@ def source_values(
                 errors[row] = value
     failed = sum(error is not None for error in errors)
     if failed:
-        logger.warning("%d of %d answers got no score from a judge; `%s` says why.", failed, len(rows), QUALITY_ERROR)
+        logger.warning("%d of %d answers got no score; `%s` says why.", failed, len(rows), QUALITY_ERROR)
     return columns, errors
 
 
@@ -178,18 +183,7 @@ def warn_of_zeros(sources: Sources, values: Mapping[str, Sequence[float | None]]
             )
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """The answers of a batch that can be scored."""
-
-    prompts: list[Any]
-    completions: list[str]
-    references: list[Any]
-    names: list[str]
-    has_references: bool
-
-
-def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
+def _values(part: Source, answers: ScorableAnswers, how: ScorerOptions, account: Account) -> Sequence[float | str]:
     if part.judge is not None:
         return judge_answers(part.judge, answers.prompts, answers.completions, answers.references, account)
     if part.reward_model is not None:
@@ -199,57 +193,12 @@ def _values(part: Source, answers: _Answers, how: ScorerOptions, account: Accoun
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
         return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
     assert part.verifier is not None
-    named = isinstance(part.verifier, str)
-    return _verified(find_verifier(part.verifier, part.trust_verifier) if named else part.verifier, part.range, answers)
-
-
-def _verified(verifier: Verifier, known: tuple[float, float] | None, answers: _Answers) -> list[float]:
-    found = []
-    unreadable = []
-    for prompt, completion, reference, name in zip(
-        answers.prompts, answers.completions, answers.references, answers.names, strict=True
-    ):
-        try:
-            found.append(_number(verifier(prompt, completion, reference), known))
-        except ScoringError as error:
-            unreadable.append(f"{name}: {_explained(error, reference, answers.has_references)}")
-        except Exception as error:
-            raise ScoringError(f"{name}: the verifier raised {type(error).__name__}: {error}") from error
-    if unreadable:
-        more = len(unreadable) - _NAMED
-        raise ScoringError(
-            (f"{len(unreadable)} rows cannot be verified.\n" if len(unreadable) > 1 else "")
-            + "\n".join(unreadable[:_NAMED])
-            + (f"\n… and {more} more." if more > 0 else "")
-        )
-    return found
-
-
-#: Rows that an error names.
-_NAMED = 20
-
-
-def _number(value: Any, known: tuple[float, float] | None) -> float:
-    """What a verifier returned, if it is a score.
-
-    Raises:
-        ScoringError: If it is no finite number, or outside the range that is known of the verifier.
-    """
-    try:
-        number = float(value) if hasattr(value, "__float__") else math.nan
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array or a tensor of several numbers
-        number = math.nan
-    if not math.isfinite(number):
-        raise ScoringError(f"the verifier must return a finite number, got {value!r:.200}.")
-    if known is not None and not known[0] <= number <= known[1]:
-        raise ScoringError(f"the verifier must return a number from {known[0]} to {known[1]} (`range`), got {number}.")
-    return number
-
-
-def _explained(error: ScoringError, reference: Any, has_references: bool) -> str:
-    if reference is None and has_references and "needs a reference" in str(error):
-        return "the verifier needs a reference, and this row's is null."
-    return str(error)
+    if part.verifier == "json-schema":
+        answers = replace(answers, references=list(map(schema_of_row, answers.references, answers.forms)))
+    verifier = part.verifier
+    if isinstance(verifier, str):
+        verifier = find_verifier(verifier, part.trust_verifier)
+    return verified(verifier, part.range, answers)
 
 
 #: What the verifiers by name give.
@@ -294,8 +243,8 @@ class Sources:
 
     @property
     def judged(self) -> bool:
-        """Whether there is a judge, and so a column for what it said instead of a score."""
-        return any(part.judge is not None for part in self.parts)
+        """Whether a model gives scores, and so a column for the reason where it gives none."""
+        return any(part.verifier is None for part in self.parts)
 
 
 def read_sources(quality: Quality | Mapping[str, Any]) -> Sources:

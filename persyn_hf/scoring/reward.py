@@ -233,12 +233,14 @@ class AnswerScore:
         tokens (`int`): Scored tokens.
         rank (`int`, *optional*): Sum of the tokens' ranks, each at most `RANK_LIMIT`.
         truncated (`bool`, defaults to `False`): Whether only the start of the answer was scored.
+        error (`str`, *optional*): Why there is no score. Its numbers then mean nothing.
     """
 
     logprob: float
     tokens: int
     rank: int | None = None
     truncated: bool = False
+    error: str | None = None
 
     @property
     def learnability(self) -> float:
@@ -256,7 +258,9 @@ class AnswerScore:
         return None if self.rank is None else self.rank / max(-self.logprob, 1e-12)
 
     def value(self, metric: str) -> float | int | None:
-        """One metric by its name."""
+        """One metric by its name; `None` where there is no score."""
+        if self.error is not None:
+            return None
         named: dict[str, Any] = {
             "mean-logprob": self.learnability,
             "rsr": self.rsr,

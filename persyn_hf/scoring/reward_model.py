@@ -14,10 +14,12 @@ from torch import Tensor
 
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
 from persyn_hf.config import Student, default_of
-from persyn_hf.errors import PromptTooLongError, ScoringError
+from persyn_hf.errors import DataError, PromptTooLongError, ScoringError
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import LOADING, context_of, identity, load_model, load_tokenizer
+from persyn_hf.models.readable import apply_template
+from persyn_hf.models.rendering import require_kept
 from persyn_hf.models.workers import calm_worker
 
 
@@ -58,7 +60,10 @@ def _load(name: str, revision: str, dtype: str, device: torch.device) -> RewardM
     files = ModelFiles(name, revision, "The reward model", ScoringError)
     model = load_model(files, "classifier", dtype, device)
     if model.config.num_labels != 1:
-        raise ScoringError(f"A reward model must have one label, `{name}` has {model.config.num_labels}.")
+        raise ScoringError(
+            f"A reward model must have one label, `{name}` has {model.config.num_labels}: a classifier, whose labels "
+            "have no order. Give a model with one output, such as those trained by TRL's `RewardTrainer`."
+        )
     return RewardModel(name, revision, model, load_tokenizer(files), device, context_of(model.config))
 
 
@@ -69,7 +74,7 @@ def reward_scores(
     names: Sequence[str],
     token_budget: int = default_of(Student, "token_budget"),
     progress: Callable[[int], Any] | None = None,
-) -> list[float]:
+) -> list[float | str]:
     """Scores answers; each score is what the model gives the answer alone.
 
     Args:
@@ -81,25 +86,28 @@ def reward_scores(
         progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every batch.
 
     Returns:
-        `list[float]`: In order, higher is better, on the model's own scale.
+        `list[float | str]`: In order, higher is better, on the model's own scale; words where a score is not finite.
 
     Raises:
         PromptTooLongError: If an answer does not fit the model's context.
-        ScoringError: If a template refuses a conversation or a score is not finite.
+        ScoringError: If a template refuses a conversation or cuts an answer's thoughts, or no score is finite.
     """
     rows = zip(prompts, completions, names, strict=True)
     encoded = [_encode(reward_model, prompt, text, name) for prompt, text, name in rows]
-    scores = [math.nan] * len(encoded)
+    scores: list[float | str] = [math.nan] * len(encoded)
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
     while order:
         longest = len(encoded[order[0]]["input_ids"])
         batch, order = order[: max(token_budget // longest, 1)], order[max(token_budget // longest, 1) :]
         for row, score in zip(batch, _forward(reward_model, [encoded[row] for row in batch]), strict=True):
-            if not math.isfinite(score):
-                raise ScoringError(f"{names[row]}: the reward model `{reward_model.name}` gives {score}.")
-            scores[row] = score
+            scores[row] = score if math.isfinite(score) else f"the reward model `{reward_model.name}` gives {score}"
         if progress is not None:
             progress(sum(len(encoded[row]["input_ids"]) for row in batch))
+    if len(scores) > 1 and all(isinstance(score, str) for score in scores):
+        raise ScoringError(
+            f"{names[0]} and the {len(scores) - 1} answers after it: {scores[0]}. Its weights overflow in "
+            f"{reward_model.model.dtype}, or are damaged: give another `revision`, or another reward model."
+        )
     return scores
 
 
@@ -108,9 +116,14 @@ def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: st
     if getattr(tokenizer, "chat_template", None):
         messages = [*canonical_messages(prompt), {"role": "assistant", "content": completion}]
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            text = apply_template(tokenizer, messages)
         except TemplateError as error:
             raise ScoringError(f"{name}: the reward model's chat template refuses this: {error}.") from error
+        except DataError as error:
+            raise ScoringError(f"{name}: the reward model cannot read this conversation: {error}.") from error
+        # The prompt stands in the text too, so that its length says nothing: only cut thoughts are looked for.
+        if "</think>" in completion:
+            require_kept(completion, text, "the reward model", name)
         found = tokenizer(text, add_special_tokens=False, verbose=False)
     else:
         found = tokenizer(prompt_text(prompt), completion, verbose=False)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from persyn_hf.columns import (
     COMPLETION,
+    LEARNABILITY_ERROR,
     LEARNABILITY_METRIC,
     LEARNABILITY_TRUNCATED,
     PROMPT,
@@ -40,6 +41,7 @@ from persyn_hf.scoring.learnability import (
     require_packages,
     score_batch,
     score_columns,
+    warn_of_missing,
 )
 from persyn_hf.scoring.paid import Account
 from persyn_hf.scoring.quality import (
@@ -103,7 +105,8 @@ def score(
 
     Returns:
         `Dataset`: The same rows in the same order with `quality`, `learnability`, `student`, `student_revision`,
-        `learnability_metric`, `reward` added. A row without completion has null scores.
+        `learnability_metric`, `reward` added. A row without completion has null scores. Where an answer cannot be
+        scored, `learnability_error` says why.
 
     Raises:
         ConfigError: If a setting is wrong.
@@ -288,6 +291,9 @@ def _add_learnability(
             done += len(rows)
             bar.total = round(bar.n * len(answers) / done)  # the tokens of the rest are not known yet
             bar.refresh()
+    reasons = warn_of_missing(scores)
+    if any(reasons):
+        answers = set_column(answers, LEARNABILITY_ERROR + suffix, reasons, "string")
     cut = sum(one is not None and one.truncated for one in scores)
     if cut:
         logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(answers), model.context)

@@ -111,7 +111,9 @@ def _installed(name: str) -> Verifier:
         try:
             offered: Verifier = point.load()
         except (ImportError, AttributeError) as error:
-            raise ConfigError(f"`verifier`: {name!r} is offered as {point.value}, which cannot be loaded: {error}.") from error
+            raise ConfigError(
+                f"`verifier`: {name!r} is offered as {point.value}, which cannot be loaded: {error}."
+            ) from error
         return offered
     raise ConfigError(
         f"`verifier` must be {', '.join(f'`{one}`' for one in BUILT_IN)}, the name of an entry point in the group "

@@ -17,7 +17,7 @@ from persyn_hf.errors import ConfigError, StudentError
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import is_whole
 from persyn_hf.packages import require
-from persyn_hf.students.labels import RowCounts, check_batch, digest_rows
+from persyn_hf.students.labels import IGNORED, LABELS, RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,6 +69,8 @@ class TrainingReport:
         seed (`int`): Of the order of rows and of new weights.
         steps (`int`): Optimiser steps.
         loss (`float`): Mean training loss, nats/token.
+        seen_tokens (`int`, *optional*): Completion tokens that the loss was taken on, in all steps: a token that two
+            epochs see counts twice. `None` in reports of older versions.
         seconds (`float`): Of the last process that trained; less than the whole after a resume.
         counts (`RowCounts`): Rows and tokens.
         settings (`dict`): The recipe.
@@ -84,6 +86,7 @@ class TrainingReport:
     counts: RowCounts
     settings: dict[str, Any]
     versions: dict[str, str]
+    seen_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `training.json` holds them."""
@@ -148,6 +151,7 @@ def fit(
     checkpoint = _last_checkpoint(output_dir, identity, resume)
     trainer = _trainer(rows, tokenizer, student, student_revision, output_dir, training, seed, progress)
     _stop_at(trainer.model, lesson.ends)
+    _count_seen(trainer)
     first = range(min(len(trainer.train_dataset), training.per_device_train_batch_size))
     check_batch(trainer.data_collator([trainer.train_dataset[row] for row in first]), rows)
     if trainer.is_world_process_zero():
@@ -168,6 +172,7 @@ def fit(
         lesson.counts,
         training.model_dump(mode="json"),
         _versions(),
+        trainer.state.num_input_tokens_seen,
     )
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
@@ -270,6 +275,21 @@ def _stop_at(model: Any, ends: frozenset[int]) -> None:
     known = [] if known is None else [known] if isinstance(known, int) else list(known)
     together = [*known, *sorted(ends - set(known))]
     model.generation_config.eos_token_id = together[0] if len(together) == 1 else together or None
+
+
+def _count_seen(trainer: Any) -> None:
+    """Counts the tokens that the loss is taken on, batch by batch.
+
+    The count stands in a field of the trainer's state that nothing else uses here, so that checkpoints keep it.
+    """
+    step = trainer.training_step
+
+    def counted(model: Any, inputs: Mapping[str, Any], *more: Any, **options: Any) -> Any:
+        learnt = (inputs[LABELS] != IGNORED).sum()
+        trainer.state.num_input_tokens_seen += int(trainer.accelerator.gather(learnt).sum())
+        return step(model, inputs, *more, **options)
+
+    trainer.training_step = counted
 
 
 def _files(student: str, revision: str) -> ModelFiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from persyn_hf import columns
 from persyn_hf.config import Training, merged, read_settings, require_known
 from persyn_hf.config.publishing import StudentRepository
 from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
+from persyn_hf.messages import Message, answer_message, said, without_nulls
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
 from persyn_hf.prompts.sources import read_table
@@ -204,18 +206,25 @@ def _tokenizer(student: str, revision: str, recipe: Training) -> Any:
 
 
 def _label_batch(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[list[int]]]:
-    completions = [_text(completion) for completion in batch[columns.COMPLETION]]
+    calls = batch.get(columns.TOOL_CALLS) or [None] * len(batch[columns.COMPLETION])
+    completions = [_answer(*pair) for pair in zip(batch[columns.COMPLETION], calls, strict=True)]
     reasons = batch.get(columns.FINISH_REASON) or [None] * len(completions)
-    rendered = _render(tokenizer, batch[columns.PROMPT], completions, reasons)
+    rendered = _render(tokenizer, batch[columns.PROMPT], completions, reasons, batch.get(columns.TOOLS))
     rows = [label_row(one.prompt_ids, one.completion_ids, max_length) for one in rendered]
     return {name: [row[name] for row in rows] for name in (INPUT_IDS, LABELS)}
 
 
-def _render(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], reasons: Sequence[str | None]) -> Any:
+def _render(
+    tokenizer: Any,
+    prompts: Sequence[Any],
+    completions: Sequence[str | Message],
+    reasons: Sequence[str | None],
+    tools: Sequence[Any] | None = None,
+) -> Any:
     from persyn_hf.models.rendering import render_answers
 
     try:
-        return render_answers(tokenizer, prompts, completions, reasons)
+        return render_answers(tokenizer, prompts, completions, reasons, tools=tools)
     except ScoringError as error:
         raise StudentError(
             f"{error} Nothing could be learnt with this template; give one that shows the assistant's content as it "
@@ -223,15 +232,18 @@ def _render(tokenizer: Any, prompts: Sequence[Any], completions: Sequence[str], 
         ) from error
 
 
-def _text(completion: Any) -> str:
-    """The text of a completion: a string, or one assistant message."""
+def _answer(completion: Any, calls: Any) -> str | Message:
+    """The text of a completion, which is a string or one assistant message; its message where it calls tools."""
     if isinstance(completion, str):
-        text = completion
+        message = answer_message(completion, calls)
     elif isinstance(completion, Sequence) and len(completion) == 1 and completion[0].get("role") == "assistant":
-        text = completion[0].get("content")
+        message = without_nulls(completion[0])
     else:
         raise DataError(f"A completion must be a string or one assistant message, got {completion!r:.120}.")
-    if not isinstance(text, str) or not text.strip():
+    if message.get("tool_calls"):
+        return {"content": None, **message}
+    text = said(message)
+    if not text.strip():
         raise DataError("A completion is empty; `personalize` leaves such answers out.")
     return text
 
@@ -248,9 +260,16 @@ def _publish(
 
     dataset = os.fspath(data) if isinstance(data, str | os.PathLike) else None
     location = repository.push_to_hub or str(folder)
-    card = student_card(report.to_dict(), location=location, dataset_location=dataset, license=repository.license)
+    facts = report.to_dict() | {"teachers": _rows_of_teachers(data)}
+    card = student_card(facts, location=location, dataset_location=dataset, license=repository.license)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return push.send(folder, card).url if push is not None else None
+
+
+def _rows_of_teachers(data: Dataset | str | os.PathLike[str]) -> dict[str, int]:
+    """The rows of each teacher, most first; nothing where the table does not name them."""
+    table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
+    return dict(Counter(table[columns.TEACHER][:]).most_common()) if columns.TEACHER in table.column_names else {}
 
 
 def _checked_push(repository: StudentRepository) -> StudentPush | None:

@@ -39,6 +39,8 @@ def test_the_commands():
         "doctor",
         "push",
         "pull",
+        "pairs",
+        "export-routes",
         "plan",
         "route",
         "evaluate",

@@ -168,7 +168,9 @@ def test_edited_prompts_are_asked_anew_under_every_policy(settings, teachers, tm
 def test_what_a_recipe_or_a_judge_reads_counts_with_its_content(settings, tmp_path, tiny_lm, monkeypatch):
     template = tmp_path / "template.jinja"
     template.write_text((tiny_lm / "chat_template.jinja").read_text())
-    (tmp_path / "judges_of_mine.py").write_text("from persyn_hf import verifier\n\n\n@verifier\ndef judge(prompt, completion, answer):\n    return 1.0\n")
+    (tmp_path / "judges_of_mine.py").write_text(
+        "from persyn_hf import verifier\n\n\n@verifier\ndef judge(prompt, completion, answer):\n    return 1.0\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     settings["training"]["chat_template"] = str(template)
     settings["compare"] |= {"policies": ["strong"], "seeds": [0], "nll_teachers": []}
@@ -180,7 +182,9 @@ def test_what_a_recipe_or_a_judge_reads_counts_with_its_content(settings, tmp_pa
     assert {score for outcome in run(settings).outcomes for score in outcome.scores} == {1.0}
     run(settings)
     assert len(trained) == 1
-    (tmp_path / "judges_of_mine.py").write_text("from persyn_hf import verifier\n\n\n@verifier\ndef judge(prompt, completion, answer):\n    return 0.0\n")
+    (tmp_path / "judges_of_mine.py").write_text(
+        "from persyn_hf import verifier\n\n\n@verifier\ndef judge(prompt, completion, answer):\n    return 0.0\n"
+    )
     assert {score for outcome in run(settings).outcomes for score in outcome.scores} == {0.0}
     assert trained[0] == trained[1]  # the same student, whose weights were not kept, judged anew
     template.write_text(template.read_text() + "\n")

@@ -232,7 +232,7 @@ def test_a_400_is_asked_once_and_its_reason_kept(caller, body, words):
     ("fault", "words"),
     [
         (f.status("401 No"), "refused the key (HTTP 401): check MY_KEY"),
-        (f.status("403 No"), "refused the key (HTTP 403): check MY_KEY"),
+        (f.status("403 No"), "refused the request (HTTP 403): moderation or a firewall objects"),
         (f.status("402 Pay"), "wants payment"),
         (f.status("404 No"), "does not serve"),
         (f.status("429 Too Many", {"error": {"code": "insufficient_quota", "message": "spent"}}), "wants payment"),

@@ -1,9 +1,10 @@
 """Which proxy of the environment an address goes through, and whose key must not."""
 
 import pytest
+from huggingface_hub import constants
 
 from persyn_hf.endpoints.endpoint import Endpoint
-from persyn_hf.endpoints.proxies import keep_key_from_proxies, proxy_of
+from persyn_hf.endpoints.proxies import is_of_the_hub, keep_key_from_proxies, proxy_of
 from persyn_hf.errors import ConfigError
 
 
@@ -50,3 +51,36 @@ def test_a_key_over_plain_http_is_refused_and_nothing_else():
     keep_key_from_proxies(Endpoint("http://127.0.0.1", key="sk-x"))
     with pytest.raises(ConfigError, match="NO_PROXY"):  # the user's own client may take it for this machine too
         keep_key_from_proxies(Endpoint("http://127.0.0.1", key="sk-x"), own_sessions=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "blocked"),
+    [
+        ("https://router.huggingface.co/v1", True),
+        ("https://huggingface.co/api", True),
+        ("https://me-space.hf.space/v1", True),
+        ("https://hub.company.test/v1", True),
+        ("http://127.0.0.1:8000/v1", False),
+        ("http://localhost:8000", False),
+        ("http://10.1.2.3:8000/v1", False),
+        ("http://gpu-node-7:8000", False),
+        ("https://x.eu-west-1.aws.endpoints.huggingface.cloud", False),
+        ("https://nothuggingface.co/v1", False),
+        ("https://api.openai.com/v1", False),
+    ],
+)
+def test_offline_blocks_the_hub_and_nobody_else(monkeypatch, address, blocked):
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.company.test")
+    assert is_of_the_hub(address) is blocked
+
+
+def test_a_hub_on_this_machine_is_not_blocked(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9000")
+    assert not is_of_the_hub("http://127.0.0.1:9000/v1")
+
+
+def test_a_key_in_a_header_or_in_the_query_is_kept_from_a_proxy_too():
+    for secret in ({"headers": (("x-key", "k-123"),)}, {"query": (("key", "k-123"),)}):
+        with pytest.raises(ConfigError, match=r"reads the key \(of `extra_headers` or `extra_query`\)"):
+            keep_key_from_proxies(Endpoint("http://models.test", secrets=("k-123",), **secret))
+    keep_key_from_proxies(Endpoint("http://models.test", headers=(("x-title", "mine"),)))

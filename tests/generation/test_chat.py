@@ -38,7 +38,7 @@ def test_sends_what_is_configured_and_reads_the_answer():
     assert completion == Completion("user:Hi|seed=7|t=0.5", "stop", 3, 5, usage_source="server")
     assert server.bodies[0] == {
         "model": "org/m", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "temperature": 0.5,
-        "stop": ["x"], "seed": 7, "stream": False,
+        "stop": ["x"], "seed": 7, "stream": False, "top_p": 1.0,
     }  # fmt: skip
 
 

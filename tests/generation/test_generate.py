@@ -25,8 +25,9 @@ from persyn_hf.generation.generate import (
     persyn_generate,
     summarize_generation,
 )  # fmt: skip
+from persyn_hf.generation.incoming import prompt_table
 from persyn_hf.generation.jobs import Plan, resolved, row_seed
-from persyn_hf.generation.table import FinishedTable, prompt_table
+from persyn_hf.generation.table import FinishedTable
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double

@@ -164,3 +164,45 @@ def test_models_that_load_at_once_keep_their_tied_weights(tiny_lm, tmp_path):
     assert PreTrainedModel.tie_weights is tie
     for one in loaded:
         assert one.model.lm_head.weight is one.model.model.embed_tokens.weight
+
+
+def test_the_one_most_likely_token_is_greedy_decoding(tiny):
+    [greedy] = answer(tiny, request("Say it", temperature=0))
+    for extra in ({"top_k": 1}, {"min_p": 1.0}):
+        assert answer(tiny, request("Say it", seed=3, extra_body=extra))[0].text == greedy.text
+    assert answer(tiny, request("Say it", seed=3))[0].text != greedy.text
+    unlimited = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert answer(tiny, request("Say it", seed=3, extra_body=unlimited)) == answer(tiny, request("Say it", seed=3))
+
+
+def test_limits_of_one_row_leave_the_others_alone(tiny):
+    rows = [
+        request("a"), request("b", 5, extra_body={"top_k": 3}),
+        request("a longer prompt", 6, extra_body={"min_p": 0.2}),
+        request("c", temperature=0, extra_body={"repetition_penalty": 1.5}), request("d", 2),
+    ]  # fmt: skip
+    assert answer(tiny, *rows) == [answer(tiny, one)[0] for one in rows]
+
+
+def test_a_repetition_penalty_is_what_generate_makes_of_it(tiny, tiny_lm):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_lm), AutoTokenizer.from_pretrained(tiny_lm)
+    chat = [{"role": "user", "content": "Say it"}]
+    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    new = model.generate(**ids, do_sample=False, max_new_tokens=24, repetition_penalty=1.3)
+    text = tokenizer.decode(new[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    [completion] = answer(tiny, request("Say it", temperature=0, extra_body={"repetition_penalty": 1.3}))
+    assert completion.text == text
+    assert answer(tiny, request("Say it", temperature=0))[0].text != text
+
+
+def test_no_draw_leaves_the_tokens_that_are_allowed():
+    logits = torch.full((64, 600), float("-inf"))
+    logits[:, :3] = torch.tensor([1.0, 0.5, 0.2])
+    draws = torch.linspace(0, 1 - 1e-12, 64, dtype=torch.float64)[:, None]
+    for top_p in (1.0, 0.999999):
+        assert _draw(logits, torch.full((64, 1), top_p), draws).max() <= 2
+
+
+def test_without_a_seed_every_draw_is_another(tiny):
+    one = Request("a", ({"role": "user", "content": "a"},), Sampling(**SMALL, seed=None), None)
+    assert len({answer(tiny, one)[0].text for _ in range(4)}) > 1

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from persyn_hf.config import Sampling, Teacher
@@ -307,3 +307,74 @@ def test_another_revision_is_an_error(tiny_lm):
         assert run(url, str(tiny_lm), api="tgi", revision="a" * 40, sampling={"max_tokens": 9})["error"][:] == [None]
         with pytest.raises(ConfigError, match=f"serves revision {'a' * 40} of .*, `revision` is {'b' * 40}"):
             run(url, str(tiny_lm), api="tgi", revision="b" * 40)
+
+
+def test_a_lora_has_the_context_of_the_model_that_it_stands_on(tiny_lm):
+    base = models("org/base", max_model_len=600)["data"]
+    adapter = {"id": "my-lora", "object": "model", "root": "/adapters/x", "parent": "org/base", "max_model_len": None}
+    server = ChatServer({"data": [*base, adapter]})
+    with (
+        serve_app(server.app()) as url,
+        pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server takes 584 tokens"),
+    ):
+        run(url, "my-lora", ["x" * 700], tokenizer=str(tiny_lm), sampling={"max_tokens": 16})
+    assert server.paid == 0
+
+
+@pytest.mark.parametrize("parent", ["my-lora", "gone", None])
+def test_a_parent_that_leads_nowhere_is_no_limit(parent):
+    server = ChatServer(models("my-lora", parent=parent))
+    with serve_app(server.app()) as url:
+        assert run(url, "my-lora", ["x" * 700])["error"][:] == [None]
+
+
+@pytest.mark.parametrize("about", [{"max_input_tokens": 600}, {"model_info": {"max_input_tokens": 600}}])
+def test_a_gateway_s_limit_of_the_input_is_a_limit(tiny_lm, about):
+    server = ChatServer(models("alias", **about))
+    with serve_app(server.app()) as url:
+        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server takes 600 tokens"):
+            run(url, "alias", ["x" * 700, "Hi"], tokenizer=str(tiny_lm), sampling={"max_tokens": 16})
+        assert run(url, "alias", ["x" * 500, "Hi"], tokenizer=str(tiny_lm))["error"][:] == [None, None]
+
+
+@pytest.mark.parametrize(("listed", "fits"), [("openai/*", True), ("*", True), ("*/gpt-4o", True), ("azure/*", False)])
+def test_a_gateway_s_wildcard_stands_for_what_it_matches(listed, fits):
+    server = ChatServer(models("org/other", listed))
+    with serve_app(server.app()) as url:
+        if fits:
+            run(url, "openai/gpt-4o")
+            assert server.named == ["openai/gpt-4o"]
+        else:
+            with pytest.raises(ConfigError, match=r"serves `org/other`, `azure/\*`, but"):
+                run(url, "openai/gpt-4o")
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_an_open_port_that_is_no_model_server_is_told(status):
+    page = PlainTextResponse("<!doctype html><h1>A page</h1>", status)
+
+    async def everything(request):
+        return page
+
+    app = Starlette(routes=[Route("/{path:path}", everything, methods=["GET", "POST"])])
+    with serve_app(app) as url, pytest.raises(ConfigError) as caught:
+        run(url)
+    assert f"{url}/v1/models is a web page, so no model server is asked there; check `endpoint`." in str(caught.value)
+
+
+def test_a_wrong_key_that_a_gateway_answers_with_400_is_told(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-wrong-1234567890")
+
+    async def refuse(request):
+        return JSONResponse({"error": {"message": "Authentication Error", "type": "auth_error", "code": "400"}}, 400)
+
+    app = Starlette(routes=[Route("/v1/models", refuse)])
+    with serve_app(app) as url, pytest.raises(ConfigError, match=r"refused the key \(HTTP 400\): check MY_KEY"):
+        run(url, api_key_env="MY_KEY")
+
+
+def test_a_tokenizer_that_is_not_there_is_told_before_anything_is_asked(tmp_path):
+    server = ChatServer(models("alias", max_model_len=600))
+    with serve_app(server.app()) as url, pytest.raises(ConfigError, match="cannot be loaded"):
+        run(url, "alias", ["Hi"], tokenizer=str(tmp_path))
+    assert server.paid == 0

@@ -105,7 +105,7 @@ def test_a_teacher_says_how_long_its_server_may_be_away():
 
 
 def test_by_default_a_server_may_start_again():
-    assert RetryPolicy().down_after == 180
+    assert RetryPolicy().down_after == 300
 
 
 def routed(count):

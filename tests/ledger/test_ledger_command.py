@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from persyn_hf.cli import app
 from persyn_hf.errors import ConfigError, LedgerError
 from persyn_hf.generation.generate import generate_parallel
+from persyn_hf.ledger.claims import Claims
 from persyn_hf.ledger.completion import Completion
-from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger, Origin
 from persyn_hf.ledger.rescue import rescue
 from tests.generation.servers import Teacher as Double
 from tests.generation.servers import serve
@@ -116,3 +117,19 @@ def test_a_damaged_ledger_gives_what_can_be_read(tmp_path):
     (tmp_path / "page").write_bytes(b"<html>" * 500)
     with pytest.raises(LedgerError, match="nothing of it can be read"):
         rescue(tmp_path / "page", tmp_path / "other.sqlite")
+
+
+def test_show_tells_teachers_from_judges_and_what_was_lost(ledger):
+    reply, common = Completion("Score: 7", "stop", 100, 4), {"model": "org/judge", "revision": "v2"}
+    with Ledger(ledger) as opened, Claims(opened) as claims:
+        opened.put("a1" * 32, reply, Origin(**common, cost=0.25, kind="judge"))
+        opened.put("a2" * 32, reply, Origin(**common, cost=0.25, kind="judge (no score)"))
+        opened.put("a3" * 32, reply, Origin(model="org/student", cost=0.5, kind="student"))
+        claims.settle(1.5, 0.0)
+    said = call("show", ledger).stdout
+    lines = [line.split() for line in said.splitlines()]
+    assert ["teacher", "org/a", "3", "0", "9", "15", "15.0000"] in [line[:7] for line in lines]
+    assert ["judge", "org/judge", "v2", "1", "0", "100", "4", "0.2500"] in [line[:8] for line in lines]
+    assert ["judge", "(no", "score)", "org/judge", "v2", "1", "0", "100"] in [line[:8] for line in lines]
+    assert ["student", "org/student", "1", "0", "100", "4", "0.5000"] in [line[:7] for line in lines]
+    assert "10 answers, 31.0000 USD" in said and "Up to 1.5000 USD more" in said

@@ -93,3 +93,22 @@ def test_answers_of_a_prompt_share_its_tokens():
     found = render_answers(tokenizer(), ["hello"] * 2 + ["the"], ["a", "\n\n", "c"], ["stop"] * 3)
     assert found[0].prompt_ids is found[1].prompt_ids
     assert found[0].span == (len(found[0].prompt_ids), len(found[0].ids))
+
+
+CUTS_THOUGHTS = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+KEEPS_THOUGHTS = CHATML.replace("message['content']", "(message['content'] | replace('\n', ' '))")
+FIRST_LINE = CHATML.replace("message['content']", "message['content'].split('\n')[0]")
+
+
+def test_a_template_that_cuts_thoughts_names_the_row_and_the_way_out():
+    with pytest.raises(ScoringError, match=r"row 0: the chat template of the student leaves out .*'the'.*separate"):
+        spans(CUTS_THOUGHTS, "<think>hello hello</think>\n\nthe")
+    assert spans(CUTS_THOUGHTS, "hello the")[1] == "hello the<|im_end|>"
+    thoughts = "<think>hello</think>\n\nthe"
+    assert spans(KEEPS_THOUGHTS, thoughts)[1] == "<think>hello</think>  the<|im_end|>"
+    assert spans(CHATML, thoughts)[1] == f"{thoughts}<|im_end|>"
+
+
+def test_a_template_that_leaves_out_other_text_is_refused_too():
+    with pytest.raises(ScoringError, match=r"of 15 characters it shows 5 \('hello'\)\. Give a chat template"):
+        spans(FIRST_LINE, "hello\nhello the")

@@ -10,12 +10,14 @@ from PIL import Image
 
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing import cards
-from persyn_hf.publishing.figures import Figures, _far_from, describe_figures
+from persyn_hf.publishing.contents import write_facts
+from persyn_hf.publishing.figures import Figures, _cut_lines, _far_from, describe_figures
 from persyn_hf.publishing.markdown import escape, repository_link
 from persyn_hf.publishing.metadata import (
     join_card,
     merge_body,
     merge_metadata,
+    renew_card,
     router_metadata,
     size_category,
     split_card,
@@ -256,3 +258,139 @@ def test_metadata_and_table_call_a_policy_the_same():
 def test_templates_are_all_used():
     rendered = {"dataset_card", "router_card", "student_card", "results", "method", "cite"}
     assert {path.name.split(".")[0] for path in cards.template_folder().iterdir()} == rendered
+
+
+def shares(*rows):
+    return [
+        TeacherShare(name=name, rows=n, share=0.5, completion_tokens=n) for name, n in zip("ab", rows, strict=True)
+    ]
+
+
+def first_sentence(provenance):
+    body = cards.dataset_body([cards.Run("default", provenance)], location="me/data")
+    text = body.split("<!-- persyn:begin summary -->")[1].split("<!-- persyn:end")[0]
+    return " ".join(text.split()).split(" ([PerSyn]")[0]
+
+
+def test_the_card_says_in_its_first_sentence_that_one_teacher_answered():
+    fallback = PERSYN | {"fallback": "a"}
+    assert first_sentence(Provenance(shares(3, 2), 5, {"train": 5}, PERSYN)).startswith(
+        "A training set in which every prompt is answered by the teacher that one student learns most from"
+    )
+    assert first_sentence(Provenance(shares(5, 0), 5, {"train": 5}, fallback)) == (
+        "A training set in which one teacher, a, answers every prompt: on held-out prompts the router did not beat "
+        "the best single teacher, a"
+    )
+    assert first_sentence(Provenance(shares(3, 2), 5, {"train": 5}, fallback)) == (
+        "A training set in which the prompts are not routed one by one: on held-out prompts the router did not beat "
+        "the best single teacher, a"
+    )
+    assert first_sentence(Provenance(shares(0, 4), 4, {"train": 4}, PERSYN)) == (
+        "A training set in which one teacher, b, answers every prompt: the router chose it each time, before anything "
+        "was generated"
+    )
+    several = [cards.Run(name, Provenance(shares(4, n), 4 + n, {"train": 4})) for name, n in (("x", 0), ("y", 1))]
+    body = cards.dataset_body(several, location="me/data")
+    assert (
+        "| x | not recorded | 4 | one teacher, a |" in body and "| y | not recorded | 5 | several teachers |" in body
+    )
+
+
+def test_the_students_card_says_that_one_teacher_answered():
+    one = cards.student_card({"student": "org/s", "teachers": {"a": 9}}, location="me/s")
+    two = cards.student_card({"student": "org/s", "teachers": {"a": 9, "b": 1}}, location="me/s")
+    assert "fine-tuned on answers of one teacher, a\n" in one and "| rows by a | 9 |" in one
+    assert "fine-tuned on answers of the teachers that it learns most from" in two and "| rows by b | 1 |" in two
+
+
+def test_no_figure_that_is_no_number_is_published():
+    nan = float("nan")
+    entry = {"mean": nan, "low": nan, "high": nan}
+    held_out = PERSYN["held_out"] | {"gap_closed": entry, "random": entry}
+    provenance = Provenance(shares(1, 1), 2, {"train": 2}, PERSYN | {"held_out": held_out}, cost=nan)
+    body = cards.router_body(provenance, location="me/r", dataset_location=None, figures={})
+    assert "there is no gap that routing could close" in body and "nan" not in body and "random teacher" not in body
+    (model,) = router_metadata(provenance, "me/r", None, None, ())["model-index"]
+    assert [metric["value"] for metric in model["results"][0]["metrics"]] == [0.55, 0.5, 0.8]
+    assert b"NaN" not in write_facts({"default": provenance}) and b'"cost": null' in write_facts({"d": provenance})
+    assert "nan" not in str(describe_figures(provenance)) and set(Figures(provenance).drawn) == {
+        "allocation",
+        "reward",
+    }
+    nothing = Provenance(shares(1, 1), 2, {"train": 2}, PERSYN | {"held_out": {"router": entry, "best_single": entry}})
+    assert "model-index" not in router_metadata(nothing, "me/r", None, None, ())
+    assert "Evaluation" not in cards.router_body(nothing, location="me/r", dataset_location=None, figures={})
+
+
+def test_the_card_says_how_each_teacher_was_asked_and_what_was_left_out():
+    sampling = {
+        "temperature": None, "top_p": 0.9, "max_tokens": 64, "stop": [],
+        "seed": None, "max_tokens_field": "max_tokens",
+        "extra_body": {"top_k": 20, "chat_template_kwargs": {"enable_thinking": False}},
+    }  # fmt: skip
+    teacher = TeacherShare("a", 1, 1.0, 1, sampling=sampling)
+    provenance = Provenance(
+        [teacher], 1, {"train": 1}, PERSYN | {"quality": "org/judge"}, hygiene={"near duplicate": 2},
+        dropped={"refused": 1}, generations=3, generations_all=9, failed=2, judges=["org/judge"],
+        sample={"prompt": "Is 1 < 2? | yes", "completion": "See www.evil.example", "teacher": "a"},
+    )  # fmt: skip
+    body = cards.dataset_body([cards.Run("default", provenance)], location="me/data")
+    assert (
+        "- a: top\\_p 0.9, max\\_tokens 64, extra\\_body.top\\_k 20, "
+        "extra\\_body.chat\\_template\\_kwargs "
+        '\\{"enable\\_thinking": false\\}; left to the server: temperature, seed'
+    ) in body
+    assert "- 2 prompts: near duplicate" in body and "- 1 answer: refused" in body
+    assert "3 answers were generated, and 2 requests got none." in body
+    assert "- Quality: a language model judged each answer: [org/judge](https://huggingface.co/org/judge)." in body
+    assert "| prompt | Is 1 &lt; 2? \\| yes |" in body
+    assert "| completion, by a | See www<!-- -->.evil.example |" in body
+
+
+@pytest.mark.parametrize(
+    "text", ["www.evil.example", "WWW.EVIL.example", "x@y.example", "https://a.example", "a://b@c"]
+)
+def test_no_reader_of_markdown_makes_a_link_of_text(text):
+    shown = str(escape(f"see {text} now"))
+    assert not re.search(r"www\.|[\w]@|://", shown, re.IGNORECASE)
+    assert shown.replace("<!-- -->", "") == f"see {text} now"
+
+
+PART = part("a", "ours")
+
+
+@pytest.mark.parametrize(
+    "head, body",
+    [
+        ("license: mit\nextra_gated_prompt: |\n  Terms ---\n  ---\n  end\nextra_gated_fields:\n  Name: text", "# T"),
+        ("license: mit # chosen\n# a note\ntags:\n- mine   # kept", "| a |\n|---|\n| b ---\n\n---\n\nafter the rule"),
+        ("pretty_name: a---\nlicense: mit", "text ---\n\nmore\n---\nend"),
+    ],
+)
+@pytest.mark.parametrize("line, start", [("\n", ""), ("\r\n", ""), ("\n", "\ufeff")])
+def test_what_a_person_wrote_is_kept_to_the_letter(head, body, line, start):
+    old = start + f"---\n{head}\n---\n{body}\n".replace("\n", line)
+    new = renew_card(old, {"license": "apache-2.0", "size_categories": ["n<1K"]}, PART, "w")
+    assert new == f"---\n{head}\nsize_categories:\n- n<1K\n---\n\n" + body.replace("\n", line) + f"\n\n{PART}\n"
+    assert renew_card(new, {"license": "apache-2.0", "size_categories": ["n<1K"]}, PART, "w") == new
+
+
+@pytest.mark.parametrize("text", ["# T\n\n---\n\nrule\n", "a ---\n---\nb\n", "| a |\n|---|\n"])
+def test_a_card_without_metadata_is_all_body(text):
+    assert split_card(text) == ({}, text)
+
+
+def test_no_line_runs_through_a_name():
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    grid = np.meshgrid(np.linspace(0, 1, 101), np.linspace(0, 1, 101))
+    lines = axis.contour(*grid, grid[1], levels=[0.5, 0.8])
+    _cut_lines(lines, [(0.3, 0.4, 0.6, 0.6)])
+    through, beside = (path.vertices for path in lines.get_paths())
+    assert not ((through[:, 0] >= 0.3) & (through[:, 0] <= 0.6)).any() and len(beside) == 101
+    path = lines.get_paths()[0]
+    starts = [
+        tuple(place.round(2)) for place, code in zip(path.vertices, path.codes, strict=True) if code == path.MOVETO
+    ]
+    assert len(starts) == 2 and {x for x, _ in starts} <= {0.0, 1.0, 0.29, 0.61}

@@ -3,7 +3,7 @@
 import pytest
 
 from persyn_hf.errors import PublishError
-from tests.publishing.client import load, push, push_until_it_works, rows
+from tests.publishing.client import command, load, push, push_until_it_works, rows
 from tests.publishing.conftest import make_data
 from tests.publishing.routers import TinyRouter
 
@@ -181,3 +181,35 @@ def test_what_a_person_wrote_stays(hub, client):
     client(push, make_data("new", "rows"), router=NEW, license="apache-2.0")
     assert "license: apache-2.0\n" in hub.dataset().text("README.md")
     assert client(load)[1].rows == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [False, True])
+def test_one_cut_connection_never_ends_a_push(hub, client, late):
+    for number in range(60):
+        hub.reset()
+        hub.cut_once, hub.cut_late = number, late
+        assert client(push_until_it_works, make_data(f"{late} {number}"), TinyRouter(seed=number, held_out={})) is None
+        if hub.cut_once >= 0:
+            break
+    assert number >= 20
+
+
+@pytest.mark.parametrize("route", ["whoami-v2", "validate-yaml", "auth-check", "/api/collections"])
+def test_checks_and_collections_are_tried_again(hub, client, route):
+    client(push, make_data("old"), router=OLD)
+    hub.repos.pop(("model", "me/router"))
+    hub.fail(route, 503, times=2)
+    client(push, make_data("new"), router=NEW, collection="Ours")
+    assert texts(client) == ["new"] and not [fault for fault in hub.faults if fault.times]
+
+
+def test_a_failed_pull_says_to_pull_again(hub, client, tmp_path):
+    client(push, make_data("old"), router=OLD)
+    hub.fail("GET /api/datasets/me/data", 500, times=99)
+    with pytest.raises(
+        PublishError, match=r"Pulling the dataset `me/data` failed: .* Run the same pull again to resume"
+    ):
+        client(command, ["pull", "me/data", str(tmp_path / "run"), "--quiet"])
+    with pytest.raises(PublishError, match=r"Loading the dataset `me/data` failed: .* Run the same load again"):
+        client(load)

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, Features, Json, List, Value
 
 from persyn_hf.publishing.leaks import find_in_tables, find_in_text, find_in_values
-from persyn_hf.publishing.randomness import is_placeholder, looks_random
+from persyn_hf.publishing.randomness import is_placeholder, is_random_text
 from persyn_hf.publishing.secret_kinds import KINDS
 from tests.publishing.secret_texts import HARMLESS, KEYS, harmless, keys
 
@@ -138,7 +138,7 @@ def test_rows_are_counted_over_pieces_and_slices():
     ],
 )
 def test_drawn_text_is_told_from_words_and_placeholders(value, random, placeholder):
-    assert (looks_random(value), is_placeholder(value)) == (random, placeholder)
+    assert (is_random_text(value), is_placeholder(value)) == (random, placeholder)
 
 
 def test_the_table_of_kinds():

@@ -55,6 +55,8 @@ BLOCK = {
     "student": [7, ["org/student"], "org/\x07student"],
     "teachers": [None, "alpha", [], ["alpha", "beta", "gamma"], [{"model": "m"}] * 3, {"name": "alpha"}],
     "fallback": ["nobody", 7, ["alpha"], {"name": "alpha"}],
+    "left_out": ["x", [], {"a": 3}, {"a": "\x1b[2J"}, {"\x1b[2J": "a"}],
+    "probe_prompts": ["x", [], 3],
     "probe_means": ["x", [], {"reward": 3}, {"reward": {"alpha": "high"}}],
     "held_out": ["x", [1]],
     "reward": ["x", [1]],

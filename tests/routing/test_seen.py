@@ -9,6 +9,7 @@ import pytest
 from persyn_hf import evaluate_router
 from persyn_hf.columns import prompt_id
 from persyn_hf.errors import DataError
+from persyn_hf.routing.evaluate import _cross_validated
 from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.seen import seen_prompts, seen_record
 
@@ -33,6 +34,7 @@ def test_its_own_probe_is_refused_with_the_cross_validated_figures(router_folder
     held_out = router.metadata["held_out"]
     with pytest.raises(DataError) as error:
         evaluate_router(router, scored, show=False)
+    assert _cross_validated({"held_out": {"router": "x", "oracle": {"mean": None}}}) == ""
     for words in (
         "trained on 120 of these 120 prompts",
         f"best single teacher {held_out['best_single']['mean']:.3f}",

@@ -6,7 +6,7 @@ import pytest
 
 from persyn_hf import RunConfig, config
 from persyn_hf.comparison.cells import Cell, HeldOut, identify
-from persyn_hf.config import Settings
+from persyn_hf.config import Judge, Settings
 from persyn_hf.errors import ConfigError
 from persyn_hf.run.fingerprints import Checkpoint, fingerprint, key_of
 from persyn_hf.run.stages import run_stages
@@ -65,8 +65,14 @@ TABLE = {
         "revision": ("v2", {"router"}),
         "config": ("main", CONTENT),
         "split": ("test", CONTENT),
+        "format": ("messages", CONTENT),
         "column": ("question", CONTENT),
+        "template": ("{{ question }}", CONTENT),
+        "system_column": ("system", CONTENT),
+        "tools_column": ("tools", CONTENT),
         "answer_column": ("answer", CONTENT),
+        "last_assistant": ("reference", CONTENT),
+        "keep_columns": (["id"], CONTENT),
         "limit": (5, CONTENT),
         "on_bad_prompt": ("drop", CONTENT),
     },
@@ -144,6 +150,8 @@ TABLE = {
         "timeout": (9.0, NOTHING),
         "attempts": (2, NOTHING),
         "max_response_bytes": (4096, NOTHING),
+        "price_per_million_prompt_tokens": (1.0, NOTHING),
+        "price_per_million_completion_tokens": (1.0, NOTHING),
         "api": ("echo", SCORES),
         "served_model": ("s", SCORES),
     },
@@ -314,7 +322,13 @@ OF_A_JUDGE = {
     "timeout": (9.0, NOTHING),
     "attempts": (2, NOTHING),
     "max_response_bytes": (4096, NOTHING),
+    "price_per_million_prompt_tokens": (1.0, NOTHING),
+    "price_per_million_completion_tokens": (1.0, NOTHING),
     "model": ("other", QUALITY | {"router"}),
+    "revision": ("v2", QUALITY),
+    "max_tokens_field": ("max_completion_tokens", QUALITY),
+    "seed": (None, QUALITY),
+    "extra_body": ({"top_k": 5}, QUALITY),
     "template": ("{{ prompt }}", QUALITY),
     "temperature": (0.5, QUALITY),
     "max_tokens": (7, QUALITY),
@@ -409,7 +423,7 @@ def test_every_field_of_every_section_stands_in_the_table():
         "Judge": set(OF_A_JUDGE),
         "Accept": set(OF_ACCEPT),
     }
-    tabled["Service"] = set(OF_A_JUDGE) - {"model", "template", "temperature", "max_tokens"}
+    tabled["Service"] = set(OF_A_JUDGE) - set(Judge.__annotations__)
     for path, fields in TABLE.items():
         below = {child.removeprefix(f"{path}.").partition(".")[0] for child in TABLE if child != path}
         known = set(sections[SECTION_OF[path]].model_fields)

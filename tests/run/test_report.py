@@ -43,6 +43,23 @@ def test_an_answer_that_is_used_again_counts_once_and_every_sample_by_itself():
     assert [(line.answered, line.failed) for line in without.teachers] == [(2, 0), (0, 1)]
 
 
+def test_teachers_that_are_no_candidates_are_told():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from persyn_hf.run.report import print_report
+
+    generated = table([("p", "a", 0, "stop", None), ("q", "b", 0, None, "HTTP 402")])
+    routed = Dataset.from_dict({"prompt_id": ["p", "q"], "route": ["a", "b"]})
+    block = {"left_out": {"c[/red]": "answered 4 of 30 prompts"}}
+    report = build_report(CONFIG, routed, None, None, routed, generated, block)
+    assert (report.generations, report.saved) == (1, 2.0) and report.to_dict()["left_out"] == block["left_out"]
+    shown = StringIO()
+    print_report(report, Console(file=shown, width=200))
+    assert "c[/red] answered 4 of 30 prompts on the probe: it is no candidate" in shown.getvalue()
+
+
 def test_at_80_columns_no_header_is_cut_and_the_rows_that_left_are_told():
     lines = [TeacherLine(name, 1234, 5678, 90, 12, 0.123, -1.234, 0.567) for name in ("a", "a-teacher-of-a-long-name")]
     held_out = {"prompts": 40, "router": {"mean": 0.5, "low": 0.4, "high": 0.6}}
@@ -62,4 +79,4 @@ def test_at_80_columns_no_header_is_cut_and_the_rows_that_left_are_told():
         "386 of 480 answers are in the set; left out: 4 without an answer, 90 cut by `max_tokens` "
         "(`publish.keep_truncated` keeps them)." in flat
     )
-    assert "4 prompts were dropped: 3 × it is too long; 1 × an earlier prompt again." in flat
+    assert "4 prompts were dropped: 3 × it is too long; 1 × repeats an earlier prompt." in flat

@@ -1,4 +1,4 @@
-"""Pairs of a reference and an answer by hand-made rules: whether the answer is right, in the forms that models write."""
+"""Pairs of a reference and an answer by hand-made rules: is the answer right, in the forms that models write?"""
 
 #: A reference, and final answers that are equal to it; each stands in `\boxed{}`.
 BOXED_RIGHT = {

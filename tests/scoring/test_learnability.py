@@ -17,6 +17,7 @@ from persyn_hf.models.device import worker_device
 from persyn_hf.models.rendering import render_answers
 from persyn_hf.scoring import engine
 from persyn_hf.scoring.learnability import persyn_learnability, pin_student
+from persyn_hf.scoring.score import score
 from persyn_hf.scoring.student import load_student, token_scores
 from tests.scoring import models
 
@@ -156,8 +157,8 @@ def test_bad_rows_and_settings_are_named(llama):
         persyn_learnability(row | {"completion": "x" * 300}, student=llama)
     with pytest.raises(PromptTooLongError, match="prompt alone"):
         persyn_learnability(row | {"prompt": "x" * 300}, student=llama, too_long="truncate")
-    with pytest.raises(ScoringError, match="without any token"):
-        persyn_learnability(row | {"completion": "", "finish_reason": "length"}, student=llama)
+    empty = persyn_learnability(row | {"completion": "", "finish_reason": "length"}, student=llama)
+    assert empty["learnability"] is None
     with pytest.raises(ConfigError, match="metrics"):
         persyn_learnability(row, student=llama, metrics=("likelihood",))
     with pytest.raises(ConfigError, match="first of `metrics` must be one of mean-logprob, rsr, perplexity"):
@@ -306,3 +307,29 @@ def test_tiles_do_not_change_scores_or_ranks(llama):
         found, ranks = token_scores(head, hidden, targets, True, rows, tile)
         assert torch.allclose(found.double(), own[:, 0], atol=1e-4)
         assert torch.equal(ranks, (logprobs > own).sum(1) + 1)
+
+
+def test_an_answer_without_a_score_has_none_and_the_reason(llama, tmp_path):
+    """One answer was cut before its first token; a student whose one embedding overflows scores the others."""
+    rows = {
+        "prompt_id": ["a"] * 3,
+        "prompt": ["hello"] * 3,
+        "teacher": ["t", "u", "v"],
+        "completion": ["hello", "", "the"],
+        "finish_reason": ["stop", "length", "stop"],
+        "quality": [1.0, 0.0, 0.0],
+    }
+    scored = score(Dataset.from_dict(rows), llama, None, progress=False)
+    assert scored["learnability_error"][:] == [None, "it was cut before its first token", None]
+    assert [value is None for value in scored["learnability"]] == [False, True, False]
+    assert [value is None for value in scored["reward"]] == [False, True, False]
+    model = AutoModelForCausalLM.from_pretrained(models.save(tmp_path, "llama", tie_word_embeddings=False))
+    text = models.tokenizer()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[text("the")["input_ids"][0]] = float("nan")
+    model.save_pretrained(tmp_path)
+    found = score(Dataset.from_dict(rows), str(tmp_path), None, progress=False)
+    assert found["learnability_error"][2] == "the student gives log-probabilities that are not finite"
+    assert found["learnability"][0] < 0 and found["learnability"][2] is None
+    with pytest.raises(ScoringError, match=r"not finite, for all of 1 answers.*another `dtype`"):
+        persyn_learnability({"prompt": "the", "completion": "the"}, student=str(tmp_path))

@@ -138,3 +138,25 @@ def test_an_answer_beyond_the_reward_models_context(tmp_path):
     folder = models.save_reward_model(tmp_path, "llama")
     with pytest.raises(PromptTooLongError, match=r"row 0 of the batch.*256"):
         persyn_quality({"prompt": "p", "completion": "x" * 300}, reward_model=folder)
+
+
+def test_a_reward_model_that_gives_no_finite_score(tmp_path):
+    folder = models.save_reward_model(tmp_path, "llama", models.tokenizer())
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[models.tokenizer()("the")["input_ids"][0]] = float("nan")
+    model.save_pretrained(folder)
+    found = persyn_quality({"prompt": ["no"] * 2, "completion": ["the", "no"]}, reward_model=folder, token_budget=1)
+    assert found["quality"][0] is None and found["quality"][1] is not None
+    assert found["quality_error"] == [f"the reward model `{folder}` gives nan", None]
+    with pytest.raises(
+        ScoringError, match=r"row 0 of the batch and the 1 answers after it: the reward model .* gives nan"
+    ):
+        persyn_quality({"prompt": ["the"] * 2, "completion": ["the", "no"]}, reward_model=folder)
+
+
+def test_a_reward_model_whose_template_cuts_thoughts_is_refused(tmp_path):
+    cuts = models.CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+    folder = models.save_reward_model(tmp_path, "llama", models.tokenizer(cuts))
+    with pytest.raises(ScoringError, match="the chat template of the reward model leaves out part"):
+        persyn_quality({"prompt": "p", "completion": "<think>hello</think>the"}, reward_model=folder)

@@ -164,3 +164,12 @@ def test_inside_a_running_loop(llama):
 
     with serve(Student(llama)) as url:
         assert asyncio.run(notebook(url)) < 0
+
+
+@pytest.mark.parametrize(
+    "option", [{"dtype": "float32"}, {"device": "cpu"}, {"attn_implementation": "eager"}, {"token_budget": 64}]
+)
+def test_what_a_student_behind_a_server_would_ignore_is_refused(option):
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"persyn_learnability: `{name}` cannot be set for a student behind a serv"):
+        persyn_learnability(BATCH, student="s", student_endpoint="http://127.0.0.1:9", **option)

@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset
 
+from persyn_hf import verifier
 from persyn_hf.config import Quality
 from persyn_hf.errors import ConfigError, DataError, MissingColumnError, ScoringError
 from persyn_hf.scoring.quality import persyn_quality, pin_quality
@@ -23,6 +24,7 @@ ANSWERS = {
 LENGTH = "tests.scoring.test_sources:length"
 
 
+@verifier
 def length(prompt, completion, answer):
     return len(completion)
 

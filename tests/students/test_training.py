@@ -110,7 +110,7 @@ def test_one_seed_gives_one_student_bit_for_bit(kinds, answers, tmp_path):
 @pytest.mark.slow
 def test_resuming_equals_an_uninterrupted_training(kinds, answers, tmp_path, monkeypatch):
     recipe = QUICK | {"max_steps": 6, "save_steps": 2}
-    train_student(answers, kinds["qwen"], tmp_path / "whole", recipe, progress=False)
+    whole = train_student(answers, kinds["qwen"], tmp_path / "whole", recipe, progress=False)
 
     from transformers import Trainer
 
@@ -130,6 +130,7 @@ def test_resuming_equals_an_uninterrupted_training(kinds, answers, tmp_path, mon
     # Four steps were saved: the interrupted fifth and the sixth are all that was left to do.
     assert done == [0, 1, 2, 3, 4, 4, 5]
     assert resumed.report.steps == 6
+    assert resumed.report.seen_tokens == whole.report.seen_tokens
     assert_equal(tmp_path / "whole", tmp_path / "cut")
     assert not (tmp_path / "cut/checkpoints").exists()
 
@@ -247,6 +248,21 @@ def test_counts_of_cut_and_left_out_answers(kinds, tmp_path):
     assert (counts.rows, counts.left_out, counts.without_end) == (2, 1, 1)
     # "<bos><start_of_turn>user\nOther?<end_of_turn>\n<start_of_turn>model\n" is 2 + 11 + 2 + 1 + 6 = 22 tokens.
     assert counts.learnt_tokens == len("yes") + 1 + 80 - 22
+
+
+def test_the_tokens_that_were_seen_are_counted(kinds, tmp_path):
+    """Two steps of one row each of four see two of them; four epochs see each four times; a resume counts on."""
+    said = ["yes", "no", "maybe", "never"]
+    data = Dataset.from_dict({"prompt": [f"Number {index}?" for index in range(4)], "completion": said})
+    recipe = QUICK | {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    one = {len(word) + 1 for word in said}  # a letter a token, and the end of turn
+    part = train_student(data, kinds["gemma"], tmp_path / "part", recipe | {"max_steps": 2}, progress=False).report
+    assert part.counts.learnt_tokens == sum(map(len, said)) + 4
+    assert part.seen_tokens in {a + b for a in one for b in one if a != b}
+    whole = recipe | {"max_steps": None, "num_train_epochs": 4}
+    report = train_student(data, kinds["gemma"], tmp_path / "whole", whole, progress=False).report
+    assert report.seen_tokens == 4 * report.counts.learnt_tokens
+    assert json.loads((tmp_path / "whole/training.json").read_text())["seen_tokens"] == report.seen_tokens
 
 
 def test_the_card_names_student_and_recipe(kinds, answers, tmp_path):

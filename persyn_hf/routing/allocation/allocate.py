@@ -153,7 +153,7 @@ def answer_rates(
     Args:
         teachers (`Sequence[Teacher]`): `max_concurrency` holds for each of a teacher's endpoints.
         completion_tokens (`float` or mapping by teacher, *optional*): As for [`answer_costs`].
-        tokens_per_second (`float` or mapping by teacher, defaults to 50): Of one request.
+        tokens_per_second (`float` or mapping by teacher, defaults to 50): Speed of one request.
         concurrency (`float`, defaults to 32): For teachers without `max_concurrency`.
     """
     completion, speed = _completion_tokens(teachers, completion_tokens), _tokens(teachers, tokens_per_second)

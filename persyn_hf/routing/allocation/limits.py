@@ -1,4 +1,4 @@
-"""What an allocation may not exceed, as bounds on how many prompts each teacher gets, and why it cannot be met."""
+"""The limits of an allocation as bounds on each teacher's prompts, and the reason where they cannot be met."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Limits:
     top_k: int
 
     def met_by(self, counts: Counts) -> bool:
-        """Whether teachers may answer so many prompts."""
+        """True where teachers may answer so many prompts."""
         within = bool((counts >= self.lower).all() and (counts <= self.upper).all())
         return within and self.within_budget(float(counts @ self.cost))
 
     def within_budget(self, cost: float) -> bool:
-        """Whether a sum in USD is within the budget, but for rounding."""
+        """True where a sum in USD is within the budget, but for rounding."""
         return cost <= self.budget + _ROUNDING * max(1.0, abs(self.budget))
 
 
@@ -95,7 +95,7 @@ def make_limits(
 
 
 def cheapest_counts(limits: Limits, prompts: int) -> Counts:
-    """How many prompts each teacher gets in the cheapest allocation that keeps the bounds."""
+    """The number of prompts of each teacher in the cheapest allocation that keeps the bounds."""
     counts = limits.lower.copy()
     left = prompts * limits.top_k - int(counts.sum())
     for teacher in np.argsort(limits.cost, kind="stable"):

@@ -23,19 +23,19 @@ WINDOW = 2.0
 
 @dataclass(frozen=True)
 class Prices:
-    """What an answer of a teacher costs the others, in units of the scores.
+    """The cost of a teacher's answer to the others, in units of the scores.
 
     Args:
         teacher (`ndarray` of shape `(teachers,)`): Positive where a teacher is wanted by more prompts than it may
             answer, negative where it must answer more than want it.
-        budget (`float`): Of one USD.
+        budget (`float`): Price of one USD.
     """
 
     teacher: Array
     budget: float
 
     def of(self, limits: Limits) -> Array:
-        """What is taken off each teacher's score, shape `(teachers,)`."""
+        """The amount taken off each teacher's score, shape `(teachers,)`."""
         prices: Array = self.teacher + self.budget * limits.cost
         return prices
 
@@ -47,7 +47,7 @@ class Program:
     Args:
         rows, teachers (`ndarray` of shape `(pairs,)`): A prompt (0 to `prompts − 1`) and a teacher it may go to.
         gains (`ndarray` of shape `(pairs,)`): Reduced scores, from the last chosen one on, in units of `radius`.
-        weights (`ndarray` of shape `(prompts,)`): How many prompts each stands for.
+        weights (`ndarray` of shape `(prompts,)`): Number of prompts that each stands for.
         lower, upper (`ndarray` of shape `(teachers,)`): Answers that are left to give.
         budget (`float`): USD that are left.
         prices (`Prices`), radius (`float`), limits (`Limits`): What the above was reduced by.
@@ -184,12 +184,12 @@ def make_program(
     """A program for some prompts.
 
     Args:
-        scores (`ndarray` of shape `(prompts, teachers)`): Of these prompts.
+        scores (`ndarray` of shape `(prompts, teachers)`): Scores of these prompts.
         last (`ndarray` of shape `(prompts,)`): The reduced score of the last chosen teacher of each.
         chosen (`ndarray` of shape `(teachers,)`): Answers that are already given, to prompts outside.
         share (`float`): These prompts' share of those that are undecided.
         prices (`Prices`), radius (`float`), limits (`Limits`): Prices, how far they may be wrong, and the limits.
-        weights (`ndarray` of shape `(prompts,)`, *optional*): How many equal prompts each stands for; default: one.
+        weights (`ndarray` of shape `(prompts,)`, *optional*): Number of equal prompts; default: one.
     """
     require("allocate under limits", "scipy")
     gains = (scores - prices.of(limits) - last[:, None]) / radius

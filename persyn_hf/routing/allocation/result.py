@@ -1,4 +1,4 @@
-"""What an allocation came to."""
+"""The result of an allocation."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class AllocationResult:
 
     @property
     def gap(self) -> float:
-        """How much larger the sum of the best allocation can be at most; 0 where this one is proven to be the best."""
+        """The most by which the best allocation can be larger; 0 where this one is proven to be it."""
         return max(self.bound - self.total, 0.0)
 
     @property

@@ -65,7 +65,7 @@ def solve(scores: NDArray[np.floating], limits: Limits, seed: int = 0) -> Soluti
     Args:
         scores (`ndarray` of shape `(prompts, teachers)`): Finite.
         limits (`Limits`): Limits that some allocation meets (see [`make_limits`]).
-        seed (`int`, defaults to 0): Of the samples and of the noise that breaks ties.
+        seed (`int`, defaults to 0): Random seed of the samples and of the noise that breaks ties.
 
     Returns:
         `Solution`: With `bound − total` at most 5e-7 of the total, unless the exact search was cut off.

@@ -1,0 +1,90 @@
+"""What verifiers return, checked row by row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from persyn_hf.errors import PersynError, ScoringError
+from persyn_hf.scoring.verifiers import Verifier
+
+
+@dataclass(frozen=True)
+class ScorableAnswers:
+    """The answers of a batch that can be scored.
+
+    Args:
+        prompts, completions, references (`list`): One of each per answer; a reference may be null.
+        names (`list[str]`): How errors name the answers.
+        has_references (`bool`): Whether there is a column of references.
+        forms (`list`): The `response_format` that each was asked for in.
+    """
+
+    prompts: list[Any]
+    completions: list[str]
+    references: list[Any]
+    names: list[str]
+    has_references: bool
+    forms: list[Any]
+
+
+def verified(verifier: Verifier, known: tuple[float, float] | None, answers: ScorableAnswers) -> list[float]:
+    """Gives every answer to a verifier.
+
+    Args:
+        verifier (`Callable`): Called with `(prompt, completion, answer)`.
+        known (`tuple[float, float]`, *optional*): The least and the greatest number that it may return.
+        answers (`ScorableAnswers`): The answers.
+
+    Raises:
+        ScoringError: If it raises, returns no such number, or cannot read references; names all of these rows.
+    """
+    found = []
+    unreadable = []
+    for prompt, completion, reference, name in zip(
+        answers.prompts, answers.completions, answers.references, answers.names, strict=True
+    ):
+        try:
+            found.append(_number(verifier(prompt, completion, reference), known))
+        except ScoringError as error:
+            unreadable.append(f"{name}: {_explained(error, reference, answers.has_references)}")
+        except PersynError:  # a package that is missing
+            raise
+        except Exception as error:
+            raise ScoringError(f"{name}: the verifier raised {type(error).__name__}: {error}") from error
+    if unreadable:
+        more = len(unreadable) - _NAMED
+        raise ScoringError(
+            (f"{len(unreadable)} rows cannot be verified.\n" if len(unreadable) > 1 else "")
+            + "\n".join(unreadable[:_NAMED])
+            + (f"\n… and {more} more." if more > 0 else "")
+        )
+    return found
+
+
+#: Rows that an error names.
+_NAMED = 20
+
+
+def _number(value: Any, known: tuple[float, float] | None) -> float:
+    """What a verifier returned, if it is a score.
+
+    Raises:
+        ScoringError: If it is no finite number, or outside the range that is known of the verifier.
+    """
+    try:
+        number = float(value) if hasattr(value, "__float__") else math.nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array or a tensor of several numbers
+        number = math.nan
+    if not math.isfinite(number):
+        raise ScoringError(f"the verifier must return a finite number, got {value!r:.200}.")
+    if known is not None and not known[0] <= number <= known[1]:
+        raise ScoringError(f"the verifier must return a number from {known[0]} to {known[1]} (`range`), got {number}.")
+    return number
+
+
+def _explained(error: ScoringError, reference: Any, has_references: bool) -> str:
+    if reference is None and has_references and "needs a reference" in str(error):
+        return "the verifier needs a reference, and this row's is null."
+    return str(error)
