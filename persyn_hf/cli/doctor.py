@@ -45,7 +45,7 @@ def doctor(
     findings = check_installation()
     if config is not None:
         run = read_run(config, settings)
-        findings += check_configuration(run, str(config)) + check_endpoints(run.teachers)
+        findings += check_configuration(run, source=str(config)) + check_endpoints(run.teachers)
         findings += _services(run)
     _print(findings)
     if config is not None:

@@ -85,14 +85,16 @@ async def ask_teachers(
         missing = [Missing(claims, tally) for tally in tallies]
         work = [own.draw(plan.jobs(asked)) for asked, own in zip(plan.asked, missing, strict=True)]
         first = [next(jobs, None) for jobs in work]
+        twins = [one for one in find_twins(plan.asked) if one.apart]
+        twinned = {name for one in twins for name in one.names}  # one has claimed the others' rows
         limits = await preflight(
             [
                 (asked.teacher, functools.partial(plan.messages, asked))
                 for asked, job in zip(plan.asked, first, strict=True)
-                if job is not None
+                if job is not None or asked.name in twinned
             ],
             patience=options.policy.down_after_unseen,
-            problems=[str(twins) for twins in find_twins(plan.asked) if twins.apart],
+            problems=[str(one) for one in twins],
         )
         run = _Run(plan, claims, options)
         for asked, tally, own, several in zip(plan.asked, tallies, missing, clients, strict=True):

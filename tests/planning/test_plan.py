@@ -23,11 +23,12 @@ CLI = [sys.executable, "-c", "from persyn_hf.cli import main; main()"]
 @pytest.fixture
 def settings(tmp_path, tiny_lm):
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"prompt {number:02d}"}) + "\n" for number in range(20)))
+    rows = [{"prompt": f"prompt {number:02d}", "answer": "yes"} for number in range(20)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     teacher = {"backend": "local", "model": str(tiny_lm), "batch_size": 4}
     return {
         "output_dir": str(tmp_path / "run"),
-        "prompts": {"source": str(prompts)},
+        "prompts": {"source": str(prompts), "answer_column": "answer"},
         "probe": {"size": 5},
         "teachers": [
             teacher | {"name": "cheap", "price_per_million_completion_tokens": 1.0},
