@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persyn_hf.errors import ConfigError
 from persyn_hf.packages import require
@@ -105,6 +107,79 @@ def free_cache(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short. On the CPU torch raises a plain RuntimeError, told by its text."""
+    import torch
+
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ("memory" in text and "alloc" in text)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Switches TF32 off, which keeps 10 of float32's 23 bits, and puts it back as it was."""
+    import torch
+
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    name, exact = "fp32_precision", "ieee"
+    if not all(hasattr(place, name) for place in places):  # before torch 2.9
+        places, name = [torch.backends.cuda.matmul, torch.backends.cudnn], "allow_tf32"
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, exact if name == "fp32_precision" else False)
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
+
+
+class Timeline:
+    """When a device reached which point of the work it was given, and the memory that the work took.
+
+    Marks cost no wait; only `seconds` waits, for the later of its two marks.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+            self._held = torch.cuda.memory_allocated(device)
+
+    def mark(self) -> Any:
+        """A point after all that was given so far."""
+        import time
+
+        import torch
+
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))  # type: ignore[no-untyped-call]
+        return event
+
+    def seconds(self, first: Any, second: Any) -> float:
+        """Between two marks."""
+        if not self._cuda:
+            return float(second - first)
+        second.synchronize()
+        return float(first.elapsed_time(second)) / 1000
+
+    def has_room(self, factor: float) -> bool:
+        """Whether work that takes `factor` times the memory of the work so far would fit."""
+        import torch
+
+        if not self._cuda:
+            return True
+        taken = torch.cuda.max_memory_allocated(self._device) - self._held
+        free = torch.cuda.mem_get_info(self._device)[0] + torch.cuda.memory_reserved(self._device)
+        free -= torch.cuda.memory_allocated(self._device)
+        return free > factor * taken
 
 
 @dataclass(frozen=True)

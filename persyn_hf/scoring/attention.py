@@ -3,7 +3,8 @@
 On a CPU the queries go in blocks. The scores of a block are one matrix product with the keys it may see: the prompt
 and the completion up to the block. So the half of the scores that causality forbids is hardly computed, heads that
 share keys share the product, and nothing is as large as queries × keys. It takes half the time of PyTorch's own CPU
-kernel, and scores stay in float32 also for bfloat16. Elsewhere PyTorch's kernels get one masked call per completion.
+kernel, and scores stay in float32 also for bfloat16. Elsewhere all trees go at once, see `persyn_hf.scoring.parts`, and
+batches of plain sequences go to PyTorch's causal kernels, without a mask.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from persyn_hf.scoring.parts import Parts, Scores, in_blocks
 
 #: The name of the packed attention among transformers' attention implementations.
 PACKED = "persyn_packed"
@@ -34,13 +37,17 @@ class Tree:
 
 @dataclass
 class Layout:
-    """Where the trees of a pack lie; `masks` keeps what all layers share."""
+    """Where the trees of a pack lie; `masks` keeps what all layers share.
+
+    With `parts`, the same places as tensors of a device, all trees go at once; without, one after the other.
+    """
 
     trees: tuple[Tree, ...]
+    parts: Parts | None = None
     masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
 
-_LAYOUT: ContextVar[Layout] = ContextVar("persyn_layout")
+_LAYOUT: ContextVar[Layout | None] = ContextVar("persyn_layout", default=None)
 
 
 @contextmanager
@@ -78,24 +85,27 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention over the trees of the current pack, with transformers' attention signature.
 
+    Outside of `with_layout` the rows are plain sequences, right-padded.
+
     Args:
         module (`torch.nn.Module`): The attention layer.
-        query (`Tensor`): `(1, heads, tokens, dim)`.
-        key, value (`Tensor`): `(1, key_value_heads, tokens, dim)`.
+        query (`Tensor`): `(1, heads, tokens, dim)`; of plain sequences `(rows, heads, tokens, dim)`.
+        key, value (`Tensor`): `(1, key_value_heads, tokens, dim)`; of plain sequences as many rows.
         attention_mask (`None`): Unused.
         scaling (`float`, *optional*), sliding_window (`int`, *optional*), softcap (`float`, *optional*): Of the layer.
 
     Returns:
-        `tuple[Tensor, None]`: `(1, tokens, heads, dim)`.
+        `tuple[Tensor, None]`: `(1, tokens, heads, dim)`; of plain sequences `(rows, tokens, heads, dim)`.
     """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases are not packed")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layout = _LAYOUT.get()
+    if layout is None:
+        return _causal(query, key, value, Scores(scale, sliding_window, softcap)), None
     output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-    way = _Blocks if query.device.type == "cpu" else _Masked
-    attend = way(_LAYOUT.get(), query, key, value, output, scale, sliding_window, softcap)
-    for tree in attend.layout.trees:
-        attend(tree)
+    way = _Blocks if layout.parts is None else _TwoParts
+    way(layout, query, key, value, output, scale, sliding_window, softcap).fill()
     return output, None
 
 
@@ -115,11 +125,12 @@ class _Attention:
     def __post_init__(self) -> None:
         """Prepares what all trees of the pack share."""
 
-    def __call__(self, tree: Tree) -> None:
-        """Fills the output of a tree: the prompt, then every completion behind the prompt."""
-        self.segment((tree.prompt[0], tree.prompt[0]), tree.prompt)
-        for completion in tree.completions:
-            self.segment(tree.prompt, completion)
+    def fill(self) -> None:
+        """Fills the output, tree by tree: the prompt, then every completion behind the prompt."""
+        for tree in self.layout.trees:
+            self.segment((tree.prompt[0], tree.prompt[0]), tree.prompt)
+            for completion in tree.completions:
+                self.segment(tree.prompt, completion)
 
     def segment(self, prompt: tuple[int, int], own: tuple[int, int]) -> None:
         """Fills the output of the tokens `own`, which see `prompt` and, causally, themselves."""
@@ -174,27 +185,35 @@ class _Blocks(_Attention):
         self.output[0, start:stop] = found.view(-1, queries, value.shape[-1]).transpose(0, 1)
 
 
-class _Masked(_Attention):
-    """PyTorch's kernels with an explicit mask."""
+class _TwoParts(_Attention):
+    """All trees of a pack at once: every segment on itself, every completion on its prompt, merged by their sums."""
 
-    def __post_init__(self) -> None:
-        groups = self.query.shape[1] // self.key.shape[1]
-        if groups > 1:
-            self.key, self.value = (part.repeat_interleave(groups, dim=1) for part in (self.key, self.value))
+    def fill(self) -> None:
+        """See `_Attention.fill`."""
+        parts = self.layout.parts
+        assert parts is not None
+        query, key, value = (part[0].transpose(0, 1) for part in (self.query, self.key, self.value))
+        window = self.window if self.window is not None and self.window < parts.longest else None
+        how = Scores(self.scale, window, self.softcap)
+        self.output[0] = parts.attend(query, key, value, how)
 
-    def segment(self, prompt: tuple[int, int], own: tuple[int, int]) -> None:
-        """See `_Attention.segment`."""
-        query = self.query[:, :, slice(*own)]
-        key, value = (_joined(part, prompt, own, dim=2) for part in (self.key, self.value))
-        mask = self.allowed(query.shape[2], key.shape[2])
-        if self.softcap is None:
-            found = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
-        else:
-            scores = torch.tanh(query @ key.transpose(2, 3) * (self.scale / self.softcap)) * self.softcap
-            scores = scores.masked_fill(~mask, float("-inf"))
-            wide = torch.promote_types(query.dtype, torch.float32)
-            found = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype) @ value
-        self.output[:, slice(*own)] = found.transpose(1, 2)
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
+    """Rows of sequences that start at their first place: `(rows, heads, tokens, dim)`, right-padded, without a mask."""
+    tokens = query.shape[2]
+    window = how.window if how.window is not None and how.window < tokens else None
+    if window is None and how.softcap is None:
+        # Only FlashAttention reads grouped heads; for the other kernels PyTorch would take one that holds all scores.
+        grouped = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] <= 256
+        if query.shape[1] != key.shape[1] and not grouped:
+            groups = query.shape[1] // key.shape[1]
+            key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        unlike = query.shape[1] != key.shape[1]
+        found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=how.scale, enable_gqa=unlike)
+        return found.transpose(1, 2)
+    places = torch.arange(tokens, device=query.device).expand(query.shape[0], -1)
+    how = Scores(how.scale, window, how.softcap)
+    return in_blocks(query, key, value, places, places, how, causal=True)[0].transpose(1, 2)
 
 
 def _joined(part: Tensor, prompt: tuple[int, int], own: tuple[int, int], dim: int = 1) -> Tensor:

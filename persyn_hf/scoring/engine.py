@@ -10,23 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persyn_hf.config import Student, default_of
 from persyn_hf.errors import ConfigError, ScoringError
-from persyn_hf.models.device import free_cache
+from persyn_hf.models.device import exact_float32, free_cache, is_out_of_memory
 from persyn_hf.models.rendering import Rendered
+from persyn_hf.scoring.growth import Growth
 from persyn_hf.scoring.packing import build_pack, plan_packs, run_packed
 from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
+from persyn_hf.scoring.streaming import stream_sums
 from persyn_hf.scoring.student import StudentModel, token_scores
 
 _NOT_FINITE = "the student gives log-probabilities that are not finite"
 Progress = Callable[[int], Any]
+#: Tokens of one forward pass on a CPU.
+CPU_TOKENS = 8192
 
 
 def score_rendered(
     student: StudentModel,
     answers: Sequence[Rendered],
     ranks: bool = False,
-    token_budget: int = default_of(Student, "token_budget"),
+    token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> list[AnswerScore]:
     """Scores rendered answers; each score is independent of the others, their order and the budget.
@@ -36,7 +39,8 @@ def score_rendered(
         answers (`Sequence[Rendered]`): Answers with at least one completion token. Those of one prompt share its
             computation wherever they stand in the sequence.
         ranks (`bool`, defaults to `False`): Also sum the tokens' ranks.
-        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included. Out of memory halves it.
+        token_budget (`int`, *optional*): Tokens of one forward pass, padding included. Default: 8,192 on a CPU;
+            elsewhere what `persyn_hf.scoring.growth` finds. Out of memory halves it.
         progress (`Callable[[int], Any]`, *optional*): Called with the tokens (prompt included, unshared) of every
             pass.
 
@@ -47,10 +51,48 @@ def score_rendered(
         ScoringError: If a single answer does not fit in memory, or nothing that the student gives is finite. Where
             some answers are not, only these have an `error`.
     """
-    if token_budget < 1:
+    if token_budget is not None and token_budget < 1:
         raise ConfigError(f"`token_budget` must be at least 1, got {token_budget}.")
+    with exact_float32():
+        scores = (_streamed if student.streamed else _awaited)(student, answers, ranks, token_budget, progress)
+        for row in [row for row, score in enumerate(scores) if score.error is not None] if len(scores) > 1 else []:
+            again = [answers[row]]  # its neighbours' numbers may be what is not finite
+            scores[row] = _streamed(student, again, ranks, None, None)[0] if student.streamed else (
+                _score_rows(student, again, [0], ranks)[0]
+            )
+    if scores and all(score.error is not None for score in scores):
+        raise ScoringError(
+            f"The student `{student.name}` gives log-probabilities that are not finite, for all of {len(scores)} "
+            f"answers. Its weights overflow in {student.model.dtype}, or are damaged: give another `dtype` or "
+            "`revision`."
+        )
+    return scores
+
+
+def _streamed(
+    student: StudentModel,
+    answers: Sequence[Rendered],
+    ranks: bool,
+    token_budget: int | None,
+    progress: Progress | None,
+) -> list[AnswerScore]:
+    """See `persyn_hf.scoring.streaming`."""
+    growth = student.growth if token_budget is None else Growth(token_budget, settled=True)
+    sums, orders = stream_sums(student, answers, ranks, growth, progress)
+    lengths = [len(answer.completion_ids) for answer in answers]
+    return [_answer_score(*row, ranks) for row in zip(sums, lengths, orders, strict=True)]
+
+
+def _awaited(
+    student: StudentModel,
+    answers: Sequence[Rendered],
+    ranks: bool,
+    token_budget: int | None,
+    progress: Progress | None,
+) -> list[AnswerScore]:
+    """One forward pass after the other, each waited for."""
     found: dict[int, AnswerScore] = {}
-    budget = token_budget
+    budget = token_budget or CPU_TOKENS
     while len(found) < len(answers):
         waiting = [row for row in range(len(answers)) if row not in found]
         try:
@@ -59,21 +101,10 @@ def score_rendered(
                 if progress is not None:
                     progress(sum(len(answers[row].ids) for row in rows))
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             budget = _smaller(student, answers, waiting, budget, error)
-    for row in [row for row in found if found[row].error is not None] if len(found) > 1 else []:
-        found[row] = _score_rows(student, answers, [row], ranks)[
-            0
-        ]  # its neighbours' numbers may be what is not finite
-    scores = [found[row] for row in range(len(answers))]
-    if scores and all(score.error is not None for score in scores):
-        raise ScoringError(
-            f"The student `{student.name}` gives log-probabilities that are not finite, for all of {len(scores)} "
-            f"answers. Its weights overflow in {student.model.dtype}, or are damaged: give another `dtype` or "
-            "`revision`."
-        )
-    return scores
+    return [found[row] for row in range(len(answers))]
 
 
 def _plan(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -108,12 +139,6 @@ def _smaller(
     return max(budget // 2, 1)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch raises a plain RuntimeError, told apart only by its text.
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ("memory" in text and "alloc" in text)
-
-
 def _score_rows(
     student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], ranks: bool
 ) -> list[AnswerScore]:
@@ -130,10 +155,12 @@ def _score_rows(
         orders = [0] * len(rows)
         if places is not None:
             orders = [int(part.clamp(max=RANK_LIMIT).sum()) for part in torch.split(places, lengths)]
-    return [
-        AnswerScore(total, length, order if ranks else None, error=None if math.isfinite(total) else _NOT_FINITE)
-        for total, length, order in zip(sums, lengths, orders, strict=True)
-    ]
+    return [_answer_score(*row, ranks) for row in zip(sums, lengths, orders, strict=True)]
+
+
+def _answer_score(total: float, length: int, order: int, ranks: bool) -> AnswerScore:
+    error = None if math.isfinite(total) else _NOT_FINITE
+    return AnswerScore(total, length, order if ranks else None, error=error)
 
 
 def _packed(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int]) -> Tensor:

@@ -41,13 +41,14 @@ class Pack:
     lengths: list[int]
 
 
-def plan_packs(answers: Sequence[Rendered], rows: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+def plan_packs(answers: Sequence[Rendered], rows: Sequence[int], token_budget: int | Callable[[], int]) -> Iterator[list[int]]:
     """Groups answers into packs of at most `token_budget` fed tokens, answers of one prompt beside each other.
 
     Args:
         answers (`Sequence[Rendered]`): All answers.
         rows (`Sequence[int]`): Those to score.
-        token_budget (`int`): Tokens per pack. An answer longer than this has a pack of its own.
+        token_budget (`int` or `Callable[[], int]`): Tokens per pack; a function is asked before each. An answer longer
+            than this has a pack of its own.
 
     Yields:
         `list[int]`: The rows of one pack.
@@ -57,13 +58,15 @@ def plan_packs(answers: Sequence[Rendered], rows: Sequence[int], token_budget: i
         groups.setdefault(answers[row].prompt_ids, []).append(row)
     pack: list[int] = []
     used = 0
+    budget = token_budget() if callable(token_budget) else token_budget
     for prompt_ids, members in groups.items():
         opened = False
         for row in members:
             own = len(answers[row].completion_ids) - 1
             cost = own + (0 if opened else len(prompt_ids))
-            if pack and used + cost > token_budget:
+            if pack and used + cost > budget:
                 yield pack
+                budget = token_budget() if callable(token_budget) else token_budget
                 pack, used, cost = [], 0, own + len(prompt_ids)
             pack.append(row)
             used += cost

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from persyn_hf.errors import ScoringError
-from persyn_hf.models.device import choose_device
+from persyn_hf.models.device import choose_device, exact_float32
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import LOADING, context_of, identity, load_model, load_tokenizer
 from persyn_hf.models.rendering import Rendered
 from persyn_hf.models.workers import calm_worker
 from persyn_hf.scoring.attention import PACKED, register_packed_attention
+from persyn_hf.scoring.batches import Sharing, pack_tensors, run_shared, run_sorted, sorted_arrays, upload
+from persyn_hf.scoring.growth import Growth
 from persyn_hf.scoring.packing import build_pack, run_packed
+from persyn_hf.scoring.parts import has_ragged_kernel
 from persyn_hf.scoring.prepacked import prepack, restore
 
 #: Largest relative difference of hidden states and logits that rounding explains, by the weights' type.
@@ -62,6 +66,12 @@ class OutputLayer:
         logits = torch.nn.functional.linear(hidden, self.weight[start:stop], bias)
         return self.finish(logits.to(_wide(logits.dtype)))
 
+    def raw(self, hidden: Tensor) -> Tensor:
+        """All logits, `(tokens, vocabulary)`: in the weights' type, or in at least float32 where they are finished."""
+        if self.scale != 1.0 or self.softcap is not None:
+            return self.tile(hidden, 0, len(self.weight))
+        return torch.nn.functional.linear(hidden, self.weight, self.bias)
+
     def at(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Logits of one entry per position, `(tokens,)`."""
         wide = _wide(hidden.dtype)
@@ -83,6 +93,10 @@ class StudentModel:
         context (`int`, *optional*): Tokens it can read at once; `None` if it has no limit.
         packed (`bool`): Whether answers of a prompt share its computation.
         head (`OutputLayer`, *optional*): `None` where only the model's own forward pass knows its logits.
+        streamed (`bool`, defaults to `False`): Whether batches are given to the device without waiting for it.
+        sharing (`Sharing`, *optional*): How packs are read where batches are streamed.
+        masked (`bool`, defaults to `False`): Whether padding must be masked where batches are streamed.
+        growth (`Growth`): The size of batches where they are streamed.
     """
 
     name: str
@@ -93,6 +107,10 @@ class StudentModel:
     context: int | None
     packed: bool
     head: OutputLayer | None
+    streamed: bool = False
+    sharing: Sharing | None = None
+    masked: bool = False
+    growth: Growth = field(default_factory=Growth, compare=False)
 
     @property
     def body(self) -> Any:
@@ -128,25 +146,101 @@ def load_student(
     where = choose_device(device)
     resolved = identity(model, revision)
     with LOADING:
-        return _load(model, resolved, dtype, where, attn_implementation)
+        return _load(model, resolved, dtype, where, attn_implementation, streamed=where.type != "cpu")
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, revision: str, dtype: str, device: torch.device, attn_implementation: str | None) -> StudentModel:
+def _load(
+    name: str, revision: str, dtype: str, device: torch.device, attn_implementation: str | None, streamed: bool
+) -> StudentModel:
     files = ModelFiles(name, revision, "The student", ScoringError)
     model = load_model(files, "causal-lm", dtype, device, attn_implementation=attn_implementation)
     tokenizer = load_tokenizer(files)
-    head, packed = _fast_ways(model, device, share=attn_implementation is None)
-    return StudentModel(name, revision, model, tokenizer, device, context_of(model.config), packed, head)
+    context, share = context_of(model.config), attn_implementation is None
+    if not streamed:
+        head, packed = _fast_ways(model, device, share)
+        return StudentModel(name, revision, model, tokenizer, device, context, packed, head)
+    with exact_float32():
+        head, sharing, masked = _streamed_ways(model, device, share)
+    packed = sharing is not None
+    return StudentModel(
+        name, revision, model, tokenizer, device, context, packed, head, head is not None, sharing, masked
+    )
 
 
-def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[OutputLayer | None, bool]:
-    """Tries the tiled head and the packed pass on a few tokens against the model's own forward pass."""
+#: What a token of a pack costs against one of a sorted batch: with FlashAttention over ragged sequences, and without.
+#: Guesses by operations and traffic; no GPU has been asked yet.
+_SHARING_COST = {True: 1.1, False: 1.5}
+
+
+def _streamed_ways(model: Any, device: torch.device, share: bool) -> tuple[OutputLayer | None, Sharing | None, bool]:
+    """Tries what `persyn_hf.scoring.streaming` does against the model's own forward pass.
+
+    Returns:
+        `tuple`: The head; how packs are read, where they agree; and whether padding must be masked.
+    """
+    answers, tolerance = _probe(model), _TOLERANCE[model.dtype]
+    rows = range(len(answers))
+    with torch.inference_mode():
+        hidden, logits = zip(*(_reference(model, answer, device) for answer in answers), strict=True)
+        own_hidden, own_logits = torch.cat(hidden), torch.cat(logits)
+        head = _head(model)
+        if head is None or not _close(head.raw(own_hidden), own_logits, tolerance):
+            return None, None, True
+
+        def is_right(run: Callable[[], tuple[Tensor, dict[str, Tensor]]]) -> bool:
+            try:
+                found, inputs = run()
+                return _close(found[inputs["sources"]], own_hidden, tolerance)
+            except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError):
+                return False  # this architecture, or this device, does not run that way
+
+        def in_sorted() -> tuple[Tensor, dict[str, Tensor]]:
+            inputs = upload(sorted_arrays(answers, rows), device)
+            return run_sorted(model.base_model, inputs), inputs
+
+        def in_pack(sharing: Sharing) -> tuple[Tensor, dict[str, Tensor]]:
+            pack = pack_tensors(answers, rows, sharing)
+            inputs = upload(pack.arrays, device)
+            return run_shared(model.base_model, pack, inputs), inputs
+
+        if share and _may_pack(model):
+            register_packed_attention()
+            plain = model.config._attn_implementation
+            try:
+                model.set_attn_implementation(PACKED)
+                ours = is_right(in_sorted)
+            except (TypeError, ValueError):
+                ours = False
+            if ours:
+                kinds = [sharing for sharing in _sharing_of(model, device) if is_right(partial(in_pack, sharing))]
+                return head, (kinds or [None])[0], False
+            model.set_attn_implementation(plain)
+        return head, None, not is_right(in_sorted)
+
+
+def _sharing_of(model: Any, device: torch.device) -> list[Sharing]:
+    """Ways to read packs, the fastest first."""
+    config = model.config.get_text_config()
+    limited = getattr(config, "sliding_window", None) or getattr(config, "attn_logit_softcapping", None)
+    plain = Sharing(_SHARING_COST[False], ragged=False, groups=True)
+    if not has_ragged_kernel(device, model.dtype):
+        return [plain]
+    return [Sharing(_SHARING_COST[True], ragged=True, groups=bool(limited)), plain]
+
+
+def _probe(model: Any) -> list[Rendered]:
+    """Four short answers of unlike lengths, three of them to one prompt."""
     generator = torch.Generator().manual_seed(0)
     size = model.config.get_text_config().vocab_size
     ids = torch.randint(min(3, size - 1), size, (16,), generator=generator).tolist()
     answers = [Rendered(tuple(ids[:6]), tuple(part)) for part in (ids[6:10], ids[9:12], ids[11:16])]
-    answers.append(Rendered(tuple(ids[2:5]), tuple(ids[7:12])))
+    return [*answers, Rendered(tuple(ids[2:5]), tuple(ids[7:12]))]
+
+
+def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[OutputLayer | None, bool]:
+    """Tries the tiled head and the packed pass on a few tokens against the model's own forward pass."""
+    answers = _probe(model)
     tolerance = _TOLERANCE[model.dtype]
     with torch.inference_mode():
         pack = build_pack(answers, range(len(answers)))

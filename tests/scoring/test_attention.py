@@ -3,12 +3,16 @@
 import pytest
 import torch
 
-from persyn_hf.scoring.attention import Layout, Tree, _Blocks, _Masked
+from persyn_hf.scoring.attention import Layout, Tree, _Blocks, _TwoParts
+from persyn_hf.scoring.batches import Sharing, lay_out, upload
 from persyn_hf.scoring.prepacked import PrepackedLinear, prepack, restore
 
 #: Two prompts; completions longer than a block, of one token, and none at all.
 TREES = (Tree((0, 9), ((9, 159), (159, 160))), Tree((160, 230), ()), Tree((230, 231), ((231, 300), (300, 333))))
 TOKENS = 333
+#: The same places as tensors.
+PACK = lay_out(TREES, Sharing(1.0, ragged=False, groups=True))
+PARTS = PACK.parts(upload(PACK.arrays, torch.device("cpu")))
 
 
 def dense(query, key, value, window, softcap):
@@ -29,7 +33,7 @@ def dense(query, key, value, window, softcap):
     return (torch.softmax(scores.masked_fill(~allowed, float("-inf")), -1) @ value).transpose(1, 2)
 
 
-@pytest.mark.parametrize("way", [_Blocks, _Masked])
+@pytest.mark.parametrize("way", [_Blocks, _TwoParts])
 @pytest.mark.parametrize("window", [None, 7, 100])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize(
@@ -42,9 +46,7 @@ def test_packed_attention(way, window, softcap, dtype, tolerance):
     expected = dense(query, key, value, window, softcap)
     output = torch.empty(1, TOKENS, 6, 16, dtype=dtype)
     parts = (part.to(dtype) for part in (query, key, value))
-    attend = way(Layout(TREES), *parts, output, 0.25, window, softcap)
-    for tree in TREES:
-        attend(tree)
+    way(Layout(TREES, PARTS), *parts, output, 0.25, window, softcap).fill()
     assert (output.double() - expected).norm() / expected.norm() < tolerance
 
 
