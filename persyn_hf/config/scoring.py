@@ -83,12 +83,16 @@ class ScorerOptions(Settings):
     Args:
         dtype (defaults to `"auto"`): Of the weights; sums are float64, log-softmax float32.
         device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
-        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+        token_budget (`int`, *optional*): Tokens of one forward pass, padding included. Default: 8,192 on a CPU; on
+            a GPU 16,384, doubled while that makes scoring at least 5% faster and memory allows it.
     """
 
     dtype: Dtype = "auto"
     device: str | None = None
-    token_budget: int = Field(8192, ge=1)
+    token_budget: int | None = Field(None, ge=1)
+
+    #: Its default on a CPU.
+    cpu_tokens: ClassVar[int] = 8192
 
 
 class Student(ScorerOptions):
@@ -99,25 +103,35 @@ class Student(ScorerOptions):
         revision (`str`, *optional*): Commit, tag or branch.
         dtype (defaults to `"auto"`): Of its weights in scoring; `auto` is the checkpoint's.
         device (*optional*): Device of scoring, as `cuda:1` or `cpu`. Left out: a GPU where there is one.
+        devices (`"all"` or `tuple[str, ...]`, *optional*): Score in a process for each of these devices; `all` is
+            every GPU that there is.
         attn_implementation (*optional*): Attention in scoring, as transformers names it: `sdpa`, `eager` … With
             it, answers do not share their prompt.
-        token_budget (`int`, defaults to 8192): Tokens of one forward pass, padding included.
+        token_budget (`int`, *optional*): Tokens of one forward pass, padding included. Default: 8,192 on a CPU; on
+            a GPU 16,384, doubled while that makes scoring at least 5% faster and memory allows it.
         too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
         metrics (defaults to none): Further columns beside `learnability`: `rsr`, `perplexity`, `completion_tokens`.
         teacher_system_prompts (`bool`, defaults to `False`): Score every answer under its teacher's system prompt.
         endpoint (`StudentEndpoint`, *optional*): Score through a server; `model` then gives tokenizer and template.
     """
 
-    unkeyed: ClassVar[frozenset[str]] = frozenset({"device", "attn_implementation", "token_budget"})
+    unkeyed: ClassVar[frozenset[str]] = frozenset({"device", "devices", "attn_implementation", "token_budget"})
     checkpoints: ClassVar[Mapping[str, str]] = {"model": "revision"}
 
     model: str = Field(min_length=1)
     revision: str | None = None
+    devices: Literal["all"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     attn_implementation: str | None = None
     too_long: Literal["error", "truncate"] = "error"
     metrics: tuple[Metric, ...] = ()
     teacher_system_prompts: bool = False
     endpoint: StudentEndpoint | None = None
+
+    @model_validator(mode="after")
+    def _device_or_devices(self) -> Student:
+        if self.device is not None and self.devices is not None:
+            raise ValueError("give `device` or `devices`, not both")
+        return self
 
 
 class Judge(Service):

@@ -122,14 +122,18 @@ def exact_float32() -> Iterator[None]:
     """Switches TF32 off, which keeps 10 of float32's 23 bits, and puts it back as it was."""
     import torch
 
-    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
-    name, exact = "fp32_precision", "ieee"
-    if not all(hasattr(place, name) for place in places):  # before torch 2.9
-        places, name = [torch.backends.cuda.matmul, torch.backends.cudnn], "allow_tf32"
-    before = [getattr(place, name) for place in places]
+    places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    name: str = "allow_tf32"
+    exact: bool | str = False
+    try:
+        before = [getattr(place, name) for place in places]
+    except RuntimeError:  # torch refuses the older names to a program that has used the newer ones
+        newer: Any = torch.backends.cudnn
+        places, name, exact = [torch.backends.cuda.matmul, newer.conv], "fp32_precision", "ieee"
+        before = [getattr(place, name) for place in places]
     try:
         for place in places:
-            setattr(place, name, exact if name == "fp32_precision" else False)
+            setattr(place, name, exact)
         yield
     finally:
         for place, value in zip(places, before, strict=True):
@@ -160,7 +164,7 @@ class Timeline:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def seconds(self, first: Any, second: Any) -> float:

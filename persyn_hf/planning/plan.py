@@ -224,6 +224,10 @@ def _stage_seconds(lines: Sequence[Line], teachers: Sequence[Teacher], scoring: 
     return found
 
 
+def _budget(options: ScorerOptions) -> int:
+    return options.token_budget or options.cpu_tokens
+
+
 def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
     if probe == 0 or absent("torch", "transformers"):
         return []
@@ -232,12 +236,12 @@ def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
     student = config.student
     if student is not None:
         tokens = probe * (lengths.student_prompt + answers)  # the answers of a prompt share it
-        made = describe_scorer("student", student.model, student.revision, student.dtype, tokens, student.token_budget)
+        made = describe_scorer("student", student.model, student.revision, student.dtype, tokens, _budget(student))
         scorers.append(made if student.endpoint is not None else timed_scorer(made, student.device))
     quality = config.quality
     if quality is not None and quality.reward_model is not None:
         tokens = probe * (lengths.student_prompt * len(config.teachers) + answers)
-        budget = (config.student or ScorerOptions()).token_budget  # `score` gives it the student's
+        budget = _budget(config.student or ScorerOptions())  # `score` gives it the student's
         made = describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget)
         scorers.append(timed_scorer(made, student.device if student is not None else None))
     return scorers

@@ -3,8 +3,8 @@
 On a CPU the queries go in blocks. The scores of a block are one matrix product with the keys it may see: the prompt
 and the completion up to the block. So the half of the scores that causality forbids is hardly computed, heads that
 share keys share the product, and nothing is as large as queries × keys. It takes half the time of PyTorch's own CPU
-kernel, and scores stay in float32 also for bfloat16. Elsewhere all trees go at once, see `persyn_hf.scoring.parts`, and
-batches of plain sequences go to PyTorch's causal kernels, without a mask.
+kernel, and scores stay in float32 also for bfloat16. Elsewhere all trees go at once, see `persyn_hf.scoring.parts`,
+and batches of plain sequences go to PyTorch's causal kernels, without a mask.
 """
 
 from __future__ import annotations
@@ -61,15 +61,14 @@ def with_layout(layout: Layout) -> Iterator[None]:
 
 
 def register_packed_attention() -> None:
-    """Makes `PACKED` known to transformers. Its mask is none at all: the layout says who sees whom."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Makes `PACKED` known to transformers.
+
+    It gets no mask function: then transformers makes no mask, and does not look at position ids to learn whether it
+    should, for which it would wait for the device at every forward pass.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, _no_mask)
-
-
-def _no_mask(*args: object, **kwargs: object) -> None:
-    return None
 
 
 def packed_attention(
@@ -199,7 +198,7 @@ class _TwoParts(_Attention):
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, how: Scores) -> Tensor:
-    """Rows of sequences that start at their first place: `(rows, heads, tokens, dim)`, right-padded, without a mask."""
+    """Rows of sequences, right-padded, which needs no mask: `(rows, heads, tokens, dim)`."""
     tokens = query.shape[2]
     window = how.window if how.window is not None and how.window < tokens else None
     if window is None and how.softcap is None:

@@ -179,7 +179,7 @@ class PackTensors:
         """Where the trees lie, on the device."""
         own, prompts = (
             tuple(
-                Group(*(inputs[f"{part}.{index}.{name}"] for name in _GROUP), causal=part == "own")
+                Group(causal=part == "own", **{name: inputs[f"{part}.{index}.{name}"] for name in _GROUP})
                 for index in range(count)
             )
             for part, count in zip(("own", "prompts"), self.groups, strict=True)
@@ -189,8 +189,8 @@ class PackTensors:
             segments, queries, keys = self.runs
             bounds, places = inputs["segments.bounds"], inputs["segments"]
             every = Ragged(places, bounds, segments, places, bounds, segments)
-            behind = [inputs["queries"], inputs["queries.bounds"], queries]
-            ragged = (every, Ragged(*behind, inputs["keys"], inputs["keys.bounds"], keys))  # type: ignore[arg-type]
+            asked, seen = (inputs["queries"], inputs["queries.bounds"]), (inputs["keys"], inputs["keys.bounds"])
+            ragged = (every, Ragged(*asked, queries, *seen, keys))
         return Parts(own, prompts, self.longest, ragged)
 
 

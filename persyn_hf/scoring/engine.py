@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.models.device import exact_float32, free_cache, is_out_of_memory
 from persyn_hf.models.rendering import Rendered
@@ -21,8 +22,6 @@ from persyn_hf.scoring.student import StudentModel, token_scores
 
 _NOT_FINITE = "the student gives log-probabilities that are not finite"
 Progress = Callable[[int], Any]
-#: Tokens of one forward pass on a CPU.
-CPU_TOKENS = 8192
 
 
 def score_rendered(
@@ -51,21 +50,39 @@ def score_rendered(
         ScoringError: If a single answer does not fit in memory, or nothing that the student gives is finite. Where
             some answers are not, only these have an `error`.
     """
+    scores = score_each(student, answers, ranks, token_budget, progress)
+    if scores and all(score.error is not None for score in scores):
+        raise not_finite(student.name, str(student.model.dtype), len(scores))
+    return scores
+
+
+def not_finite(name: str, dtype: str, count: int) -> ScoringError:
+    """The error of a student that gives no finite number."""
+    return ScoringError(
+        f"The student `{name}` gives log-probabilities that are not finite, for all of {count} answers. Its weights "
+        f"overflow in {dtype}, or are damaged: give another `dtype` or `revision`."
+    )
+
+
+def score_each(
+    student: StudentModel,
+    answers: Sequence[Rendered],
+    ranks: bool = False,
+    token_budget: int | None = None,
+    progress: Progress | None = None,
+) -> list[AnswerScore]:
+    """As [`score_rendered`], for answers that may be a part of many: an `error` is none of all."""
     if token_budget is not None and token_budget < 1:
         raise ConfigError(f"`token_budget` must be at least 1, got {token_budget}.")
     with exact_float32():
         scores = (_streamed if student.streamed else _awaited)(student, answers, ranks, token_budget, progress)
         for row in [row for row, score in enumerate(scores) if score.error is not None] if len(scores) > 1 else []:
             again = [answers[row]]  # its neighbours' numbers may be what is not finite
-            scores[row] = _streamed(student, again, ranks, None, None)[0] if student.streamed else (
-                _score_rows(student, again, [0], ranks)[0]
+            scores[row] = (
+                _streamed(student, again, ranks, None, None)[0]
+                if student.streamed
+                else (_score_rows(student, again, [0], ranks)[0])
             )
-    if scores and all(score.error is not None for score in scores):
-        raise ScoringError(
-            f"The student `{student.name}` gives log-probabilities that are not finite, for all of {len(scores)} "
-            f"answers. Its weights overflow in {student.model.dtype}, or are damaged: give another `dtype` or "
-            "`revision`."
-        )
     return scores
 
 
@@ -92,7 +109,7 @@ def _awaited(
 ) -> list[AnswerScore]:
     """One forward pass after the other, each waited for."""
     found: dict[int, AnswerScore] = {}
-    budget = token_budget or CPU_TOKENS
+    budget = token_budget or ScorerOptions.cpu_tokens
     while len(found) < len(answers):
         waiting = [row for row in range(len(answers)) if row not in found]
         try:

@@ -34,6 +34,7 @@ from persyn_hf.models.rendering import fit_context, render_answers
 from persyn_hf.packages import require
 from persyn_hf.prompts.sending import joined_system
 from persyn_hf.scoring.paid import Account
+from persyn_hf.scoring.processes import SpreadStudent, chosen_devices, load_spread_student
 from persyn_hf.scoring.remote import RemoteStudent, load_remote_student, score_remotely
 from persyn_hf.scoring.reward import COLUMN_OF, AnswerScore, require_metrics
 from persyn_hf.scoring.rows import answered, as_batch, row_names
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
     from persyn_hf.scoring.engine import Progress
     from persyn_hf.scoring.student import StudentModel
 
-    #: A student in this process, or behind a server.
-    Scorer = StudentModel | RemoteStudent
+    #: A student in this process, in several, or behind a server.
+    Scorer = StudentModel | SpreadStudent | RemoteStudent
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ STUDENT_OPTIONS = {
 
 
 #: Fields that a student behind a server does not read.
-_IN_PROCESS = ("dtype", "device", "attn_implementation", "token_budget")
+_IN_PROCESS = ("dtype", "device", "devices", "attn_implementation", "token_budget")
 
 
 def read_student(
@@ -221,10 +222,16 @@ def load_scorer(student: Student, rank: int | None = None) -> Scorer:
     """
     if student.endpoint is not None:
         return load_remote_student(student.model, student.revision, student.endpoint)
+    if student.devices is not None and rank is not None:
+        raise ConfigError("`devices` starts processes of its own: give it, or `with_rank=True`, not both.")
     device = worker_device(student.device, rank)
     require("score with a student in this process", "torch", "transformers")
     from persyn_hf.scoring.student import load_student
 
+    devices = chosen_devices(student.devices)
+    if len(devices) > 1:
+        return load_spread_student(student, devices)
+    device = devices[0] if devices else device
     return load_student(student.model, student.revision, student.dtype, device, student.attn_implementation)
 
 
@@ -258,7 +265,9 @@ def score_batch(
     kept = [place for place, answer in enumerate(rendered) if answer.completion_ids]
     rows, names = [rows[place] for place in kept], [names[place] for place in kept]
     rendered, cut = fit_context([rendered[place] for place in kept], model.context, student.too_long, names)
-    if isinstance(model, RemoteStudent):
+    if isinstance(model, SpreadStudent):
+        found = model.score(rendered, "rsr" in metrics, student.token_budget, progress)
+    elif isinstance(model, RemoteStudent):
         found = score_remotely(model, rendered, names, "rsr" in metrics, progress, account)
     else:
         from persyn_hf.scoring.engine import score_rendered

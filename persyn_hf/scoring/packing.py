@@ -41,7 +41,9 @@ class Pack:
     lengths: list[int]
 
 
-def plan_packs(answers: Sequence[Rendered], rows: Sequence[int], token_budget: int | Callable[[], int]) -> Iterator[list[int]]:
+def plan_packs(
+    answers: Sequence[Rendered], rows: Sequence[int], token_budget: int | Callable[[], int]
+) -> Iterator[list[int]]:
     """Groups answers into packs of at most `token_budget` fed tokens, answers of one prompt beside each other.
 
     Args:

@@ -1,9 +1,9 @@
 """Attention over all trees of a pack at once, on any device, with nothing compiled.
 
-A completion sees its prompt and, causally, itself: two attentions, over keys that do not overlap. Each gives its output
-and the log of the sum of its exponentials, by which they are merged exactly. So the first goes over all segments of a
-pack at once (prompts and completions, each on itself), and the second over all completions, each on its prompt. Nothing
-is as large as queries × keys of the pack.
+A completion sees its prompt and, causally, itself: two attentions, over keys that do not overlap. Each gives its
+output and the log of the sum of its exponentials, by which they are merged exactly. So the first goes over all
+segments of a pack at once (prompts and completions, each on itself), and the second over all completions, each on its
+prompt. Nothing is as large as queries × keys of the pack.
 
 On CUDA in half precision the two are calls of FlashAttention over ragged sequences (`torch.nn.attention.varlen`).
 Elsewhere, and for what that kernel does not know (soft caps, windows that cut, float32), segments of like length are

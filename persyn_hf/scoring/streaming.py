@@ -142,7 +142,7 @@ class _Stream:
 
 
 def tile_rows(head: OutputLayer, tile_bytes: int = _TILE_BYTES) -> int:
-    """Positions whose logits over the whole vocabulary are held at once, so that any vocabulary takes the same memory."""
+    """Positions whose logits over the whole vocabulary are held at once: any vocabulary takes the same memory."""
     rows = tile_bytes // (len(head.weight) * (head.weight.element_size() + 4))
     return max(rows - rows % 128 if rows >= 128 else rows, 1)
 

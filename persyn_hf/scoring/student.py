@@ -204,7 +204,7 @@ def _streamed_ways(model: Any, device: torch.device, share: bool) -> tuple[Outpu
             inputs = upload(pack.arrays, device)
             return run_shared(model.base_model, pack, inputs), inputs
 
-        if share and _may_pack(model):
+        if share and may_pack(model):
             register_packed_attention()
             plain = model.config._attn_implementation
             try:
@@ -213,8 +213,8 @@ def _streamed_ways(model: Any, device: torch.device, share: bool) -> tuple[Outpu
             except (TypeError, ValueError):
                 ours = False
             if ours:
-                kinds = [sharing for sharing in _sharing_of(model, device) if is_right(partial(in_pack, sharing))]
-                return head, (kinds or [None])[0], False
+                kinds = (sharing for sharing in _sharing_of(model, device) if is_right(partial(in_pack, sharing)))
+                return head, next(kinds, None), False
             model.set_attn_implementation(plain)
         return head, None, not is_right(in_sorted)
 
@@ -249,7 +249,7 @@ def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[OutputLay
         head = _head(model)
         if head is not None and not _close(head.tile(own_hidden, 0, len(head.weight)), own_logits, tolerance):
             head = None
-        if head is None or not share or not _may_pack(model):
+        if head is None or not share or not may_pack(model):
             return head, False
         register_packed_attention()
         plain = model.config._attn_implementation
@@ -281,7 +281,7 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool(difference < tolerance)
 
 
-def _may_pack(model: Any) -> bool:
+def may_pack(model: Any) -> bool:
     """Whether attention is all that mixes tokens, as far as the configuration tells."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
@@ -292,6 +292,11 @@ def _may_pack(model: Any) -> bool:
         and positions
         and (layers <= _KNOWN_LAYERS and not chunked)
     )
+
+
+def is_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two ways of computing differ by no more than rounding of the weights' type explains."""
+    return _close(found, expected, _TOLERANCE[dtype])
 
 
 def _head(model: Any) -> OutputLayer | None:

@@ -133,6 +133,7 @@ TABLE = {
         "revision": ("v2", NOTHING),  # a folder has none; see the test of revisions
         "dtype": ("float32", SCORES),
         "device": ("cpu", NOTHING),
+        "devices": ("all", NOTHING),
         "attn_implementation": ("eager", NOTHING),
         "token_budget": (99, NOTHING),
         "too_long": ("truncate", SCORES),
@@ -278,6 +279,7 @@ TABLE = {
         "revision": ("v2", NOTHING),
         "dtype": ("float32", JUDGED),
         "device": ("cpu", NOTHING),
+        "devices": ("all", NOTHING),
         "attn_implementation": ("eager", NOTHING),
         "token_budget": (99, NOTHING),
         "too_long": ("truncate", JUDGED),
