@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODELS := .models
 
-.PHONY: demo test test-slow coverage check docs bench setup setup-test clean
+.PHONY: demo test test-slow coverage check docs bench bench-gpu setup setup-test clean
 
 demo: setup
 	$(BIN)/persyn-hf demo --models $(MODELS) --output-dir runs/demo
@@ -46,6 +46,10 @@ bench: setup-test $(MODELS)/.ready
 	$(BIN)/python -m tests.benchmarks.bench_generation
 	$(BIN)/python -m tests.benchmarks.bench_generation_memory 20000 5
 	$(BIN)/python -m tests.benchmarks.bench_publishing --rows 1000000
+
+# On a CUDA GPU, under six minutes; random weights, so nothing but the environment is needed.
+bench-gpu: setup-test
+	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 setup: $(VENV)/.demo-ready
 setup-test: $(VENV)/.test-ready

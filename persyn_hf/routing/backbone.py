@@ -154,7 +154,7 @@ def run_batches(
     encoded = encode(tokenizer, texts)
     lengths = np.array([len(ids) for ids in encoded])
     order = np.argsort(-lengths, kind="stable")
-    output: Any = None
+    pending: list[tuple[Any, Tensor]] = []
     start = 0
     bar = tqdm(total=len(order), desc="backbone", unit="prompt", disable=not progress)
     while start < len(order):
@@ -162,13 +162,13 @@ def run_batches(
         rows = order[start : start + size]
         batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            values = read(dict(batch)).float().cpu().numpy()
-        if output is None:
-            output = np.empty((len(texts), values.shape[1]), dtype=np.float32)
-        output[rows] = values
+            pending.append((rows, read(dict(batch)).float()))  # stays where it is: a GPU is not waited for
         start += size
         bar.update(len(rows))
     bar.close()
+    values = torch.cat([part for _, part in pending]).cpu().numpy()
+    output = np.empty_like(values)
+    output[np.concatenate([rows for rows, _ in pending])] = values
     return output
 
 

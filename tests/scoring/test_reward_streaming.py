@@ -28,9 +28,7 @@ def test_a_batch_gives_what_an_answer_gets_alone(kind, masked, tmp_path):
     model, plain = streamed(folder), reward_model.load_reward_model(folder, dtype="float64")
     assert model.masked == masked
     assert (model.model.config._attn_implementation == PACKED) == (not masked)
-    alone = [
-        reward_scores(plain, [prompt], [text], ["row"])[0] for prompt, text in zip(PROMPTS, TEXTS, strict=True)
-    ]
+    alone = [reward_scores(plain, [prompt], [text], ["row"])[0] for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
     assert len({round(score, 2) for score in alone}) > 2
     for budget in (None, 1, 120):
         assert reward_scores(model, PROMPTS, TEXTS, NAMES, budget) == pytest.approx(alone, abs=1e-3)
@@ -40,8 +38,9 @@ def test_scores_come_to_the_host_once(tmp_path, monkeypatch):
     model, brought = streamed(models.save_reward_model(tmp_path, "llama")), []
     model.growth.settled = True
     for name in ("tolist", "item", "__float__", "__bool__"):
+        real = getattr(torch.Tensor, name)
 
-        def noted(self, *args, _real=getattr(torch.Tensor, name), _name=name, **how):
+        def noted(self, *args, _real=real, _name=name, **how):
             brought.append(_name)
             return _real(self, *args, **how)
 
