@@ -275,6 +275,7 @@ def load_static_model(model: str, where: str) -> Any:
     from model2vec import StaticModel
 
     try:
-        return StaticModel.from_pretrained(model)
+        with LOADING:
+            return StaticModel.from_pretrained(model)
     except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
         raise ConfigError(f"{where}: {model} cannot be loaded as a model2vec model: {error}") from error
