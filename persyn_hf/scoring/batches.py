@@ -187,14 +187,14 @@ class PackTensors:
         ragged = None
         if self.runs is not None:
             segments, queries, keys = self.runs
-            bounds, places = inputs["segments.bounds"], inputs["segments"]
-            every = Ragged(places, bounds, segments, places, bounds, segments)
-            asked, seen = (inputs["queries"], inputs["queries.bounds"]), (inputs["keys"], inputs["keys.bounds"])
-            ragged = (every, Ragged(*asked, queries, *seen, keys))
+            each, asked, seen = (
+                (inputs[name], inputs[f"{name}.bounds"].to(torch.int32)) for name in ("segments", "queries", "keys")
+            )
+            ragged = (Ragged(*each, segments, *each, segments), Ragged(*asked, queries, *seen, keys))
         return Parts(own, prompts, self.longest, ragged)
 
 
-_GROUP = ("query", "query_positions", "key", "key_positions")
+_GROUP = ("real", "query", "query_positions", "key", "key_positions")
 
 
 def pack_tensors(answers: Sequence[Rendered], rows: Sequence[int], sharing: Sharing) -> PackTensors:

@@ -48,8 +48,13 @@ class Segments(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Segments of like length, padded: places in the pack and positions, `(segments, tokens)`."""
+    """Segments of like length, padded: places in the pack and positions, `(segments, tokens)`.
 
+    `real` are the places of queries that are no padding, in the flattened group; a device that was asked for them
+    would have to be waited for.
+    """
+
+    real: Tensor
     query: Tensor
     query_positions: Tensor
     key: Tensor
@@ -59,7 +64,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Ragged:
-    """The same segments one after the other: where in the pack they lie, and where each begins and ends."""
+    """The same segments one after the other: where in the pack they lie, and where each begins and ends (int32)."""
 
     query: Tensor
     query_bounds: Tensor
@@ -120,9 +125,8 @@ class Parts:
         parts = (query[group.query], key[group.key], value[group.key])
         query, key, value = (part.transpose(1, 2) for part in parts)
         found, sums = in_blocks(query, key, value, group.query_positions, group.key_positions, how, group.causal)
-        inside = group.query_positions < _NOWHERE
-        places = group.query[inside]
-        found, sums = found.transpose(1, 2)[inside], sums.transpose(1, 2)[inside]
+        places = group.query.flatten()[group.real]
+        found, sums = (part.transpose(1, 2).flatten(0, 1)[group.real] for part in (found, sums))
         if merge:
             found = _merged(output[places], total[places], found, sums)
         output[places] = found.to(output.dtype)
@@ -220,8 +224,8 @@ def _ragged(
         query,
         key,
         value,
-        at.query_bounds.to(torch.int32),
-        at.key_bounds.to(torch.int32),
+        at.query_bounds,
+        at.key_bounds,
         at.longest_query,
         at.longest_key,
         scale=scale,
@@ -263,8 +267,8 @@ def segments_of(trees: Sequence[Any]) -> tuple[Segments, Segments, int]:
     return Segments(own.queries, own.query_at, own.queries, own.query_at), prompts, longest
 
 
-def grouped(segments: Segments) -> Iterator[tuple[Places, Places, Places, Places]]:
-    """Segments of like length (within a factor of two) as padded places and positions, see `Group`."""
+def grouped(segments: Segments) -> Iterator[tuple[Places, Places, Places, Places, Places]]:
+    """Segments of like length (within a factor of two) as the first five fields of a `Group`."""
     groups: dict[tuple[int, int], list[int]] = {}
     for at, (query, key) in enumerate(zip(segments.queries, segments.keys, strict=True)):
         size = ((query[1] - query[0]).bit_length(), (key[1] - key[0]).bit_length())
@@ -272,7 +276,7 @@ def grouped(segments: Segments) -> Iterator[tuple[Places, Places, Places, Places
     for members in groups.values():
         queries = _padded_runs([segments.queries[at] for at in members], [segments.query_at[at] for at in members])
         keys = _padded_runs([segments.keys[at] for at in members], [segments.key_at[at] for at in members])
-        yield *queries, *keys
+        yield np.flatnonzero(queries[1] < _NOWHERE), *queries, *keys
 
 
 def _padded_runs(runs: Sequence[tuple[int, int]], starts: Sequence[int]) -> tuple[Places, Places]:
