@@ -170,13 +170,7 @@ class Teacher(Connection):
             cached_tokens (`float`, defaults to 0): Those of the prompt that came from the server's cache.
             reasoning_tokens (`float`, defaults to 0): Those of the completion that went into reasoning.
         """
-        asked, made, cached, reasoning = self.prices
-        return (
-            prompt_tokens * asked
-            + completion_tokens * made
-            + cached_tokens * (cached - asked)
-            + reasoning_tokens * (reasoning - made)
-        ) / 1e6
+        return priced(self.prices, (prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens))
 
     @model_validator(mode="before")
     @classmethod
@@ -225,6 +219,27 @@ class Teacher(Connection):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def priced(prices: Sequence[float], tokens: Sequence[float | None]) -> float:
+    """USD for tokens.
+
+    Args:
+        prices (`Sequence[float]`): USD for a million tokens of the prompt and of the completion, and, where they are
+            given, of a cached prompt and of reasoning ([`Teacher.prices`]); left out, these cost what others do.
+        tokens (`Sequence[float]`): Of the prompt and of the completion, all of them; then, where it is known, how many
+            of them were cached, and how many went into reasoning. `None` counts as 0.
+
+    Example:
+        >>> priced((1.0, 2.0, 0.5, 10.0), (1e6, 2e6, 1e6, 1e6))
+        12.5
+        >>> priced((1.0, 2.0), (1e6, 2e6, 1e6, 1e6))
+        5.0
+    """
+    asked, made, cached, reasoning = (*prices, *prices[:2])[:4]
+    counts = [count or 0 for count in tokens] + [0] * (4 - len(tokens))
+    own = (asked, made, cached - asked, reasoning - made)
+    return sum(count * price for count, price in zip(counts, own, strict=True)) / 1e6
 
 
 def require_distinct_teachers(teachers: Sequence[Teacher]) -> None:
