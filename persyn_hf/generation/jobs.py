@@ -147,11 +147,11 @@ class Plan:
             for prompt, prompt_id, numbers, own_body in _identified(batch):
                 yield asked.job(prompt, prompt_id, self.seed, numbers, own_body)
 
-    def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
-        """What one teacher is sent for each of its prompts."""
+    def messages(self, asked: Asked) -> Iterator[tuple[tuple[columns.Message, ...], Mapping[str, Any]]]:
+        """What one teacher is sent for each of its prompts: messages, and the prompt's own keys (`tools` …)."""
         for batch in self._batches(self.rows(asked)):
-            for prompt in batch[columns.PROMPT]:
-                yield asked.messages(prompt)
+            for prompt, _, _, own_body in _identified(batch):
+                yield asked.messages(prompt), own_body
 
     @cached_property
     def _paired(self) -> Dataset:
