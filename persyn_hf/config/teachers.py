@@ -55,7 +55,8 @@ class Teacher(Connection):
         timeout (`float`, defaults to 120): Seconds for one request.
         hedge_after (`float`, *optional*): Seconds after which a request without an answer is sent a second time, and
             the first answer counts. It may be paid for twice, so it is off unless set.
-        max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this.
+        max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this; the events of a
+            stream, which take many bytes for each token, not further than 64 times this.
         down_after (`float`, *optional*): Seconds without any answer, after the first one, that show that an endpoint
             is down: more than it takes to start again. `None`: 300, five minutes.
         on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
@@ -82,7 +83,7 @@ class Teacher(Connection):
             "endpoint",
             "api",
             "dialect",  # what it sets counts by itself
-            "tokenizer",
+            "tokenizer",  # but see `renderer`
             "stream",
             "stream_usage",
             "max_concurrency",
@@ -147,6 +148,11 @@ class Teacher(Connection):
         """The base URLs, without a trailing slash; none with `backend: local`."""
         given = (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint or ()
         return tuple(address.rstrip("/") for address in given)
+
+    @property
+    def renderer(self) -> str | None:
+        """The `tokenizer`, where its template decides what the model reads: with `api: tgi`."""
+        return self.tokenizer if self.api == "tgi" else None
 
     @property
     def has_price(self) -> bool:
