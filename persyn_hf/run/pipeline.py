@@ -49,7 +49,10 @@ class RunResult:
 
     @property
     def missing(self) -> int:
-        """Rows of that stage that got no answer: those with `error` set."""
+        """Rows of that stage that got no answer: those with `error` set.
+
+        With `accept`, prompts that nobody answered, or whose answer has no score yet: those with `accept_error` set.
+        """
         return sum(stage.errors for stage in self.stages if stage.name == self.answers)
 
     @property

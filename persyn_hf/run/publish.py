@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from persyn_hf.routing.router import PersynRouter
 
 
-#: A prompt that no answer of was accepted.
-NOT_ACCEPTED = "not_accepted"
+#: A prompt that no answer of was accepted, and one that nobody answered or scored yet.
+NOT_ACCEPTED, OPEN = "not_accepted", "open"
 
 
 @dataclass
@@ -55,7 +55,8 @@ class Tables:
             self.selected = table
             if self.generated is not None and columns.ACCEPTED in self.generated.column_names:
                 prompts = len(set(self.generated[columns.PROMPT_ID]))
-                self.left_out[NOT_ACCEPTED] = prompts - len(table)
+                still = sum(reason is not None for reason in self.generated[columns.ACCEPT_ERROR])
+                self.left_out |= {NOT_ACCEPTED: prompts - len(table) - still} | ({OPEN: still} if still else {})
         elif stage == "clean":
             reasons = table[columns.LEFT_OUT][:]
             self.left_out |= Counter(reason for reason in reasons if reason is not None)
@@ -95,6 +96,13 @@ def _published(scores: PaidScores) -> dict[str, Any]:
     return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
 
 
+def _accepted(config: RunConfig, report: RunReport) -> dict[str, Any]:
+    """What a card says of the attempts."""
+    if config.accept is None or report.accept is None:
+        return {}
+    return {"min_quality": config.accept.min_quality, "attempts": config.accept.attempts} | asdict(report.accept)
+
+
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
     """What cards say of a run beside its tables."""
     from persyn_hf.publishing.provenance import run_costs
@@ -111,6 +119,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
         "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
         "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
         "judges": [part.judge.model for part in config.quality.parts if part.judge] if config.quality else [],
+        "accept": _accepted(config, report),
         "generations_all": report.generations_all,
         "cost": cost,
         "cost_all": cost_all,
