@@ -118,10 +118,10 @@ def run(
         )
         report = replace(report, dropped=ready.examined.dropped_counts, kept=_kept(config, tables))
         report = replace(report, scores=read_paid_scores(config, folder.ledger))
+        write_json(folder.path / "report.json", report.to_dict())
         published = None
         if until == "publish" and router is not None:
             published = publish(config, folder.path, len(prompts), tables, router, report)
-        write_json(folder.path / "report.json", report.to_dict())
     return RunResult(folder.path, tuple(folder.records), report, published)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import RunConfig
+from persyn_hf.errors import DataError
 from persyn_hf.run.report import DROPPED_WORDS, LEFT_OUT_WORDS, PaidScores, RunReport
 
 if TYPE_CHECKING:
@@ -72,11 +73,21 @@ def publish(
         config (`RunConfig`), folder (`Path`): The run and its folder.
         prompts (`int`): Prompts of the run.
         tables (`Tables`), router (`PersynRouter`), report (`RunReport`): What the stages have made.
+
+    Raises:
+        DataError: If no answer is left to publish.
     """
     from persyn_hf.publishing.personalized import push_personalized, save_personalized
 
     settings = config.publish
     assert tables.selected is not None
+    if not len(tables.selected):
+        gone = ", ".join(f"{count:,} {LEFT_OUT_WORDS[name]}" for name, count in tables.left_out.items() if count)
+        said = f" {report.accept}" if report.accept is not None else ""
+        raise DataError(
+            f"No answer is left to publish ({gone or 'no prompt was answered'}).{said} Look at the tables in "
+            f"{folder / 'stages'}; lower `accept.min_quality` or what `hygiene` asks for."
+        )
     common: dict[str, Any] = {
         "router": router,
         "settings": settings,

@@ -232,7 +232,7 @@ def test_without_money_prompts_are_left_and_the_next_run_goes_on(teachers, tmp_p
     }  # fmt: skip
     table = answer_until_accepted(routed(4, "ab"), max_cost=100.0, **how)
     paid = asked(doubles)
-    assert len(sum(paid, [])) * 8 <= 100 and paid == [[0, 1, 2, 3], []]
+    assert sum(map(len, paid)) * 8 <= 100 and paid == [[0, 1, 2, 3], []]
     assert attempts(table) == [
         ("n 0", "a", 0, True),
         ("n 1", "a", 0, True),
@@ -259,7 +259,7 @@ def test_no_money_begins_no_further_prompt_for_the_target(teachers, tmp_path):
 
 
 def test_an_answer_that_the_judge_did_not_score_costs_no_attempt(teachers, tmp_path):
-    """Two judgements fail: the teachers are asked nothing more for these prompts, the next run asks the judge alone."""
+    """Two judgements fail: teachers are asked nothing more for these prompts, and the next run asks the judge alone."""
     chosen, doubles = teachers(right_on(0, 1, 2, 3), right_on())
     dumb = {1, 2}
 
