@@ -27,7 +27,7 @@ class Actual:
 
 
 def read_actual(config: RunConfig) -> Actual:
-    """Reads the finished stages of a run folder.
+    """Reads the finished stages of a run folder. Every attempt counts.
 
     An answer of the probe that the generate stage used again counts once, under `probe`.
 
@@ -37,7 +37,7 @@ def read_actual(config: RunConfig) -> Actual:
     import pyarrow.parquet as pq
 
     stages = Path(config.output_dir) / "stages"
-    paid: set[tuple[str, str]] = set()
+    paid: set[tuple[object, ...]] = set()
     lines: list[Line] = []
     errors = 0
     names = [columns.PROMPT_ID, columns.TEACHER, columns.PROMPT_TOKENS, columns.COMPLETION_TOKENS, columns.ERROR]
@@ -47,8 +47,9 @@ def read_actual(config: RunConfig) -> Actual:
             continue
         seconds = float(json.loads((stages / f"{stage}.json").read_text(encoding="utf-8"))["seconds"])
         sums = {teacher.name: [0.0, 0.0, 0.0] for teacher in config.teachers}
-        for row in pq.read_table(file, columns=names).to_pylist():
-            key = row[columns.PROMPT_ID], row[columns.TEACHER]
+        numbers = [name for name in columns.ROW_NUMBERS if name in pq.ParquetDataset(file).schema.names]
+        for row in pq.read_table(file, columns=[*names, *numbers]).to_pylist():
+            key = tuple(row.get(name) or 0 for name in columns.ROW_KEY)
             if key in paid or row[columns.TEACHER] not in sums:
                 continue
             if row[columns.ERROR] is not None:

@@ -158,7 +158,7 @@ def _tries(
     """Whom each prompt asks, in order."""
     by_name = {teacher.name: teacher for teacher in teachers}
     names, known = list(score_names or by_name), {teacher.name for teacher in candidates}
-    fixed = {teacher.name for teacher in teachers if has_one_answer(teacher)}
+    fixed = {teacher.name for teacher in teachers if teacher.sampling.is_fixed}
     scores = routed[columns.ROUTE_SCORES] if columns.ROUTE_SCORES in routed.column_names else [None] * len(routed)
     found = []
     for route, own in zip(routed[columns.ROUTE], scores, strict=True):
@@ -186,11 +186,6 @@ def order_of_tries(ranked: Sequence[str], fixed: Collection[str], attempts: int)
     tries = [(name, 0) for name in ranked]
     tries += [(name, attempt) for attempt in range(1, attempts) for name in several]
     return tries[:attempts]
-
-
-def has_one_answer(teacher: Teacher) -> bool:
-    """Whether a teacher gives the same answer every time: at temperature 0, or with one seed for all requests."""
-    return teacher.sampling.temperature == 0 or isinstance(teacher.sampling.seed, int)
 
 
 def _answered(

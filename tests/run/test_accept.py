@@ -259,7 +259,7 @@ def test_no_money_begins_no_further_prompt_for_the_target(teachers, tmp_path):
 
 
 def test_an_answer_that_the_judge_did_not_score_costs_no_attempt(teachers, tmp_path):
-    """Two judgements fail: teachers are asked nothing more for these prompts, and the next run asks the judge alone."""
+    """Two judgements fail: no teacher is asked again for these prompts, and the next run asks the judge alone."""
     chosen, doubles = teachers(right_on(0, 1, 2, 3), right_on())
     dumb = {1, 2}
 
