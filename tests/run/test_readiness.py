@@ -345,6 +345,9 @@ def test_a_full_disk_is_told_before_anything_is_paid_for(settings, doubles, monk
     monkeypatch.setattr(contradictions.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match=r"`output_dir`: 0\.0 GB free .* the run writes at most about 2\.5e-05 GB"):
         go(settings)
+    edit(settings, "accept", {"min_quality": 1.0})  # 8 probe answers of 64 tokens, and 3 attempts at 8 prompts
+    with pytest.raises(ConfigError, match=r"the run writes at most about 4\.9e-05 GB"):
+        go(settings)
     assert not doubles["odd"].asked
 
 
