@@ -27,7 +27,7 @@ class Actual:
 
 
 def read_actual(config: RunConfig) -> Actual:
-    """Reads the finished stages of a run folder.
+    """Reads the finished stages of a run folder. Every attempt counts.
 
     An answer of the probe that the generate stage used again counts once, under `probe`.
 

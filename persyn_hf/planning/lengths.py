@@ -140,7 +140,9 @@ def read_sample(path: str | os.PathLike[str]) -> Dataset:
         raise ConfigError(f"The sample {os.fspath(path)} cannot be read as Parquet: {error}") from error
     needed = (columns.TEACHER, columns.COMPLETION_TOKENS)
     columns.require_columns(table.column_names, needed, f"the sample {os.fspath(path)}")
-    return Dataset(table.select([*needed, *sorted({columns.QUALITY, *_FINER} & set(table.column_names))]))
+    return Dataset(
+        table.select([*needed, *sorted({columns.QUALITY, columns.FINISH_REASON, *_FINER} & set(table.column_names))])
+    )
 
 
 def _counter(config: RunConfig) -> tuple[Any, str]:

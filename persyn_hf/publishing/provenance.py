@@ -72,6 +72,8 @@ class Provenance:
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
         hygiene (`Mapping[str, int]`): Prompts left out before anything was asked, by reason.
+        accept (`Mapping[str, Any]`): What became of the attempts, where answers were asked for until one was good:
+            `min_quality`, `attempts`, `prompts`, `answers`, `accepted`, `given_up`, `answers_of` and `accepted_of`.
         failed (`int`, *optional*): Requests of the whole run that got no answer.
         judges (`Sequence[str]`): The language models that judged the answers.
         sample (`Mapping[str, str]`): One row, shortened: `prompt`, `completion` and `teacher`.
@@ -93,6 +95,7 @@ class Provenance:
     router_revision: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     hygiene: Mapping[str, int] = field(default_factory=dict)
+    accept: Mapping[str, Any] = field(default_factory=dict)
     failed: int | None = None
     judges: Sequence[str] = field(default_factory=list)
     sample: Mapping[str, str] = field(default_factory=dict)
@@ -166,7 +169,7 @@ def gather(
         prices (`Prices`, *optional*): Teachers that are not named have no price.
         finer (`Mapping[str, Sequence[int]]`, *optional*): Per teacher, the cached tokens of the prompts and the
             reasoning tokens of the completions, which personalised tables do not have.
-        run (`Any`): `dropped`, `hygiene`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
+        run (`Any`): `dropped`, `hygiene`, `accept`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
             `failed`, `judges`, `prompts_source`, `prompts_revision`, `router_repo_id`, `router_revision`.
     """
     block: dict[str, Any] = without_local_paths(router or {})
