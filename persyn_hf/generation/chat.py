@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
-from persyn_hf.endpoints.conversation import assembled, chat_body, is_stream
+from persyn_hf.endpoints.conversation import assembled, chat_body, content_texts, is_stream
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
@@ -103,24 +101,16 @@ class ChatClient:
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
-        text, reason = text_of(message), choice.get("finish_reason")
+        text, thoughts = content_texts(message.get("content"))
+        reason = choice.get("finish_reason")
         # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
-        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        thoughts = message.get("reasoning_content") or message.get("reasoning") or thoughts
         refusal, called = message.get("refusal"), message.get("tool_calls") or message.get("function_call")
         calls = calls_of(message, reason) if request.more.get("tools") else None
         if calls is not None:
-            words, thoughts = split_reasoning(text if isinstance(text, str) else "", thoughts)
+            words, thoughts = split_reasoning(text or "", thoughts if isinstance(thoughts, str) else None)
             text, reason, refusal, called = enveloped(words, calls), "stop", None, None
         said = Said(
             text, reason, thoughts, refusal, called, choice.get("stop_reason"), read_usage(answer.get("usage"))
         )
         return read_answer(said, request, self._endpoint.clean)
-
-
-def text_of(message: Mapping[str, Any]) -> object:
-    """The text of a message; some servers give it in parts, `[{"type": "text", "text": …}]`."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return content
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(text for text in texts if isinstance(text, str))
