@@ -87,12 +87,14 @@ def assembled(content: bytes) -> dict[str, Any]:
             ended = True
             break
         event = _parsed(data)
-        if "error" in event or "error_type" in event:
+        if event.get("error") or "error_type" in event:  # some servers send `"error": null` with every event
             return event
         answer |= {key: event[key] for key in ("id", "model", "usage") if event.get(key) is not None}
-        choice = _first(event.get("choices"))
+        choice = first_choice(event.get("choices"))
         if choice is None:
             continue
+        if choice.get("error"):
+            return {"error": choice["error"]}
         started = True
         if choice.get("finish_reason") is not None:
             reason = choice["finish_reason"]
@@ -132,10 +134,16 @@ def _parsed(data: str) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def _first(choices: object) -> dict[str, Any] | None:
-    """The first choice; streams of several are not asked for."""
+def first_choice(choices: object, any_index: bool = False) -> dict[str, Any] | None:
+    """The choice with the index 0, wherever it stands; several are not asked for.
+
+    Args:
+        choices (`object`): As they stand in an answer or an event.
+        any_index (`bool`, defaults to `False`): Where none has it, take the first.
+    """
     found = [one for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
-    return next((one for one in found if one.get("index") in (None, 0)), None)
+    first = next((one for one in found if one.get("index") in (None, 0)), None)
+    return first if first is not None or not any_index else next(iter(found), None)
 
 
 def _add(message: dict[str, Any], delta: object) -> None:

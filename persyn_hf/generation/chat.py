@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
-from persyn_hf.endpoints.conversation import assembled, chat_body, content_texts, is_stream
+from persyn_hf.endpoints.conversation import assembled, chat_body, content_texts, first_choice, is_stream
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
@@ -90,13 +90,13 @@ class ChatClient:
     def _read(self, content: bytes, request: Request) -> Completion:
         """Reads the first choice."""
         try:
-            streamed = self._teacher.stream and is_stream(content)
-            answer = assembled(content) if streamed else json.loads(content)
+            answer = assembled(content) if is_stream(content) else json.loads(content)
         except (ValueError, RecursionError):
             raise body_error(self._endpoint, content.decode("utf-8", "replace")) from None
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, dict) else None
+        choice = first_choice(answer.get("choices"), any_index=True) if isinstance(answer, dict) else None
+        message = choice.get("message") if choice is not None else None
+        if isinstance(answer, dict) and any(said.get("error") for said in (answer, choice or {})):
+            raise body_error(self._endpoint, json.dumps(answer if answer.get("error") else choice))
         if choice is None or not isinstance(message, dict):
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
