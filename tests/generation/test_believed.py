@@ -178,7 +178,7 @@ def test_a_stream_that_nobody_asked_for_is_read():
     with serve(Double(lambda n, _: Response(stream, media_type="text/event-stream"))) as server:
         completion = ask(server.url)
     assert (completion.text, completion.finish_reason) == ("four", "stop")
-    broken = f"data: {json.dumps({'choices': [{'error': {'message': 'upstream died'}}]})}\n\ndata: [DONE]\n\n"
+    broken = f"data: {json.dumps({'choices': [{'error': {'message': 'the model died'}}]})}\n\ndata: [DONE]\n\n"
     with (
         serve(Double(lambda n, _: Response(broken, media_type="text/event-stream"))) as server,
         pytest.raises(RetryableError, match="the model died"),
