@@ -234,3 +234,10 @@ def test_a_file_that_is_no_utf_8_says_so(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_bytes("output_dir: Prüfung\n".encode("latin-1"))
     assert refused(path).endswith("run.yaml: is not valid YAML: it is no UTF-8; save the file as UTF-8.")
+
+
+def test_an_entry_is_named_as_errors_name_it(file):
+    made = read(file, "teachers[1].timeout=7", "compare.seeds[2]=9", "quality.sources[0].name=exactly")
+    assert (made.teachers[1].timeout, made.compare.seeds) == (7, (0, 1, 9))
+    assert made.quality.sources[0].name == "exactly"
+    assert "`teachers`: has no such entry; entries go by index, 0 to 2" in refused(file, "teachers[9].timeout=7")
