@@ -369,7 +369,8 @@ def test_a_wrong_key_that_a_gateway_answers_with_400_is_told(monkeypatch):
         return JSONResponse({"error": {"message": "Authentication Error", "type": "auth_error", "code": "400"}}, 400)
 
     app = Starlette(routes=[Route("/v1/models", refuse)])
-    with serve_app(app) as url, pytest.raises(ConfigError, match=r"refused the key \(HTTP 400\): check MY_KEY"):
+    said = r"refused the key \(HTTP 400 \(auth_error\): Authentication Error\): check MY_KEY"
+    with serve_app(app) as url, pytest.raises(ConfigError, match=said):
         run(url, api_key_env="MY_KEY")
 
 
