@@ -71,6 +71,9 @@ def judge_answers(
     endpoint = Endpoint.of(judge, model=judge.model)
 
     def score(reply: Completion) -> float:
+        text = reply.text.rstrip()
+        if reply.finish_reason == "length" and text[-1:] in set("0123456789.") and not text.endswith("10"):
+            raise RequestError("the judge's reply may end within its score; raise `judge.max_tokens`")
         return parse_score(reply.text, lambda words: endpoint.clean(words, _EXCERPT))
 
     asking = Asking(
@@ -162,6 +165,8 @@ def _reply(answer: Any) -> Completion:
     except (LookupError, TypeError):
         raise RetryableError("the answer is no chat completion") from None
     content, _ = content_texts(content)  # thoughts in parts of their own are not read
+    refusal = choice["message"].get("refusal")
+    content = content or (refusal if isinstance(refusal, str) else None)  # its words are the reason
     usage = answer.get("usage") if isinstance(answer, Mapping) else None
     asked, made, total = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     if asked is not None and made is not None and total is not None:
