@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
@@ -13,6 +14,8 @@ from persyn_hf.errors import ConfigError
 
 #: How a value is given on the command line; errors name it.
 FLAG = "--set"
+#: An entry of a list as errors write it: `teachers[0].name` for `teachers.0.name`.
+_INDEX = re.compile(r"\[(\d+)\](?=\.|\Z)")
 
 
 def parse_overrides(given: Iterable[str]) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def parse_overrides(given: Iterable[str]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for text in given:
         key, sign, value = text.partition("=")
-        key = key.strip()
+        key = _INDEX.sub(r".[\1]", key.strip())
         if not sign or not all(key.split(".")):
             raise ConfigError(f"{FLAG} must be given as section.key=value, for example {FLAG} reward.alpha=0.2.")
         overrides.pop(key, None)  # a later one is applied later
@@ -131,8 +134,9 @@ class _Override:
             name = max(named, key=len)
             return names.index(name), self.rest[len(name) + 1 :]
         key, _, rest = self.rest.partition(".")
-        if key.isdecimal() and int(key) < len(found):
-            return int(key), rest
+        index = key.removeprefix("[").removesuffix("]")
+        if index.isdecimal() and int(index) < len(found):
+            return int(index), rest
         known = ", ".join(str(name) for name in names if name is not None)
         entries = f"entries go by index, 0 to {len(found) - 1}" if found else "it has no entries"
         self._refuse(f"has no such entry; {entries}" + (f", or by name: {known}" if known else ""))

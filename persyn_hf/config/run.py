@@ -18,7 +18,7 @@ from persyn_hf.config.prompts import Probe, Prompts
 from persyn_hf.config.publishing import Publish
 from persyn_hf.config.routing import Router
 from persyn_hf.config.scoring import Normalization, Quality, Reward, Student
-from persyn_hf.config.settings import Settings, Unit
+from persyn_hf.config.settings import Settings, Unit, names_a_variable
 from persyn_hf.config.students import Compare, Training
 from persyn_hf.config.teachers import Teacher, require_distinct_teachers
 from persyn_hf.errors import ConfigError
@@ -163,11 +163,15 @@ class RunConfig(Spending):
         """
         name = os.fspath(path)
         try:
-            data = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            text = Path(name).read_text(encoding="utf-8-sig")
+            data = yaml.safe_load(text)
+            repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read: {error.strerror or error}.") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{name}: is not valid YAML: {_problem(error)}.") from None
+        if repeated is not None:
+            raise ConfigError(f"{name}: {repeated}.")
         if not isinstance(data, dict):
             raise ConfigError(f"{name}: must be a mapping with the keys {', '.join(cls.model_fields)}.")
         return cls.from_dict(data, name, overrides)
@@ -184,8 +188,32 @@ class RunConfig(Spending):
         return read_overridden(cls, data, overrides or {}, source)
 
 
+def _repeated_key(node: yaml.Node | None) -> str | None:
+    """The first key that stands twice in a mapping, which YAML forbids and PyYAML takes: the last one would count."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            first: dict[str, int] = {}
+            for key, value in node.value:
+                word, line = str(key.value), key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode) and word in first and word != "<<":
+                    what = f"the key `{word}`" if names_a_variable(word) else "a key"
+                    return f"{what} stands twice, in line {first[word]} and in line {line}; keep one of them"
+                first[word] = line
+                waiting.append(value)
+        else:
+            waiting.extend(node.value)
+    return None
+
+
 def _problem(error: Exception) -> str:
     """What is wrong with a YAML text and where, without the line itself: it may hold a secret."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8; save the file as UTF-8"
     mark = getattr(error, "problem_mark", None)
     what = getattr(error, "problem", None) or type(error).__name__
     if isinstance(error, yaml.composer.ComposerError | yaml.constructor.ConstructorError):

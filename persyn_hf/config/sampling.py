@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -37,6 +38,8 @@ OWNED = {
 }
 #: Keys of `extra_body` that generation in this process honours.
 LOCAL_EXTRAS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
+#: Names of keys and passwords; `prompt_cache_key` is none.
+_SECRET = re.compile(r"api_?key|access_?(key|token)|auth|secret|passw|credential", re.IGNORECASE)
 _FIELD = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -45,8 +48,14 @@ def _json_only(value: dict[str, Any]) -> dict[str, Any]:
     owned = [
         f"`extra_body.{key}` is set by persyn_hf; use {instead}" for key, instead in OWNED.items() if key in value
     ]
-    if problems or owned:
-        raise ValueError("; ".join([*problems, *owned]))
+    keys = [
+        f"`extra_body.{key}` is a key by its name, and tables, cards and ledgers show `extra_body`; use `api_key_env` "
+        "or `extra_headers`"
+        for key, one in value.items()
+        if isinstance(one, str) and _SECRET.search(key)
+    ]
+    if problems or owned or keys:
+        raise ValueError("; ".join([*problems, *owned, *keys]))
     return value
 
 

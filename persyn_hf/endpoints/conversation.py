@@ -13,6 +13,8 @@ from persyn_hf.errors import RetryableError
 _DONE = "[DONE]"
 #: Keys of a delta whose texts are pieces of one text.
 _TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
+#: Types of the parts of an answer's content: what was written, and what was thought.
+_WRITTEN, _THINKING = ("text", "output_text"), ("thinking", "reasoning")
 
 
 def chat_body(
@@ -85,12 +87,14 @@ def assembled(content: bytes) -> dict[str, Any]:
             ended = True
             break
         event = _parsed(data)
-        if "error" in event or "error_type" in event:
+        if event.get("error") or "error_type" in event:  # some servers send `"error": null` with every event
             return event
         answer |= {key: event[key] for key in ("id", "model", "usage") if event.get(key) is not None}
-        choice = _first(event.get("choices"))
+        choice = first_choice(event.get("choices"))
         if choice is None:
             continue
+        if choice.get("error"):
+            return {"error": choice["error"]}
         started = True
         if choice.get("finish_reason") is not None:
             reason = choice["finish_reason"]
@@ -130,10 +134,16 @@ def _parsed(data: str) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def _first(choices: object) -> dict[str, Any] | None:
-    """The first choice; streams of several are not asked for."""
+def first_choice(choices: object, any_index: bool = False) -> dict[str, Any] | None:
+    """The choice with the index 0, wherever it stands; several are not asked for.
+
+    Args:
+        choices (`object`): As they stand in an answer or an event.
+        any_index (`bool`, defaults to `False`): Where none has it, take the first.
+    """
     found = [one for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
-    return next((one for one in found if one.get("index") in (None, 0)), None)
+    first = next((one for one in found if one.get("index") in (None, 0)), None)
+    return first if first is not None or not any_index else next(iter(found), None)
 
 
 def _add(message: dict[str, Any], delta: object) -> None:
@@ -142,9 +152,10 @@ def _add(message: dict[str, Any], delta: object) -> None:
         return
     for key, value in delta.items():
         if key in _TEXTS:
-            text = _text(value)
-            if text is not None:
-                message[key] = (message.get(key) or "") + text
+            text, thoughts = content_texts(value)
+            for name, piece in ((key, text), ("reasoning_content", thoughts)):
+                if piece is not None:
+                    message[name] = (message.get(name) or "") + piece
         elif key == "tool_calls" and isinstance(value, list):
             for place, call in enumerate(value):
                 _add_call(message.setdefault("tool_calls", []), call, place)
@@ -152,13 +163,41 @@ def _add(message: dict[str, Any], delta: object) -> None:
             message[key] = value
 
 
-def _text(value: object) -> str | None:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        return None
-    texts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type", "text") == "text"]
-    return "".join(text for text in texts if isinstance(text, str))
+def content_texts(content: object) -> tuple[str | None, str | None]:
+    """The text and the thoughts of a message's content, which some servers give in parts.
+
+    Args:
+        content (`object`): A string, or a list of strings and parts: `text` and `output_text`, and thoughts as
+            Mistral's `thinking` or `reasoning`. Parts of other types are left out.
+
+    Returns:
+        `tuple[str | None, str | None]`: `None` where there is none of it.
+
+    Example:
+        >>> content_texts([{"type": "thinking", "thinking": [{"type": "text", "text": "2 and 2"}]}, "4"])
+        ('4', '2 and 2')
+    """
+    if isinstance(content, str):
+        return content, None
+    if not isinstance(content, list):
+        return None, None
+    texts, thoughts = [], []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind in _THINKING:
+            thoughts.append(_of_part(next((part[key] for key in (*_THINKING, "text") if part.get(key)), "")))
+        elif kind in _WRITTEN:
+            texts.append(_of_part(part))
+    return "".join(texts), "".join(thoughts) or None
+
+
+def _of_part(part: object) -> str:
+    """The text of a part, or of the parts in it."""
+    if isinstance(part, dict):
+        part = part.get("text")
+    elif isinstance(part, list):
+        return "".join(map(_of_part, part))
+    return part if isinstance(part, str) else ""
 
 
 def _add_call(calls: list[dict[str, Any]], piece: object, place: int) -> None:

@@ -168,6 +168,9 @@ def body_error(endpoint: Endpoint, text: str, wanted: str = "completion") -> Tea
         if line.lstrip()[:1] in ("{", "d") and (kind or words):
             said = f"error event in a stream ({endpoint.clean(kind)}): {endpoint.clean(words)}"
             return _by_status(_STATUS_OF.get(kind, 500), kind, said, None)
+    if text.lstrip("\ufeff \t\r\n")[:1] == "<":
+        page = endpoint.clean(_title(text))
+        return RetryableError(f"the answer is a web page{f' ({page!r})' if page else ''} and no {wanted}")
     return RetryableError(f"the answer is no {wanted} (malformed or cut JSON, or another format)")
 
 

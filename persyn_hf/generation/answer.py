@@ -9,6 +9,7 @@ from persyn_hf.config import Teacher
 from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.finish import BROKEN_OFF, Finish, read_finish
+from persyn_hf.generation.reasoning import CLOSE, OPEN, split_marked
 from persyn_hf.generation.special_tokens import Stripped, without_leaks
 from persyn_hf.generation.usage import Usage
 from persyn_hf.ledger.completion import Completion
@@ -130,14 +131,11 @@ def _without_stop(text: str, stops: Sequence[str]) -> str:
     return next((text.removesuffix(stop) for stop in stops if stop and text.endswith(stop)), text)
 
 
-_OPEN, _CLOSE = "<think>", "</think>"
-
-
 def split_reasoning(text: str, given: str | None = None) -> tuple[str, str | None]:
     """Splits an answer from the thoughts before it.
 
-    Thoughts are what a server reports as such, or what stands between `<think>` tags at the start. A template may
-    have opened the tag itself, so that the text has the closing one only. A tag that is never closed leaves no answer.
+    Thoughts are what a server reports as such, or what stands between marks at the start ([`split_marked`]). Some
+    servers do both: the copy in the text is no part of the answer.
 
     Args:
         text (`str`): What the model wrote.
@@ -152,13 +150,9 @@ def split_reasoning(text: str, given: str | None = None) -> tuple[str, str | Non
         >>> split_reasoning("4")
         ('4', None)
     """
-    if given is not None and given.strip():
-        return text, given.strip()
-    opened = text.lstrip().startswith(_OPEN)
-    if not opened and (_CLOSE not in text or _OPEN in text):
-        return text, None
-    thoughts, _, answer = text.lstrip().removeprefix(_OPEN).partition(_CLOSE)
-    return answer.lstrip(), thoughts.strip() or None
+    told = (given or "").strip()
+    answer, thoughts = split_marked(text, told_apart=bool(told)) or (text, None)
+    return answer, told or thoughts
 
 
 def presented(completion: Completion, mode: str) -> tuple[str, str | None]:
@@ -173,7 +167,7 @@ def presented(completion: Completion, mode: str) -> tuple[str, str | None]:
         ('<think>\n2 and 2\n</think>\n\n4', None)
     """
     if mode == "keep" and completion.reasoning:
-        return f"{_OPEN}\n{completion.reasoning}\n{_CLOSE}\n\n{completion.text}", None
+        return f"{OPEN}\n{completion.reasoning}\n{CLOSE}\n\n{completion.text}", None
     return completion.text, completion.reasoning if mode == "separate" else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
-from persyn_hf.endpoints.conversation import assembled, chat_body, is_stream
+from persyn_hf.endpoints.conversation import assembled, chat_body, content_texts, first_choice, is_stream
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
@@ -96,26 +96,28 @@ class ChatClient:
     def _read(self, content: bytes, request: Request) -> Completion:
         """Reads the first choice."""
         try:
-            streamed = self._teacher.stream and is_stream(content)
+            streamed = is_stream(content)
             answer = assembled(content) if streamed else json.loads(content)
         except (ValueError, RecursionError):
             raise body_error(self._endpoint, content.decode("utf-8", "replace")) from None
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, dict) else None
+        choice = first_choice(answer.get("choices"), any_index=True) if isinstance(answer, dict) else None
+        message = choice.get("message") if choice is not None else None
+        if isinstance(answer, dict) and any(said.get("error") for said in (answer, choice or {})):
+            raise body_error(self._endpoint, json.dumps(answer if answer.get("error") else choice))
         if choice is None or not isinstance(message, dict):
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
         if streamed:
             self._require_bound(message)
-        text, reason = text_of(message), choice.get("finish_reason")
+        text, thoughts = content_texts(message.get("content"))
+        reason = choice.get("finish_reason")
         # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
-        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        thoughts = message.get("reasoning_content") or message.get("reasoning") or thoughts
         refusal, called = message.get("refusal"), message.get("tool_calls") or message.get("function_call")
         calls = calls_of(message, reason) if request.more.get("tools") else None
         if calls is not None:
-            words, thoughts = split_reasoning(text if isinstance(text, str) else "", thoughts)
+            words, thoughts = split_reasoning(text or "", thoughts if isinstance(thoughts, str) else None)
             text, reason, refusal, called = enveloped(words, calls), "stop", None, None
         said = Said(
             text, reason, thoughts, refusal, called, choice.get("stop_reason"), read_usage(answer.get("usage"))
@@ -131,12 +133,3 @@ class ChatClient:
         most = self._teacher.max_response_bytes
         if len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) > most:
             raise RowError(f"the answer is longer than {most} bytes (`max_response_bytes`)")
-
-
-def text_of(message: Mapping[str, Any]) -> object:
-    """The text of a message; some servers give it in parts, `[{"type": "text", "text": …}]`."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return content
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(text for text in texts if isinstance(text, str))

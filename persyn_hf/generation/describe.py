@@ -143,7 +143,10 @@ def _from_models(endpoint: Endpoint, listed: Any) -> EndpointLimits:
     # A list, or a single model as TGI's published schema has it.
     data = listed.get("data", [listed] if "id" in listed else None) if isinstance(listed, dict) else listed
     model = endpoint.model or ""
-    entries = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    found = [entry for entry in data if isinstance(entry, dict)] if isinstance(data, list) else []
+    # Some servers call the id `name`; an entry without either says nothing.
+    named_so = [entry if isinstance(entry.get("id"), str) else {**entry, "id": entry.get("name")} for entry in found]
+    entries = [entry for entry in named_so if isinstance(entry["id"], str)]
     if not entries:
         _log.info(
             "%s lists no models; it is taken to serve `%s`, which the first answer shows (%s was asked)",

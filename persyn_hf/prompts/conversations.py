@@ -127,14 +127,22 @@ def _named(message: Mapping[str, Any]) -> Message:
     speaker, text = message.get("from"), message.get("value")
     if message.get("role") is not None or speaker is None:
         named = {key: value for key, value in message.items() if key not in ("from", "value") or value is not None}
-        role = named.get("role")
-        return named | {"role": _ROLES.get(role, role)} if role in _ROLES and role not in _KEPT else named
+        role = _small(named.get("role"))
+        if role in _KEPT:
+            return named | {"role": role}
+        return named | {"role": _ROLES[role]} if role in _ROLES else named
     rest = {key: value for key, value in message.items() if key not in ("from", "value", "role", "content")}
+    speaker = _small(speaker)
     if speaker in _CALLING:
         return {"role": ASSISTANT, "content": None, "tool_calls": _calls(text), **rest}
     if speaker not in _ROLES:
         raise DataError(f"`from` must be one of {', '.join(_ROLES)}, got {speaker!r:.40}.")
     return {"role": _ROLES[speaker], "content": text, **rest}
+
+
+def _small(speaker: Any) -> str:
+    """The name of a speaker in small letters; other things in words, which are no name."""
+    return speaker.strip().lower() if isinstance(speaker, str) else repr(speaker)
 
 
 #: Roles of OpenAI's and of chat templates, which stay as they are.

@@ -1,6 +1,7 @@
 """Rows of text files (JSON lines, JSON, CSV, TSV, plain text), compressed or not, exactly as they were written.
 
-Everything in a CSV file is text: `007` stays `007`, and an empty cell is an empty string.
+Everything in a CSV file is text: `007` stays `007`, and an empty cell is an empty string. Where its first line holds
+no comma, a semicolon, tab or `|` there separates the cells. White space around the names of columns does not count.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
 TEXT, MESSAGES = "text", "messages"
 #: A surrogate in JSON's escapes; whether it is one half alone is looked at where there is one.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+#: A list of objects over many lines; a list on a line of its own is a conversation.
+_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[[ \t\r]*\n\s*\{")
+#: What separates cells where the first line holds no comma: spreadsheets write a semicolon in many countries.
+_DELIMITERS = (";", "\t", "|")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -142,7 +147,11 @@ def _scalar(values: list[Any]) -> str | None:
 
 
 def _json_lines(file: IO[bytes]) -> list[Row]:
-    return [_row(_parsed(line, number), f"line {number}") for number, line in _decoded(file) if line.strip()]
+    """A value on every line; or one list over many lines, which some files of this name hold."""
+    buffered = io.BufferedReader(cast(io.RawIOBase, file))
+    if _LIST.match(buffered.peek(64)[:64]):
+        return _json(buffered)
+    return [_row(_parsed(line, number), f"line {number}") for number, line in _decoded(buffered) if line.strip()]
 
 
 def _json(file: IO[bytes]) -> list[Row]:
@@ -169,10 +178,13 @@ def _json(file: IO[bytes]) -> list[Row]:
 
 def _csv(file: IO[bytes], delimiter: str = ",") -> list[Row]:
     lines = (line for _, line in _decoded(file))
+    first = next(lines, "")
+    if delimiter == "," and "," not in first and any(map(first.count, _DELIMITERS)):
+        delimiter = max(_DELIMITERS, key=first.count)
     with _long_fields():
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
+            header = [name.strip() for name in next(reader, [])]
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
                 raise UnreadableError(f"line 1 names the column {', '.join(repeated)} more than once")

@@ -11,6 +11,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from persyn_hf.columns import Prompt, prompt_id, prompt_text
 from persyn_hf.config import Judge
+from persyn_hf.endpoints.conversation import content_texts
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.requests import Send
 from persyn_hf.errors import ConfigError, RequestError, RetryableError
@@ -70,6 +71,9 @@ def judge_answers(
     endpoint = Endpoint.of(judge, model=judge.model)
 
     def score(reply: Completion) -> float:
+        text = reply.text.rstrip()
+        if reply.finish_reason == "length" and text[-1:] in set("0123456789.") and not text.endswith("10"):
+            raise RequestError("the judge's reply may end within its score; raise `judge.max_tokens`")
         return parse_score(reply.text, lambda words: endpoint.clean(words, _EXCERPT))
 
     asking = Asking(
@@ -160,15 +164,16 @@ def _reply(answer: Any) -> Completion:
         content = choice["message"]["content"]
     except (LookupError, TypeError):
         raise RetryableError("the answer is no chat completion") from None
-    if isinstance(content, list):  # parts, `[{"type": "text", "text": …}]`
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    content, _ = content_texts(content)  # thoughts in parts of their own are not read
+    refusal = choice["message"].get("refusal")
+    content = content or (refusal if isinstance(refusal, str) else None)  # its words are the reason
     usage = answer.get("usage") if isinstance(answer, Mapping) else None
     asked, made, total = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     if asked is not None and made is not None and total is not None:
         made = max(made, total - asked)  # some count thoughts beside the completion
     reason = choice.get("finish_reason")
     return Completion(
-        content if isinstance(content, str) else "",
+        content or "",
         reason if isinstance(reason, str) else "stop",
         asked,
         made,

@@ -51,6 +51,8 @@ _SCORE = re.compile(
 )
 #: Marks of Markdown, which judges put anywhere around a score.
 _MARKS = re.compile(r"[*_`#>\"'“”]+")
+#: Special tokens that leaked at the end of a reply, and signs that are no letters.
+_TOKENS = re.compile(r"(?:\s|<\|[a-z_]{2,20}\|>|</s>|<end_of_turn>|<eos>|[\u200b-\u200d\ufe0f\ufeff\u2705\u2b50])+\Z")
 #: The score in a tag of its own.
 _TAGGED = re.compile(r"<(score|rating|grade)>([^<>]*)</\1>[.]?", re.IGNORECASE)
 #: Lines that hold nothing: fences, rules, tags.
@@ -75,9 +77,12 @@ def parse_score(reply: str, clean: Callable[[str], str] = str) -> float:
         >>> parse_score("Correct, but long.\\nScore: **7**/10.")
         7.0
     """
-    text = reply[-_READ:].rpartition("</think>")[2].translate(_WIDE).strip()
+    text = _TOKENS.sub("", reply[-_READ:].rpartition("</think>")[2]).translate(_WIDE).strip()
     if "<think>" in text:  # the reply ends within its thoughts
         text = ""
+    if "<|channel|>" in text:  # gpt-oss's channels, where a server does not read them
+        channel, _, said = text.rpartition("<|channel|>")[2].partition("<|message|>")
+        text = said if channel.strip() == "final" else ""
     score = _of_json(text) if text.rstrip("`~ \n").endswith("}") else None
     if score is None:
         lines = [line for line in map(str.strip, text.splitlines()) if line and not _EMPTY.fullmatch(line)]

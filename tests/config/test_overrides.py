@@ -211,3 +211,33 @@ def test_a_broken_file_is_explained_without_its_line(tmp_path):
         assert "run.yaml: is not valid YAML: " in refused(path) and SECRET not in refused(path)
     path.write_text("[" * 50_000)
     assert refused(path).endswith("run.yaml: is not valid YAML: RecursionError.")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("max_cost: 1\nseed: 3\nmax_cost: 100\n")
+    assert refused(path).endswith(
+        "run.yaml: the key `max_cost` stands twice, in line 1 and in line 3; keep one of them."
+    )
+    path.write_text(f"teachers:\n  - name: a\n    sampling: {{seed: 1, seed: 2}}\n    {SECRET}: 1\n    {SECRET}: 1\n")
+    said = refused(path)
+    assert "stands twice" in said and SECRET not in said
+
+
+def test_aliases_merges_and_windows_files_are_taken(file):
+    plain = RunConfig.from_yaml(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_text().replace("\n", "\r\n").encode())
+    assert RunConfig.from_yaml(file) == plain
+
+
+def test_a_file_that_is_no_utf_8_says_so(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("output_dir: Prüfung\n".encode("latin-1"))
+    assert refused(path).endswith("run.yaml: is not valid YAML: it is no UTF-8; save the file as UTF-8.")
+
+
+def test_an_entry_is_named_as_errors_name_it(file):
+    made = read(file, "teachers[1].timeout=7", "compare.seeds[2]=9", "quality.sources[0].name=exactly")
+    assert (made.teachers[1].timeout, made.compare.seeds) == (7, (0, 1, 9))
+    assert made.quality.sources[0].name == "exactly"
+    assert "`teachers`: has no such entry; entries go by index, 0 to 2" in refused(file, "teachers[9].timeout=7")

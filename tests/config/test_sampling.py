@@ -163,3 +163,11 @@ def test_tgi_s_own_protocol_has_names_of_its_own():
     )
     assert "`stream` is for `api: chat`" in refused(BASE | {"api": "tgi", "stream": True})
     assert "is a form of `api: chat`" in refused(BASE | {"api": "tgi", "dialect": "mistral"})
+
+
+@pytest.mark.parametrize("key", ["api_key", "Authorization", "access_token", "client_secret"])
+def test_a_key_in_extra_body_is_refused_and_not_repeated(key):
+    said = refused(BASE | {"sampling": {"extra_body": {key: "sk-not-to-be-shown"}}})
+    assert f"`extra_body.{key}` is a key by its name" in said
+    assert "not-to-be-shown" not in said
+    assert teacher(sampling={"extra_body": {"prompt_cache_key": "a", "tokenizer_mode": "auto", "max_tokens_x": 1}})

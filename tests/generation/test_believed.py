@@ -1,9 +1,10 @@
 """What comes back, from a server's words to the table: only what is understood counts as a whole answer."""
 
+import json
 import logging
 
 import pytest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from persyn_hf.errors import RetryableError, RowError
 from persyn_hf.generation.client import Request
@@ -144,3 +145,51 @@ def test_refusals_and_calls_of_tools_are_told_as_what_they_are():
     calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]
     kind, words = refused({"content": None, "tool_calls": calls}, "tool_calls")
     assert (kind, words) == (RowError, "the teacher called a tool and wrote no text (`weather`)")
+
+
+def test_an_error_beside_an_answer_is_no_answer():
+    died = {"code": 502, "message": "the model died"}
+    kind, words = refused({"content": "half of"}, error=died)  # in the choice
+    assert kind is RetryableError
+    assert "the model died" in words
+    whole = {**chat_body("half of"), "error": died}
+    with (
+        serve(Double(lambda n, _: JSONResponse(whole))) as server,
+        pytest.raises(RetryableError, match="the model died"),
+    ):
+        ask(server.url)
+    with serve(Double(lambda n, _: JSONResponse({**chat_body("all of it"), "error": None}))) as server:
+        assert ask(server.url).text == "all of it"
+
+
+def test_the_first_choice_is_the_one_with_index_0():
+    body = chat_body("first")
+    second = {**chat_body("second")["choices"][0], "index": 1}
+    with serve(Double(lambda n, _: JSONResponse({**body, "choices": [second, *body["choices"]]}))) as server:
+        assert ask(server.url).text == "first"
+    with serve(Double(lambda n, _: JSONResponse({**body, "choices": [second]}))) as server:
+        assert ask(server.url).text == "second"
+
+
+def test_a_stream_that_nobody_asked_for_is_read():
+    delta = {"choices": [{"index": 0, "delta": {"content": "four"}}], "error": None}
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "error": None}
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in (delta, end)) + "data: [DONE]\n\n"
+    with serve(Double(lambda n, _: Response(stream, media_type="text/event-stream"))) as server:
+        completion = ask(server.url)
+    assert (completion.text, completion.finish_reason) == ("four", "stop")
+    broken = f"data: {json.dumps({'choices': [{'error': {'message': 'the model died'}}]})}\n\ndata: [DONE]\n\n"
+    with (
+        serve(Double(lambda n, _: Response(broken, media_type="text/event-stream"))) as server,
+        pytest.raises(RetryableError, match="the model died"),
+    ):
+        ask(server.url)
+
+
+def test_a_page_in_place_of_an_answer_is_called_a_page():
+    page = "<html><head><title>Sign in</title></head></html>"
+    with (
+        serve(Double(lambda n, _: Response(page, media_type="text/html"))) as server,
+        pytest.raises(RetryableError, match=r"the answer is a web page \('Sign in'\) and no completion"),
+    ):
+        ask(server.url)

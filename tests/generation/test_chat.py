@@ -127,6 +127,37 @@ def test_a_missing_key_is_a_configuration_error(monkeypatch):
         ({"content": " four"}, " four", None),
         ({"content": [{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}, 3]}, "four", None),
         ({"content": "Write <think> and </think>."}, "Write <think> and </think>.", None),
+        # A server that tells the thoughts apart and leaves them in the text too; an answer may speak of the tag.
+        ({"content": "<think>2+2 is</think>\n\nfour", "reasoning_content": "2+2 is"}, "four", "2+2 is"),
+        ({"content": "</think>\n\nfour", "reasoning": "2+2 is"}, "four", "2+2 is"),
+        ({"content": "It ends with </think>.", "reasoning": "2+2 is"}, "It ends with </think>.", "2+2 is"),
+        ({"content": "<think> opens it.", "reasoning": "2+2 is"}, "<think> opens it.", "2+2 is"),
+        # Other models' marks, where a server does not know them.
+        ({"content": "[THINK]2+2 is[/THINK]four"}, "four", "2+2 is"),
+        ({"content": "2+2 is\n</seed:think>four"}, "four", "2+2 is"),
+        ({"content": "◁think▷2+2 is◁/think▷four"}, "four", "2+2 is"),
+        ({"content": "<|channel>thought\n2+2 is<channel|>four"}, "four", "2+2 is"),
+        (
+            {
+                "content": "<|channel|>analysis<|message|>2+2 is<|end|><|start|>assistant<|channel|>final"
+                "<|message|>four<|return|>"
+            },
+            "four",
+            "2+2 is",
+        ),
+        ({"content": "<|channel|>final<|message|>four"}, "four", None),
+        (
+            {"content": "<reasoning>2</reasoning><answer>4</answer>"},
+            "<reasoning>2</reasoning><answer>4</answer>",
+            None,
+        ),
+        # Parts.
+        (
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "2+2 is"}]}, {"text": "four"}]},
+            "four",
+            "2+2 is",
+        ),
+        ({"content": [{"type": "output_text", "text": "fo"}, "ur"]}, "four", None),
     ],
 )
 def test_reasoning_is_told_apart(message, text, reasoning):
@@ -136,7 +167,15 @@ def test_reasoning_is_told_apart(message, text, reasoning):
     assert (completion.text, completion.reasoning) == (text, reasoning)
 
 
-@pytest.mark.parametrize("message", [{"content": None, "reasoning_content": "hm"}, {"content": "<think>hm"}])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "reasoning_content": "hm"},
+        {"content": "<think>hm"},
+        {"content": "[THINK]hm"},
+        {"content": "<|channel|>analysis<|message|>hm"},
+    ],
+)
 def test_an_answer_that_is_all_reasoning_says_what_to_raise(message):
     behave = lambda n, body: JSONResponse(chat_body(message["content"], "length", **message))  # noqa: E731
     with (

@@ -381,3 +381,20 @@ def test_a_tokenizer_that_is_not_there_is_told_before_anything_is_asked(tmp_path
     with serve_app(server.app()) as url, pytest.raises(ConfigError, match="cannot be loaded"):
         run(url, "alias", ["Hi"], tokenizer=str(tmp_path))
     assert server.paid == 0
+
+
+@pytest.mark.parametrize(
+    ("listed", "fits"),
+    [
+        ({"data": [{"name": "m"}]}, True),
+        ({"data": [{"object": "model"}]}, True),  # it says nothing
+        ({"data": [{"name": "x"}, {"object": "model"}]}, False),
+    ],
+)
+def test_a_list_without_ids_is_read_as_far_as_it_says_anything(listed, fits):
+    with serve_app(ChatServer(listed).app()) as url:
+        if fits:
+            assert run(url, "m")["error"][:] == [None]
+        else:
+            with pytest.raises(ConfigError, match="serves `x`, but `model` is `m`"):
+                run(url, "m")

@@ -284,3 +284,20 @@ def test_repeated_prompts_name_both_rows(tmp_path):
         load_prompts(Prompts(source=str(tmp_path / "*.jsonl")))
     said = str(raised.value).replace(str(tmp_path), "HERE")
     assert "1 rows repeat an earlier prompt, first HERE/2.jsonl, row 1, which repeats HERE/1.jsonl, row 1." in said
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "Human", "value": "Name a sea."}, {"from": "Assistant", "value": "Aral"}]},
+        {"messages": [{"role": "User", "content": "Name a sea."}, {"role": "Assistant", "content": "Aral"}]},
+        {"messages": [{"role": "HUMAN ", "content": "Name a sea."}]},
+    ],
+)
+def test_capitals_in_the_names_of_speakers_do_not_count(tmp_path, row):
+    assert loaded(tmp_path, [row])["prompt"][:] == [ASKED]
+
+
+def test_a_speaker_that_is_no_name_is_named_by_its_row(tmp_path):
+    with pytest.raises(DataError, match=r"row 0: `from` must be one of human, .* got "):
+        loaded(tmp_path, [{"conversations": [{"from": ["human"], "value": "Name a sea."}]}], format="sharegpt")

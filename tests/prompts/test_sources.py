@@ -168,3 +168,35 @@ def test_zstandard_without_its_package_says_what_to_install(tmp_path, monkeypatc
 def test_a_list_without_a_source_is_no_source():
     with pytest.raises(ValueError, match="source"):
         Prompts(source=[])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompt;answer\nOne, two;1\nThree;2\n",
+        '"prompt";"answer"\r\n"One, two";"1"\r\n"Three";"2"\r\n',
+        "prompt\tanswer\nOne, two\t1\nThree\t2\n",
+        "prompt | answer\nOne, two|1\nThree|2\n",
+        'prompt, answer\n"One, two",1\nThree,2\n',
+    ],
+)
+def test_cells_are_separated_as_the_first_line_shows(tmp_path, text):
+    path = tmp_path / "p.csv"
+    path.write_bytes(text.encode())
+    made = load(path)
+    assert made["prompt"][:] == ["One, two", "Three"]
+    assert made["answer"][:] == ["1", "2"]
+
+
+def test_one_column_may_hold_any_marks(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt\nOne; two | three\n")
+    assert load(path)["prompt"][:] == ["One; two | three"]
+
+
+def test_a_list_over_many_lines_is_read_under_the_name_of_json_lines(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps([{"prompt": "One"}, {"prompt": "Two"}], indent=2), encoding="utf-8")
+    assert load(path)["prompt"][:] == ["One", "Two"]
+    path.write_text('[{"role": "user", "content": "One"}]\n[{"role": "user", "content": "Two"}]\n')
+    assert [prompt[0]["content"] for prompt in load(path)["prompt"]] == ["One", "Two"]
