@@ -228,7 +228,7 @@ finally:
     run.send_signal(signal.SIGTERM)
     out, said = run.communicate(timeout=20)
     assert (run.returncode, out) == (143, "cleaned up\n")
-    assert said == "SIGTERM: stopped. What is finished is kept; run again to go on.\n"
+    assert said == "SIGTERM: stopped. Finished work is kept; run again to resume.\n"
 
 
 JUDGE = """
@@ -252,7 +252,7 @@ def test_a_judge_is_given_up_with_a_word(number, name):
         assert time.monotonic() - began < 10
         assert len(server.bodies) < 100
     assert run.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
-    assert f"{name}: what is in flight is given up." in said
+    assert f"{name}: cancelling the requests in flight." in said
     answered = re.search(r"http://\S+: (\d+) of 200 requests were answered; the next run sends all again\.", said)
     assert 4 <= int(answered[1]) < 100
     assert "CancelledError" not in said

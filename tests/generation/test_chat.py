@@ -269,7 +269,7 @@ def test_a_compressed_answer_stops_the_teacher():
 @pytest.mark.parametrize(("status", "kind"), [(402, None), (429, "insufficient_quota")])
 def test_a_server_that_wants_payment_stops_the_teacher(status, kind):
     behave = lambda n, body: JSONResponse({"error": {"message": "credits", "type": kind}}, status)  # noqa: E731
-    with serve(Double(behave)) as server, pytest.raises(TeacherDownError, match="wants payment"):
+    with serve(Double(behave)) as server, pytest.raises(TeacherDownError, match="requires payment"):
         ask(server.url)
 
 
