@@ -373,7 +373,9 @@ def test_an_address_that_holds_a_secret_or_is_none_is_refused_unrepeated(caller,
 def test_a_proxy_gets_no_key(caller, way, key, monkeypatch):
     with f.faulty(Server()) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
-        with pytest.raises(ConfigError, match=r"HTTP_PROXY.*can read the key \(MY_KEY\).*add models.invalid to NO_PROXY"):
+        with pytest.raises(
+            ConfigError, match=r"HTTP_PROXY.*can read the key \(MY_KEY\).*add models.invalid to NO_PROXY"
+        ):
             caller("http://models.invalid", **key)
     assert proxy.heads == []
 
