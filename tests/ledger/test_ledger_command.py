@@ -115,7 +115,7 @@ def test_a_damaged_ledger_gives_what_can_be_read(tmp_path):
     with Ledger(tmp_path / "new.sqlite") as opened:
         assert 240 < len(opened) < 256
     (tmp_path / "page").write_bytes(b"<html>" * 500)
-    with pytest.raises(LedgerError, match="nothing of it can be read"):
+    with pytest.raises(LedgerError, match="the file cannot be read"):
         rescue(tmp_path / "page", tmp_path / "other.sqlite")
 
 
