@@ -97,7 +97,7 @@ def test_an_older_format_is_taken_over(tmp_path):
     assert "256 answers" in call("rescue", old, new).stdout
     with Ledger(new) as opened:
         assert opened.get_many(["ff" * 32])["ff" * 32] == Completion("t255", "stop", 1, 2)
-    with pytest.raises(LedgerError, match="is there already"):
+    with pytest.raises(LedgerError, match="the file exists already"):
         rescue(old, new)
 
 
