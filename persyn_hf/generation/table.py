@@ -30,7 +30,7 @@ _AHEAD, _BATCH = 64, 1000
 #: Of a row that nothing else is known about.
 _NEVER_ASKED = "the run ended before this row was asked"
 #: Of an answer of an old ledger.
-_NOTHING_LEFT = "the answer holds nothing but special tokens"
+_NOTHING_LEFT = "the answer contains only special tokens"
 
 
 class FinishedTable:

@@ -141,7 +141,7 @@ def test_an_answer_that_is_all_reasoning_says_what_to_raise(message):
     behave = lambda n, body: JSONResponse(chat_body(message["content"], "length", **message))  # noqa: E731
     with (
         serve(Double(behave)) as server,
-        pytest.raises(RowError, match=r"all of `max_tokens` \(9\) went into reasoning"),
+        pytest.raises(RowError, match=r"reasoning used all of `max_tokens` \(9\)"),
     ):
         ask(server.url)
 
@@ -189,7 +189,7 @@ def test_without_a_finish_reason_the_number_of_tokens_tells():
 def test_an_answer_that_was_broken_off_is_asked_for_again(said):
     with (
         serve(Double(lambda n, body: JSONResponse(chat_body("Half of", said)))) as server,
-        pytest.raises(RetryableError, match=f"broke the answer off .*'{said}'") as caught,
+        pytest.raises(RetryableError, match=f"interrupted the answer .*'{said}'") as caught,
     ):
         ask(server.url)
     assert caught.value.attempts == 2

@@ -94,7 +94,7 @@ def test_refuses_another_format_with_a_way_out(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 3.*move the file away"):
+    with pytest.raises(LedgerError, match=r"format 99, but this version of persyn-hf reads 3.*move the file away"):
         Ledger(path)
 
 
