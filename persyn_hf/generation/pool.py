@@ -305,7 +305,7 @@ class TeacherPool:
             self._on_error(attempt.job, last_words(attempt, doubt.error))
 
     def _close_doubts(self) -> None:
-        """Resolves the open refusals at the end: without an answer they applied to all requests, else to their rows."""
+        """Resolves the remaining refusals: without any answer they applied to all requests, else to their rows."""
         for doubt in self._doubts.take():
             if doubt.lane.down is None and not doubt.lane.seen:
                 doubt.lane.down = str(doubt.error)

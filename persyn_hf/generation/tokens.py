@@ -116,7 +116,7 @@ def render(tokenizer: Any, messages: Sequence[Message], more: Mapping[str, Any])
     joined = joined_system(messages)
     try:
         return apply_template(tokenizer, joined, more.get("tools"), add_generation_prompt=True, **options)
-    except Exception as error:  # noqa: BLE001 - a template is a program that comes with the checkpoint and may raise any error
+    except Exception as error:  # noqa: BLE001 - a template is a program and may raise any error
         raise RowError(f"the chat template refused the messages: {error}") from None
 
 

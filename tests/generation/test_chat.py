@@ -68,8 +68,8 @@ def error(status, kind, text="words"):
         (lambda n, body: HTMLResponse("<h1>Bad gateway</h1>", 503), UnavailableError, "^HTTP 503$"),
         (lambda n, body: Response(status_code=401), TeacherDownError, "refused the key.*set `api_key_env`"),
         (lambda n, body: Response(status_code=404), TeacherDownError, "does not serve `org/m`"),
-        (lambda n, body: HTMLResponse("<p>hello"), RetryableError, "no completion"),
-        (lambda n, body: Response('{"choices": [{"mess'), RetryableError, "no completion"),
+        (lambda n, body: HTMLResponse("<p>hello"), RetryableError, "not a completion"),
+        (lambda n, body: Response('{"choices": [{"mess'), RetryableError, "not a completion"),
         (lambda n, body: JSONResponse([1, 2]), RetryableError, "no c"),
         (lambda n, body: JSONResponse({"choices": []}), RetryableError, "no choices"),
         (lambda n, body: JSONResponse(chat_body("")), RetryableError, "an empty completion"),
@@ -139,10 +139,7 @@ def test_reasoning_is_told_apart(message, text, reasoning):
 @pytest.mark.parametrize("message", [{"content": None, "reasoning_content": "hm"}, {"content": "<think>hm"}])
 def test_an_answer_that_is_all_reasoning_says_what_to_raise(message):
     behave = lambda n, body: JSONResponse(chat_body(message["content"], "length", **message))  # noqa: E731
-    with (
-        serve(Double(behave)) as server,
-        pytest.raises(RowError, match=r"reasoning used all of `max_tokens` \(9\)"),
-    ):
+    with serve(Double(behave)) as server, pytest.raises(RowError, match=r"reasoning used all of `max_tokens` \(9\)"):
         ask(server.url)
 
 

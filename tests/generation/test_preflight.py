@@ -256,7 +256,7 @@ def test_prompts_that_do_not_fit_are_counted_before_anything_is_asked(tiny_lm):
         tgi_run(server, tiny_lm, prompts)
     # `<|user|> … <|end|>\n<|assistant|> `: one token per byte, and three special ones.
     assert str(caught.value).startswith(
-        "teacher `t`: 2 of 10 prompts do not fit. The server takes 600 tokens beside `max_tokens` 16, the longest "
+        "teacher `t`: 2 of 10 prompts do not fit. The server accepts 600 tokens beside `max_tokens` 16, the longest "
         "prompt has 907."
     )
     assert server.requests == []
@@ -265,21 +265,21 @@ def test_prompts_that_do_not_fit_are_counted_before_anything_is_asked(tiny_lm):
 def test_max_tokens_counts_where_the_limit_is_on_both_together(tiny_lm):
     server = Tgi(max_input_tokens=1000, max_total_tokens=1000)
     assert tgi_run(server, tiny_lm, ["x" * 700], max_tokens=200)["error"][:] == [None]
-    with pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server takes 600 tokens"):
+    with pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server accepts 600 tokens"):
         tgi_run(server, tiny_lm, ["x" * 700], max_tokens=400)
     with pytest.raises(ConfigError, match=r"`max_tokens` must be under 1000, .* got 1000"):
         tgi_run(server, tiny_lm, ["Hi"], max_tokens=1000)
 
 
 def test_more_stop_strings_than_the_server_takes(tiny_lm):
-    with pytest.raises(ConfigError, match="takes 4 `stop` strings, got 5"):
+    with pytest.raises(ConfigError, match="accepts at most 4 `stop` strings, got 5"):
         tgi_run(Tgi(), tiny_lm, ["Hi"], stop=list("abcde"))
 
 
 def test_the_length_that_vllm_reports_is_a_limit_too(tiny_lm):
     server = ChatServer(models(str(tiny_lm), max_model_len=600))
     with serve_app(server.app()) as url:
-        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server takes 584 tokens"):
+        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server accepts 584 tokens"):
             run(url, str(tiny_lm), ["x" * 700, "Hi"], sampling={"max_tokens": 16})
         assert server.paid == 0
         assert run(url, str(tiny_lm), ["x" * 500, "Hi"], sampling={"max_tokens": 16})["error"][:] == [None, None]
@@ -315,7 +315,7 @@ def test_a_lora_has_the_context_of_the_model_that_it_stands_on(tiny_lm):
     server = ChatServer({"data": [*base, adapter]})
     with (
         serve_app(server.app()) as url,
-        pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server takes 584 tokens"),
+        pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server accepts 584 tokens"),
     ):
         run(url, "my-lora", ["x" * 700], tokenizer=str(tiny_lm), sampling={"max_tokens": 16})
     assert server.paid == 0
@@ -332,7 +332,7 @@ def test_a_parent_that_leads_nowhere_is_no_limit(parent):
 def test_a_gateway_s_limit_of_the_input_is_a_limit(tiny_lm, about):
     server = ChatServer(models("alias", **about))
     with serve_app(server.app()) as url:
-        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server takes 600 tokens"):
+        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server accepts 600 tokens"):
             run(url, "alias", ["x" * 700, "Hi"], tokenizer=str(tiny_lm), sampling={"max_tokens": 16})
         assert run(url, "alias", ["x" * 500, "Hi"], tokenizer=str(tiny_lm))["error"][:] == [None, None]
 
