@@ -120,7 +120,7 @@ def test_a_server_that_lists_no_models_is_taken_at_its_word_with_a_note(listed, 
     server = ChatServer(listed)
     with serve_app(server.app()) as url:
         assert run(url)["completion"][:] == ["Words."]
-        assert f"{url} lists no models; it is taken to serve `org/model`" in caplog.text
+        assert f"{url} lists no models; persyn_hf assumes that it serves `org/model`" in caplog.text
 
 
 def test_another_model_is_an_error_that_names_what_is_served():
@@ -155,7 +155,7 @@ def test_all_problems_of_all_teachers_are_told_at_once(monkeypatch, tiny_lm):
     assert f"teacher `other`: {b} serves `x`, but `model` is `m`." in text
     assert f"teacher `locked`: {c} refused the key (HTTP 401): check MY_KEY" in text
     assert f"teacher `tgi`: {d} serves `y`, but `model` is `{tiny_lm}`." in text
-    assert f"teacher `no tgi`: {a} has no `/info` with a `model_id`: it is no TGI; set `api: chat`." in text
+    assert f"teacher `no tgi`: {a} has no `/info` with a `model_id`, so it is not TGI; set `api: chat`." in text
     assert "teacher `silent`: " in text
     assert "does not answer (cannot connect" in text
     assert good.paid + other.paid + locked.paid + len(tgi.requests) == 0
@@ -359,7 +359,7 @@ def test_an_open_port_that_is_no_model_server_is_told(status):
     app = Starlette(routes=[Route("/{path:path}", everything, methods=["GET", "POST"])])
     with serve_app(app) as url, pytest.raises(ConfigError) as caught:
         run(url)
-    assert f"{url}/v1/models is a web page, so no model server is asked there; check `endpoint`." in str(caught.value)
+    assert f"{url}/v1/models is a web page, so it is not a model server; check `endpoint`." in str(caught.value)
 
 
 def test_a_wrong_key_that_a_gateway_answers_with_400_is_told(monkeypatch):
