@@ -24,7 +24,7 @@ def chat_body(
     *,
     stream: bool = False,
     stream_usage: bool = True,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Builds the body of a chat request. Settings that are `None` are omitted and left to the server.
 
     Args:

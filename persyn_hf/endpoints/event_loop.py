@@ -42,7 +42,7 @@ class Interrupt:
         self.terminated = False
         self._drain: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[object] | None = None
 
     def attach(self, drain: Callable[[], None]) -> None:
         """Sets the function that the first signal calls; without one, the first signal stops the run at once."""
@@ -72,7 +72,7 @@ class Interrupt:
             self._task.cancel()
 
 
-def run_to_end(make: Callable[[Interrupt], Coroutine[Any, Any, Result]]) -> Result:
+def run_to_end(make: Callable[[Interrupt], Coroutine[object, None, Result]]) -> Result:
     """Runs a coroutine to its end, in a separate thread if a loop is already running (Jupyter).
 
     In the main thread, Ctrl-C and SIGTERM are handled while it runs; the caller's own handlers are kept.
@@ -110,7 +110,7 @@ def run_to_end(make: Callable[[Interrupt], Coroutine[Any, Any, Result]]) -> Resu
     return result  # type: ignore[return-value] # set, because nothing was interrupted
 
 
-async def _watched(make: Callable[[Interrupt], Coroutine[Any, Any, Result]], interrupt: Interrupt) -> Result:
+async def _watched(make: Callable[[Interrupt], Coroutine[object, None, Result]], interrupt: Interrupt) -> Result:
     interrupt.enter()
     return await make(interrupt)
 
@@ -136,7 +136,7 @@ def _signals_to(interrupt: Interrupt) -> Iterator[None]:
             signal.signal(taken_number, handler)
 
 
-def _is_nobodys(number: int, handler: Any) -> bool:
+def _is_nobodys(number: int, handler: object) -> bool:
     """Returns whether a handler was set by Python, `asyncio.run` or [`exit_on_sigterm`]."""
     if number == signal.SIGTERM:
         return handler is signal.SIG_DFL or isinstance(handler, _Exit)
@@ -146,7 +146,7 @@ def _is_nobodys(number: int, handler: Any) -> bool:
     return handler is signal.default_int_handler or of_asyncio
 
 
-def _in_a_thread(interrupt: Interrupt, work: Coroutine[Any, Any, Result]) -> Result:
+def _in_a_thread(interrupt: Interrupt, work: Coroutine[object, None, Result]) -> Result:
     """Runs a coroutine in a separate thread, and waits for it."""
     results: list[Result] = []
     failures: list[BaseException] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import Any
 
 from persyn_hf.errors import RowError, TeacherDownError
 
@@ -88,7 +87,7 @@ def advice(words: str, named: Collection[str], sent: bytes | None, options: str)
     return ""
 
 
-def _body(sent: bytes | None) -> dict[str, Any]:
+def _body(sent: bytes | None) -> dict[str, object]:
     try:
         body = json.loads(sent or b"{}")
     except (ValueError, RecursionError):

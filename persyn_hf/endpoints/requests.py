@@ -70,7 +70,7 @@ async def ask_all(
     patience: Patience,
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
-    answered: Callable[[Item], Any] | None = None,
+    answered: Callable[[Item], object] | None = None,
     again: str = "the next run sends all again",
 ) -> list[Result | RowError | RetryableError]:
     """Sends the requests of every item to a server, in parallel, within the limit that all callers of it share.
@@ -98,7 +98,7 @@ async def ask_all(
     through = 0
     refusals = Refusals()
 
-    async def send(url: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def send(url: str, body: Mapping[str, object] | None = None) -> Any:
         return await _json(wire, endpoint, patience.timeout, url, body)
 
     async def one(item: Item, places: Gate) -> Result | RowError | RetryableError:
@@ -146,7 +146,7 @@ async def ask_service(
     service: Service,
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
-    answered: Callable[[Item], Any] | None = None,
+    answered: Callable[[Item], object] | None = None,
     again: str = "the next run sends all again",
 ) -> list[Result | RequestError]:
     """Like [`ask_all`], for a server that scores: errors are raised as `ScoringError`.
@@ -174,7 +174,7 @@ def _of_scoring(endpoint: Endpoint, error: RowError | RetryableError) -> Request
     return PassingError(words, error.retry_after) if isinstance(error, RetryableError) else RequestError(words)
 
 
-async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: Mapping[str, Any] | None) -> Any:
+async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: Mapping[str, object] | None) -> Any:
     content = None if body is None else encoded(body)
     reply = await exchange(wire, endpoint, "GET" if body is None else "POST", url, content, timeout)
     try:

@@ -21,7 +21,7 @@ class Request:
         sampling (`Sampling`): Sampling parameters of the teacher.
         seed (`int`, *optional*): Seed of the request; `None` if none is sent.
         numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt` of the row; not sent.
-        own_body (`Mapping[str, Any]`, defaults to none): Keys of the body that are specific to this row, such as
+        own_body (`Mapping[str, object]`, defaults to none): Keys of the body that are specific to this row, such as
             `response_format`. They take precedence over the teacher's `extra_body`.
     """
 
@@ -30,7 +30,7 @@ class Request:
     sampling: Sampling
     seed: int | None
     numbers: RowNumbers = UNNUMBERED
-    own_body: Mapping[str, Any] = field(default_factory=dict)
+    own_body: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def more(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
@@ -141,7 +140,7 @@ def _from_models(endpoint: Endpoint, listed: object) -> EndpointLimits:
     raise ConfigError(f"{endpoint.address} serves {listed_ids}{more}, but `model` is `{model}`.")
 
 
-def _lengths(entry: dict[str, Any], entries: list[dict[str, Any]]) -> EndpointLimits:
+def _lengths(entry: dict[str, object], entries: list[dict[str, object]]) -> EndpointLimits:
     """Reads the length limits of an entry, or of the base model of a LoRA."""
     total = next(filter(None, (count(entry.get(name)) for name in _TOTAL)), None)
     about = entry.get("model_info")
@@ -162,7 +161,7 @@ def _matches(model: str, listed: object) -> bool:
     return re.fullmatch(".*".join(map(re.escape, listed.split("*"))), model) is not None
 
 
-def _called(model: str, entry: dict[str, Any], same: Callable[[str, str], bool]) -> str | None:
+def _called(model: str, entry: dict[str, object], same: Callable[[str, str], bool]) -> str | None:
     """Returns the name that requests must use for a listed model; `None` if the entry is another model.
 
     An alias works like the id; vLLM's `root` is the model behind the id, and not a name. A suffix `:provider` is kept
@@ -177,7 +176,7 @@ def _called(model: str, entry: dict[str, Any], same: Callable[[str, str], bool])
     return name if isinstance(name, str) and isinstance(root, str) and same(model, root) else None
 
 
-def _is_of_a_provider(model: str, entry: dict[str, Any]) -> bool:
+def _is_of_a_provider(model: str, entry: dict[str, object]) -> bool:
     providers, chosen = entry.get("providers"), model.partition(":")[2]
     names = [one.get("provider") for one in providers if isinstance(one, dict)] if isinstance(providers, list) else []
     return bool(names) and chosen in (*names, "fastest", "cheapest", "preferred")
@@ -197,8 +196,8 @@ async def _from_info_if_any(wire: Wire, endpoint: Endpoint) -> EndpointLimits:
     return _limits(info) if isinstance(info, dict) and isinstance(info.get("model_id"), str) else EndpointLimits()
 
 
-def _require_model(endpoint: Endpoint, teacher: Teacher, info: dict[str, Any]) -> None:
-    served, sha = info["model_id"], info.get("model_sha")
+def _require_model(endpoint: Endpoint, teacher: Teacher, info: dict[str, object]) -> None:
+    served, sha = str(info["model_id"]), info.get("model_sha")
     if not _same(teacher.model, served):
         raise ConfigError(f"{endpoint.address} serves `{endpoint.clean(served)}`, but `model` is `{endpoint.model}`.")
     named = teacher.revision
@@ -209,7 +208,7 @@ def _require_model(endpoint: Endpoint, teacher: Teacher, info: dict[str, Any]) -
         )
 
 
-def _limits(info: dict[str, Any]) -> EndpointLimits:
+def _limits(info: dict[str, object]) -> EndpointLimits:
     return EndpointLimits(
         # The name before TGI 2 was `max_input_length`.
         max_input_tokens=count(info.get("max_input_tokens", info.get("max_input_length"))),

@@ -29,11 +29,11 @@ from persyn_hf.generation.table import (
 from persyn_hf.ledger.ledger import Ledger, LedgerLike, open_ledger
 from persyn_hf.tables import require_batch
 
-TeacherLike = Teacher | Mapping[str, Any]
+TeacherLike = Teacher | Mapping[str, object]
 
 
 def generate_parallel(
-    prompts: Dataset | Iterable[Mapping[str, Any] | str],
+    prompts: Dataset | Iterable[Mapping[str, object] | str],
     teachers: Sequence[TeacherLike],
     ledger: LedgerLike = None,
     seed: int = 0,
@@ -81,7 +81,7 @@ def generate_parallel(
 
 
 def generate_routed(
-    routed: Dataset | Iterable[Mapping[str, Any]],
+    routed: Dataset | Iterable[Mapping[str, object]],
     teachers: Sequence[TeacherLike],
     ledger: LedgerLike = None,
     seed: int = 0,
@@ -259,7 +259,7 @@ def _options(
 
 
 def _routed_plan(
-    routed: Dataset | Iterable[Mapping[str, Any]],
+    routed: Dataset | Iterable[Mapping[str, object]],
     teachers: Sequence[Teacher],
     seed: int,
     score_names: Sequence[str] | None,

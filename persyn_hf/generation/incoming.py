@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from datasets import Dataset, Value
@@ -18,7 +17,7 @@ from persyn_hf.prompts.reading import prompt_feature
 from persyn_hf.tables import require_table
 
 
-def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
+def prompt_table(prompts: Dataset | Iterable[Mapping[str, object] | str], stage: str) -> Dataset:
     """Checks prompts and returns them as a table with `prompt_id`.
 
     A prompt may occur several times if `turn`, `sample` and `attempt` distinguish its rows.
@@ -67,7 +66,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
     return table
 
 
-def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
+def _as_table(prompts: Dataset | Iterable[Mapping[str, object] | str]) -> Dataset:
     if isinstance(prompts, Dataset):
         return prompts
     rows = [_as_row(row, index) for index, row in enumerate(prompts)]
@@ -76,7 +75,7 @@ def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
     return rows_table(rows, types={columns.PROMPT: prompt_feature})
 
 
-def _as_row(row: object, index: int) -> dict[str, Any]:
+def _as_row(row: object, index: int) -> dict[str, object]:
     if isinstance(row, Mapping):
         return dict(row)
     if isinstance(row, str | list):  # a plain prompt

@@ -59,7 +59,7 @@ class Asked:
         prompt_id: str,
         seed: int,
         numbers: columns.RowNumbers = columns.UNNUMBERED,
-        own_body: Mapping[str, Any] | None = None,
+        own_body: Mapping[str, object] | None = None,
     ) -> Job:
         """Builds the request for one row, with its key."""
         sampling = self.teacher.sampling
@@ -201,7 +201,7 @@ class Plan:
 
 def _identified(
     batch: dict[str, list[Any]],
-) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers, dict[str, Any]]]:
+) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers, dict[str, object]]]:
     """Yields prompt, prompt id, numbers and row-specific keys of the request for every row of a batch."""
     prompts, ids = batch[columns.PROMPT], batch[columns.PROMPT_ID]
     nothing = [None] * len(prompts)
@@ -210,7 +210,7 @@ def _identified(
     named = [
         {columns.RESPONSE_FORMAT: form, columns.TOOLS: offered} for form, offered in zip(formats, tools, strict=True)
     ]
-    own = [{key: value for key, value in keys.items() if value is not None} for keys in named]
+    own: list[dict[str, object]] = [{key: value for key, value in keys.items() if value is not None} for keys in named]
     return zip(prompts, ids, columns.row_numbers(batch), own, strict=True)
 
 

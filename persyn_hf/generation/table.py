@@ -163,9 +163,9 @@ class FinishedColumns(FinishedTable):
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         super().__init__(plan, ledger)
-        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *self._added)}
+        self._values: dict[str, list[object]] = {name: [] for name in (columns.PROMPT_ID, *self._added)}
 
-    def values(self) -> dict[str, list[Any]]:
+    def values(self) -> dict[str, list[object]]:
         """Adds the remaining rows and returns a list for each column."""
         for part in self._rest():
             self._add(part)
@@ -177,7 +177,7 @@ class FinishedColumns(FinishedTable):
             values += map(read_calls, cells) if name == columns.TOOL_CALLS else cells
 
 
-def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any, ...]:
+def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[object, ...]:
     if completion is None:
         return (asked.name, *[None] * 9)
     completion, calls = opened(completion)
@@ -197,7 +197,7 @@ def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any,
     )
 
 
-def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
+def _asked_how(asked: Asked, job: Job) -> tuple[object, ...]:
     sampling = asked.teacher.sampling
     return (
         sampling.temperature,
@@ -237,7 +237,7 @@ GENERATED_FEATURES = {
 }
 
 
-def generated_features(teachers: Iterable[Teacher], tools: bool = False) -> dict[str, Any]:
+def generated_features(teachers: Iterable[Teacher], tools: bool = False) -> dict[str, Value | List | Json]:
     """Returns the columns that generation by these teachers adds.
 
     `extra_body` is included if a teacher sends additional keys, and `tool_calls` if prompts offer tools.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
@@ -81,9 +80,9 @@ class TgiClient:
         return read_answer(said, request, self._endpoint.clean)
 
 
-def _parameters(request: Request) -> dict[str, Any]:
+def _parameters(request: Request) -> dict[str, object]:
     sampling = request.sampling
-    parameters: dict[str, Any] = {
+    parameters: dict[str, object] = {
         "details": True,  # contains the finish reason and the number of tokens
         "do_sample": not sampling.is_greedy,
         "max_new_tokens": sampling.max_tokens,
@@ -104,7 +103,7 @@ def _parameters(request: Request) -> dict[str, Any]:
     return parameters | more | ({} if form is None else {"grammar": _grammar(form)})
 
 
-def _grammar(form: Mapping[str, Any]) -> dict[str, Any]:
+def _grammar(form: Mapping[str, object]) -> dict[str, object]:
     """Converts a `response_format` to TGI's `grammar`.
 
     Raises:
