@@ -121,7 +121,7 @@ def test_failures_are_not_kept(tmp_path):
         (["a", "b", "a"], DuplicatePromptError, "1 rows repeat"),
         ([{"text": "a"}], MissingColumnError, "needs the column `prompt`"),
         ([{"prompt": "a", "completion": "x"}], DataError, "adds the column `completion`"),
-        ([{"prompt": "a", "prompt_id": "0" * 16}], DataError, "is not that of its prompt"),
+        ([{"prompt": "a", "prompt_id": "0" * 16}], DataError, "does not match its prompt"),
     ],
 )
 def test_bad_prompts_are_refused_before_anything_is_asked(server, prompts, error, words):

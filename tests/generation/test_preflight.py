@@ -305,7 +305,7 @@ def test_another_revision_is_an_error(tiny_lm):
     server = Tgi(model_id=str(tiny_lm), model_sha="a" * 40)
     with serve_app(server.app()) as url:
         assert run(url, str(tiny_lm), api="tgi", revision="a" * 40, sampling={"max_tokens": 9})["error"][:] == [None]
-        with pytest.raises(ConfigError, match=f"serves revision {'a' * 40} of .*, `revision` is {'b' * 40}"):
+        with pytest.raises(ConfigError, match=f"serves revision {'a' * 40} of .*, but `revision` is {'b' * 40}"):
             run(url, str(tiny_lm), api="tgi", revision="b" * 40)
 
 
