@@ -23,7 +23,7 @@ _OF_A_PROMPT = re.compile(
 #: Parts that differ between two refusals with the same reason: request ids, times.
 _IDENTIFIERS = re.compile(r"\b(?=[\w-]*\d)[\w-]{8,}\b")
 
-#: Words of a server that does not accept a parameter at all, whatever its value.
+#: Words of a server that does not accept a parameter with any value.
 _UNKNOWN = re.compile(
     r"unsupported|(not|n't|only) support|unknown|unrecogni[sz]ed|unexpected|not (allowed|permitted|a valid|exist)"
     r"|forbidden|cannot (both|find field)|invalid (field|parameter|argument)|deprecated|instead|only the default"

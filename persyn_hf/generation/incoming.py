@@ -53,7 +53,7 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, object] | str], stage:
     columns.require_unique(
         (identity + columns.numbered(own) for identity, own in zip(ids, numbers, strict=True)),
         stage,
-        also=", or number them in the column `sample` to have each answered by itself",
+        also=", or number them in the column `sample` to have each answered separately",
     )
     if columns.PROMPT_ID not in table.column_names:
         # As an array, which is fingerprinted at once; in a list, every string would be pickled.

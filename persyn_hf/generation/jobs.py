@@ -105,7 +105,7 @@ class Plan:
         table (`Dataset`): Prompts from `incoming.prompt_table`.
         asked (`Sequence[Asked]`): Teachers.
         seed (`int`): Seed of the run.
-        routed (`bool`): Whether each prompt is answered by its `route` only.
+        routed (`bool`): Whether to answer each prompt by its `route` only.
         ranking (`Sequence[str]`, *optional*): Names of the teachers in the order of `route_scores`.
         errors (`dict[str, str]`): Error of each row without an answer, by key.
         left (`dict[str, str]`): Error of the rows that were never sent, by teacher.

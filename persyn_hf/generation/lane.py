@@ -197,7 +197,7 @@ class RetryPolicy:
             probed with one request at a time.
         down_after (`float`, defaults to 300): Seconds without any answer after which an endpoint is down; longer than
             most servers take to restart.
-        down_after_unseen (`float`, defaults to 10): The same, in seconds, before the first answer.
+        down_after_unseen (`float`, defaults to 10): Seconds without a first answer after which an endpoint is down.
     """
 
     attempts: int = 6

@@ -352,7 +352,7 @@ class TeacherPool:
 
         def ended(task: asyncio.Task[Completion]) -> None:
             chosen.leave()
-            self._give_back(held, True)  # one of the two requests is paid for in vain
+            self._give_back(held, True)  # one of the two requests is paid for without use
 
         task = asyncio.create_task(chosen.client.complete(request))
         task.add_done_callback(ended)

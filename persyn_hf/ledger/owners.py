@@ -48,7 +48,7 @@ def is_gone(owner: Owner, beat: float) -> bool:
 
     Args:
         owner (`Owner`): Process of the run.
-        beat (`float`): Its last heartbeat, by [`now`].
+        beat (`float`): Time of its last heartbeat, by [`now`].
     """
     if owner == this_process():  # another thread, which closes its own claims
         return False
