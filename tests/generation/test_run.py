@@ -151,7 +151,7 @@ def test_rerouting_needs_scores_of_these_teachers():
     with pytest.raises(ConfigError, match="needs the column `route_scores`"):
         generate_routed([{"prompt": "x", "route": "a"}], teachers, progress=False)
     row = {"prompt": "x", "route": "a", "route_scores": [1.0, 2.0, 3.0]}
-    with pytest.raises(ConfigError, match="has 3 scores a row for the 2 teachers a, b; give"):
+    with pytest.raises(ConfigError, match="has 3 scores per row for the 2 teachers a, b; pass"):
         generate_routed([row], teachers, progress=False)
 
 
