@@ -167,7 +167,7 @@ def presented(completion: Completion, mode: str) -> tuple[str, str | None]:
 
     Example:
         >>> presented(Completion("4", "stop", 1, 1, reasoning="2 and 2"), "keep")
-        ('<think>\n2 and 2\n</think>\n\n4', None)
+        ('<think>\\n2 and 2\\n</think>\\n\\n4', None)
     """
     if mode == "keep" and completion.reasoning:
         return f"{_OPEN}\n{completion.reasoning}\n{_CLOSE}\n\n{completion.text}", None
