@@ -256,8 +256,8 @@ def test_prompts_that_do_not_fit_are_counted_before_anything_is_asked(tiny_lm):
         tgi_run(server, tiny_lm, prompts)
     # `<|user|> … <|end|>\n<|assistant|> `: one token per byte, and three special ones.
     assert str(caught.value).startswith(
-        "teacher `t`: 2 of 10 prompts do not fit. The server accepts 600 tokens in addition to `max_tokens` 16, the longest "
-        "prompt has 907."
+        "teacher `t`: 2 of 10 prompts do not fit. The server accepts 600 tokens in addition to `max_tokens` 16, "
+        "the longest prompt has 907."
     )
     assert server.requests == []
 
