@@ -1,4 +1,4 @@
-"""Many requests at once to a server that is no teacher (a judge, a student, a router), each again where that helps."""
+"""Parallel requests, with retries, to a server that is not a teacher: a judge, a student or a router."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from persyn_hf.errors import (
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Sends one request and gives the JSON of its answer: `await send(url)` gets a page, `await send(url, body)` posts.
+#: Sends one request and returns the JSON of its answer: `await send(url)` is a GET, `await send(url, body)` a POST.
 Send = Callable[..., Awaitable[Any]]
 
 #: Seconds without any answer after which a server that has answered before is down.
@@ -52,7 +52,7 @@ _FIRST_PAUSE = 0.3
 
 @dataclass(frozen=True)
 class Patience:
-    """How much is asked of a server at once, and how long it is waited for.
+    """Limits for the requests to a server: concurrency, timeout, attempts and pauses.
 
     Args:
         max_concurrency (`int`): Requests in flight at once.
@@ -113,36 +113,36 @@ async def ask_all(
     patience: Patience,
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
-    answered: Callable[[Item], Any] | None = None,
+    answered: Callable[[Item], object] | None = None,
     again: str = "the next run sends all again",
 ) -> list[Result | RowError | RetryableError]:
-    """Asks a server for every item, as many at once as it bears of all that ask its address.
+    """Sends the requests of every item to a server, in parallel, within the limit that all callers of it share.
 
-    Where it is cancelled, a line says how far it was.
+    If the call is cancelled, it writes the progress to standard error.
 
     Args:
-        endpoint (`Endpoint`): Whom.
-        patience (`Patience`): How much at once, and how patiently.
-        items (`Sequence`): What is asked.
-        ask (`Callable`): Sends what is to be asked of one item and reads the answer. A `RetryableError`, of `send` or
-            its own, has it called again; any other error that is no `RowError` ends everything.
-        answered (`Callable`, *optional*): Called with every item that is through, answered or not.
-        again (`str`, *optional*): What becomes of the answers where it is cancelled, as the end of that line.
+        endpoint (`Endpoint`): Endpoint of the server.
+        patience (`Patience`): Limits for the requests.
+        items (`Sequence`): Items to send requests for.
+        ask (`Callable`): Sends the requests of one item and reads the answer. If it raises a `RetryableError`, it is
+            called again; any error that is neither that nor a `RowError` stops all items.
+        answered (`Callable`, *optional*): Callback, called with every finished item, answered or not.
+        again (`str`, *optional*): What the next run does with the answers, for the message on cancellation.
 
     Returns:
-        `list`: In order, what `ask` gave, or the last error of an item that has no answer.
+        `list`: The result of `ask` for every item, in order, or the last error of an item without an answer.
 
     Raises:
-        ConfigError: If a proxy of the environment would read the key.
-        TeacherDownError: If nothing can succeed: a refused key, no such path, a redirect, nobody listening, every
-            request refused in the same words.
+        ConfigError: If a proxy of the environment could read the key.
+        TeacherDownError: If no request can succeed: a refused key, an unknown path, a redirect, a server that is not
+            reachable, or the same refusal of every request.
     """
     wire = open_wire(endpoint, patience.timeout, patience.max_response_bytes)
     through = 0
     refusals = Refusals()
     pulse = _Pulse(patience.down_after)
 
-    async def send(url: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def send(url: str, body: Mapping[str, object] | None = None) -> Any:
         return await _json(wire, endpoint, patience.timeout, url, body)
 
     async def one(item: Item, places: Gate) -> Result | RowError | RetryableError:
@@ -182,7 +182,7 @@ async def ask_all(
             raise errors.exceptions[0] from None
     results = [task.result() for task in tasks]
     doubtful = next((one for one in results if isinstance(one, RowError) and one.doubtful), None)
-    if doubtful is not None and not refusals.seen:  # no other request has shown that one item was meant
+    if doubtful is not None and not refusals.seen:  # no answer has shown that the refusal was about a single item
         raise TeacherDownError(str(doubtful))
     return results
 
@@ -192,21 +192,21 @@ async def ask_service(
     service: Service,
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
-    answered: Callable[[Item], Any] | None = None,
+    answered: Callable[[Item], object] | None = None,
     again: str = "the next run sends all again",
 ) -> list[Result | RequestError]:
-    """The same of a server that scores, whose errors are `ScoringError`s.
+    """Like [`ask_all`], for a server that scores: errors are raised as `ScoringError`.
 
     Args:
         endpoint, items, ask, answered, again: As for [`ask_all`].
-        service (`Service`): How it is configured.
+        service (`Service`): Configuration of the server.
 
     Returns:
-        `list`: In order, what `ask` gave, or the `RequestError` of an item that has no answer.
+        `list`: The result of `ask` for every item, in order, or the `RequestError` of an item without an answer.
 
     Raises:
-        ConfigError: If a proxy of the environment would read the key.
-        ScoringError: If nothing can succeed.
+        ConfigError: If a proxy of the environment could read the key.
+        ScoringError: If no request can succeed.
     """
     try:
         found = await ask_all(endpoint, Patience.of(service), items, ask, answered, again)
@@ -220,7 +220,7 @@ def _of_scoring(endpoint: Endpoint, error: RowError | RetryableError) -> Request
     return PassingError(words, error.retry_after) if isinstance(error, RetryableError) else RequestError(words)
 
 
-async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: Mapping[str, Any] | None) -> Any:
+async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: Mapping[str, object] | None) -> Any:
     content = None if body is None else encoded(body)
     reply = await exchange(wire, endpoint, "GET" if body is None else "POST", url, content, timeout)
     try:
@@ -246,7 +246,7 @@ async def _retried(patience: Patience, places: Gate, pulse: _Pulse, ask: Callabl
         return (failed.total() if passing else failed[False]) >= patience.attempts
 
     def pause(state: RetryCallState) -> float:
-        """Growing, with chance in it; longer where the server says so."""
+        """Exponential backoff with jitter; longer if the server asks for it."""
         grown = float(wait_exponential_jitter(_FIRST_PAUSE, patience.longest_pause, jitter=_FIRST_PAUSE)(state))
         error = state.outcome.exception() if state.outcome is not None else None
         asked = error.retry_after if isinstance(error, RetryableError) else None

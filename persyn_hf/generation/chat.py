@@ -1,11 +1,10 @@
-"""The chat protocol (`/v1/chat/completions`), which every inference server speaks."""
+"""Client for the chat protocol (`/v1/chat/completions`), which every inference server supports."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
@@ -29,16 +28,16 @@ _STREAM_ROOM = 64
 class ChatClient:
     """A teacher behind an OpenAI-compatible endpoint.
 
-    Requests go through a `wire`, and not through `AsyncInferenceClient.chat_completion`: that one follows redirects,
-    reads answers of any length, sends the user's Hub token to any address that has no key, and takes three times as
-    much of the processor.
+    Requests go through a `wire` and not through `AsyncInferenceClient.chat_completion`, which follows redirects, reads
+    answers of any length, sends the user's Hub token to every address without a key, and takes three times as much
+    processor time.
 
     Args:
-        teacher (`Teacher`): With `backend: endpoint`.
-        address (`str`, *optional*): One of its endpoints; by default the first.
+        teacher (`Teacher`): Teacher with `backend: endpoint`.
+        address (`str`, *optional*): One of its endpoints; defaults to the first.
 
     Raises:
-        ConfigError: If the teacher wants a key or the Hub token and there is none.
+        ConfigError: If the teacher needs a key or the Hub token and it is missing.
     """
 
     def __init__(self, teacher: Teacher, address: str | None = None) -> None:
@@ -55,11 +54,12 @@ class ChatClient:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
 
     def adapt(self, model: str | None, no_whole_top_p: bool) -> None:
-        """Lets requests be as the endpoint wants them.
+        """Adapts the requests to the endpoint.
 
         Args:
-            model (`str`, *optional*): What it calls the model, where that is not what is configured.
-            no_whole_top_p (`bool`): Whether it refuses a `top_p` of 1, which is then left out and means the same.
+            model (`str`, *optional*): Name of the model at the endpoint, if it differs from the configured one.
+            no_whole_top_p (`bool`): Whether to omit a `top_p` of 1, which means the same, because the endpoint refuses
+                it.
         """
         self._endpoint = replace(self._endpoint, model=model or self._endpoint.model)
         self._no_whole_top_p = no_whole_top_p
@@ -94,7 +94,7 @@ class ChatClient:
         )
 
     def _read(self, content: bytes, request: Request) -> Completion:
-        """Reads the first choice."""
+        """Reads the first choice of a response."""
         try:
             streamed = is_stream(content)
             answer = assembled(content) if streamed else json.loads(content)

@@ -38,7 +38,7 @@ def test_an_unknown_reason_stays_in_the_table_counts_as_cut_and_is_told_once(cap
     assert table["finish_reason"][:] == ["stop", "dreamy", "dreamy", "length"]
     assert summarize_generation(table)["t"].truncated == 3
     told = [record.getMessage() for record in caplog.records if "dreamy" in record.getMessage()]
-    assert told == ["teacher t ended an answer for the unknown reason `dreamy`; such answers count as cut"]
+    assert told == ["teacher t ended an answer for the unknown reason `dreamy`; it counts as truncated"]
     assert (count_kept(table).rows, count_kept(table).truncated) == (1, 3)
     assert personalize(table)["finish_reason"][:] == ["stop"]
     with Ledger(tmp_path / "l") as ledger:
@@ -56,9 +56,9 @@ def test_a_limit_of_the_servers_own_is_in_the_table_and_told_once(caplog):
         table, _ = generate(lambda n, body: said("Half of", "length"), 2, teacher={"sampling": {"max_tokens": 64}})
     assert table["finish_reason"][:] == ["length", "length"]
     assert (table["completion_tokens"][0], table["max_tokens"][0]) == (5, 64)
-    told = [r.getMessage() for r in caplog.records if "limit of its own" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "lower limit" in r.getMessage()]
     assert len(told) == 1
-    assert told[0].startswith("teacher t was cut after 5 tokens, though `max_tokens` is 64")
+    assert told[0].startswith("teacher t was cut off after 5 tokens, although `max_tokens` is 64")
 
 
 def test_leaks_are_cut_in_the_table_counted_and_kept_in_the_ledger(tmp_path):
@@ -81,7 +81,7 @@ def test_leaks_are_cut_in_the_table_counted_and_kept_in_the_ledger(tmp_path):
 
 def test_an_answer_of_nothing_but_tokens_is_none(tmp_path):
     table, server = generate(lambda n, body: said("<|im_end|>\n"))
-    assert table["error"][:] == ["the answer holds nothing but special tokens ('<|im_end|>')"]
+    assert table["error"][:] == ["the answer contains only special tokens ('<|im_end|>')"]
     assert len(server.bodies) == 1
 
 

@@ -189,7 +189,7 @@ def test_forms_that_cannot_be_kept_are_told_before_anything_is_asked(tiny_lm):
     with serve_app(service.app()) as url, pytest.raises(DataError, match="Row 1: `response_format` is no JSON"):
         ask(url, rows)
     local = {"name": "l", "model": str(tiny_lm), "backend": "local"}
-    with pytest.raises(ConfigError, match="teacher `l`: generation in this process cannot hold an answer"):
+    with pytest.raises(ConfigError, match="teacher `l`: generation in this process does not support"):
         generate_parallel([{"prompt": "one", "response_format": '{"type": "json_object"}'}], [local], progress=False)
     assert service.bodies == []
 

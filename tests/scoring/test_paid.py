@@ -135,7 +135,7 @@ def test_the_purse_is_not_passed_and_a_rerun_goes_on(tmp_path, llama):
         # 2 USD each; the worst case is 84 or 85: nothing fits any more once 26 are spent.
         assert len(double.bodies) == 13 or len(double.bodies) == 14
         left = [error for error in scored["quality_error"] if error is not None]
-        assert len(left) == 40 - len(double.bodies) and set(left) == {"`max_cost` (110 USD) would have been passed"}
+        assert len(left) == 40 - len(double.bodies) and set(left) == {"`max_cost` (110 USD) would have been exceeded"}
         assert scored["reward"][:].count(None) == len(left)
         whole = score(rows, llama, quality, **how, max_cost=500.0)
         assert whole["quality"][:] == [7.0] * 40 and len(double.bodies) == 40
