@@ -73,7 +73,7 @@ def test_run(file, called):
 
 
 def test_a_wrong_key_stops_before_the_run(file):
-    with pytest.raises(ConfigError, match=r"--set: `reward\.alhpa`: unknown key; this section knows alpha, "):
+    with pytest.raises(ConfigError, match=r"--set: `reward\.alhpa`: unknown key; this section has alpha, "):
         invoke("run", file, "--set", "reward.alhpa=0.1")
     with pytest.raises(ConfigError, match=r"--set must be given as section\.key=value"):
         invoke("run", file, "--set", "reward.alpha")

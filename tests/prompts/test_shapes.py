@@ -156,7 +156,7 @@ def test_a_template_makes_prompts_of_any_columns(tmp_path):
         loaded(tmp_path, rows, template="{{ name }}")
     with pytest.raises(ConfigError, match=r"prompts.template: .*It is a Jinja template over the columns of a row"):
         loaded(tmp_path, rows, template="{{ title ")
-    with pytest.raises(ValueError, match="`column` and `template` both say what the prompt is"):
+    with pytest.raises(ValueError, match="`column` and `template` both define the prompt"):
         Prompts(source="x", column="a", template="{{ a }}")
 
 
@@ -169,7 +169,7 @@ def test_the_last_answer_is_dropped_and_counted_or_kept_or_refused(tmp_path, cap
     assert "the answer at the end of 1 conversations was kept as the reference `answer`" in caplog.text
     with pytest.raises(DataError, match=r"p\.jsonl, row 0: A prompt ends with an assistant's turn, 'The Aral Sea\.'"):
         loaded(tmp_path, rows, last_assistant="error")
-    with pytest.raises(ValueError, match="both name the reference"):
+    with pytest.raises(ValueError, match="both define the reference"):
         Prompts(source="x", answer_column="a", last_assistant="reference")
 
 
