@@ -1,4 +1,4 @@
-"""Asks for an answer again where it is not good enough: the next teacher, or another draw, until one passes."""
+"""Retries prompts whose answers are not accepted, with the next teacher or another sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persyn_hf.tables import set_column
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: A teacher, and how often it was asked for this prompt before.
+#: A teacher's name, and the number of its earlier attempts at the prompt.
 Try = tuple[str, int]
 
 
@@ -27,19 +27,20 @@ def answer_until_accepted(
     score_names: Sequence[str] | None = None,
     **how: Any,
 ) -> Dataset:
-    """Lets each prompt be answered until an answer is accepted, or its attempts are used up.
+    """Generates answers to each prompt until one is accepted or the maximum number of attempts is reached.
 
     Args:
-        routed (`Dataset`): With `route`, and `route_scores` for `accept.retry: next`.
-        teachers (`Sequence[Teacher]`), seed (`int`): The run's.
-        accept (`Accept`): When an answer is good enough, and how many are asked for.
-        quality (`Quality`): How good an answer is.
-        score_names (`Sequence[str]`, *optional*): The teachers in the order of `route_scores`; default: in theirs.
-        how: `ledger`, `progress`, `max_cost`, as in [`generate_routed`].
+        routed (`Dataset`): Prompts with `route`, and with `route_scores` for `accept.retry: next`.
+        teachers (`Sequence[Teacher]`), seed (`int`): Teachers and random seed of the run.
+        accept (`Accept`): Acceptance criterion and number of attempts.
+        quality (`Quality`): Measure of an answer's quality.
+        score_names (`Sequence[str]`, *optional*): Names of the teachers in the order of `route_scores`. Default: the
+            order of `teachers`.
+        how: `ledger`, `progress` and `max_cost`, as in [`generate_routed`].
 
     Returns:
-        `Dataset`: One row per attempt, prompt by prompt, with `attempt`, `quality` and `accepted`, and with
-        `accept_error` in the last row of a prompt that nobody answered.
+        `Dataset`: One row per attempt, grouped by prompt, with `attempt`, `quality` and `accepted`. If no attempt at a
+        prompt got an answer, its last row has `accept_error`.
     """
     from datasets import concatenate_datasets
 
@@ -54,7 +55,7 @@ def answer_until_accepted(
 
 @dataclass
 class _Search:
-    """What is known of every prompt: the tries that it may have, those that it had, and whether one was accepted."""
+    """State of every prompt: its possible attempts, the number used, and whether one was accepted."""
 
     routed: Dataset
     teachers: Sequence[Teacher]
@@ -71,7 +72,7 @@ class _Search:
         self.facts: list[tuple[bool, str | None]] = []
 
     def next_wave(self) -> list[int]:
-        """The prompts to begin with: all, or as many as good answers are missing, so that none is too many."""
+        """Returns the next prompts to start: all, or as many as accepted answers are missing from `target_rows`."""
         target = self.accept.target_rows
         missing = len(self.routed) if target is None else target - sum(self.accepted)
         wave = range(self.begun, min(self.begun + max(missing, 0), len(self.routed)))
@@ -79,14 +80,14 @@ class _Search:
         return list(wave)
 
     def ask_for(self, wave: Sequence[int]) -> Dataset:
-        """The rows of a wave, each with the teacher and the number of its next try."""
+        """Returns the rows of a wave, each with the teacher and number of its next attempt."""
         asked = self.routed.select(wave)
         tries = [self.tries[row][self.used[row]] for row in wave]
         asked = set_column(asked, columns.ROUTE, [teacher for teacher, _ in tries], "string")
         return set_column(asked, columns.ATTEMPT, [attempt for _, attempt in tries], "int64")
 
     def take(self, wave: Sequence[int], answers: Dataset) -> None:
-        """Notes the answers of a wave, one per row."""
+        """Records the answers of a wave, one per row."""
         self.tables.append(answers)
         outcomes = zip(
             wave, answers[columns.QUALITY], answers[columns.FINISH_REASON], answers[columns.ERROR], strict=True
@@ -99,11 +100,11 @@ class _Search:
             self.facts.append((good, error))
 
     def goes_on(self, row: int) -> bool:
-        """Whether a prompt is asked once more."""
+        """Returns True if a prompt gets another attempt."""
         return not self.accepted[row] and self.used[row] < len(self.tries[row])
 
     def in_order(self, made: Dataset) -> Dataset:
-        """All attempts, prompt by prompt, with what became of them."""
+        """Returns all attempts, grouped by prompt, with `accepted` and `accept_error`."""
         order = sorted(range(len(self.places)), key=self.places.__getitem__)
         made = made.select(order)
         facts = [self.facts[place] for place in order]
@@ -121,7 +122,7 @@ class _Search:
 def _tries(
     routed: Dataset, teachers: Sequence[Teacher], accept: Accept, score_names: Sequence[str] | None
 ) -> list[list[Try]]:
-    """Whom each prompt asks, in order. A teacher at temperature 0 has one answer, so it is asked once."""
+    """Returns the attempts of each prompt, in order. A greedy teacher has only one answer, so it gets one attempt."""
     known = {teacher.name: teacher for teacher in teachers}
     names = list(score_names or known)
     scores = routed[columns.ROUTE_SCORES] if columns.ROUTE_SCORES in routed.column_names else [None] * len(routed)
@@ -146,7 +147,7 @@ def _answered(
     score_names: Sequence[str] | None,
     how: Mapping[str, Any],
 ) -> Dataset:
-    """The answers of one wave with their quality."""
+    """Generates the answers of one wave and scores their quality."""
     from persyn_hf.generation.generate import generate_routed
     from persyn_hf.scoring.quality import persyn_quality
 
@@ -164,5 +165,5 @@ def _answered(
 
 
 def accepted_answers(attempts: Dataset) -> Dataset:
-    """The accepted answers of a table of attempts: at most one per prompt."""
+    """Selects the accepted answers from a table of attempts: at most one per prompt."""
     return attempts.filter(lambda accepted: accepted, input_columns=columns.ACCEPTED, desc="accepted")

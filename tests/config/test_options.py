@@ -54,7 +54,11 @@ def test_numbers_of_numpy_are_numbers():
         (Reward, {"normalization": "x"}, "f: `normalization` must be one of minmax, zscore, rank, got 'x'."),
         (Router, {}, "f: give exactly one of `backbone` (to train a router) and `pretrained` (to use one)."),
         (Student, {"model": "m", "metrics": ("x",)}, "f: `metrics[0]`: Input should be"),
-        (Reward, {"gamma": 1}, "f: `gamma` is not an option; the options are alpha, learnability_metric, normalization."),
+        (
+            Reward,
+            {"gamma": 1},
+            "f: `gamma` is not an option; the options are alpha, learnability_metric, normalization.",
+        ),
         (Compare, {"car_beta": 1}, "f: `car_beta` is called `beta` now."),
     ],
 )

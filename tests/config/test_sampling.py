@@ -119,7 +119,11 @@ def test_a_dialect_survives_being_written_down(name):
     ("dialect", "sampling", "said"),
     [
         ("openai-reasoning", {"temperature": 0.7}, "`sampling.temperature` is set, but `dialect: openai-reasoning`"),
-        ("azure-reasoning", {"stop": ["x"]}, "`sampling.stop` is set, but `dialect: azure-reasoning` does not take it"),
+        (
+            "azure-reasoning",
+            {"stop": ["x"]},
+            "`sampling.stop` is set, but `dialect: azure-reasoning` does not take it",
+        ),
         ("openai", {"stop": list("abcde")}, "`sampling.stop` has 5 strings, but `dialect: openai` takes at most 4"),
         ("gemini", {"stop": list("abcdef")}, "takes at most 5"),
         ("anthropic", {"temperature": 1.5}, "`sampling.temperature` is 1.5, but `dialect: anthropic` takes at most 1"),
