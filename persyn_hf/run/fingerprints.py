@@ -115,7 +115,7 @@ def _content(path: Path, name: str) -> str:
     """Returns the digest of a file, or of all files in a folder."""
     digest = hashlib.sha256()
     if not path.exists():
-        raise ConfigError(f"`{name}`: {path} does not exist; give an existing file or folder.")
+        raise ConfigError(f"`{name}`: {path} cannot be read: there is no such file or folder.")
     try:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():

@@ -99,7 +99,7 @@ def export_routes(
     strangers = [words for teacher in used if (words := _difference(teacher, own, samples)) is not None]
     if strangers:
         raise RouterMismatchError(
-            f"TRL's AsyncDistillationTrainer needs teachers with the tokenizer of the student, {model}. "
+            f"TRL's AsyncDistillationTrainer needs teachers with the student's tokenizer, that of {model}. "
             f"{' '.join(strangers)} Remove them from `teachers` and route again."
         )
     urls = {teacher.name: _server(teacher, (servers or {}).get(teacher.name)) for teacher in used}

@@ -203,10 +203,10 @@ MISTAKES = {
     "probe": (lambda s, d, t: edit(s, "probe.size", 9), "probe.size: must be at most the number of prompts, 8, got 9"),
     "repository": (lambda s, d, t: edit(s, "publish.dataset_repo_id", "me/my data"), "`publish.dataset_repo_id`"),
     "repository without an owner": (
-        lambda s, d, t: edit(s, "publish.dataset_repo_id", "data"), "must name its owner too, as `me/data`"
+        lambda s, d, t: edit(s, "publish.dataset_repo_id", "data"), "must include the owner, such as `me/data`"
     ),
     "folder": (
-        lambda s, d, t: edit(s, "output_dir", s["prompts"]["source"] + "/run"), "cannot be written to; set another"
+        lambda s, d, t: edit(s, "output_dir", s["prompts"]["source"] + "/run"), "is not writable; set another"
     ),
     "backbone": (lambda s, d, t: edit(s, "router.backbone", str(t / "nobody")), "nobody"),
     "reward model": (
@@ -407,7 +407,7 @@ def test_bad_prompts_are_dropped_and_counted(settings, doubles):
         "A prompt is empty; every prompt needs at least one character that is not white space.": 1,
         "duplicate": 1,
         "the student reads 511 tokens of a prompt; it has 714": 1,
-        "`exact` needs a reference and it has none (null)": 1,
+        "`exact` needs a reference, but the prompt has none (null)": 1,
     }
     assert sorted(stage_table(settings["output_dir"], "prompts")["prompt"]) == ["Say 0.", "Say 1.", "Say 2.", "Say 4."]
     report = json.loads((Path(settings["output_dir"]) / "report.json").read_text())

@@ -325,7 +325,7 @@ def test_scores_that_a_judge_failed_to_give_are_asked_for_again(settings, judge,
     broken.append(chat_body("I cannot rate this."))
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 3, done.output
-    assert "12 rows of" in done.output and "got no score" in done.output and "6 x the judge's reply" in done.output
+    assert "12 rows of" in done.output and "have no score" in done.output and "6 x the judge's reply" in done.output
     assert set(_column(settings, "score", "quality")) == {None}
     broken.clear()
     asked = len(double.bodies)
