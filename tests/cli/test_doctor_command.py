@@ -70,4 +70,4 @@ def test_what_would_stop_a_run_is_a_failure(file, double):
 
 def test_try_needs_a_file():
     done = CliRunner().invoke(app, ["doctor", "--try"])
-    assert done.exit_code == 1 and "--try needs the YAML file" in str(done.exception)
+    assert done.exit_code == 1 and "--try needs the run's YAML file" in str(done.exception)

@@ -105,7 +105,7 @@ def test_doctor(file, called, monkeypatch):
     moved = ["--set", "teachers.b.1.endpoint=http://127.0.0.1:3"]
     (config,) = called("persyn_hf.doctor", "check_configuration", "doctor", file, *moved)["given"]
     assert [teacher.endpoints for teacher in config.teachers] == [("http://127.0.0.1:1",), ("http://127.0.0.1:3",)]
-    with pytest.raises(ConfigError, match="--set needs the YAML file"):
+    with pytest.raises(ConfigError, match="--set needs the run's YAML file"):
         invoke("doctor", "--set", "seed=1")
 
 
@@ -181,7 +181,7 @@ def test_allocate(called, tmp_path):
     assert taken["max_share"] == {"b.1": 0.5} and taken["budget"] == 3 and taken["families"] == {"a": "Qwen2.5"}
     assert (taken["policy"], taken["scale"], taken["makespan"]) == ("oracle", "reward", "shortest")
     assert (taken["seed"], taken["top_k"]) == (4, 2)
-    with pytest.raises(ConfigError, match=r"`allocation\.expected_tokens` is of a run"):
+    with pytest.raises(ConfigError, match=r"`allocation\.expected_tokens` applies only to a run"):
         invoke("allocate", *arguments, "--set", "allocation.expected_tokens=3")
     with pytest.raises(ConfigError, match=r"--set: `allocation\.policy`: Input should be 'strong'|'persyn'"):
         invoke("allocate", *arguments, "--policy", "best")

@@ -78,12 +78,12 @@ SHAPES = {
         ASKED,
         "messages",
     ),
-    "messages as JSON in a string": ({"prompt": json.dumps(TALK)}, ASKED, "messages within strings"),
-    "messages as Python in a string": ({"prompt": repr(TALK)}, ASKED, "messages within strings"),
+    "messages as JSON in a string": ({"prompt": json.dumps(TALK)}, ASKED, "messages in strings"),
+    "messages as Python in a string": ({"prompt": repr(TALK)}, ASKED, "messages in strings"),
     "ChatML": (
         {"prompt": "<|im_start|>user\nName a sea.<|im_end|>\n<|im_start|>assistant\n"},
         ASKED,
-        "ChatML within strings",
+        "ChatML in strings",
     ),
     "HH-RLHF": (
         {"chosen": "\n\nHuman: Name a sea.\n\nAssistant: Aral", "rejected": "\n\nHuman: Name a sea.\n\nAssistant: No"},
@@ -130,7 +130,7 @@ def test_a_shape_is_found_read_and_said(shape, tmp_path, caplog):
 def test_a_shape_can_be_named(shape, row, tmp_path, caplog):
     wanted = {"text": json.dumps(TALK), "alpaca": "Name a sea.", "qa": "Name a sea."}.get(shape, ASKED)
     assert loaded(tmp_path, [row], format=shape)["prompt"][:] == [wanted]
-    with pytest.raises(ConfigError, match=r"prompts.format: .* has no column that .* is read from; it has other"):
+    with pytest.raises(ConfigError, match=r"prompts.format: .* has no column for .*; it has other"):
         loaded(tmp_path, [{"other": "x"}], format=shape)
 
 
@@ -143,7 +143,7 @@ def test_two_shapes_that_fit_are_a_question_with_its_choices(tmp_path):
 
 
 def test_no_shape_that_fits_lists_the_columns(tmp_path):
-    with pytest.raises(ConfigError, match=r"it has title, url\. Name one of them, or a `template`"):
+    with pytest.raises(ConfigError, match=r"it has title, url\. Set `column`, or a `template`"):
         loaded(tmp_path, [{"title": "x", "url": "y"}])
 
 
@@ -154,7 +154,7 @@ def test_a_template_makes_prompts_of_any_columns(tmp_path):
     assert data.column_names == ["prompt_id", "prompt"]
     with pytest.raises(ConfigError, match=r"prompts.template: there is no column `name`; there are title, words"):
         loaded(tmp_path, rows, template="{{ name }}")
-    with pytest.raises(ConfigError, match=r"prompts.template: .*It is a Jinja template over the columns of a row"):
+    with pytest.raises(ConfigError, match=r"prompts.template: .*It must be a Jinja template over the columns"):
         loaded(tmp_path, rows, template="{{ title ")
     with pytest.raises(ValueError, match="`column` and `template` both define the prompt"):
         Prompts(source="x", column="a", template="{{ a }}")
@@ -174,7 +174,7 @@ def test_the_last_answer_is_dropped_and_counted_or_kept_or_refused(tmp_path, cap
 
 
 def test_a_conversation_of_answers_only_is_no_prompt(tmp_path):
-    with pytest.raises(DataError, match=r"row 0: A prompt is empty: the conversation holds an answer only"):
+    with pytest.raises(DataError, match=r"row 0: A prompt is empty: the conversation holds only an answer"):
         loaded(tmp_path, [{"messages": TALK[1:]}])
 
 
@@ -204,7 +204,7 @@ def test_other_columns_are_kept_and_ours_are_renamed(tmp_path, caplog):
         "source_quality_math",
     ]
     assert data[0]["meta"] == {"n": None} and data[0]["id"] == "007" and data[0]["source_source_teacher"] == "Ann"
-    assert "the column `teacher` is called `source_source_teacher`, as `teacher` is ours" in caplog.text
+    assert "the column `teacher` was renamed to `source_source_teacher`, since persyn_hf uses `teacher`" in caplog.text
     chosen = loaded(tmp_path, [row], keep_columns=["id"], answer_column="answer")
     assert chosen.column_names == ["prompt_id", "prompt", "answer", "id"]
     assert loaded(tmp_path, [row], keep_columns=[]).column_names == ["prompt_id", "prompt"]
