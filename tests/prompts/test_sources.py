@@ -114,7 +114,10 @@ def test_saved_datasets(tmp_path):
 DAMAGED = {
     "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": "b"\n', r"line 2, column 15: Expecting ',' delimiter"),
     "number.jsonl": (b'{"prompt": "a"}\n5\n', r"line 2 must hold an object, got a number"),
-    "half.jsonl": (b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', r"line 2 holds an unpaired surrogate .*surrogates not"),
+    "half.jsonl": (
+        b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n',
+        r"line 2 holds an unpaired surrogate .*surrogates not",
+    ),
     "half.json": (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', r"row 1 holds an unpaired surrogate"),
     "latin.csv": ("prompt\na\nça va\n".encode("latin-1"), r"line 3 is not UTF-8: .*can't decode byte 0xe7 .*as UTF-8"),
     "latin.txt": ("ça va".encode("latin-1"), r"line 1 is no UTF-8"),
