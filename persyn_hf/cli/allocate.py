@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import Field
@@ -109,7 +109,7 @@ def allocate(
     typer.echo(f"{output}: {len(table)} prompts")
 
 
-def _settings(overrides: dict[str, Any]) -> _TableSettings:
+def _settings(overrides: dict[str, object]) -> _TableSettings:
     made = read_overridden(_TableSettings, {}, overrides, "allocate")
     unread = [key for key in _OF_A_RUN if key in made.allocation.model_fields_set]
     if unread:

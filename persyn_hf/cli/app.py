@@ -97,7 +97,7 @@ def read_run(path: Path, settings: Sequence[str] | None, **flags: object) -> Run
     return RunConfig.from_yaml(path, merged_overrides(settings, **flags))
 
 
-def merged_overrides(settings: Sequence[str] | None, **flags: object) -> dict[str, Any]:
+def merged_overrides(settings: Sequence[str] | None, **flags: object) -> dict[str, object]:
     """Merges the command line's options into values by dotted key; see [`read_run`]."""
     given = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}

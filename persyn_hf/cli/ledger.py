@@ -9,7 +9,7 @@ import time
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -95,7 +95,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the answers without removing them.")] = False,
 ) -> None:
     """Remove answers. A later run would request (and pay for) them again. At least one condition is required."""
-    conditions: list[tuple[str, list[Any]]] = []
+    conditions: list[tuple[str, list[object]]] = []
     if model is not None:
         conditions.append(("model = ?", [model]))
     if older_than is not None:
@@ -137,7 +137,7 @@ def _existing(path: Path) -> Ledger:
     return Ledger(path)
 
 
-def _plain(ledger: Ledger) -> Iterator[dict[str, Any]]:
+def _plain(ledger: Ledger) -> Iterator[dict[str, object]]:
     for row in ledger.rows():
         yield {**row, "sampling": json.loads(row["sampling"]) if row["sampling"] else None}
 

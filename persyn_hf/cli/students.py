@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import Field
@@ -97,7 +97,7 @@ def train_student_command(
     typer.echo(f"Saved the student to {trained.path}" + (f" and {trained.url}" if trained.url else ""))
 
 
-def _read_here(overrides: dict[str, Any]) -> dict[str, Any]:
+def _read_here(overrides: dict[str, object]) -> dict[str, object]:
     """Raises an error for keys that training does not read."""
     for key in overrides:
         if key.partition(".")[0] != "training" and key not in ("seed", "student.revision", "publish.private"):

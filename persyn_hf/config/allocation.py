@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,7 +53,7 @@ class AllocationOptions(PolicyOptions):
 
     @field_validator("max_share", "min_share", mode="before")
     @classmethod
-    def _shares(cls, value: Any) -> Any:
+    def _shares(cls, value: object) -> object:
         return _by_teacher(value)
 
 
@@ -99,12 +99,12 @@ class Allocation(AllocationOptions):
 
     @field_validator("expected_tokens", "tokens_per_second", mode="before")
     @classmethod
-    def _number_or_mapping(cls, value: Any) -> Any:
+    def _number_or_mapping(cls, value: object) -> object:
         return _by_teacher(value)
 
     @field_validator("max_share", "min_share")
     @classmethod
-    def _at_most_all(cls, value: Any) -> Any:
+    def _at_most_all(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
         for number in value.values() if isinstance(value, dict) else [value]:
             if number is not None and number > 1:
                 raise ValueError(f"a share must be between 0 and 1, got {number:g}")
@@ -123,7 +123,7 @@ class Allocation(AllocationOptions):
         return {name for value in named if isinstance(value, dict) for name in value}
 
 
-def _by_teacher(value: Any) -> Any:
+def _by_teacher(value: object) -> object:
     for number in value.values() if isinstance(value, dict) else [value]:
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number < 0):
             raise ValueError("must be a non-negative number, or a mapping of teacher names to non-negative numbers")

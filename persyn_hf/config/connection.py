@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -76,14 +76,14 @@ def _query(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-def _references(value: Any) -> Any:
+def _references(value: object) -> object:
     """Rewrites values of the form `{env: NAME}` as `${NAME}`."""
     if not isinstance(value, Mapping):
         return value
     return {name: _reference(one) for name, one in value.items()}
 
 
-def _reference(value: Any) -> Any:
+def _reference(value: object) -> object:
     named = value.get("env") if isinstance(value, Mapping) and len(value) == 1 else None
     return f"${{{named}}}" if isinstance(named, str) else value
 

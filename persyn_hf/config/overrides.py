@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 import yaml
@@ -15,7 +15,7 @@ from persyn_hf.errors import ConfigError
 FLAG = "--set"
 
 
-def parse_overrides(given: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(given: Iterable[str]) -> dict[str, object]:
     """Parses `key=value` texts. If a key is repeated, its last value counts.
 
     Args:
@@ -28,7 +28,7 @@ def parse_overrides(given: Iterable[str]) -> dict[str, Any]:
         >>> parse_overrides(["reward.alpha=0.2", "compare.seeds=[0, 1]", "publish.license="])
         {'reward.alpha': 0.2, 'compare.seeds': [0, 1], 'publish.license': None}
     """
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, object] = {}
     for text in given:
         key, sign, value = text.partition("=")
         key = key.strip()
@@ -39,7 +39,7 @@ def parse_overrides(given: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def _value(text: str, key: str) -> Any:
+def _value(text: str, key: str) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):  # their messages repeat the text
@@ -51,14 +51,14 @@ def _value(text: str, key: str) -> Any:
 
 
 def read_overridden(
-    section: type[Section], data: Mapping[str, Any], overrides: Mapping[str, Any], source: str
+    section: type[Section], data: Mapping[str, object], overrides: Mapping[str, object], source: str
 ) -> Section:
     """Applies overrides to plain values, then validates the result. `data` is not changed.
 
     Args:
         section (`type[Settings]`): Section that declares the keys.
-        data (`Mapping[str, Any]`): Plain values, as loaded from YAML.
-        overrides (`Mapping[str, Any]`): Values by dotted key, in order. A list entry is addressed by its name or
+        data (`Mapping[str, object]`): Plain values, as loaded from YAML.
+        overrides (`Mapping[str, object]`): Values by dotted key, in order. A list entry is addressed by its name or
             index: `teachers.qwen.timeout`, `teachers.0.timeout`.
         source (`str`): Name of `data` in errors.
 
@@ -75,16 +75,16 @@ def read_overridden(
 class _Override:
     """One override: its value and its position in the nested sections."""
 
-    def __init__(self, key: str, value: Any) -> None:
+    def __init__(self, key: str, value: object) -> None:
         self.value = value
         self.rest = key
         self.place: list[Key] = []
 
-    def apply(self, section: type[Settings], data: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Key, ...]]:
+    def apply(self, section: type[Settings], data: Mapping[str, object]) -> tuple[dict[str, object], tuple[Key, ...]]:
         """Returns the values with this override applied, and the path of keys where it was set."""
         return self._in_section(section, data), tuple(self.place)
 
-    def _set(self, annotation: Any, found: Any) -> Any:
+    def _set(self, annotation: Any, found: object) -> object:
         """Returns the value of one key after the override. Nothing is changed in place."""
         if not self.rest:
             return self.value
@@ -102,7 +102,7 @@ class _Override:
             self._refuse("holds a single value; set it as a whole")
         self._refuse("has no keys")
 
-    def _in_section(self, section: type[Settings], found: Mapping[str, Any]) -> dict[str, Any]:
+    def _in_section(self, section: type[Settings], found: Mapping[str, object]) -> dict[str, object]:
         key, _, rest = self.rest.partition(".")
         if key not in section.model_fields:
             known = ", ".join(sorted(section.model_fields))
@@ -112,18 +112,18 @@ class _Override:
             self._refuse(f"has no such key; this section has {known}")
         return {**found, key: self._go_on(key, rest, section.model_fields[key].annotation, found.get(key))}
 
-    def _in_mapping(self, values: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _in_mapping(self, values: Any, found: Mapping[str, object]) -> dict[str, object]:
         if values is Any:
             key, _, rest = self.rest.partition(".")
         else:  # numbers by teacher: a name may hold dots
             key, rest = self.rest, ""
         return {**found, key: self._go_on(key, rest, values, found.get(key))}
 
-    def _in_list(self, entry: Any, found: list[Any] | tuple[Any, ...]) -> list[Any]:
+    def _in_list(self, entry: Any, found: Sequence[object]) -> list[object]:
         index, rest = self._entry(found)
         return [*found[:index], self._go_on(index, rest, entry, found[index]), *found[index + 1 :]]
 
-    def _entry(self, found: list[Any] | tuple[Any, ...]) -> tuple[int, str]:
+    def _entry(self, found: Sequence[object]) -> tuple[int, str]:
         """Returns the index of the list entry and the rest of the key. Names may hold dots: the longest name wins."""
         names = [entry.get("name") if isinstance(entry, Mapping) else None for entry in found]
         named = [name for name in names if isinstance(name, str) and f"{self.rest}.".startswith(f"{name}.")]
@@ -137,7 +137,7 @@ class _Override:
         entries = f"address entries by index, 0 to {len(found) - 1}" if found else "it has no entries"
         self._refuse(f"has no such entry; {entries}" + (f", or by name: {known}" if known else ""))
 
-    def _go_on(self, key: Key, rest: str, annotation: Any, found: Any) -> Any:
+    def _go_on(self, key: Key, rest: str, annotation: Any, found: object) -> object:
         self.place.append(key)
         self.rest = rest
         return self._set(annotation, found)

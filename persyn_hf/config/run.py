@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -153,14 +153,14 @@ class RunConfig(Spending):
         return self
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    def from_yaml(cls, path: str | os.PathLike[str], overrides: Mapping[str, object] | None = None) -> RunConfig:
         """Reads and validates a configuration file.
 
         Args:
             path (`str` or `PathLike`): Path of the YAML file. `${VARIABLE}` is not expanded, so that the configuration
                 holds the names of secrets and never their values.
-            overrides (`Mapping[str, Any]`, *optional*): Values that replace the file's, by dotted key, like `--set`:
-                `{"reward.alpha": 0.2, "teachers.qwen.timeout": 60}`.
+            overrides (`Mapping[str, object]`, *optional*): Values that replace the file's, by dotted key, like
+                `--set`: `{"reward.alpha": 0.2, "teachers.qwen.timeout": 60}`.
 
         Raises:
             ConfigError: One line per problem, with the file, the key and the expected value.
@@ -178,7 +178,7 @@ class RunConfig(Spending):
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], source: str = "configuration", overrides: Mapping[str, Any] | None = None
+        cls, data: Mapping[str, object], source: str = "configuration", overrides: Mapping[str, object] | None = None
     ) -> RunConfig:
         """Validates a mapping; `source` names it in errors, and `overrides` are as in `from_yaml`.
 

@@ -40,7 +40,7 @@ LOCAL_EXTRAS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template
 _FIELD = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
-def _json_only(value: dict[str, Any]) -> dict[str, Any]:
+def _json_only(value: dict[str, object]) -> dict[str, object]:
     problems = list(json_problems(value, "extra_body"))
     owned = [
         f"`extra_body.{key}` is set by persyn_hf; use {instead}" for key, instead in OWNED.items() if key in value

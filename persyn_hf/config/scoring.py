@@ -157,7 +157,7 @@ class Judge(Service):
 
     @field_validator("extra_body")
     @classmethod
-    def _only_more(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _only_more(cls, value: dict[str, object]) -> dict[str, object]:
         taken = sorted(cls.own_keys & value.keys())
         if taken:
             raise ValueError(f"`extra_body` must not set {', '.join(taken)}; persyn_hf sets them from other settings")

@@ -6,12 +6,15 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from persyn_hf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -106,7 +109,7 @@ Key = int | str
 
 def read_settings(
     section: type[Section],
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     source: str,
     flag: str = "",
     places: Collection[tuple[Key, ...]] = (),
@@ -115,7 +118,7 @@ def read_settings(
 
     Args:
         section (`type[Settings]`): Section to validate as.
-        data (`Mapping[str, Any]`): Plain values, as loaded from YAML.
+        data (`Mapping[str, object]`): Plain values, as loaded from YAML.
         source (`str`): Name of `data` in errors.
         flag (`str`, *optional*), places (`Collection[tuple]`, defaults to none): Command-line option that set some of
             the values, and the paths of those values.
@@ -146,8 +149,8 @@ def _where(location: tuple[Key, ...], source: str, flag: str, places: Collection
 
 def merged(
     section: type[Section],
-    settings: Settings | Mapping[str, Any] | None,
-    options: Mapping[str, Any],
+    settings: Settings | Mapping[str, object] | None,
+    options: Mapping[str, object],
     source: str,
     only: Collection[str] | None = None,
 ) -> Section:
@@ -160,7 +163,7 @@ def merged(
         section (`type[Settings]`): Section that declares the options.
         settings (`Settings` or `Mapping`, *optional*): Section, or a mapping of its keys. If it is a subclass of
             `section`, its other fields are ignored.
-        options (`Mapping[str, Any]`): Fields given as keywords. They override those of `settings`.
+        options (`Mapping[str, object]`): Fields given as keywords. They override those of `settings`.
         source (`str`): Name of the function in errors.
         only (`Collection[str]`, *optional*): Fields that may be given as keywords. A mapping gives the keywords, each
             with its field. Default: all fields.
@@ -290,7 +293,7 @@ def _explain(error: ValidationError, root: type[Settings]) -> list[str]:
     return [_line(problem, root) for problem in error.errors(include_url=False)]
 
 
-def _line(problem: Any, root: type[Settings]) -> str:
+def _line(problem: ErrorDetails, root: type[Settings]) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -180,7 +180,7 @@ class Teacher(Connection):
 
     @model_validator(mode="before")
     @classmethod
-    def _speaks_its_dialect(cls, data: Any) -> Any:
+    def _speaks_its_dialect(cls, data: object) -> object:
         if not isinstance(data, Mapping) or data.get("dialect") not in DIALECTS:
             return data
         sampling = data.get("sampling", {})

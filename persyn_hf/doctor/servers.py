@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import Judge, Reward, RunConfig, Student, Teacher
@@ -124,7 +124,7 @@ def _score_once(student: Student, reward: Reward, prompt: columns.Prompt) -> Non
     from persyn_hf.scoring.learnability import load_scorer, score_batch
 
     asked = student.model_copy(update={"endpoint": _impatient(student)})
-    row: dict[str, list[Any]] = {
+    row: dict[str, list[object]] = {
         columns.PROMPT: [prompt],
         columns.COMPLETION: [_SOME_ANSWER],
         columns.PROMPT_ID: [columns.prompt_id(prompt)],

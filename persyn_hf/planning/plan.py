@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.config.scoring import ScorerOptions
@@ -80,7 +80,7 @@ class RunPlan:
         """Total cost of teachers and judges, in USD."""
         return sum(line.cost for line in self.lines)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns the plan as plain values."""
         return asdict(self) | {"generations": self.generations, "cost": self.cost}
 

@@ -52,7 +52,7 @@ class CellReader:
     read: Callable[[Any], Any]
 
 
-def chat_reader(values: Sequence[Any], kind: str) -> CellReader:
+def chat_reader(values: Sequence[object], kind: str) -> CellReader:
     """Chooses the reader of a column's cells.
 
     Args:
@@ -74,7 +74,7 @@ def chat_reader(values: Sequence[Any], kind: str) -> CellReader:
     return CellReader("sharegpt" if known and _is_sharegpt(known[0]) else "messages", conversation)
 
 
-def _is_sharegpt(value: Any) -> bool:
+def _is_sharegpt(value: object) -> bool:
     if isinstance(value, Mapping):
         return "from" in value
     first = value[0] if isinstance(value, Sequence) and value else None
@@ -89,7 +89,7 @@ def _of_one_kind(text: bool) -> CellReader:
     """Builds a reader that raises an error for cells of another kind than the first row's."""
     first = "a string" if text else "chat messages"
 
-    def read(value: Any) -> Any:
+    def read(value: object) -> str | list[Message]:
         if isinstance(value, str | Sequence | Mapping) and isinstance(value, str) != text:
             kind = "a string" if isinstance(value, str) else "chat messages"
             raise DataError(f"All prompts of a table must be of one kind; the first is {first}, but this is {kind}.")
@@ -98,7 +98,7 @@ def _of_one_kind(text: bool) -> CellReader:
     return CellReader("text" if text else "messages", read)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         shown = "null" if value is None else f"{type(value).__name__} {value!r:.60}"
         raise DataError(f"A prompt must be a string, got {shown}.")
@@ -164,7 +164,7 @@ def _transposed(value: Mapping[str, Any]) -> Any:
     )
 
 
-def _written_list(text: str) -> Any:
+def _written_list(text: str) -> object:
     """Parses a list from JSON or from a Python literal, which pandas writes for lists in a CSV file."""
     try:
         return json.loads(text)

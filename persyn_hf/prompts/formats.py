@@ -88,7 +88,7 @@ def rows_table(rows: Iterable[Row], types: Mapping[str, Any] | None = None) -> D
     return Dataset.from_dict(encoded, features=features)
 
 
-def _encoded(value: Any, feature: Any) -> Any:
+def _encoded(value: Any, feature: object) -> Any:
     """Encodes a value for a JSON column, where `datasets` takes a string as encoded JSON."""
     from datasets import Json, List
 
@@ -125,7 +125,7 @@ def feature_of(values: Iterable[Any]) -> Any:
     return Json() if _are_json(known) else None
 
 
-def _are_json(values: Iterable[Any]) -> bool:
+def _are_json(values: Iterable[object]) -> bool:
     return all(isinstance(value, str | bool | int | float | list | dict | None) for value in values)
 
 
@@ -214,7 +214,7 @@ def _decoded(file: IO[bytes]) -> Iterator[tuple[int, str]]:
             raise UnreadableError(f"line {number} is not UTF-8: {error}; save the file as UTF-8") from error
 
 
-def _parsed(line: str, number: int) -> Any:
+def _parsed(line: str, number: int) -> object:
     try:
         value = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
@@ -231,7 +231,7 @@ def _require_encodable(text: str, place: str) -> None:
         raise UnreadableError(f"{place} holds an unpaired surrogate, which is not a character: {error}") from error
 
 
-def _row(value: Any, place: str) -> Row:
+def _row(value: object, place: str) -> Row:
     if isinstance(value, dict):
         return value
     if isinstance(value, str):

@@ -48,7 +48,7 @@ def _parts(content: Any) -> list[Any]:
     return list(content or [])
 
 
-def canonical_format(value: Any) -> dict[str, Any] | None:
+def canonical_format(value: object) -> dict[str, Any] | None:
     """Reads a cell of the column `response_format`, which is the `response_format` of a chat request.
 
     Args:
@@ -85,7 +85,7 @@ def canonical_format(value: Any) -> dict[str, Any] | None:
     return read
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _without_nulls(one) for key, one in value.items() if one is not None}
     return [_without_nulls(one) for one in value] if isinstance(value, list | tuple) else value

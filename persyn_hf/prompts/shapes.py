@@ -176,7 +176,7 @@ def reader_of(shape: Shape, rows: Sequence[Row]) -> CellReader:
         return plain
     system = shape.system
 
-    def with_system(row: Row) -> Any:
+    def with_system(row: Row) -> object:
         made, said = plain.read(row), row.get(system)
         if said is not None and not isinstance(said, str):
             raise DataError(f"`{system}` must be a string, got {type(said).__name__}.")
@@ -221,7 +221,7 @@ def _templated(template: str, reads: Sequence[str]) -> Callable[[Row], Any]:
     return render
 
 
-def _common(chosen: Any, rejected: Any) -> Any:
+def _common(chosen: object, rejected: object) -> Any:
     """Returns the prompt that a chosen and a rejected text share, like TRL's `extract_prompt`."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         length = _shared(chosen, rejected)
@@ -236,7 +236,7 @@ def _common(chosen: Any, rejected: Any) -> Any:
     return made
 
 
-def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+def _shared(one: Sequence[object], other: Sequence[object]) -> int:
     """Returns the length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -155,7 +155,7 @@ def _answered(
     spending = {"max_cost": how.get("max_cost") if priced else None}
     answers = generate_routed(asked, teachers=teachers, seed=seed, score_names=score_names, **{**how, **spending})
     kept: dict[str, Any] = {name: how.get(name) for name in ("ledger", "max_cost")}
-    values: dict[str, list[Any]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
+    values: dict[str, list[object]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
     for batch in answers.iter(1000):
         scored = persyn_quality(batch, **kept, **quality.model_dump(exclude_none=True))
         values[columns.QUALITY] += scored[columns.QUALITY]

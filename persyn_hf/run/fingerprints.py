@@ -88,7 +88,7 @@ def plain_value(value: object) -> object:
     return value
 
 
-def _section(section: Settings, without: Set[str]) -> dict[str, Any]:
+def _section(section: Settings, without: Set[str]) -> dict[str, object]:
     kept: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)

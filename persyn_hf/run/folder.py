@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.run.shards import ShardedTable, ShardRecord, Stage, cuts, file_digest, make_shard, write_shard
@@ -193,7 +193,7 @@ class RunFolder:
     def _table(self, name: str) -> ShardedTable:
         return ShardedTable(self.stages / f"{name}.parquet")
 
-    def _loaded(self, stage: Stage) -> dict[str, Any]:
+    def _loaded(self, stage: Stage) -> dict[str, object]:
         """Returns the additional inputs of a stage: tables, and paths of checkpoints."""
         return {
             name: str(path) if (path := self.stages / source).is_dir() else self.read(source)

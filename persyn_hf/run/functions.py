@@ -163,7 +163,7 @@ def allocate_routes(
     expected = allocation.expected_tokens
     if not isinstance(expected, float):
         expected = {t.name: answers.get(t.name, float(t.sampling.max_tokens)) for t in teachers} | (expected or {})
-    asked: Any = allocation.prompt_tokens
+    asked: float | dict[str, float] | None = allocation.prompt_tokens
     if asked is None:
         texts = [columns.prompt_text(prompt) for prompt in routed[columns.PROMPT]]
         mean = sum(map(len, texts)) / len(texts) / 4
@@ -229,7 +229,7 @@ def _reasons(scored: Dataset) -> str:
     return f"Most often: {said}. " if said else ""
 
 
-def _described(teacher: Teacher) -> dict[str, Any]:
+def _described(teacher: Teacher) -> dict[str, object]:
     """Describes a teacher for a published router, without endpoint and key."""
     return {
         "name": teacher.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import Publish, merged
@@ -33,7 +33,7 @@ class _Answer:
 
 
 def preference_pairs(
-    scored: Dataset, settings: PairOptions | Mapping[str, Any] | None = None, **options: Any
+    scored: Dataset, settings: PairOptions | Mapping[str, object] | None = None, **options: object
 ) -> Dataset:
     """Builds preference pairs from scored answers: the better of two answers to a prompt is chosen.
 
@@ -77,11 +77,11 @@ def preference_pairs(
 
 def push_pairs(
     pairs: Dataset,
-    settings: Publish | Mapping[str, Any] | None = None,
+    settings: Publish | Mapping[str, object] | None = None,
     *,
     config_name: str = PAIRS_CONFIG,
     token: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> str:
     """Pushes preference pairs as a separate configuration. Other configurations and the card are unchanged.
 

@@ -89,13 +89,15 @@ def publish(
     return push_personalized(tables.selected, saved=folder, **common)
 
 
-def _published(scores: PaidScores) -> dict[str, Any]:
+def _published(scores: PaidScores) -> dict[str, object]:
     """Returns the facts about paid scores for a card, without the student's name, which may be a local path."""
     facts = asdict(scores)
     return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
 
 
-def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
+def _facts(
+    config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport
+) -> dict[str, object]:
     """Returns the facts about a run for the cards."""
     from persyn_hf.publishing.provenance import run_costs
 
@@ -105,7 +107,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
         if t.has_price
     }
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "generations": sum(line.answered for line in report.teachers),
         "failed": sum(line.failed for line in report.teachers),
         "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},

@@ -164,8 +164,8 @@ class _Asking:
         return changes or [f"{where}: its request has changed"]
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str) -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in values.items():
         key = f"{prefix}.{name}"
         flat |= _flat(value, key) if isinstance(value, Mapping) and value else {key: value or None}

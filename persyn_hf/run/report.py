@@ -126,7 +126,7 @@ class RunReport:
         asked = self.generations + sum(line.failed for line in self.teachers)
         return self.generations_all / asked if asked else math.nan
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Returns plain values, for `report.json`."""
         return asdict(self)
 

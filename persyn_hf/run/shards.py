@@ -189,7 +189,7 @@ def make_shard(
 def write_shard(
     made: Dataset, out: ShardedTable, index: int, parts: Mapping[str, str], began: float, errors: str | None = None
 ) -> ShardRecord:
-    """Writes a shard and its record. The same rows give the same bytes, whatever their chunks in memory."""
+    """Writes a shard and its record. The same rows give the same bytes, regardless of their chunks in memory."""
     import pyarrow.parquet as pq
 
     rows = made.with_format("arrow")[:] if len(made) else made.features.arrow_schema.empty_table()

@@ -110,7 +110,7 @@ def _table(routed: Dataset, names: Sequence[str]) -> Dataset:
     from datasets import Dataset
 
     prompts = [columns.canonical_messages(prompt) for prompt in routed[columns.PROMPT]]
-    kept: dict[str, list[Any]] = {columns.PROMPT: prompts, TEACHER_ID: list(names)}
+    kept: dict[str, Sequence[object]] = {columns.PROMPT: prompts, TEACHER_ID: list(names)}
     if columns.PROMPT_ID in routed.column_names:
         kept[columns.PROMPT_ID] = list(routed[columns.PROMPT_ID])
     return Dataset.from_dict(kept)
