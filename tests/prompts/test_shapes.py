@@ -152,7 +152,9 @@ def test_a_template_makes_prompts_of_any_columns(tmp_path):
     data = loaded(tmp_path, rows, template="Write {{ words }} words about {{ title | lower }}.")
     assert data["prompt"][:] == ["Write 20 words about seas.", "Write 30 words about lakes."]
     assert data.column_names == ["prompt_id", "prompt"]
-    with pytest.raises(ConfigError, match=r"prompts.template: there is no column `name`; there are title, words"):
+    with pytest.raises(
+        ConfigError, match=r"prompts.template: there is no column `name`; the columns are title, words"
+    ):
         loaded(tmp_path, rows, template="{{ name }}")
     with pytest.raises(ConfigError, match=r"prompts.template: .*It must be a Jinja template over the columns"):
         loaded(tmp_path, rows, template="{{ title ")
@@ -253,7 +255,7 @@ WRONG = {
     "null": ([{"prompt": "a"}, {"prompt": None}], "row 1: A prompt must be a string, got null"),
     "blank": ([{"prompt": "a"}, {"prompt": " \n"}], "row 1: A prompt is empty"),
     "a number": ([{"prompt": "a"}, {"prompt": 5}], "row 1: A prompt must be a string, got int 5"),
-    "two kinds": ([{"prompt": "a"}, {"prompt": ASKED}], "the first is a string, this one is chat messages"),
+    "two kinds": ([{"prompt": "a"}, {"prompt": ASKED}], "the first is a string, but this is chat messages"),
     "no messages": ([{"messages": ASKED}, {"messages": []}], "row 1: A prompt is empty"),
     "no content": ([{"messages": [{"role": "user"}]}], r"must have `role` and `content`, got the keys \['role'\]"),
     "a number as content": ([{"messages": [{"role": "user", "content": 5}]}], "a string or a list of parts, got int"),
@@ -274,7 +276,11 @@ def test_all_wrong_rows_are_counted_and_the_first_are_named(tmp_path):
     with pytest.raises(DataError) as raised:
         loaded(tmp_path, [{"prompt": "a"}, *({"prompt": ""} for _ in range(9))])
     said = str(raised.value).replace(str(tmp_path), "HERE")
-    assert "HERE/p.jsonl, row 1: A prompt is empty" in said and "in 8 more rows" in said and said.endswith("row 5 ….")
+    assert (
+        "HERE/p.jsonl, row 1: A prompt is empty" in said
+        and "8 more rows are wrong" in said
+        and said.endswith("row 5 ….")
+    )
 
 
 def test_repeated_prompts_name_both_rows(tmp_path):
@@ -283,4 +289,6 @@ def test_repeated_prompts_name_both_rows(tmp_path):
     with pytest.raises(DuplicatePromptError) as raised:
         load_prompts(Prompts(source=str(tmp_path / "*.jsonl")))
     said = str(raised.value).replace(str(tmp_path), "HERE")
-    assert "1 rows repeat an earlier prompt, first HERE/2.jsonl, row 1, which repeats HERE/1.jsonl, row 1." in said
+    assert (
+        "1 rows repeat an earlier prompt; the first is HERE/2.jsonl, row 1, which repeats HERE/1.jsonl, row 1." in said
+    )
