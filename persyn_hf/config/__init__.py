@@ -1,7 +1,8 @@
-"""What a run is made of: frozen pydantic models, read from one YAML file.
+"""Configuration of a run: frozen pydantic models, read from one YAML file.
 
-Validation is complete before anything starts and does no I/O besides reading the file itself: unknown keys, repeated
-teachers and values out of range are reported by file and key, all at once. Keys are looked up where they are needed.
+The whole configuration is validated before the run starts, without I/O besides reading the file itself. Unknown keys,
+repeated teachers and values out of range are all reported at once, by file and key. API keys are read only when a
+request needs them.
 """
 
 from persyn_hf.config.accept import Accept

@@ -1,4 +1,4 @@
-"""The sources of quality before anything is scored: are they there, and can they read the references?"""
+"""Checks of the sources of quality: their packages, their templates and the references they must read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 #: A plain number, which every verifier reads.
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-#: The verifiers of this package that read a reference; others may do anything with it.
+#: Verifiers of this package that read a reference. Others are not called, since they may do anything.
 _OURS = ("math", "exact", "reasoning-gym", "json-schema")
-#: An answer that no template and no verifier has trouble with.
+#: Answer that every template and verifier accepts.
 _SOME_ANSWER = "1"
 
 
 def quality_parts(quality: Quality) -> Iterator[tuple[str, QualitySource]]:
-    """The sources of quality with their keys in the configuration: `quality`, or `quality.sources[0]` and so on."""
+    """Yields the sources of quality with their keys: `quality`, or `quality.sources[0]` and so on."""
     if quality.sources is None:
         yield "quality", quality.parts[0]
         return
@@ -33,11 +33,11 @@ def quality_parts(quality: Quality) -> Iterator[tuple[str, QualitySource]]:
 
 
 def check_quality(quality: Quality, sample: Dataset | None) -> Findings:
-    """Finds every verifier with its packages, and fills in every judge's template.
+    """Checks that every verifier can be loaded and every judge's template can be rendered.
 
     Args:
-        quality (`Quality`): The section.
-        sample (`Dataset`, *optional*): Prompts, of which the first fills in the templates.
+        quality (`Quality`): Section of the configuration.
+        sample (`Dataset`, *optional*): Prompts; the first one is rendered.
     """
     from persyn_hf.scoring.mixing import read_sources
     from persyn_hf.scoring.verifiers import find_verifier
@@ -59,7 +59,7 @@ def _fill_in(judge: Judge, sample: Dataset | None) -> None:
     """Renders a judge's template once.
 
     Raises:
-        ConfigError: If it is no template, or asks for what there is not.
+        ConfigError: If the template is invalid or uses an unknown variable.
     """
     from jinja2 import StrictUndefined, TemplateError
     from jinja2.sandbox import SandboxedEnvironment
@@ -70,15 +70,15 @@ def _fill_in(judge: Judge, sample: Dataset | None) -> None:
         template.render(prompt=columns.prompt_text(prompt), completion=_SOME_ANSWER, answer=_SOME_ANSWER)
     except TemplateError as error:
         raise ConfigError(
-            f"`judge.template`: {error}. It is a Jinja template over `prompt`, `completion` and `answer`."
+            f"`judge.template`: {error}. It must be a Jinja template over `prompt`, `completion` and `answer`."
         ) from error
 
 
 def unreadable_references(quality: Quality, prompts: Dataset, teachers: Sequence[Teacher] = ()) -> dict[int, str]:
     """Looks for references that a verifier cannot read.
 
-    Each different reference is given to each verifier once, with an answer that any of them can read. Functions of
-    the user's are not called: they may do anything.
+    Each verifier of this package is called once for each distinct reference, with an answer that every verifier
+    accepts. The user's own functions are not called, since they may do anything.
 
     Args:
         quality (`Quality`): The section, whose verifiers are there.
@@ -87,7 +87,7 @@ def unreadable_references(quality: Quality, prompts: Dataset, teachers: Sequence
             none.
 
     Returns:
-        `dict[int, str]`: Why, by row.
+        `dict[int, str]`: Problem by row.
     """
     verifiers = dict(_readers(quality))
     if not verifiers:
@@ -111,7 +111,7 @@ def unreadable_references(quality: Quality, prompts: Dataset, teachers: Sequence
 
 
 def _readers(quality: Quality) -> Iterator[tuple[str, Callable[[object], None]]]:
-    """What reads a reference, by the verifiers of this package that need one."""
+    """Yields the verifiers of this package that need a reference, each with a function that reads one."""
     from persyn_hf.scoring.verifiers import find_verifier
 
     for part in quality.parts:
@@ -132,7 +132,7 @@ def _problem(
     for name, reference in pairs:
         read = verifiers[name]
         if reference is None:
-            return f"`{name}` needs a reference and it has none (null)"
+            return f"`{name}` needs a reference, but the prompt has none (null)"
         if isinstance(reference, str) and _NUMBER.fullmatch(reference.strip()) and name in ("math", "exact"):
             continue
         try:

@@ -1,4 +1,4 @@
-"""What a run really took, from its folder, beside what was planned."""
+"""Actual cost and time of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from persyn_hf.planning.plan import Line
 
 @dataclass(frozen=True)
 class Actual:
-    """A run after it.
+    """Totals of a finished run.
 
     Args:
-        lines (`Sequence[Line]`): As in the plan; `seconds` is the stage's, since teachers answer side by side.
-        errors (`int`): Answers that failed, in all.
+        lines (`Sequence[Line]`): Lines as in the plan; `seconds` is the stage's, since teachers answer in parallel.
+        errors (`int`): Number of failed answers.
     """
 
     lines: Sequence[Line]
@@ -29,7 +29,7 @@ class Actual:
 def read_actual(config: RunConfig) -> Actual:
     """Reads the finished stages of a run folder. Every attempt counts.
 
-    An answer of the probe that the generate stage used again counts once, under `probe`.
+    A probe answer that the generate stage reused counts once, under `probe`.
 
     Raises:
         ConfigError: If the folder holds no finished `probe` or `generate` stage.
@@ -64,7 +64,8 @@ def read_actual(config: RunConfig) -> Actual:
         lines += [_line(stage, teacher, sums[teacher.name], seconds) for teacher in config.teachers]
     if not lines:
         raise ConfigError(
-            f"`output_dir`: {stages} holds no finished `probe` or `generate` stage to set beside the plan."
+            f"`output_dir`: {stages} holds no finished `probe` or `generate` stage to compare with the plan; run "
+            "`persyn-hf run` first."
         )
     return Actual(tuple(lines), errors)
 

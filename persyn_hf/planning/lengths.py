@@ -1,4 +1,4 @@
-"""How long prompts and answers are taken to be: counted, given, or the most that a teacher may write."""
+"""Expected lengths of prompts and answers: counted, given, sampled, or bounded by `max_tokens`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from persyn_hf.packages import absent, pip_command
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Prompts whose tokens are counted; the mean of so many evenly spaced ones stands for all.
+#: Number of evenly spaced prompts whose tokens are counted to estimate the mean.
 COUNTED = 1000
 
 #: Counts of tokens that have prices of their own, among those of a prompt and of an answer.
@@ -31,7 +31,7 @@ CHARACTERS_PER_TOKEN = 4.0
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of what goes into a teacher and of what comes out.
+    """Mean tokens of prompts and answers.
 
     Args:
         prompt (`Mapping[str, float]`): By teacher, its system prompt included.
@@ -58,17 +58,18 @@ def measure_lengths(
     completion_tokens: float | Mapping[str, float] | None = None,
     sample: Dataset | None = None,
 ) -> Lengths:
-    """Counts prompts, and takes the answers' length from what is given, from a sample, or from `max_tokens`.
+    """Measures the prompts, and estimates the answers from a given length, a sample or `max_tokens`.
 
     Args:
-        config (`RunConfig`): The run.
-        prompts (`Dataset`): With `prompt`.
+        config (`RunConfig`): Configuration of the run.
+        prompts (`Dataset`): Prompts with `prompt`.
         completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer.
-        sample (`Dataset`, *optional*): Answers of the teachers: `teacher`, `completion_tokens` and, optionally,
+        sample (`Dataset`, *optional*): Answers of the teachers with `teacher`, `completion_tokens` and, optionally,
             `quality`.
 
     Raises:
-        ConfigError: If both are given, a teacher is missing from either, or a length is not positive.
+        ConfigError: If `completion_tokens` and `sample` are both given, a teacher is missing, or a length is not
+            positive.
     """
     if completion_tokens is not None and sample is not None:
         raise ConfigError("Give `completion_tokens` or `sample`, not both.")
@@ -99,7 +100,7 @@ def measure_lengths(
         given = completion_tokens
         every = given if isinstance(given, Mapping) else {teacher.name: given for teacher in config.teachers}
         completion = {name: float(tokens) for name, tokens in every.items()}
-        source = "Answers have the length that was given."
+        source = "Answers are assumed to have the given length."
     _require_all(config.teachers, completion)
     notes = [f"{note} (mean of {len(own)} prompts).", source]
     if unknown:
@@ -127,8 +128,8 @@ def read_sample(path: str | os.PathLike[str]) -> Dataset:
     """Reads a Parquet file of answers, such as `stages/probe.parquet` or `stages/score.parquet` of an earlier run.
 
     Raises:
-        ConfigError: If it cannot be read.
-        MissingColumnError: If it lacks `teacher` or `completion_tokens`.
+        ConfigError: If the file cannot be read.
+        MissingColumnError: If `teacher` or `completion_tokens` is missing.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -145,18 +146,18 @@ def read_sample(path: str | os.PathLike[str]) -> Dataset:
     )
 
 
-def _counter(config: RunConfig) -> tuple[Any, str]:
-    """A function from messages to tokens, and what it counts with."""
+def _counter(config: RunConfig) -> tuple[Callable[[list[columns.Message]], float], str]:
+    """Returns a function that counts the tokens of messages, and a description of it."""
     if config.student is None:
         return _by_characters, "Prompt tokens are characters divided by 4"
     if absent("transformers"):
-        why = f"as `transformers` is not installed ({pip_command('transformers')})"
+        why = f"since `transformers` is not installed ({pip_command('transformers')})"
         return _by_characters, f"Prompt tokens are characters divided by 4, {why}"
 
     name = config.student.model
     tokenizer = load_tokenizer(ModelFiles(name, identity(name, config.student.revision), "`student.model`:"))
 
-    def count(messages: list[dict[str, Any]]) -> int:
+    def count(messages: list[columns.Message]) -> int:
         text = "\n".join(said(message) for message in messages)
         if messages[0]["role"] == "system" or not tokenizer.chat_template:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -166,7 +167,7 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
     return count, f"Prompt tokens are counted with the tokenizer of {name}"
 
 
-def _by_characters(messages: list[dict[str, Any]]) -> float:
+def _by_characters(messages: list[columns.Message]) -> float:
     return sum(len(said(message)) for message in messages) / CHARACTERS_PER_TOKEN
 
 
@@ -192,7 +193,7 @@ def _require_all(teachers: Sequence[Teacher], completion: Mapping[str, float]) -
     for teacher in teachers:
         if teacher.name not in completion:
             known = ", ".join(completion) or "none"
-            raise ConfigError(f"There is no answer length for the teacher {teacher.name}; there is one for {known}.")
+            raise ConfigError(f"Every teacher needs an answer length; {teacher.name} has none. Given: {known}.")
         if not completion[teacher.name] > 0:
             raise ConfigError(
                 f"The answer length of {teacher.name} must be above 0 tokens, got {completion[teacher.name]}."

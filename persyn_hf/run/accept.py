@@ -1,4 +1,4 @@
-"""Asks for an answer again where it is not good enough: the next teacher, or another draw, until one passes."""
+"""Retries prompts whose answers are not accepted, with the next teacher or another sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from persyn_hf.tables import set_column
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: A teacher, and how often it was asked for this prompt before.
+#: A teacher's name, and the number of its earlier attempts at the prompt.
 Try = tuple[str, int]
 
 
@@ -29,7 +29,7 @@ def answer_until_accepted(
     never: Sequence[str] = (),
     **how: Any,
 ) -> Dataset:
-    """Lets each prompt be answered until an answer is accepted, or its attempts are used up.
+    """Generates answers to each prompt until one is accepted or the maximum number of attempts is reached.
 
     A prompt whose answer a judge gave no score, or for whose next attempt `max_cost` left no money, is left as it is:
     it costs no further attempt, and the next run goes on with it.
@@ -87,7 +87,7 @@ class _Search:
         self.facts: list[tuple[bool, str | None]] = []
 
     def next_wave(self) -> list[int]:
-        """The prompts to begin with: all, or as many as good answers are missing, so that none is too many."""
+        """Returns the next prompts to start: all, or as many as accepted answers are missing from `target_rows`."""
         target = self.accept.target_rows
         if target is None:
             missing = len(self.routed)
@@ -98,14 +98,14 @@ class _Search:
         return list(wave)
 
     def ask_for(self, wave: Sequence[int]) -> Dataset:
-        """The rows of a wave, each with the teacher and the number of its next try."""
+        """Returns the rows of a wave, each with the teacher and number of its next attempt."""
         asked = self.routed.select(wave)
         tries = [self.tries[row][self.used[row]] for row in wave]
         asked = set_column(asked, columns.ROUTE, [teacher for teacher, _ in tries], "string")
         return set_column(asked, columns.ATTEMPT, [attempt for _, attempt in tries], "int64")
 
     def take(self, wave: Sequence[int], answers: Dataset) -> None:
-        """Notes the answers of a wave, one per row."""
+        """Records the answers of a wave, one per row."""
         self.tables.append(answers)
         names = (columns.QUALITY, columns.QUALITY_ERROR, columns.FINISH_REASON, columns.ERROR, columns.TEACHER)
         for row, quality, unjudged, reason, error, teacher in zip(
@@ -133,7 +133,7 @@ class _Search:
         return not self.accepted[row] and row not in self.held and self.used[row] < len(self.tries[row])
 
     def in_order(self, made: Dataset) -> Dataset:
-        """All attempts, prompt by prompt, with what became of them."""
+        """Returns all attempts, grouped by prompt, with `accepted` and `accept_error`."""
         order = sorted(range(len(self.places)), key=self.places.__getitem__)
         made = made.select(order)
         facts = [self.facts[place] for place in order]
@@ -196,7 +196,7 @@ def _answered(
     score_names: Sequence[str] | None,
     how: Mapping[str, Any],
 ) -> Dataset:
-    """The answers of one wave with their quality."""
+    """Generates the answers of one wave and scores their quality."""
     from persyn_hf.generation.generate import generate_routed
     from persyn_hf.scoring.quality import persyn_quality
 
@@ -204,7 +204,7 @@ def _answered(
     spending = {"max_cost": how.get("max_cost") if priced else None}
     answers = generate_routed(asked, teachers=teachers, seed=seed, score_names=score_names, **{**how, **spending})
     kept: dict[str, Any] = {name: how.get(name) for name in ("ledger", "max_cost")}
-    values: dict[str, list[Any]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
+    values: dict[str, list[object]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
     for batch in answers.iter(1000):
         scored = persyn_quality(batch, **kept, **quality.model_dump(exclude_none=True))
         values[columns.QUALITY] += scored[columns.QUALITY]
@@ -214,5 +214,5 @@ def _answered(
 
 
 def accepted_answers(attempts: Dataset) -> Dataset:
-    """The accepted answers of a table of attempts: at most one per prompt."""
+    """Selects the accepted answers from a table of attempts: at most one per prompt."""
     return attempts.filter(lambda accepted: accepted, input_columns=columns.ACCEPTED, desc="accepted")

@@ -1,4 +1,4 @@
-"""The last step of a run: dataset and router with their cards, in its folder and on the Hub."""
+"""Last step of a run: saves the dataset, the router and their cards, and pushes them to the Hub."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ NOT_ACCEPTED, OPEN = "not_accepted", "open"
 
 @dataclass
 class Tables:
-    """What the stages so far have made; those that have not run are `None`.
+    """Tables of the finished stages; `None` for stages that have not run.
 
     Args:
-        probe, scored, routed, generated (`Dataset`, *optional*): The tables of these stages.
-        selected (`Dataset`, *optional*): The answers that are published: all, or one of each prompt.
-        left_out (`dict[str, int]`): Answers that are not, by the reason for it.
-        block (`dict`, *optional*): The `persyn` block of the router.
+        probe, scored, routed, generated (`Dataset`, *optional*): Tables of the stages.
+        selected (`Dataset`, *optional*): Answers to publish: all, or one per prompt.
+        left_out (`dict[str, int]`): Counts of the other answers, by reason.
+        block (`dict`, *optional*): `persyn` block of the router.
     """
 
     probe: Dataset | None = None
@@ -43,7 +43,7 @@ class Tables:
     block: dict[str, Any] | None = None
 
     def put(self, stage: str, table: Dataset) -> None:
-        """Takes the table of a stage; one of a stage that nobody asks for is left aside."""
+        """Stores the table of a stage. Tables of other stages are ignored."""
         if stage == "probe":
             self.probe = table
         elif stage == "score":
@@ -67,7 +67,7 @@ class Tables:
 def publish(
     config: RunConfig, folder: Path, prompts: int, tables: Tables, router: PersynRouter, report: RunReport
 ) -> Published | None:
-    """Writes dataset and router into the folder, and pushes them where the configuration names repositories.
+    """Saves dataset and router in the folder, and pushes them if the configuration names repositories.
 
     Args:
         config (`RunConfig`), folder (`Path`): The run and its folder.
@@ -101,8 +101,8 @@ def publish(
     return push_personalized(tables.selected, saved=folder, **common)
 
 
-def _published(scores: PaidScores) -> dict[str, Any]:
-    """What a card says of paid scores; a student, which may be a folder of this machine, is named elsewhere."""
+def _published(scores: PaidScores) -> dict[str, object]:
+    """Returns the facts about paid scores for a card, without the student's name, which may be a local path."""
     facts = asdict(scores)
     return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
 
@@ -120,7 +120,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
 
     prices = {teacher.name: teacher.prices for teacher in config.teachers if teacher.has_price}
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "generations": sum(line.answered for line in report.teachers),
         "failed": sum(line.failed for line in report.teachers),
         "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},

@@ -136,22 +136,31 @@ def test_an_empty_section_of_the_file_can_be_filled(tmp_path):
 
 
 REFUSED = [
-    ("alhpa=1", "--set: `alhpa`: unknown key; this section knows accept, allocation, compare"),
-    ("reward.alhpa=1", "--set: `reward.alhpa`: unknown key; this section knows alpha, learnability_metric, normaliz"),
+    ("alhpa=1", "--set: `alhpa`: unknown key; this section has accept, allocation, compare"),
+    ("reward.alhpa=1", "--set: `reward.alhpa`: unknown key; this section has alpha, learnability_metric, normaliz"),
     (
         "teachers.0.sampling.top_q=1",
-        "--set: `teachers.0.sampling.top_q`: unknown key; this section knows extra_body, max_tokens",
+        "--set: `teachers.0.sampling.top_q`: unknown key; this section has extra_body, max_tokens",
     ),
-    ("teachers.llama.timeout=1", "--set: `teachers`: has no such entry; entries go by index, 0 to 2, or by name: Qwe"),
-    ("teachers.3.timeout=1", "--set: `teachers`: has no such entry; entries go by index, 0 to 2"),
-    ("compare.seeds.9=1", "--set: `compare.seeds`: has no such entry; entries go by index, 0 to 2."),
-    ("compare.decodings.greedy.top_p=1", "--set: `compare.decodings`: is a list that is not given; set it whole"),
-    ("seed.x=1", "--set: `seed`: has no keys of its own."),
+    (
+        "teachers.llama.timeout=1",
+        "--set: `teachers`: has no such entry; address entries by index, 0 to 2, or by name: Qwe",
+    ),
+    ("teachers.3.timeout=1", "--set: `teachers`: has no such entry; address entries by index, 0 to 2"),
+    ("compare.seeds.9=1", "--set: `compare.seeds`: has no such entry; address entries by index, 0 to 2."),
+    (
+        "compare.decodings.greedy.top_p=1",
+        "--set: `compare.decodings`: is a list that the file does not set; set the whole",
+    ),
+    ("seed.x=1", "--set: `seed`: has no keys."),
     ("reward.alpha=1.3", "--set: `reward.alpha`: Input should be less than or equal to 1, got 1.3."),
     ("teachers.Qwen2.5-7B.timeout=0", "--set: `teachers[0].timeout`: Input should be greater than 0, got 0."),
-    ("student.revision=1234567", "got 1234567. Put a text that YAML reads as something else in quotes: --set 'key="),
-    ("teachers.0.system_prompt=Say: yes", "string. Put a text that YAML reads as something else in quotes: --set"),
-    ("quality={verifer: exact}", "--set: `quality.verifer`: unknown key; this section knows judge"),
+    (
+        "student.revision=1234567",
+        "got 1234567. YAML did not read the value as a string; put it in quotes: --set 'key=",
+    ),
+    ("teachers.0.system_prompt=Say: yes", "string. YAML did not read the value as a string; put it in quotes: --set"),
+    ("quality={verifer: exact}", "--set: `quality.verifer`: unknown key; this section has judge"),
     ("router.pretrained=x", "run.yaml with --set: `router`: give exactly one of `backbone`"),
 ]
 
@@ -172,7 +181,7 @@ def test_an_error_of_the_file_is_the_file_s(file):
 
 def test_a_value_over_which_a_section_lies_is_set_whole(file):
     said = refused(file, "allocation.max_share=0.3", "allocation.max_share.Qwen2.5-7B=0.5")
-    assert said == "--set: `allocation.max_share`: holds a single value; set it whole."
+    assert said == "--set: `allocation.max_share`: holds a single value; set it as a whole."
 
 
 SECRET = "hf_aB3dEf6hIj9lMn2pQr5t"

@@ -186,7 +186,7 @@ def test_forms_as_objects_reach_the_server_without_what_arrow_added():
 def test_forms_that_cannot_be_kept_are_told_before_anything_is_asked(tiny_lm):
     rows = [{"prompt": "one", "response_format": None}, {"prompt": "two", "response_format": "{"}]
     service = Service()
-    with serve_app(service.app()) as url, pytest.raises(DataError, match="Row 1: `response_format` is no JSON"):
+    with serve_app(service.app()) as url, pytest.raises(DataError, match="Row 1: `response_format` must be JSON"):
         ask(url, rows)
     local = {"name": "l", "model": str(tiny_lm), "backend": "local"}
     with pytest.raises(ConfigError, match="teacher `l`: generation in this process does not support"):

@@ -76,7 +76,7 @@ def test_prune_removes_what_is_named_and_nothing_else(ledger):
 
 
 def test_a_path_that_is_not_there_is_not_made(tmp_path):
-    with pytest.raises(LedgerError, match="there is no such ledger"):
+    with pytest.raises(LedgerError, match="does not exist; give the path of a ledger"):
         call("show", tmp_path / "none.sqlite")
     assert not (tmp_path / "none.sqlite").exists()
 

@@ -110,7 +110,7 @@ def test_without_lengths_max_tokens_is_the_bound_and_says_so(settings):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"completion_tokens": {"cheap": 10}}, "no answer length for the teacher dear"),
+        ({"completion_tokens": {"cheap": 10}}, "Every teacher needs an answer length; dear has none"),
         ({"completion_tokens": 0}, "above 0"),
         ({"shares": {"cheap": 0.7, "dear": 0.7}}, "sum to 1"),
         ({"tokens_per_second": 0}, "above 0"),

@@ -83,7 +83,7 @@ def test_several_files_patterns_and_folders_of_shards(tmp_path):
     assert load(shards / "*.gz")["prompt"][:] == ["p0", "p1", "p2"]
     both = load([str(shards / "p-[12].jsonl.gz"), str(tmp_path / "q.parquet")])
     assert both["prompt"][:] == ["p1", "p2", "q"] and both["n"][:] == [None, None, 1]
-    with pytest.raises(ConfigError, match=r"there is no file that matches .*\*\.csv"):
+    with pytest.raises(ConfigError, match=r"no file matches .*\*\.csv"):
         load(tmp_path / "*.csv")
 
 
@@ -113,17 +113,23 @@ def test_saved_datasets(tmp_path):
 
 DAMAGED = {
     "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": "b"\n', r"line 2, column 15: Expecting ',' delimiter"),
-    "number.jsonl": (b'{"prompt": "a"}\n5\n', r"line 2 holds a number; expected an object"),
-    "half.jsonl": (b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', r"line 2 holds half of a surrogate .*surrogates not"),
-    "half.json": (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', r"row 1 holds half of a surrogate"),
-    "latin.csv": ("prompt\na\nça va\n".encode("latin-1"), r"line 3 is no UTF-8: .*can't decode byte 0xe7 .*as UTF-8"),
-    "latin.txt": ("ça va".encode("latin-1"), r"line 1 is no UTF-8"),
-    "empty.jsonl": (b"\n\n", r"it is empty"),
-    "empty.csv": (b"prompt\n", r"it is empty"),
-    "empty.txt": (b"", r"it is empty"),
-    "dict.json": (b'{"version": 1, "data": [{"prompt": "a"}]}', r"one object with the keys version, data; expected"),
+    "number.jsonl": (b'{"prompt": "a"}\n5\n', r"line 2 must hold an object, got a number"),
+    "half.jsonl": (
+        b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n',
+        r"line 2 holds an unpaired surrogate, .*surrogates not",
+    ),
+    "half.json": (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', r"row 1 holds an unpaired surrogate"),
+    "latin.csv": ("prompt\na\nça va\n".encode("latin-1"), r"line 3 is not UTF-8: .*can't decode byte 0xe7 .*as UTF-8"),
+    "latin.txt": ("ça va".encode("latin-1"), r"line 1 is not UTF-8"),
+    "empty.jsonl": (b"\n\n", r"the file is empty"),
+    "empty.csv": (b"prompt\n", r"the file is empty"),
+    "empty.txt": (b"", r"the file is empty"),
+    "dict.json": (
+        b'{"version": 1, "data": [{"prompt": "a"}]}',
+        r"list of rows or an object .*, got one object with the keys version, data",
+    ),
     "broken.json": (b'[{"prompt": "a"},\n {"prompt" "b"}]', r"line 2, column 12: Expecting ':' delimiter"),
-    "ragged.csv": (b"prompt,id\na,1\nb,2,3\n", r"line 3 has 3 cells, the first line names 2 columns"),
+    "ragged.csv": (b"prompt,id\na,1\nb,2,3\n", r"line 3 has 3 cells, but the first line names 2 columns"),
     "quote.csv": (b'prompt\n"never closed\n', r"line 2: unexpected end of data"),
     "twice.csv": (b"prompt,prompt\na,b\n", r"line 1 names the column prompt more than once"),
     "cut.jsonl.gz": (gzip.compress(LINES)[:-9], r"compressed data is damaged: .*end-of-stream"),

@@ -186,7 +186,7 @@ WRONG = [
     ({"makespan": 5.0}, "`makespan` needs `throughput`"),
     ({"makespan": 5.0, "throughput": {"a": 1, "b": 0, "c": 1}}, "`throughput` must be positive, got 0 for b"),
     ({"top_k": 4}, "`top_k` must be between 1 and the number of teachers, 3, got 4"),
-    ({"temperature": -1.0}, "`temperature` must be a number that is not negative"),
+    ({"temperature": -1.0}, "`temperature` must be non-negative"),
     ({"policy": "best"}, "`policy` must be one of persyn, strong"),
     ({"scale": "points"}, "`scale` must be one of bradley-terry, win-rate, reward"),
 ]

@@ -74,7 +74,7 @@ def test_duplicates_and_benchmarks_leave_before_anything_is_asked(settings, tmp_
     assert json.loads((result.folder / "report.json").read_text())["dropped"] == {"duplicate": 2, "contaminated": 1}
     assert len(stage_table(result.folder, "generate")) == 5
     card = (result.folder / "dataset" / "README.md").read_text()
-    assert "- 2 prompts: repeats an earlier prompt\n- 1 prompt: shares words with a benchmark\n" in card
+    assert "- 2 prompts: duplicate of an earlier prompt\n- 1 prompt: overlaps with a benchmark\n" in card
 
 
 def test_a_repeated_prompt_is_an_error_where_it_is_asked_for(settings):

@@ -204,10 +204,10 @@ MISTAKES = {
     "probe": (lambda s, d, t: edit(s, "probe.size", 9), "probe.size: must be at most the number of prompts, 8, got 9"),
     "repository": (lambda s, d, t: edit(s, "publish.dataset_repo_id", "me/my data"), "`publish.dataset_repo_id`"),
     "repository without an owner": (
-        lambda s, d, t: edit(s, "publish.dataset_repo_id", "data"), "must name its owner too, as `me/data`"
+        lambda s, d, t: edit(s, "publish.dataset_repo_id", "data"), "must include the owner, such as `me/data`"
     ),
     "folder": (
-        lambda s, d, t: edit(s, "output_dir", s["prompts"]["source"] + "/run"), "cannot be written to; set another"
+        lambda s, d, t: edit(s, "output_dir", s["prompts"]["source"] + "/run"), "is not writable; set another"
     ),
     "backbone": (lambda s, d, t: edit(s, "router.backbone", str(t / "nobody")), "nobody"),
     "no answer passes": (
@@ -433,19 +433,19 @@ def test_a_changed_setting_says_what_it_costs_and_wants_a_yes(settings, doubles,
     with pytest.raises(ConfigError) as caught:
         go(settings, until="probe")
     # 3 prompt and 5 completion tokens for each of 4 answers, 0.1 USD each.
-    line = "teachers[0].sampling.max_tokens: 64 → 65: 4 answers of `odd` are asked for again (about 3.20 USD)"
+    line = "teachers[0].sampling.max_tokens: 64 → 65: 4 answers of `odd` are requested again (about 3.20 USD)"
     assert line in str(caught.value) and line in caplog.messages
     assert "--yes" in str(caught.value) and "No requests were sent" in str(caught.value)
     assert len(doubles["odd"].asked) == PROBE
     asked = []
     with pytest.raises(ConfigError, match="No requests were sent"):
         go(settings, until="probe", confirm=lambda question: asked.append(question))
-    assert asked == ["Answers that cost about 3.2 USD are bought again. Go on?"]
+    assert asked == ["Requesting answers again will cost about 3.2 USD. Continue?"]
     go(settings, until="probe", yes=True)
     assert (len(doubles["odd"].asked), len(doubles["even"].asked)) == (2 * PROBE, PROBE)
     caplog.clear()
     go(settings, until="probe")
-    assert not [message for message in caplog.messages if "asked for again" in message]
+    assert not [message for message in caplog.messages if "requested again" in message]
 
 
 @pytest.mark.parametrize(
@@ -460,8 +460,8 @@ def test_the_line_names_the_setting(key, value, says, settings, doubles, caplog)
     go(settings, until="probe")
     edit(settings, key, value)
     go(settings, until="probe")
-    (line,) = [message for message in caplog.messages if "asked for again" in message]
-    assert line == f"{says} are asked for again (no price is configured)"
+    (line,) = [message for message in caplog.messages if "requested again" in message]
+    assert line == f"{says} are requested again (no price is configured)"
 
 
 def test_a_sum_below_the_limit_and_new_prompts_need_no_yes(settings, doubles, caplog):
@@ -469,11 +469,11 @@ def test_a_sum_below_the_limit_and_new_prompts_need_no_yes(settings, doubles, ca
     go(settings, until="probe")
     edit(settings, "probe.size", PROMPTS)
     go(settings, until="probe")
-    assert not [message for message in caplog.messages if "asked for again" in message]
+    assert not [message for message in caplog.messages if "requested again" in message]
     edit(settings, "teachers.1.sampling.max_tokens", 65)
     settings["confirm_above"] = 6.4
     go(settings, until="probe")
-    assert [message for message in caplog.messages if "8 answers of `even` are asked for again" in message]
+    assert [message for message in caplog.messages if "8 answers of `even` are requested again" in message]
     with Ledger(f"{settings['output_dir']}/ledger.sqlite") as ledger:
         assert len(ledger) == 3 * PROMPTS
 
@@ -491,7 +491,7 @@ def test_bad_prompts_are_dropped_and_counted(settings, doubles):
         "A prompt is empty; every prompt needs at least one character that is not white space.": 1,
         "duplicate": 1,
         "the student reads 511 tokens of a prompt; it has 714": 1,
-        "`exact` needs a reference and it has none (null)": 1,
+        "`exact` needs a reference, but the prompt has none (null)": 1,
     }
     assert sorted(stage_table(settings["output_dir"], "prompts")["prompt"]) == ["Say 0.", "Say 1.", "Say 2.", "Say 4."]
     report = json.loads((Path(settings["output_dir"]) / "report.json").read_text())

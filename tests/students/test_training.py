@@ -341,7 +341,7 @@ def test_the_command_trains_from_a_file(kinds, answers, tmp_path):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "12 rows" in done.stdout and "2 steps" in done.stdout
-    assert "1 rows were cut and learn no end of turn" in done.stdout
+    assert "1 rows were truncated, so they do not teach the end of turn" in done.stdout
     report = json.loads((tmp_path / "out/training.json").read_text())
     assert report["settings"]["lora"]["r"] == 2 and report["settings"]["max_steps"] == 2
 
