@@ -106,5 +106,5 @@ def test_what_a_served_router_would_ignore_is_refused(double: TeiDouble) -> None
             persyn_route({"prompt": TEXTS[0]}, endpoint=double.url, **{option: value})
     with pytest.raises(ConfigError, match="`api_key_env` is the key of a server"):
         persyn_route({"prompt": TEXTS[0]}, router="org/router", api_key_env="SOME_KEY")
-    with pytest.raises(RouterCheckpointError, match=r"does not say which commit it serves.*give `router` too"):
+    with pytest.raises(RouterCheckpointError, match=r"does not report which commit it serves.*pass `router` too"):
         persyn_route({"prompt": TEXTS[0]}, endpoint=double.url, revision="2" * 40)
