@@ -169,7 +169,7 @@ def test_judging_one_prompt_equal_rewards_or_none():
     ranked = judge_scores(rewards, np.array([[1.0, 0.0], [1.0, 0.0]]))
     assert ranked.pair_accuracy is None and ranked.calibration_error is None and ranked.hit3.mean == 1.0
     assert bootstrap_means(np.array([[2.0, 3.0]]), draws=4).tolist() == [[2.0, 3.0]] * 4
-    with pytest.raises(DataError, match="none of 3 prompts has one"):
+    with pytest.raises(DataError, match="got 3 prompts without any"):
         judge_routes(np.full((3, 2), NAN), {"best_single": np.zeros(3, int), "oracle": np.zeros(3, int)})
 
 

@@ -49,7 +49,7 @@ def test_a_pinned_router_is_the_one_that_is_served(double: TeiDouble, router_fol
         persyn_route({"prompt": "code"}, endpoint=double.url, revision="2" * 40)
     double.sha, double.kind = None, "embedding"
     endpoint._describe_once.cache_clear()
-    with pytest.raises(RouterError, match="no sequence classifier"):
+    with pytest.raises(RouterError, match="must serve a sequence classifier"):
         persyn_route({"prompt": "code"}, endpoint=double.url)
     endpoint._describe_once.cache_clear()
 
