@@ -46,7 +46,7 @@ def cut_at_every_request(hub, client, late, changes):
         if error is None:
             assert between == after
             return number
-        assert "failed: " in error or "cannot be written to: " in error or "does not take the card" in error
+        assert "failed: " in error or "is not writable: " in error or "rejects the card" in error
     raise AssertionError("no push came through")
 
 
@@ -118,7 +118,7 @@ def test_a_read_only_token_is_found_out_before_the_router_goes(hub, client):
     client(push, make_data("old"), router=OLD)
     hub.fail("GET /api/datasets/me/data/auth-check/write", 403, times=50)
     before = state(hub)
-    with pytest.raises(PublishError, match="The dataset `me/data` cannot be written to: this token may not write"):
+    with pytest.raises(PublishError, match="The dataset `me/data` is not writable: this token may not write"):
         client(push, make_data("new"), router=NEW)
     assert state(hub) == before
 

@@ -206,7 +206,7 @@ def test_splits_need_names_rows_and_the_same_features(answers, tmp_path):
     for data, message in [
         (DatasetDict(train=whole, test=whole.remove_columns("prompt_id")), "the same features"),
         (DatasetDict({"a-b": whole}), "A split's name"),
-        (DatasetDict(train=whole.select([])), "has no rows"),
+        (DatasetDict(train=whole.select([])), "must have at least one row"),
         (DatasetDict(), "has no split"),
     ]:
         with pytest.raises(DataError, match=message):
@@ -297,9 +297,9 @@ def test_leaks_are_found_at_any_depth_and_only_leaks():
     [
         ("cc-by-nc-4.0", "mit", "forbids commercial use; the dataset's is mit"),
         ("cc-by-nc-4.0", "cc-by-nc-4.0", None),
-        ("cc-by-nd-4.0", "mit", "forbids sharing what is derived"),
-        ("cc-by-sa-4.0", None, "asks for the same licence on what is derived; the dataset's is not given"),
-        ("Llama3.1", "mit", "carry “Llama” in their name"),
+        ("cc-by-nd-4.0", "mit", "forbids sharing derived works"),
+        ("cc-by-sa-4.0", None, "requires the same licence for derived works; the dataset's is not given"),
+        ("Llama3.1", "mit", "have “Llama” in their name"),
         ("apache-2.0", "mit", None),
         (None, "mit", None),
     ],
