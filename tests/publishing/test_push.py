@@ -348,12 +348,12 @@ def test_a_gated_or_missing_router(hub, answers, router, client, tmp_path):
     with pytest.raises(PublishError, match="it is gated"):
         client(command, ["pull", "me/data", str(tmp_path / "run")])
     del hub.repos["model", "me/router"]
-    with pytest.raises(PublishError, match="there is no such repository"):
+    with pytest.raises(PublishError, match="the repository does not exist"):
         client(load)
     assert len(client(load, with_router=False)[0]) == 2
-    with pytest.raises(PublishError, match="Loading the dataset `me/none` failed: there is no such repository"):
+    with pytest.raises(PublishError, match="Loading the dataset `me/none` failed: the repository does not exist"):
         client(load, "me/none")
-    with pytest.raises(PublishError, match="it has no such revision"):
+    with pytest.raises(PublishError, match="the revision does not exist"):
         client(load, revision="v9")
     hub.add("dataset", "me/plain").write(**{"data.csv": "a\n1\n"})
     with pytest.raises(PublishError, match=r"has no `persyn.json`, so persyn-hf did not push it"):
