@@ -265,7 +265,7 @@ def test_names_are_looked_at_first(hub, answers, router, client):
 def test_the_token_is_looked_at_before_anything_is_sent(hub, answers, router, client):
     for token, message in [
         (READ_TOKEN, "Creating the dataset `me/data` needs a token with write access, got a read-only one"),
-        ("hf_unknown", "the Hub does not know this token"),
+        ("hf_unknown", "the Hub rejects this token"),
     ]:
         with pytest.raises(PublishError, match=message) as caught:
             client(push, answers, router=router, token=token)
@@ -276,7 +276,7 @@ def test_the_token_is_looked_at_before_anything_is_sent(hub, answers, router, cl
         client(push, answers, repo_id="you/data")
     assert hub.repos == {} and not [asked for asked in hub.requests if not asked.startswith("GET")]
     hub.add("dataset", "me/data", private=False)
-    with pytest.raises(PublishError, match="may not write there; make one with write access"):
+    with pytest.raises(PublishError, match="has no write access; create one that has"):
         client(push, answers, token=READ_TOKEN)
     client(push, answers, repo_id="my-org/data")
 
