@@ -268,7 +268,7 @@ def test_card_metadata_and_facts(answers, router, tmp_path):
     link = f"[org/small](https://huggingface.co/org/small/tree/{'b' * 40})"
     assert f"| terse | {link} | bbbbbbbbbbbb | apache-2.0 | 1 | 50.0% | 2 | – |" in body
     assert "- 1 answer: cut by max" in body and "2.0 times as many" in body
-    assert "They cost \\$0.5; all of them would have cost about \\$12.00" in body
+    assert "The answers cost \\$0.5; generate-then-select would have cost about \\$12.00" in body
     assert "| PerSyn router | 0.550 | 0.450 to 0.650 |" in body
     _, metadata, body = (tmp_path / "router/README.md").read_text().split("---\n", 2)
     facts = yaml.safe_load(metadata)
