@@ -99,6 +99,14 @@ def has_prepacked_linear() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has computed what it was given; a CPU has done so already."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def free_cache(device: torch.device) -> None:
     """Gives back the memory that torch keeps of a GPU and does not use."""
     import torch
