@@ -47,7 +47,7 @@ class HeldOut:
     digest: str
 
 
-def identify(parts: Any) -> str:
+def identify(parts: object) -> str:
     """Returns twelve hex digits that identify values and the library's version; see `run.fingerprints`."""
     return fingerprint(parts)[:12]
 

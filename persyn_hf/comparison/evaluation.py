@@ -195,6 +195,6 @@ def read_benchmarks(results: Mapping[str, Any]) -> Iterator[Judged]:
                 yield Judged(name, ("all",), (float(value),), higher)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Returns true for a finite number; the mean over no documents is NaN, which cannot be compared."""
     return hasattr(value, "__float__") and not isinstance(value, str) and math.isfinite(value)

@@ -93,11 +93,11 @@ def secret_fingerprint(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()[:12]
 
 
-def find_in_values(value: Any, where: str, allowed: Collection[str] = ()) -> list[Leak]:
+def find_in_values(value: object, where: str, allowed: Collection[str] = ()) -> list[Leak]:
     """Finds the secrets in plain nested values: in texts at any depth, and in keys of mappings.
 
     Args:
-        value (`Any`): Mappings, sequences and plain values.
+        value (`object`): Mappings, sequences and plain values.
         where (`str`): Place of the value, for the message; the path of keys is appended.
         allowed (`Collection[str]`): Fingerprints of findings that are not secrets.
     """
@@ -171,7 +171,7 @@ def _unescaped(match: re.Match[str]) -> str:
     return {"t": "\t"}.get(blank, "\n") if blank else ""
 
 
-def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+def _texts(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yields every text in plain values, and every key of a mapping, with the path of keys to it."""
     if isinstance(value, str):
         yield path, value

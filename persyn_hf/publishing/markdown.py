@@ -8,7 +8,6 @@ import math
 import re
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -20,7 +19,7 @@ _NOTHING = "<!-- -->"  # an empty comment: invisible, and it interrupts a URL
 _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
 
 
-def one_line(value: Any, limit: int = 200) -> str:
+def one_line(value: object, limit: int = 200) -> str:
     """Returns text on one line without control characters, truncated to `limit` characters.
 
     Example:
@@ -36,7 +35,7 @@ def one_line(value: Any, limit: int = 200) -> str:
 _LINKED = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 
 
-def escape(value: Any, limit: int = 200) -> Markup:
+def escape(value: object, limit: int = 200) -> Markup:
     """Escapes text for a card, so that HTML, Markdown, URLs and e-mail addresses are shown as plain text.
 
     Control and bidirectional characters are removed, white space is collapsed to single blanks (so that no line can
@@ -57,7 +56,7 @@ def escape(value: Any, limit: int = 200) -> Markup:
     return Markup(f"{_ISOLATE}{text}{_END_ISOLATE}" if right_to_left else text)
 
 
-def repository_link(name: Any, revision: str | None = None, kind: str = "model") -> Markup:
+def repository_link(name: object, revision: str | None = None, kind: str = "model") -> Markup:
     """Returns a link to a Hub repository, at the revision if one is given; any other name becomes escaped text.
 
     A list of names becomes a list of links.
@@ -72,18 +71,18 @@ def repository_link(name: Any, revision: str | None = None, kind: str = "model")
     return Markup(f"[{escape(name)}]({path})")
 
 
-def is_repo_id(name: Any) -> bool:
+def is_repo_id(name: object) -> bool:
     """Returns true for the id of a Hub repository, false for other values and for local folders."""
     return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
-def short_revision(revision: Any) -> str:
+def short_revision(revision: object) -> str:
     """Returns the first twelve digits of a commit; a tag or branch is returned unchanged."""
     text = str(revision)
     return text[:12] if re.fullmatch(r"(folder-)?[0-9a-f]{20,}", text) is not None else text
 
 
-def code(value: Any) -> Markup:
+def code(value: object) -> Markup:
     """Returns a plain value as Python source, for snippets."""
     return Markup(json.dumps(value))
 

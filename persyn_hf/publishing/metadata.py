@@ -157,7 +157,7 @@ def merge_metadata(old: Mapping[str, Any], new: Mapping[str, Any], asked: frozen
     return merged
 
 
-def is_known(entry: Any) -> bool:
+def is_known(entry: object) -> bool:
     """Returns true for an entry of the held-out results whose mean is a finite number."""
     mean = entry.get("mean") if isinstance(entry, Mapping) else None
     return isinstance(mean, int | float) and math.isfinite(mean)

@@ -234,7 +234,7 @@ def _sample(splits: Mapping[str, Dataset]) -> dict[str, str]:
     return {}
 
 
-def _spoken(turns: Any) -> str:
+def _spoken(turns: object) -> str:
     """Returns the last text of a conversation."""
     content = turns[-1].get("content") if isinstance(turns, list) and turns else turns
     if isinstance(content, list):

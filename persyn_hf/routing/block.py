@@ -158,7 +158,7 @@ def _verify_numbers(files: ModelFiles, block: Mapping[str, Any]) -> None:
             )
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Returns a value as short text without control characters."""
     text = ascii(value) if not is_plain(repr(value)) else repr(value)
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -248,7 +248,7 @@ def _cross_validated(block: Mapping[str, Any]) -> str:
     return f"Its cross-validation on them found: {rewards}; {gap}. "
 
 
-def _mean(entry: Any) -> float | None:
+def _mean(entry: object) -> float | None:
     """Returns the mean of an interval in a router's block, or `None` if there is none."""
     mean = entry.get("mean") if isinstance(entry, Mapping) else None
     return float(mean) if isinstance(mean, int | float) else None

@@ -207,7 +207,12 @@ def _block(router: PersynRouter, teachers: list[Mapping[str, Any]]) -> dict[str,
 
 
 def _saved(
-    model: Any, tokenizer: Any, block: Mapping[str, Any], teachers: list[str], output_dir: Any, device: str | None
+    model: Any,
+    tokenizer: Any,
+    block: Mapping[str, Any],
+    teachers: list[str],
+    output_dir: str | os.PathLike[str] | None,
+    device: str | None,
 ) -> PersynRouter:
     model.config.id2label = dict(enumerate(teachers))
     model.config.label2id = {name: index for index, name in enumerate(teachers)}

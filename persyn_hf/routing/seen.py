@@ -17,7 +17,7 @@ PROBE_KEY = "probe_prompts"
 DIGITS = 8
 
 
-def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, object] | None = None) -> dict[str, Any]:
     """Builds the record of the prompts that a router was trained on.
 
     Args:
@@ -40,7 +40,7 @@ def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, Any] | N
     }
 
 
-def seen_prompts(block: Mapping[str, Any], prompts: Sequence[columns.Prompt]) -> NDArray[np.bool_] | None:
+def seen_prompts(block: Mapping[str, object], prompts: Sequence[columns.Prompt]) -> NDArray[np.bool_] | None:
     """Returns a mask of the prompts that a router was trained on, or `None` if its block does not record them.
 
     Args:
@@ -54,6 +54,6 @@ def seen_prompts(block: Mapping[str, Any], prompts: Sequence[columns.Prompt]) ->
     return np.array([columns.prompt_id(prompt)[:DIGITS] in known for prompt in prompts], dtype=bool)
 
 
-def _pieces(record: Mapping[str, Any]) -> list[str]:
+def _pieces(record: Mapping[str, object]) -> list[str]:
     ids = str(record.get("ids", ""))
     return [ids[start : start + DIGITS] for start in range(0, len(ids), DIGITS)]

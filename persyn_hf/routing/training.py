@@ -286,7 +286,7 @@ def require_plain_names(teachers: Sequence[str]) -> None:
         raise DataError(f"The teachers' names in the table {problem}.")
 
 
-def _require_place(output_dir: Any) -> None:
+def _require_place(output_dir: str | os.PathLike[str] | None) -> None:
     if output_dir is None and _processes() > 1:
         raise ConfigError("`output_dir` is required under `accelerate launch`, where all processes share the folder.")
 

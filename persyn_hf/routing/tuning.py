@@ -210,7 +210,7 @@ def _train(
     tokenizer = fresh.tokenizer
     base = torch.from_numpy(goal.means).float()
 
-    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:
         logits = outputs["logits"].float()
         effect = logits - base.to(logits.device)
         total: Tensor = objective_loss(goal.objective, logits, labels) + settings.pull * effect.square().mean()
@@ -223,7 +223,7 @@ def _train(
     class ScoreHeldOut(TrainerCallback):  # type: ignore[misc]
         """Scores the held-out prompts after each epoch; every process scores all of them and gets the same result."""
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        def on_epoch_end(self, args: object, state: object, control: object, model: Any = None, **_: object) -> None:
             if held_out:
                 scores.append(_scores(model, tokenizer, held_out))
 
