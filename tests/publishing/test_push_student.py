@@ -53,7 +53,7 @@ def test_what_cannot_be_pushed_is_said_before_a_training(hub, folder, client):
         client(check_student, "other/student")
     client(push_student, folder, card())
     hub.model("me/student").write(**{"README.md": "---\n- a list\n---\n"})
-    with pytest.raises(PublishError, match="metadata that is no mapping"):
+    with pytest.raises(PublishError, match="metadata that is a mapping, got list"):
         client(check_student, "me/student")
 
 

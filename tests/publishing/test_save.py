@@ -207,7 +207,7 @@ def test_splits_need_names_rows_and_the_same_features(answers, tmp_path):
         (DatasetDict(train=whole, test=whole.remove_columns("prompt_id")), "the same features"),
         (DatasetDict({"a-b": whole}), "A split's name"),
         (DatasetDict(train=whole.select([])), "must have at least one row"),
-        (DatasetDict(), "has no split"),
+        (DatasetDict(), "at least one split"),
     ]:
         with pytest.raises(DataError, match=message):
             save_personalized(data, tmp_path / "wrong")
