@@ -283,9 +283,9 @@ def test_the_token_is_looked_at_before_anything_is_sent(hub, answers, router, cl
 
 def test_a_name_of_the_other_type(hub, answers, router, client):
     client(push, answers, router=router)
-    with pytest.raises(PublishError, match=r"`me/router` is a model on the Hub.* swapped"):
+    with pytest.raises(PublishError, match=r"`me/router` must be a dataset, but it is a model on the Hub.* swapped"):
         client(push, answers, repo_id="me/router")
-    with pytest.raises(PublishError, match=r"`me/data` is a dataset on the Hub.* swapped"):
+    with pytest.raises(PublishError, match=r"`me/data` must be a model, but it is a dataset on the Hub.* swapped"):
         client(push, answers, repo_id="me/other", router=router, router_repo_id="me/data")
     assert set(hub.repos) == {("dataset", "me/data"), ("model", "me/router")}
     client(push, answers, repo_id="me/both", router=router, router_repo_id="me/both")
