@@ -68,7 +68,7 @@ def find_in_text(text: str, where: str, allowed: Collection[str] = ()) -> list[L
 
     Example:
         >>> [str(leak) for leak in find_in_text("my key is sk-" + "a1" * 12, "README.md")]
-        ['README.md: looks like an API key (`sk-a…`, fingerprint 2e4bb7cc4b52)']
+        ['README.md: looks like an API key (`sk-a…`, fingerprint 474bb7c93302)']
     """
     found: dict[str, Leak] = {}
     readings = _readings(text)
