@@ -122,7 +122,7 @@ def sift_prompts(
     wrong = {row: ("prompts.source", reason) for row, reason in unreadable_prompts(readers, prompts).items()}
     if scoring and config.quality is not None:
         try:
-            references = unreadable_references(config.quality, prompts)
+            references = unreadable_references(config.quality, prompts, config.teachers)
         except (PersynError, ImportError):  # likewise
             references = {}
         for row, reason in references.items():

@@ -13,7 +13,7 @@ from persyn_hf.endpoints.conversation import assembled, chat_body, is_stream
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
-from persyn_hf.errors import RetryableError, TeacherError
+from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import Said, read_answer, split_reasoning
 from persyn_hf.generation.calls import calls_of, enveloped
 from persyn_hf.generation.client import Request
@@ -21,6 +21,9 @@ from persyn_hf.generation.tokens import TeacherTokenizer
 from persyn_hf.generation.usage import read_usage
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.prompts.sending import joined_system
+
+#: Bytes of a stream for each byte of its answer, at most: an event of a few hundred bytes may hold one token.
+_STREAM_ROOM = 64
 
 
 class ChatClient:
@@ -45,7 +48,8 @@ class ChatClient:
         self._no_whole_top_p = False
         self._url = endpoint.url("/v1/chat/completions")
         self._tokenizer = TeacherTokenizer(teacher, download=False)
-        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes)
+        room = _STREAM_ROOM if teacher.stream else 1
+        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes, room)
 
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
@@ -103,6 +107,8 @@ class ChatClient:
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
+        if streamed:
+            self._require_bound(message)
         text, reason = text_of(message), choice.get("finish_reason")
         # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
         thoughts = message.get("reasoning_content") or message.get("reasoning")
@@ -115,6 +121,16 @@ class ChatClient:
             text, reason, thoughts, refusal, called, choice.get("stop_reason"), read_usage(answer.get("usage"))
         )
         return read_answer(said, request, self._endpoint.clean)
+
+    def _require_bound(self, message: Mapping[str, Any]) -> None:
+        """Holds the answer that a stream is put together to within `max_response_bytes`.
+
+        Raises:
+            RowError: If it is longer.
+        """
+        most = self._teacher.max_response_bytes
+        if len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) > most:
+            raise RowError(f"the answer is longer than {most} bytes (`max_response_bytes`)")
 
 
 def text_of(message: Mapping[str, Any]) -> object:

@@ -96,7 +96,9 @@ def judge_costs(
 
 def answer_price(teacher: Teacher, lengths: Lengths) -> float:
     """USD for one answer of a teacher."""
-    return teacher.price(lengths.prompt[teacher.name], lengths.completion[teacher.name])
+    name = teacher.name
+    cached, reasoning = lengths.cached.get(name, 0.0), lengths.reasoning.get(name, 0.0)
+    return teacher.price(lengths.prompt[name], lengths.completion[name], cached, reasoning)
 
 
 def compare_policies(

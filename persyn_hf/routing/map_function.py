@@ -42,7 +42,8 @@ def persyn_route(
             `prompt`.
         library_version (`str`, *optional*): Version of persyn_hf, as part of the cache key; set by [`pin_router`].
         options: Keys of [`RouteOptions`]: `device`, `dtype`, `endpoint` (a Text Embeddings Inference server that
-            serves the router) and `api_key_env`.
+            serves the router), and its connection: `api_key_env`, `api_key_header`, `extra_headers`,
+            `extra_query`, `use_hub_token`.
 
     Returns:
         `dict`: `route` (teacher name) and `route_scores` (float32, in the router's teacher order).
@@ -60,7 +61,7 @@ def persyn_route(
     require_batch(examples, "persyn_route")
     asked = merged(RouteOptions, None, options, "persyn_route")
     if asked.endpoint is not None:
-        return _route_remotely(examples, asked.endpoint, asked.api_key_env, router, revision, prompt_column)
+        return _route_remotely(examples, asked.endpoint, asked.connection, router, revision, prompt_column)
     from persyn_hf.routing.router import PersynRouter, route_examples
 
     name = router or os.environ.get(ROUTER_VARIABLE)
@@ -76,7 +77,7 @@ def persyn_route(
 def _route_remotely(
     examples: Mapping[str, Any],
     endpoint: str,
-    api_key_env: str | None,
+    connection: Mapping[str, Any],
     router: str | None,
     revision: str | None,
     prompt_column: str | None,
@@ -85,7 +86,7 @@ def _route_remotely(
     from persyn_hf.routing.router import is_one_prompt
     from persyn_hf.routing.tei import describe_endpoint
 
-    served = describe_endpoint(endpoint, api_key_env)
+    served = describe_endpoint(endpoint, **connection)
     block: Mapping[str, Any] = {}
     if router is not None:
         block, teachers = read_labels(router, revision)
@@ -103,7 +104,7 @@ def _route_remotely(
     column = prompt_column or block.get("prompt_column") or columns.PROMPT
     columns.require_columns(examples.keys(), [column], "routing")
     one = is_one_prompt(examples[column])
-    scores = served.scores([examples[column]] if one else examples[column], api_key_env)
+    scores = served.scores([examples[column]] if one else examples[column], **connection)
     fallback = block.get("fallback")
     routes = [fallback or served.teachers[index] for index in scores.argmax(axis=1)]
     if one:
@@ -117,26 +118,28 @@ def pin_router(
     *,
     prompt_column: str | None = None,
     endpoint: str | None = None,
-    api_key_env: str | None = None,
+    **connection: Any,
 ) -> dict[str, Any]:
     """Returns plain arguments for [`persyn_route`] that change whenever the router or this library changes.
 
     Args:
         router (`str` or `PathLike`): Folder or repository id.
         revision (`str`, *optional*): Branch, tag or commit of a repository.
-        prompt_column, endpoint, api_key_env (`str`, *optional*): Arguments of [`persyn_route`], passed through.
+        prompt_column, endpoint (`str`, *optional*): Arguments of [`persyn_route`], passed through.
+        connection: Connection to `endpoint`: `api_key_env` and the other keys of [`Connection`].
 
     Returns:
         `dict[str, Any]`: Value for `fn_kwargs`: the router, its commit (or a folder's digest) and the library's
             version.
 
     Raises:
-        ConfigError: If the router is not found.
+        ConfigError: If the router is not found, or an option is unknown or wrong.
     """
     from persyn_hf.version import __version__
 
+    asked = merged(RouteOptions, None, {"endpoint": endpoint, **connection}, "pin_router")
     name = os.fspath(router)
     name = os.path.abspath(name) if os.path.isdir(name) else name
     pinned = {"router": name, "revision": resolve_revision(name, revision), "library_version": __version__}
-    more = {"prompt_column": prompt_column, "endpoint": endpoint, "api_key_env": api_key_env}
+    more = {"prompt_column": prompt_column, "endpoint": endpoint, **asked.connection}
     return pinned | {key: value for key, value in more.items() if value is not None}

@@ -99,11 +99,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
     """What cards say of a run beside its tables."""
     from persyn_hf.publishing.provenance import run_costs
 
-    prices = {
-        t.name: (t.price_per_million_prompt_tokens, t.price_per_million_completion_tokens)
-        for t in config.teachers
-        if t.has_price
-    }
+    prices = {teacher.name: teacher.prices for teacher in config.teachers if teacher.has_price}
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
     facts: dict[str, Any] = {
         "generations": sum(line.answered for line in report.teachers),
