@@ -1,4 +1,4 @@
-"""A router behind a server: `/predict` and `/info` of Text Embeddings Inference, with plain arguments."""
+"""A router behind a server: client of `/predict` and `/info` of Text Embeddings Inference."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from persyn_hf.errors import (
     TeacherDownError,
 )
 
-#: Requests in flight at once; the server makes batches of its own.
+#: Requests in flight; the server batches them itself.
 _CONCURRENCY = 8
 _ATTEMPTS = 6
 _LONGEST_PAUSE = 30.0
 _TIMEOUT = 60.0
 _MAX_BYTES = 16 * 2**20
-#: Statuses by which the server says that it cannot read a prompt.
+#: HTTP statuses for a prompt that the server cannot read.
 _UNREADABLE = frozenset({413, 422})
 
 
 @dataclass(frozen=True)
 class RouterEndpoint:
-    """A router behind a server, as the server describes it.
+    """A router behind a server, as described by the server.
 
     Args:
-        url (`str`): Base address.
+        url (`str`): Base URL.
         teachers (`tuple[str, ...]`): Labels, in the order of the logits.
-        batch_size (`int`): Most texts of one request.
-        digest (`str`, *optional*): Commit of the served repository, where the server knows it.
+        batch_size (`int`): Maximum number of texts per request.
+        digest (`str`, *optional*): Commit of the served repository, if the server reports it.
     """
 
     url: str
@@ -60,22 +60,23 @@ class RouterEndpoint:
         Args:
             prompts (`Sequence`): Strings, or lists of chat messages.
             connection: Keys of [`Connection`]: `api_key_env`, `api_key_header`, `extra_headers`, `extra_query`,
-                `use_hub_token`. No token is sent that is not named so.
+                `use_hub_token`. No other token is sent.
 
         Returns:
             `ndarray` of shape `(prompts, teachers)`, float32: Bradley–Terry scores.
 
         Raises:
-            RouterError: If the server does not answer after some attempts, or refuses.
+            RouterError: If the server refuses the request, does not answer after six attempts, or a score is not
+                finite.
             DataError: If a prompt is empty, or the server cannot read it.
-            RouterMismatchError: If it answers with other labels.
+            RouterMismatchError: If the server answers with other labels.
         """
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         endpoint = _endpoint(self.url, connection)
 
         async def predict(send: Send, batch: list[str]) -> list[list[float]]:
-            # A flat list of two strings would be read as one pair, so every text is a list of its own.
+            # The server reads a flat list of two strings as one pair, so every text is wrapped in a list.
             body = {"inputs": [[text] for text in batch], "raw_scores": True, "truncate": True}
             answer = await send(f"{self.url}/predict", body)
             if not isinstance(answer, list) or len(answer) != len(batch):
@@ -85,7 +86,9 @@ class RouterEndpoint:
         rows = [row for rows in run_to_end(lambda interrupt: _ask(endpoint, batches, predict)) for row in rows]
         scores = np.array(rows, dtype=np.float32).reshape(len(texts), len(self.teachers))
         if not np.isfinite(scores).all():
-            raise RouterError(f"{self.url} gives scores that are no numbers; serve the router with --dtype float32.")
+            raise RouterError(
+                f"{self.url} must give finite scores, got NaN or infinity; serve the router with --dtype float32."
+            )
         return scores
 
     def _row(self, endpoint: Endpoint, predictions: Any) -> list[float]:
@@ -95,20 +98,20 @@ class RouterEndpoint:
             raise RetryableError("/predict must answer with a label and a score for every teacher") from None
         if set(by_label) != set(self.teachers):
             found = endpoint.clean(str(sorted(by_label)))
-            raise RouterMismatchError(f"{self.url} answers for {found}, not for {list(self.teachers)}.")
+            raise RouterMismatchError(f"{self.url} must answer for {list(self.teachers)}, got {found}.")
         return [by_label[name] for name in self.teachers]
 
 
 def describe_endpoint(url: str, **connection: Any) -> RouterEndpoint:
-    """Asks a server what it serves; once per process.
+    """Describes the router behind a server, which is queried once per process.
 
     Args:
-        url (`str`): Base address, as `http://localhost:8080`.
+        url (`str`): Base URL, such as `http://localhost:8080`.
         connection: Keys of [`Connection`], as for [`RouterEndpoint.scores`].
 
     Raises:
-        ConfigError: If the address is none, or the variable is not set.
-        RouterError: If nobody answers, or what is served is no sequence classifier.
+        ConfigError: If the URL is invalid, or the variable is not set.
+        RouterError: If the server cannot be reached, or does not serve a sequence classifier.
     """
     try:
         base_url(url)
@@ -134,7 +137,7 @@ def _describe_once(url: str, connection: str) -> RouterEndpoint:
         teachers = ()
     if not teachers:
         served = endpoint.clean(repr(kind))
-        raise RouterError(f"{url} serves no sequence classifier, so no router: `model_type` is {served}.")
+        raise RouterError(f"{url} must serve a sequence classifier, got `model_type` {served}; serve a router there.")
     size, digest = info.get("max_client_batch_size"), info.get("model_sha")
     return RouterEndpoint(
         url,
@@ -152,10 +155,10 @@ def _endpoint(url: str, connection: Mapping[str, Any]) -> Endpoint:
 async def _ask(
     endpoint: Endpoint, items: Sequence[Item], ask: Callable[[Send, Item], Awaitable[Result]]
 ) -> list[Result]:
-    """Asks for every item, again where that may help.
+    """Sends a request for every item, with retries.
 
     Raises:
-        RouterError, DataError: If one cannot be answered.
+        RouterError, DataError: If a request fails.
     """
     patience = Patience(_CONCURRENCY, _TIMEOUT, _ATTEMPTS, _MAX_BYTES, _LONGEST_PAUSE)
     answers = []

@@ -232,7 +232,7 @@ def test_the_command_prints_the_table(settings, tmp_path):
 def test_a_comparison_that_cannot_be_honest_is_refused(settings, tmp_path):
     seen = settings["compare"]["held_out"]
     settings["compare"]["held_out"] = settings["prompts"]
-    with pytest.raises(DataError, match="24 held-out prompts are training prompts"):
+    with pytest.raises(DataError, match="24 held-out prompts are also training prompts"):
         run(settings)
     settings["compare"]["held_out"] = seen
     settings["compare"]["nll_teachers"] = ["nobody"]

@@ -44,7 +44,11 @@ def test_push_of_a_run(hub, client, tiny_lm, models, tmp_path):
     printed = client(command, ["push", str(file), *named, "--set", "publish.tags=[v1.0]"])
     assert "dataset me/data: " in printed and "/datasets/me/data/commit/" in printed
     card = hub.dataset().text("README.md")
-    assert "figures/teachers.png" in card and "They cost \\$" in card and "all of them would have cost about" in card
+    assert (
+        "figures/teachers.png" in card
+        and "The answers cost \\$" in card
+        and "generate-then-select would have cost about" in card
+    )
     assert "[me/router]" not in card and 'model="me/router"' in card and hub.dataset().tags.keys() == {"v1.0"}
     assert "no changes" in client(command, ["push", str(file), *named])
     dataset, provenance, _, scores = client(load)

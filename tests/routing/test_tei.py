@@ -54,7 +54,7 @@ def test_a_pinned_router_is_the_one_that_is_served(double: TeiDouble, router_fol
         persyn_route({"prompt": "code"}, endpoint=double.url, revision="2" * 40)
     double.sha, double.kind = None, "embedding"
     endpoint._describe_once.cache_clear()
-    with pytest.raises(RouterError, match="no sequence classifier"):
+    with pytest.raises(RouterError, match="must serve a sequence classifier"):
         persyn_route({"prompt": "code"}, endpoint=double.url)
     endpoint._describe_once.cache_clear()
 
@@ -113,7 +113,7 @@ def test_what_a_served_router_would_ignore_is_refused(double: TeiDouble) -> None
         persyn_route({"prompt": TEXTS[0]}, router="org/router", api_key_env="SOME_KEY")
     with pytest.raises(ConfigError, match="`extra_query` is for a router behind a server"):
         pin_router("org/router", extra_query={"api-version": "2"})
-    with pytest.raises(RouterCheckpointError, match=r"does not say which commit it serves.*give `router` too"):
+    with pytest.raises(RouterCheckpointError, match=r"does not report which commit it serves.*pass `router` too"):
         persyn_route({"prompt": TEXTS[0]}, endpoint=double.url, revision="2" * 40)
 
 
