@@ -1,4 +1,4 @@
-"""Finds prompts that say what an earlier one says: by their words (MinHash), or by their meaning (semhash)."""
+"""Detection of prompts that repeat an earlier one, by their words (MinHash) or by their meaning (semhash)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Words of a run: "What is 17 + 25?" and "What is 18 + 25?" share none.
+#: Words per run. The runs of "What is 17 + 25?" and "What is 18 + 25?" share none.
 _RUN = 3
 _PERMUTATIONS, _SEED, _SCHEME = 128, 1, "affine32"
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """MinHash signatures of texts, `(texts, 128)`. Each depends on its own text only, so shards can be done apart.
+    """MinHash signatures of texts, `(texts, 128)`; each depends only on its text, so shards can be done separately.
 
     Raises:
         MissingExtraError: If datasketch is not installed.
@@ -36,16 +36,15 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
 def near_duplicates(
     texts: Sequence[str], threshold: float, hashes: NDArray[np.uint32] | None = None
 ) -> dict[int, int]:
-    """Finds texts that are nearly an earlier one: those whose sets of three words have a Jaccard similarity of at
-    least `threshold` with a text that stays.
+    """Finds texts whose sets of word trigrams are similar to those of an earlier text that stays.
 
     Args:
-        texts (`Sequence[str]`): In order; the first of similar ones stays.
-        threshold (`float`): 0 to 1.
-        hashes (`ndarray`, *optional*): From [`signatures`], where they are known.
+        texts (`Sequence[str]`): Texts in order; the first of similar ones stays.
+        threshold (`float`): Lowest Jaccard similarity of near-duplicates, 0 to 1.
+        hashes (`ndarray`, *optional*): Signatures from [`signatures`]; computed by default.
 
     Returns:
-        `dict[int, int]`: Row → the earlier row that it repeats.
+        `dict[int, int]`: Row → earlier row that it repeats.
     """
     require("find near-duplicates", "datasketch")
     from datasketch import LeanMinHash, MinHashLSH
@@ -73,14 +72,15 @@ def near_duplicates(
 
 
 def same_meaning(texts: Sequence[str], threshold: float, model: str) -> dict[int, int]:
-    """Finds texts that mean what an earlier one means: cosine similarity of their model2vec embeddings, by semhash.
+    """Finds texts with the meaning of an earlier one, by semhash on the cosine similarity of model2vec embeddings.
 
     Args:
-        texts (`Sequence[str]`), threshold (`float`): As in [`near_duplicates`].
+        texts (`Sequence[str]`): Texts in order; the first of similar ones stays.
+        threshold (`float`): Lowest cosine similarity of duplicates.
         model (`str`): Folder or Hub id of a model2vec model.
 
     Returns:
-        `dict[int, int]`: Row → the row that it repeats.
+        `dict[int, int]`: Row → earlier row that it repeats.
 
     Raises:
         ConfigError: If the model cannot be loaded.
@@ -94,9 +94,7 @@ def same_meaning(texts: Sequence[str], threshold: float, model: str) -> dict[int
     try:
         encoder = StaticModel.from_pretrained(model)
     except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
-        raise ConfigError(
-            f"`hygiene.dedup_model`: {model} is no model2vec model that can be loaded: {error}"
-        ) from error
+        raise ConfigError(f"`hygiene.dedup_model`: cannot load the model2vec model {model}: {error}") from error
     records = [{"row": str(row), "text": text} for row, text in enumerate(texts)]
     result = SemHash.from_records(records, columns=["text"], model=encoder).self_deduplicate(threshold)
     return {int(one.record["row"]): int(one.duplicate_of["row"]) for one in result.filtered}

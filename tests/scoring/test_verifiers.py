@@ -90,8 +90,8 @@ def test_all_references_that_cannot_be_read_are_named_at_once():
         persyn_quality(rows, verifier="math")
     lines = str(raised.value).splitlines()
     assert lines[0] == "25 rows cannot be verified." and lines[-1] == "… and 5 more." and len(lines) == 22
-    assert lines[1].startswith("prompt id01: The reference answer 'words only' is no mathematical expression")
-    assert lines[3] == "prompt id03: the verifier needs a reference, and this row's is null."
+    assert lines[1].startswith("prompt id01: The reference answer 'words only' is not a mathematical expression")
+    assert lines[3] == "prompt id03: the verifier needs a reference, but this row's is null."
 
 
 @pytest.mark.parametrize(
