@@ -30,7 +30,7 @@ def test_scores(reply, expected):
 
 @pytest.mark.parametrize("reply", ["", "0", "11", "10.5", "7 or 8", "Score: 7\nbut wait", "-3", "seven", "8/5", "100"])
 def test_what_is_no_score(reply):
-    with pytest.raises(RequestError, match="no score from 1 to 10"):
+    with pytest.raises(RequestError, match="not a score from 1 to 10"):
         parse_score(reply)
 
 
