@@ -305,7 +305,7 @@ def test_a_batch_without_or_with_wrong_labels_is_refused():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"extra": {"seed": 3}}, ConfigError, "must be set by the keys"),
+        ({"extra": {"seed": 3}}, ConfigError, "must not set seed: use the keys"),
         ({"extra": {"no_such_setting": 3}}, ConfigError, "no_such_setting"),
         ({"learning_rate": -1}, ConfigError, "learning_rate"),
         ({"max_length": 4}, DataError, "Nothing is left to learn"),
