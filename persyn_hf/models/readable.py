@@ -16,13 +16,13 @@ from persyn_hf.messages import ASSISTANT, Message, Prompt, canonical_messages, c
 _PROBE = "persyn_probe_of_calls"
 
 
-def apply_template(tokenizer: Any, messages: Sequence[Message], tools: Any = None, **options: Any) -> str:
+def apply_template(tokenizer: Any, messages: Sequence[Message], tools: object = None, **options: Any) -> str:
     """Renders a conversation with the tokenizer's chat template.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): A tokenizer with a chat template.
         messages (`Sequence[Message]`): Canonical messages, with or without an answer at the end.
-        tools (`Any`, *optional*): Cell of the column `tools`.
+        tools (`object`, *optional*): Cell of the column `tools`.
         options: Further arguments of `apply_chat_template`.
 
     Raises:
@@ -97,7 +97,7 @@ def _shows_calls(tokenizer: Any) -> bool:
     return False
 
 
-def refused_rows(tokenizer: Any, prompts: Sequence[Prompt], tools: Sequence[Any] | None = None) -> dict[int, str]:
+def refused_rows(tokenizer: Any, prompts: Sequence[Prompt], tools: Sequence[object] | None = None) -> dict[int, str]:
     """Finds the prompts that a student, judge or reward model cannot read, before requests are sent.
 
     Args:

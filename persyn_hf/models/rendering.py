@@ -63,7 +63,7 @@ def render_answers(
     completions: Sequence[str | Message],
     finish_reasons: Sequence[str | None],
     names: Sequence[str] | None = None,
-    tools: Sequence[Any] | None = None,
+    tools: Sequence[object] | None = None,
 ) -> list[Rendered]:
     """Renders answers with the student's template and finds each completion's tokens.
 
@@ -145,7 +145,7 @@ def _render_chat(
     reason: str | None,
     name: str,
     shared: dict[str, Any],
-    tools: Any = None,
+    tools: object = None,
 ) -> Rendered:
     key = prompt if isinstance(prompt, str) and tools is None else repr((prompt, tools))
     if key not in shared:
@@ -236,7 +236,7 @@ def _split(
     return Rendered(before_ids, tail)
 
 
-def _frame(tokenizer: Any, messages: list[Message], name: str, tools: Any = None) -> _Frame:
+def _frame(tokenizer: Any, messages: list[Message], name: str, tools: object = None) -> _Frame:
     text = _apply(tokenizer, [*messages, {"role": "assistant", "content": _SENTINEL}], name, tools)
     before, found, suffix = text.rpartition(_SENTINEL)
     if not found:
@@ -257,7 +257,7 @@ def _end_of_turn(tokenizer: Any, suffix: str) -> str:
 
 
 def _apply(
-    tokenizer: Any, messages: list[Message], name: str, tools: Any = None, add_generation_prompt: bool = False
+    tokenizer: Any, messages: list[Message], name: str, tools: object = None, add_generation_prompt: bool = False
 ) -> str:
     try:
         return apply_template(tokenizer, messages, tools, add_generation_prompt=add_generation_prompt)

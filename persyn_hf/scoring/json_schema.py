@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _FENCE = re.compile(r"```[A-Za-z]*\s*\n(.*?)\n?\s*```", re.S)
 
 
-def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
+def json_schema_verifier(prompt: object, completion: str, answer: object) -> float:
     """1 if the completion is JSON that is valid under the schema, else 0.
 
     Args:
-        prompt (`Any`): Unused.
+        prompt (`object`): Unused.
         completion (`str`): The answer. Thoughts and a code fence around it are removed; NaN and Infinity are not JSON.
         answer (`str` or `Mapping`): The schema, or a `response_format` that holds it.
 
@@ -51,7 +51,7 @@ def schema_of_row(answer: object, form: object) -> object:
     return form if answer is None else answer
 
 
-def _validator(answer: Any) -> Validator:
+def _validator(answer: object) -> Validator:
     """A validator for the schema; remote references are never fetched.
 
     Raises:
@@ -73,7 +73,7 @@ def _validator(answer: Any) -> Validator:
     return kind(schema, registry=Registry())
 
 
-def _schema(answer: Any) -> Any:
+def _schema(answer: object) -> Any:
     """The schema, extracted from a `response_format` if the reference is one."""
     try:
         found = json.loads(answer, parse_constant=_no_json) if isinstance(answer, str) else answer

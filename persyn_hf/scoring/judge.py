@@ -47,7 +47,7 @@ def judge_answers(
     judge: Judge,
     prompts: Sequence[Prompt],
     completions: Sequence[str],
-    references: Sequence[Any],
+    references: Sequence[object],
     account: Account | None = None,
 ) -> list[float | str]:
     """Asks a judge to score every answer whose score is not in the ledger.
@@ -100,7 +100,7 @@ def judge_answers(
 
 
 def render_requests(
-    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[Any]
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[object]
 ) -> list[str]:
     """Renders the judge's template for every answer.
 
@@ -177,6 +177,6 @@ def _reply(answer: Any) -> Completion:
     )
 
 
-def _count(usage: Any, name: str) -> int | None:
+def _count(usage: object, name: str) -> int | None:
     value = usage.get(name) if isinstance(usage, Mapping) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

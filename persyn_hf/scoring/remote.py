@@ -291,7 +291,7 @@ def _id(digits: str) -> int:
     return int(digits) if digits.isdecimal() and len(digits) < 16 else -1
 
 
-def _mapping(value: Any) -> dict[Any, Any]:
+def _mapping(value: object) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 

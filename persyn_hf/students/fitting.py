@@ -20,7 +20,9 @@ from persyn_hf.packages import require
 from persyn_hf.students.labels import IGNORED, LABELS, RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
+    from peft import LoraConfig
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +260,7 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
     } | training.extra
 
 
-def _adapters(training: Training) -> Any:
+def _adapters(training: Training) -> LoraConfig | None:
     if training.lora is None:
         return None
     require("train low-rank adapters", "peft")
@@ -298,7 +300,7 @@ def _files(student: str, revision: str) -> ModelFiles:
     return ModelFiles(student, revision, "The student", StudentError)
 
 
-def _own_dtype(student: str, revision: str) -> Any:
+def _own_dtype(student: str, revision: str) -> torch.dtype | None:
     """The dtype of the student's published weights; `None` if its config has none."""
     from persyn_hf.models.loading import load_config
 
@@ -306,7 +308,7 @@ def _own_dtype(student: str, revision: str) -> Any:
     return getattr(config.get_text_config(), "dtype", None)
 
 
-def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training, dtype: Any) -> None:
+def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training, dtype: torch.dtype | None) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if dtype is not None and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         model.to(dtype)  # trained in float32, saved in the student's dtype; sharded weights stay as they are

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf.errors import StudentError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 INPUT_IDS = "input_ids"
 LABELS = "labels"
@@ -81,7 +82,7 @@ def digest_rows(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def learnt_spans(batch: Mapping[str, Any]) -> list[tuple[int, ...]]:
+def learnt_spans(batch: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
     """Finds the spans of tokens in the loss of a collated batch.
 
     Args:
@@ -111,7 +112,7 @@ def learnt_spans(batch: Mapping[str, Any]) -> list[tuple[int, ...]]:
     return spans
 
 
-def check_batch(batch: Mapping[str, Any], rows: Dataset) -> None:
+def check_batch(batch: Mapping[str, Tensor], rows: Dataset) -> None:
     """Checks a batch from the trainer's collator before the first step.
 
     Args:

@@ -14,7 +14,7 @@ from persyn_hf import columns
 from persyn_hf.config import Training, merged, read_settings, require_known
 from persyn_hf.config.publishing import StudentRepository
 from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
-from persyn_hf.messages import Message, answer_message, said, without_nulls
+from persyn_hf.messages import Message, Prompt, answer_message, said, without_nulls
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
 from persyn_hf.prompts.sources import read_table
@@ -25,6 +25,7 @@ from persyn_hf.tables import require_table
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from persyn_hf.models.rendering import Rendered
     from persyn_hf.publishing.push import StudentPush
 
 
@@ -215,11 +216,11 @@ def _label_batch(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -
 
 def _render(
     tokenizer: Any,
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     completions: Sequence[str | Message],
     reasons: Sequence[str | None],
-    tools: Sequence[Any] | None = None,
-) -> Any:
+    tools: Sequence[object] | None = None,
+) -> list[Rendered]:
     from persyn_hf.models.rendering import render_answers
 
     try:
@@ -248,7 +249,11 @@ def _answer(completion: Any, calls: Any) -> str | Message:
 
 
 def _publish(
-    folder: Path, report: TrainingReport, data: Any, push: StudentPush | None, repository: StudentRepository
+    folder: Path,
+    report: TrainingReport,
+    data: Dataset | str | os.PathLike[str],
+    push: StudentPush | None,
+    repository: StudentRepository,
 ) -> str | None:
     """Writes the card and pushes, in the main process only."""
     from accelerate import PartialState
