@@ -47,7 +47,7 @@ def demo_settings(models: str | os.PathLike[str], output_dir: str | os.PathLike[
     return {
         "output_dir": str(output_dir),
         "seed": 0,
-        "prompts": {"source": str(folder / "prompts.jsonl"), "answer_column": "answer"},
+        "prompts": {"source": str(folder / "prompts.jsonl"), "column": "prompt", "answer_column": "answer"},
         "probe": {"size": PROBE_PROMPTS},
         "teachers": [
             {"name": name, **shared, "family": "SmolLM2", **copy.deepcopy(how)} for name, how in TEACHERS.items()

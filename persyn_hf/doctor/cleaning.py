@@ -36,7 +36,13 @@ def read_clean_prompts(config: RunConfig, source: str = "configuration") -> tupl
     prompts = loaded.table
     benchmarks = load_benchmarks(hygiene, config.compare, f"{source}: hygiene") if hygiene.decontaminate else None
     counts = hygiene.min_tokens is not None or hygiene.max_tokens is not None
-    cleaned = clean_prompts(prompts, hygiene, benchmarks, _token_counter(config, source) if counts else None)
+    counter = _token_counter(config, source) if counts else None
+    encoder = None
+    if hygiene.dedup_model is not None:
+        from persyn_hf.models.loading import load_static_model
+
+        encoder = load_static_model(hygiene.dedup_model, "`hygiene.dedup_model`")
+    cleaned = clean_prompts(prompts, hygiene, benchmarks, counter, encoder)
     if not len(cleaned.prompts):
         reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned.counts.items())
         raise DataError(f"{source}: hygiene: no prompt is left of {len(prompts)}: {reasons}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import Hygiene
@@ -65,6 +65,7 @@ def clean_prompts(
     hygiene: Hygiene,
     benchmarks: Contamination | None = None,
     count_tokens: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    encoder: Any = None,
 ) -> Cleaned:
     """Drops prompts that repeat an earlier one, are too short or too long, or share words with a benchmark.
 
@@ -74,7 +75,10 @@ def clean_prompts(
         benchmarks (`Contamination`, *optional*): Word runs of benchmarks.
         count_tokens (`Callable`, *optional*): Function that counts the tokens of texts; required for `min_tokens` and
             `max_tokens`.
+        encoder (`StaticModel`, *optional*): Model that finds near-duplicates by meaning; required for `dedup_model`.
     """
+    if hygiene.dedup_model is not None and encoder is None:
+        raise ValueError("`dedup_model` needs `encoder`")
     ids = prompts[columns.PROMPT_ID][:]
     drops: dict[int, Drop] = {}
     if hygiene.dedup is not None:
@@ -86,7 +90,7 @@ def clean_prompts(
             drops.setdefault(row, Drop(row, ids[row], reason))
     if hygiene.dedup == "near":
         left = [row for row in range(len(ids)) if row not in drops]
-        for place, earlier in _near([texts[row] for row in left], hygiene).items():
+        for place, earlier in _near([texts[row] for row in left], hygiene.dedup_threshold, encoder).items():
             row = left[place]
             drops[row] = Drop(row, ids[row], NEAR_DUPLICATE, left[earlier])
     kept = prompts.select([row for row in range(len(ids)) if row not in drops]) if drops else prompts
@@ -107,10 +111,10 @@ def _repeated(ids: Sequence[str]) -> Mapping[int, int]:
     return {row: first[own] for row, own in enumerate(ids) if first.setdefault(own, row) != row}
 
 
-def _near(texts: Sequence[str], hygiene: Hygiene) -> Mapping[int, int]:
-    if hygiene.dedup_model is not None:
-        return same_meaning(texts, hygiene.dedup_threshold, hygiene.dedup_model)
-    return near_duplicates(texts, hygiene.dedup_threshold)
+def _near(texts: Sequence[str], threshold: float, encoder: Any) -> Mapping[int, int]:
+    if encoder is not None:
+        return same_meaning(texts, threshold, encoder)
+    return near_duplicates(texts, threshold)
 
 
 def _row_reasons(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from persyn_hf.errors import ConfigError
 from persyn_hf.hygiene.words import shingles
 from persyn_hf.packages import require
 
@@ -71,30 +70,23 @@ def near_duplicates(
     return found
 
 
-def same_meaning(texts: Sequence[str], threshold: float, model: str) -> dict[int, int]:
+def same_meaning(texts: Sequence[str], threshold: float, encoder: Any) -> dict[int, int]:
     """Finds texts with the meaning of an earlier one, by semhash on the cosine similarity of model2vec embeddings.
 
     Args:
         texts (`Sequence[str]`): Texts in order; the first of similar ones stays.
         threshold (`float`): Lowest cosine similarity of duplicates.
-        model (`str`): Folder or Hub id of a model2vec model.
+        encoder (`StaticModel`): Model from [`models.loading.load_static_model`].
 
     Returns:
         `dict[int, int]`: Row → earlier row that it repeats.
 
     Raises:
-        ConfigError: If the model cannot be loaded.
         MissingExtraError: If semhash is not installed.
     """
     require("find prompts of the same meaning", "semhash")
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from model2vec import StaticModel
     from semhash import SemHash
 
-    try:
-        encoder = StaticModel.from_pretrained(model)
-    except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
-        raise ConfigError(f"`hygiene.dedup_model`: cannot load the model2vec model {model}: {error}") from error
     records = [{"row": str(row), "text": text} for row, text in enumerate(texts)]
     result = SemHash.from_records(records, columns=["text"], model=encoder).self_deduplicate(threshold)
     return {int(one.record["row"]): int(one.duplicate_of["row"]) for one in result.filtered}

@@ -101,6 +101,14 @@ def has_prepacked_linear() -> bool:
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has finished its queued work; returns at once for a CPU."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def free_cache(device: torch.device) -> None:
     """Releases the GPU memory that torch caches and does not use."""
     import torch

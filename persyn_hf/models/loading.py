@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from persyn_hf.errors import ScoringError
+from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.models.bounds import check_bounds, parameter_count, read_contents, weight_files
 from persyn_hf.models.device import DTYPES, dtype_named
 from persyn_hf.models.files import CONFIG_FILE, ModelFiles, plain_object, read_config, reading
@@ -258,3 +258,25 @@ def _listed(names: list[str]) -> str:
 def _pinned(files: ModelFiles) -> dict[str, Any]:
     commit = {} if files.commit is None else {"revision": files.commit}
     return {"trust_remote_code": False, "local_files_only": files.local_only} | commit
+
+
+def load_static_model(model: str, where: str) -> Any:
+    """Loads a model2vec model, which embeds texts by their word vectors.
+
+    Args:
+        model (`str`): Folder or Hub repository id.
+        where (`str`): Name of the setting in errors.
+
+    Raises:
+        ConfigError: If the model cannot be loaded.
+        MissingExtraError: If semhash, which installs model2vec, is missing.
+    """
+    require("find prompts of the same meaning", "semhash")
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from model2vec import StaticModel
+
+    try:
+        with LOADING:
+            return StaticModel.from_pretrained(model)
+    except (OSError, ValueError, KeyError, HfHubHTTPError, HFValidationError) as error:
+        raise ConfigError(f"{where}: {model} cannot be loaded as a model2vec model: {error}") from error

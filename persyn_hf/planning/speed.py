@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -35,31 +34,24 @@ def measured_flops(dtype: str, device: str | None, rows: int) -> float:
     """
     import torch
 
-    from persyn_hf.models.device import choose_device
+    from persyn_hf.models.device import choose_device, wait_for
 
     chosen = choose_device(device)
     size = 1024
     weights = torch.ones((_WEIGHTS // size**2, size, size), dtype=getattr(torch, dtype), device=chosen)
     values = torch.ones((rows, size), dtype=weights.dtype, device=chosen)
-    _wait(chosen.type, [values @ weights[0]])
+    torch.matmul(values, weights[0])
+    wait_for(chosen)
     done, began = 0, time.perf_counter()
     while (seconds := time.perf_counter() - began) < _SECONDS or not done:
         for weight in weights:
-            made = values @ weight
+            torch.matmul(values, weight)
             done += 1
             if time.perf_counter() - began > 4 * _SECONDS:
                 break
-        _wait(chosen.type, [made])
+        wait_for(chosen)
         seconds = time.perf_counter() - began
     return 2.0 * rows * size**2 * done / seconds
-
-
-def _wait(kind: str, _: Sequence[object]) -> None:
-    """Waits for a GPU, which computes beside this process."""
-    import torch
-
-    if kind == "cuda":
-        torch.cuda.synchronize()
 
 
 def timed_scorer(scorer: Scorer, device: str | None) -> Scorer:

@@ -250,7 +250,7 @@ def test_a_comparison_that_cannot_be_honest_is_refused(settings, tmp_path):
         ({"seeds": [-1]}, "seeds must be in"),
         ({"policies": ["best"]}, "compare.policies"),
         ({"students": [{"name": "a/b", "model": "m"}]}, "compare.students"),
-        ({"decodings": [{"name": "greedy", "temprature": 0}]}, "unknown key; this section knows max_tokens, name"),
+        ({"decodings": [{"name": "greedy", "temprature": 0}]}, "unknown key; this section knows extra_body"),
     ],
 )
 def test_wrong_sections_are_explained(settings, change, words):

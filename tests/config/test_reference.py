@@ -117,7 +117,7 @@ def test_what_is_shipped_is_what_the_sections_say():
 def test_the_page_has_every_key_with_type_default_and_bounds():
     lines = reference_page().splitlines()
     assert "| `alpha` | number | `0.4` | ≥ 0; ≤ 1 | The share of learnability. |" in lines
-    assert "| `source` | string | **required** | not empty | " in "\n".join(lines)
+    assert "| `source` | string or list of strings | **required** | not empty; at least 1 | " in "\n".join(lines)
     assert any(
         line.startswith("| `students` | list of sections [`compare.students[]`](#comparestudents) |") for line in lines
     )

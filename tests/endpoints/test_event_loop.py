@@ -184,7 +184,7 @@ main()
 
 
 def test_sigterm_ends_the_command_with_what_was_in_flight_kept(tmp_path):
-    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "p{n}"}}\n' for n in range(40)))
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "p{n}", "answer": "a"}}\n' for n in range(40)))
     with serve(Double(delay=0.4)) as server:
         config = {
             "output_dir": str(tmp_path / "run"),
@@ -236,7 +236,8 @@ import sys
 from persyn_hf.config import Judge
 from persyn_hf.scoring.judge import judge_answers
 count = int(sys.argv[2])
-judge_answers(Judge(url=sys.argv[1], model="m", max_concurrency=4), ["p"] * count, ["c"] * count, [None] * count)
+prompts = [f"p{n}" for n in range(count)]  # equal questions are asked once
+judge_answers(Judge(url=sys.argv[1], model="m", max_concurrency=4), prompts, ["c"] * count, [None] * count)
 """
 
 

@@ -106,7 +106,7 @@ def test_a_configuration_is_read_without_its_keys_and_a_run_stops_before_it_begi
     settings = demo_settings(tmp_path, tmp_path / "run")
     settings["quality"] = {"judge": {"url": "http://127.0.0.1:9", "model": "m", "api_key_env": "NO_SUCH_KEY"}}
     config = RunConfig.from_dict(settings)
-    with pytest.raises(ConfigError, match=r"^f.yaml: `quality.judge.api_key_env`: .* NO_SUCH_KEY is not set"):
+    with pytest.raises(ConfigError, match=r"`quality.judge.api_key_env`: .* NO_SUCH_KEY is not set"):
         run(config, source="f.yaml")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"prompts\.source"):  # a probe alone asks no judge

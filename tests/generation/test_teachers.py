@@ -64,7 +64,7 @@ def test_the_documentation_is_true(monkeypatch):
     named = dict(re.findall(r"^\| `(\w+)` \| (\S+(?: MiB)?) \|", settings, re.MULTILINE))
     defaults = {name: field.default for name, field in Teacher.model_fields.items()}
     meant = {"none": None, "`true`": True, "16 MiB": 2**24, "120": 120.0}
-    assert len(named) == 9
+    assert len(named) == 10
     assert {name: meant.get(shown, shown.strip("`")) for name, shown in named.items()} == {
         name: defaults[name] for name in named
     }

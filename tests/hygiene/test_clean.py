@@ -14,6 +14,7 @@ from persyn_hf.hygiene.clean import clean_prompts
 from persyn_hf.hygiene.contamination import Contamination
 from persyn_hf.hygiene.duplicates import near_duplicates, same_meaning, signatures
 from persyn_hf.hygiene.words import words
+from persyn_hf.models.loading import load_static_model
 
 STORY = "A long story about the sea and the wind and the ship that sails home at "
 
@@ -84,17 +85,18 @@ def model(tmp_path):
 
 
 def test_near_duplicates_by_their_meaning(model):
-    assert same_meaning(["cat runs", "stock market", "feline runs"], 0.9, model) == {2: 0}
+    assert same_meaning(["cat runs", "stock market", "feline runs"], 0.9, load_static_model(model, "m")) == {2: 0}
     cleaned = clean_prompts(
         prompts("cat runs", "stock market", "feline runs"),
         Hygiene(dedup="near", dedup_threshold=0.9, dedup_model=model),
+        encoder=load_static_model(model, "m"),
     )
     assert [(drop.row, drop.reason, drop.repeats) for drop in cleaned.drops] == [(2, "near_duplicate", 0)]
 
 
 def test_a_model_that_is_none_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"`hygiene\.dedup_model`"):
-        same_meaning(["a"], 0.9, str(tmp_path / "nowhere"))
+        load_static_model(str(tmp_path / "nowhere"), "`hygiene.dedup_model`")
 
 
 def test_a_long_benchmark_text_is_found_inside_a_prompt():

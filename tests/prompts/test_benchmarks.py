@@ -30,6 +30,7 @@ def held_out(tmp_path, text="Where does the old grey tower stand these days?"):
     return {"source": str(tmp_path / "held.jsonl")}
 
 
+@pytest.mark.slow
 def test_the_questions_of_a_task_are_those_that_the_harness_asks(task):
     assert list(task_texts(task)) == [
         "Question: Is the number 3 an even one or is it odd?",
@@ -37,23 +38,25 @@ def test_the_questions_of_a_task_are_those_that_the_harness_asks(task):
     ]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_known_is_named(task):
     with pytest.raises(ConfigError, match="lm-eval knows no odd"):
         list(task_texts(task.model_copy(update={"tasks": ("odd",)})))
 
 
-def test_files_and_the_comparison_are_read(task, tmp_path):
+@pytest.mark.parametrize("tasks", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_files_and_the_comparison_are_read(task, tmp_path, tasks):
     (tmp_path / "bench.jsonl").write_text(
         json.dumps({"question": "Who painted the ceiling of the old chapel?"}) + "\n"
     )
     compare = Compare.model_validate(
-        {"students": [{"name": "s", "model": "m"}], "held_out": held_out(tmp_path), "lm_eval": task}
+        {"students": [{"name": "s", "model": "m"}], "held_out": held_out(tmp_path), "lm_eval": task if tasks else None}
     )
     hygiene = Hygiene(decontaminate=(str(tmp_path / "bench.jsonl"), "compare"), decontaminate_column="question")
     found = load_benchmarks(hygiene, compare)
     asked = ["Tell me: who painted the ceiling of the old chapel?", "Where does the old grey tower stand these days?"]
     assert [found.holds(text) for text in [*asked, "Where is the tower?"]] == [True, True, False]
-    assert found.holds("Question: Is the number 4 an even one or is it odd?")
+    assert found.holds("Question: Is the number 4 an even one or is it odd?") is tasks
     assert not compared_benchmarks(compare, 13).holds(asked[0])
 
 
