@@ -96,7 +96,7 @@ def question_key(*parts: object) -> str:
 
     Example:
         >>> question_key("judge", "m")[:8]
-        'eef8c17f'
+        'c9361bb5'
     """
     text = json.dumps([1, *parts], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -92,7 +92,7 @@ def test_bad_settings():
         persyn_quality(row, verifier="tests.scoring.test_quality:shortest")
     with pytest.raises(ScoringError, match="needs a reference"):
         persyn_quality(row, verifier="math")
-    with pytest.raises(ScoringError, match="no mathematical expression"):
+    with pytest.raises(ScoringError, match="not a mathematical expression"):
         persyn_quality(row | {"answer": "unknowable"}, verifier="math")
     with pytest.raises(MissingColumnError, match="`completion`"):
         persyn_quality({"prompt": "p"}, verifier="exact")

@@ -108,7 +108,7 @@ def test_a_server_that_cut_the_prompt_is_refused(llama):
     double = Student(llama)
     completions = double.completions
     double.completions = lambda body: completions(body | {"prompt": body["prompt"][:9]})
-    with serve(double) as url, pytest.raises(ScoringError, match=r"reads 9 tokens, the tokenizer of .* gives"):
+    with serve(double) as url, pytest.raises(ScoringError, match=r"reads 9 tokens, but the tokenizer of .* gives"):
         persyn_learnability(BATCH, student=llama, student_endpoint=url)
 
 

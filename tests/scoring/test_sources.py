@@ -45,7 +45,7 @@ def test_unlike_scales_are_refused_until_they_are_told_how_to_meet():
     sources = [{"verifier": "math"}, {"verifier": LENGTH, "name": "size"}]
     with pytest.raises(ConfigError, match=r"different scales .math .0\.0, 1\.0., size unknown."):
         persyn_quality(ANSWERS, sources=sources)
-    with pytest.raises(ConfigError, match="greatest value of size"):
+    with pytest.raises(ConfigError, match="highest value of size"):
         persyn_quality(ANSWERS, sources=sources, normalize="range")
     with pytest.raises(ConfigError, match="needs all answers to a prompt"):
         persyn_quality(ANSWERS, sources=sources, normalize="minmax")

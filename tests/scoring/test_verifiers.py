@@ -156,7 +156,7 @@ def test_the_schema_may_stand_in_the_form_that_was_asked_for():
     [
         ("{", "must be a JSON schema"),
         ("[1]", "must be a JSON schema, an object"),
-        ('{"type": "intger"}', "no valid JSON schema"),
+        ('{"type": "intger"}', "not a valid JSON schema"),
         ({"type": "json_schema"}, "must be a JSON schema, an object"),
         ({"$ref": "https://example.com/other.json"}, "cannot be applied"),
         (None, "needs a reference"),
