@@ -294,7 +294,7 @@ def test_a_batch_without_or_with_wrong_labels_is_refused():
     rows = Dataset.from_dict({"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]]})
     ids = torch.tensor([[1, 2, 3]])
     check_batch({"input_ids": ids, "labels": torch.tensor([[-100, 2, 3]])}, rows)
-    with pytest.raises(StudentError, match="mask is empty"):
+    with pytest.raises(StudentError, match="loss mask of the first batch is empty"):
         check_batch({"input_ids": ids, "labels": torch.full((1, 3), -100)}, rows)
     with pytest.raises(StudentError, match="not completions"):
         check_batch({"input_ids": ids, "labels": torch.tensor([[1, 2, 3]])}, rows)
