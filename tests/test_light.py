@@ -154,7 +154,7 @@ def test_require_names_all_that_is_missing_and_nothing_else(monkeypatch):
         packages.require("do something", "torch", "pyyaml", "scipy")
     assert str(raised.value) == (
         "`torch` and `scipy` are needed to do something. Install them with: pip install 'torch>=2.6' 'scipy>=1.15'. "
-        "(All that persyn_hf can use: pip install persyn-hf)"
+        "(All dependencies: pip install persyn-hf)"
     )
     assert isinstance(raised.value, ImportError) and not isinstance(raised.value, MissingExtraError)
 

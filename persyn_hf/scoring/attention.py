@@ -1,9 +1,9 @@
-"""Attention over packed answers: a completion sees its prompt and itself, never a neighbour.
+"""Attention over packed answers: a completion attends to its prompt and to itself, never to a neighbour.
 
-On a CPU the queries go in blocks. The scores of a block are one matrix product with the keys it may see: the prompt
-and the completion up to the block. So the half of the scores that causality forbids is hardly computed, heads that
-share keys share the product, and nothing is as large as queries × keys. It takes half the time of PyTorch's own CPU
-kernel, and scores stay in float32 also for bfloat16. Elsewhere PyTorch's kernels get one masked call per completion.
+On a CPU, queries are processed in blocks. The scores of a block are one matrix product with the keys it may attend to:
+the prompt and the completion up to the block. This skips most of the masked half of the scores, heads that share keys
+share the product, and no matrix of queries × keys is allocated. It takes half the time of PyTorch's own CPU kernel,
+and scores stay in float32 for bfloat16 too. On other devices, PyTorch's kernels get one masked call per completion.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.nn.functional import scaled_dot_product_attention
 #: The name of the packed attention among transformers' attention implementations.
 PACKED = "persyn_packed"
 
-#: Queries of one block. Smaller ones waste less on forbidden keys, larger ones make better matrix products.
+#: Queries of one block. Smaller blocks waste less on masked keys, larger blocks make faster matrix products.
 _BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt's place in a pack and its completions' places, all `[start, end)`."""
+    """The span of a prompt in a pack and the spans of its completions, all `[start, end)`."""
 
     prompt: tuple[int, int]
     completions: tuple[tuple[int, int], ...]
@@ -34,7 +34,7 @@ class Tree:
 
 @dataclass
 class Layout:
-    """Where the trees of a pack lie; `masks` keeps what all layers share."""
+    """The trees of a pack; `masks` caches the masks that all layers share."""
 
     trees: tuple[Tree, ...]
     masks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
@@ -45,7 +45,7 @@ _LAYOUT: ContextVar[Layout] = ContextVar("persyn_layout")
 
 @contextmanager
 def with_layout(layout: Layout) -> Iterator[None]:
-    """Says to `packed_attention` which pack the model is reading."""
+    """Tells `packed_attention` which pack the model is reading."""
     token = _LAYOUT.set(layout)
     try:
         yield
@@ -54,7 +54,7 @@ def with_layout(layout: Layout) -> Iterator[None]:
 
 
 def register_packed_attention() -> None:
-    """Makes `PACKED` known to transformers. Its mask is none at all: the layout says who sees whom."""
+    """Registers `PACKED` with transformers, without a mask: the layout says which tokens attend to which."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(PACKED, packed_attention)
@@ -76,20 +76,21 @@ def packed_attention(
     softcap: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention over the trees of the current pack, with transformers' attention signature.
+    """Computes attention over the trees of the current pack, with transformers' attention signature.
 
     Args:
         module (`torch.nn.Module`): The attention layer.
         query (`Tensor`): `(1, heads, tokens, dim)`.
         key, value (`Tensor`): `(1, key_value_heads, tokens, dim)`.
         attention_mask (`None`): Unused.
-        scaling (`float`, *optional*), sliding_window (`int`, *optional*), softcap (`float`, *optional*): Of the layer.
+        scaling (`float`, *optional*): Factor on the scores; defaults to `dim ** -0.5`.
+        sliding_window (`int`, *optional*), softcap (`float`, *optional*): The layer's settings.
 
     Returns:
         `tuple[Tensor, None]`: `(1, tokens, heads, dim)`.
     """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise NotImplementedError("attention sinks and position biases are not packed")
+        raise NotImplementedError("packed attention supports neither attention sinks nor position biases")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     way = _Blocks if query.device.type == "cpu" else _Masked
@@ -113,20 +114,20 @@ class _Attention:
     softcap: float | None
 
     def __post_init__(self) -> None:
-        """Prepares what all trees of the pack share."""
+        """Prepares the tensors that all trees of the pack share."""
 
     def __call__(self, tree: Tree) -> None:
-        """Fills the output of a tree: the prompt, then every completion behind the prompt."""
+        """Fills the output of a tree: the prompt, then every completion after the prompt."""
         self.segment((tree.prompt[0], tree.prompt[0]), tree.prompt)
         for completion in tree.completions:
             self.segment(tree.prompt, completion)
 
     def segment(self, prompt: tuple[int, int], own: tuple[int, int]) -> None:
-        """Fills the output of the tokens `own`, which see `prompt` and, causally, themselves."""
+        """Fills the output of the tokens `own`, which attend to `prompt` and, causally, to themselves."""
         raise NotImplementedError
 
     def allowed(self, queries: int, keys: int) -> Tensor:
-        """True where a query may look; the queries are the last of the keys. Kept for all layers."""
+        """The mask, true where a query may attend; the queries are the last of the keys. Cached for all layers."""
         name = (queries, keys, self.window or 0)
         if name not in self.layout.masks:
             places = torch.arange(keys, device=self.query.device)
@@ -165,7 +166,7 @@ class _Blocks(_Attention):
         if self.softcap is not None:
             scores.div_(self.softcap).tanh_().mul_(self.softcap)
         by_query = scores.view(self._heads, -1, queries, keys)
-        if self.window is None:  # all that lies before the block is seen by all of it
+        if self.window is None:  # every query of the block attends to all tokens before the block
             own = self.allowed(queries, queries)
             by_query[..., keys - queries :].masked_fill_(~own, float("-inf"))
         else:

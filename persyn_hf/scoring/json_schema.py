@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 _FENCE = re.compile(r"```[A-Za-z]*\s*\n(.*?)\n?\s*```", re.S)
 
 
-def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
+def json_schema_verifier(prompt: object, completion: str, answer: object) -> float:
     """1 if the completion is JSON that is valid under the schema, else 0.
 
     Args:
-        prompt (`Any`): Unused.
-        completion (`str`): The answer. Thoughts and a code fence around it are left out; NaN and Infinity are no
-            JSON.
+        prompt (`object`): Unused.
+        completion (`str`): The answer. Thoughts and a code fence around it are removed; NaN and Infinity are not JSON.
         answer (`str` or `Mapping`): The schema, or a `response_format` that holds it.
 
     Raises:
-        ScoringError: If the reference is no JSON schema.
+        ScoringError: If the reference is not a JSON schema.
         MissingExtraError: If jsonschema is not installed.
 
     Example:
@@ -81,11 +80,11 @@ def schema_of_body(body: Any) -> Any:
     return keys.get("guided_json")
 
 
-def _validator(answer: Any) -> Validator:
-    """What holds values against the schema; no schema is ever fetched.
+def _validator(answer: object) -> Validator:
+    """A validator for the schema; remote references are never fetched.
 
     Raises:
-        ScoringError: If it is none.
+        ScoringError: If the schema is not valid.
     """
     require("check answers against a JSON schema", "jsonschema")
     from jsonschema import Draft202012Validator
@@ -98,13 +97,13 @@ def _validator(answer: Any) -> Validator:
     try:
         kind.check_schema(schema)
     except (SchemaError, RecursionError) as error:
-        said = error.message if isinstance(error, SchemaError) else "it is too deep"
-        raise ScoringError(f"The reference is no valid JSON schema: {said:.200}.") from error
+        said = error.message if isinstance(error, SchemaError) else "it is nested too deeply"
+        raise ScoringError(f"The reference is not a valid JSON schema: {said:.200}.") from error
     return kind(schema, registry=Registry())
 
 
-def _schema(answer: Any) -> Any:
-    """The schema, taken out of a `response_format` where the reference is one."""
+def _schema(answer: object) -> Any:
+    """The schema, extracted from a `response_format` if the reference is one."""
     try:
         found = json.loads(answer, parse_constant=_no_json) if isinstance(answer, str) else answer
     except (ValueError, RecursionError) as error:
@@ -120,7 +119,7 @@ def _schema(answer: Any) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The same without the keys that Arrow adds with nulls, but for values that a schema lists."""
+    """The schema without the null keys that Arrow adds; values that the schema lists are kept as they are."""
     if isinstance(value, Mapping):
         return {
             key: part if key in ("const", "enum", "default", "examples") else _without_nulls(part)
@@ -130,5 +129,5 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
-def _no_json(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

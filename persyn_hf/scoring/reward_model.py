@@ -1,4 +1,4 @@
-"""Reward models: one-label sequence classifiers, read so that a batch gives what a single answer gives."""
+"""Reward models: one-label sequence classifiers, evaluated so that an answer's score does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_reward_model(
 
     Raises:
         ConfigError: If there is no such model or dtype.
-        ScoringError: If it has more than one label or its head is missing.
+        ScoringError: If the model has more than one label or its head is missing.
     """
     calm_worker()
     resolved, where = identity(model, revision), choose_device(device)
@@ -62,8 +62,8 @@ def _load(name: str, revision: str, dtype: str, device: torch.device) -> RewardM
     model = load_model(files, "classifier", dtype, device)
     if model.config.num_labels != 1:
         raise ScoringError(
-            f"A reward model must have one label, `{name}` has {model.config.num_labels}: a classifier, whose labels "
-            "have no order. Give a model with one output, such as those trained by TRL's `RewardTrainer`."
+            f"A reward model must have one label, but `{name}` has {model.config.num_labels}: it is a classifier and "
+            "its labels have no order. Use a model with one output, such as one trained with TRL's `RewardTrainer`."
         )
     return RewardModel(name, revision, model, load_tokenizer(files), device, context_of(model.config))
 
@@ -78,20 +78,21 @@ def reward_scores(
     *,
     tools: Sequence[Any] | None = None,
 ) -> list[float | str]:
-    """Scores answers; each score is what the model gives the answer alone.
+    """Scores answers; a score does not depend on the other answers.
 
     Args:
         reward_model (`RewardModel`): From `load_reward_model`.
         prompts (list of `str` or of chat messages), completions (`Sequence[str]`): The answers. The model's own chat
-            template renders them; without one they are its tokenizer's text pair.
-        names (`Sequence[str]`): How errors name the answers.
+            template renders them; without a template, the tokenizer encodes prompt and completion as a text pair.
+        names (`Sequence[str]`): Names of the answers in errors.
         token_budget (`int`, defaults to 8192): Tokens of one batch, padding included.
         progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every batch.
         tools (`Sequence`, *optional*): The definitions of functions that each prompt offers, which the template is
             given too.
 
     Returns:
-        `list[float | str]`: In order, higher is better, on the model's own scale; words where a score is not finite.
+        `list[float | str]`: In order, the score on the model's own scale, higher is better; or, if it is not finite, a
+        text that says so.
 
     Raises:
         PromptTooLongError: If an answer does not fit the model's context.
@@ -112,7 +113,7 @@ def reward_scores(
     if len(scores) > 1 and all(isinstance(score, str) for score in scores):
         raise ScoringError(
             f"{names[0]} and the {len(scores) - 1} answers after it: {scores[0]}. Its weights overflow in "
-            f"{reward_model.model.dtype}, or are damaged: give another `revision`, or another reward model."
+            f"{reward_model.model.dtype} or are corrupt: set another `revision`, or use another reward model."
         )
     return scores
 
@@ -127,7 +128,7 @@ def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: st
             raise ScoringError(f"{name}: the reward model's chat template refuses this: {error}.") from error
         except DataError as error:
             raise ScoringError(f"{name}: the reward model cannot read this conversation: {error}.") from error
-        # The prompt stands in the text too, so that its length says nothing: only cut thoughts are looked for.
+        # The text includes the prompt, so its length shows nothing; only cut thoughts can be detected.
         if "</think>" in completion:
             require_kept(completion, text, "the reward model", name)
         found = tokenizer(text, add_special_tokens=False, verbose=False)
@@ -136,7 +137,7 @@ def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: st
     encoded = {key: list(found[key]) for key in ("input_ids", "token_type_ids") if key in found}
     if reward_model.context is not None and len(encoded["input_ids"]) > reward_model.context:
         raise PromptTooLongError(
-            f"{name}: {len(encoded['input_ids'])} tokens, the reward model reads {reward_model.context}."
+            f"{name}: {len(encoded['input_ids'])} tokens, but the reward model's context is {reward_model.context}."
         )
     return encoded
 
@@ -153,8 +154,8 @@ def _forward(reward_model: RewardModel, rows: Sequence[dict[str, list[int]]]) ->
         if not isinstance(getattr(model, "score", None), torch.nn.Linear):
             logits = model(**inputs).logits
         else:
-            # Decoders read the last token. transformers looks for it by the padding id, refuses batches without one,
-            # and takes a real last token for padding where both have one id: here lengths decide.
+            # Decoders read the last token. transformers finds it by the padding id, refuses batches without one, and
+            # mistakes a real last token with that id for padding. Here the lengths decide.
             hidden = model.base_model(**inputs, use_cache=False)[0]
             last = torch.tensor([_last(row["input_ids"], fill) for row in rows], device=device)
             logits = model.score(hidden[torch.arange(len(rows), device=device), last])
@@ -162,7 +163,7 @@ def _forward(reward_model: RewardModel, rows: Sequence[dict[str, list[int]]]) ->
 
 
 def _last(ids: list[int], fill: int | None) -> int:
-    """The position that transformers reads when the answer is alone: the last one that is not the padding id."""
+    """The position that transformers reads for a single answer: the last one whose id is not the padding id."""
     if fill is None:
         return len(ids) - 1
     return next((place for place in range(len(ids) - 1, -1, -1) if ids[place] != fill), 0)

@@ -61,7 +61,7 @@ def test_messages_stay_messages(answers):
 
 
 def test_nothing_left_is_an_error(answers):
-    with pytest.raises(DataError, match="of 3, all failed, were empty or were cut"):
+    with pytest.raises(DataError, match="all 3 failed, were empty or were truncated"):
         personalize(answers.select([2, 3, 4]))
     with pytest.raises(MissingColumnError):
         personalize(Dataset.from_dict({"prompt": ["x"]}))

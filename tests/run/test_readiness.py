@@ -123,7 +123,7 @@ MISTAKES = {
     "verifier's function": (lambda s, d, t: edit(s, "quality.verifier", "json:judge"), "cannot find"),
     "unlike scales": (
         lambda s, d, t: edit(s, "quality", {"sources": [{"verifier": "exact"}, judged(d["judge"].url)]}),
-        "unlike scales",
+        "different scales",
     ),
     "references": (
         lambda s, d, t: rows(s, {2: {"answer": None}, 5: {"answer": None}}),

@@ -30,7 +30,7 @@ def test_scores(reply, expected):
 
 @pytest.mark.parametrize("reply", ["", "0", "11", "10.5", "7 or 8", "Score: 7\nbut wait", "-3", "seven", "8/5", "100"])
 def test_what_is_no_score(reply):
-    with pytest.raises(RequestError, match="no score from 1 to 10"):
+    with pytest.raises(RequestError, match="not a score from 1 to 10"):
         parse_score(reply)
 
 
@@ -44,7 +44,7 @@ def test_scores_errors_and_what_was_asked(monkeypatch, caplog):
     texts = [body["messages"][-1]["content"] for body in double.bodies]
     assert found["quality"] == [len(texts[0]) % 9 + 1, len(texts[1]) % 9 + 1, None, None]
     assert found["quality_error"][:3] == [None] * 3
-    assert found["quality_error"][3] == "the judge's reply is no score from 1 to 10: 'That is a matter of taste.'"
+    assert found["quality_error"][3] == "the judge's reply is not a score from 1 to 10: 'That is a matter of taste.'"
     assert "1 of 3 answers got no score" in caplog.text
     assert "Name a colour." in texts[0] and "[Reference answer]\ngreen\n" in texts[0]
     assert "And {{ another }}?" in texts[1] and "Reference" not in texts[1]

@@ -50,10 +50,10 @@ def test_one_number_is_a_score(line, score):
     ],
 )  # fmt: skip
 def test_what_could_mean_something_else_is_no_score(line):
-    with pytest.raises(RequestError, match="no score from 1 to 10"):
+    with pytest.raises(RequestError, match="not a score from 1 to 10"):
         parse_score(f"Reasonable.\n\n{line}")
 
 
 def test_the_error_has_the_judges_words_made_fit():
-    with pytest.raises(RequestError, match=r"no score from 1 to 10: 'FINE BY ME'"):
+    with pytest.raises(RequestError, match=r"not a score from 1 to 10: 'FINE BY ME'"):
         parse_score("fine by me", str.upper)

@@ -93,8 +93,8 @@ def test_all_references_that_cannot_be_read_are_named_at_once():
         persyn_quality(rows, verifier="math")
     lines = str(raised.value).splitlines()
     assert lines[0] == "25 rows cannot be verified." and lines[-1] == "… and 5 more." and len(lines) == 22
-    assert lines[1].startswith("prompt id01: The reference answer 'words only' is no mathematical expression")
-    assert lines[3] == "prompt id03: the verifier needs a reference, and this row's is null."
+    assert lines[1].startswith("prompt id01: The reference answer 'words only' is not a mathematical expression")
+    assert lines[3] == "prompt id03: the verifier needs a reference, but this row's is null."
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_the_schema_may_stand_in_the_form_that_was_asked_for():
     [
         ("{", "must be a JSON schema"),
         ("[1]", "must be a JSON schema, an object"),
-        ('{"type": "intger"}', "no valid JSON schema"),
+        ('{"type": "intger"}', "not a valid JSON schema"),
         ({"type": "json_schema"}, "must be a JSON schema, an object"),
         ({"$ref": "https://example.com/other.json"}, "cannot be applied"),
         (None, "needs a reference"),
