@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from persyn_hf.config import Judge, Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire

@@ -228,7 +228,7 @@ class Ledger:
         with self.reading() as connection:
             return float(connection.execute("SELECT usd FROM sums WHERE name = ?", [name]).fetchone()[0])
 
-    def prune(self, where: str, values: Sequence[str | float], dry_run: bool = False) -> int:
+    def prune(self, where: str, values: Sequence[object], dry_run: bool = False) -> int:
         """Removes the answers that match an SQL condition, and frees their disk space.
 
         Args:
