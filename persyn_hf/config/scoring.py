@@ -143,8 +143,8 @@ class Judge(Service):
         max_tokens_field (`str`, defaults to `"max_tokens"`): The request's key for `max_tokens`.
         seed (`int`, defaults to 0): The seed of every request; `null` sends none.
         extra_body (`dict`, defaults to `{}`): More keys of the request, such as `reasoning_effort`.
-        preflight (`bool`, defaults to `True`): Before the first request, check that the server lists `model`. `False`
-            where it lists its models under other names.
+        preflight (`bool`, defaults to `True`): Before the run, check that the server lists `model`, or else that it
+            replies under that name.
     """
 
     unkeyed: ClassVar[frozenset[str]] = Service.unkeyed | {"preflight"}
@@ -163,6 +163,13 @@ class Judge(Service):
     seed: int | None = Field(0, ge=0)
     extra_body: dict[str, Any] = Field({})
     preflight: bool = True
+
+    @property
+    def sampling_fields(self) -> dict[str, object]:
+        """The fields of a request that decide the reply, beside model and messages."""
+        chosen = {"temperature": self.temperature, "seed": self.seed}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return {**self.extra_body, **given, self.max_tokens_field: self.max_tokens}
 
     @field_validator("extra_body")
     @classmethod

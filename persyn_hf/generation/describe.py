@@ -16,7 +16,7 @@ from persyn_hf.config import Judge, Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import OF_THE_SERVER
-from persyn_hf.endpoints.wire import Wire, exchange
+from persyn_hf.endpoints.wire import Wire, encoded, exchange
 from persyn_hf.errors import ConfigError, RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
 from persyn_hf.generation.usage import count
 
@@ -52,6 +52,10 @@ class EndpointLimits:
     no_whole_top_p: bool = field(default=False, compare=False)
 
 
+class UnlistedModelError(ConfigError):
+    """An endpoint lists models, and the configured one is not among them."""
+
+
 async def describe(teacher: Teacher, address: str, patience: float) -> EndpointLimits:
     """Queries an endpoint for its model and limits.
 
@@ -78,7 +82,7 @@ async def describe(teacher: Teacher, address: str, patience: float) -> EndpointL
 
 
 async def describe_judge(judge: Judge, patience: float) -> EndpointLimits:
-    """Asks a judge's server what it serves.
+    """Asks a judge's server what it serves, and for one reply if the judge is not among it.
 
     Args:
         judge (`Judge`): What it should serve, and where.
@@ -90,7 +94,22 @@ async def describe_judge(judge: Judge, patience: float) -> EndpointLimits:
     endpoint = Endpoint.of(judge, model=judge.model)
     wire = _open(judge, endpoint)
     async with aclosing(wire):
-        return await _of_chat(wire, endpoint, patience)
+        try:
+            return await _of_chat(wire, endpoint, patience)
+        except UnlistedModelError as unlisted:
+            return await _of_one_reply(wire, endpoint, judge, unlisted)
+
+
+async def _of_one_reply(wire: Wire, endpoint: Endpoint, judge: Judge, unlisted: UnlistedModelError) -> EndpointLimits:
+    """Asks a judge for one reply: many gateways answer under names that they do not list."""
+    messages = [{"role": "user", "content": "Reply with the number 7."}]
+    body = encoded({"model": judge.model, "messages": messages, **judge.sampling_fields, "stream": False})
+    try:
+        await exchange(wire, endpoint, "POST", endpoint.url("/v1/chat/completions"), body)
+    except TeacherError as error:
+        raise ConfigError(f"{unlisted} Its answer to a request for that name: {error}") from error
+    _log.info("%s does not list `%s`, but answers under that name", endpoint.address, judge.model)
+    return EndpointLimits()
 
 
 def _open(server: Teacher | Judge, endpoint: Endpoint) -> Wire:
@@ -166,7 +185,7 @@ def _from_models(endpoint: Endpoint, listed: object) -> EndpointLimits:
         return EndpointLimits()
     listed_ids = ", ".join(f"`{endpoint.clean(str(entry.get('id')))}`" for entry in entries[:5])
     more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
-    raise ConfigError(f"{endpoint.address} serves {listed_ids}{more}, but `model` is `{model}`.")
+    raise UnlistedModelError(f"{endpoint.address} serves {listed_ids}{more}, but `model` is `{model}`.")
 
 
 def _lengths(entry: dict[str, object], entries: list[dict[str, object]]) -> EndpointLimits:

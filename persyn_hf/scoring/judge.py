@@ -81,7 +81,9 @@ def judge_answers(
         who=f"the judge `{endpoint.clean(judge.model)}` at {endpoint.address}",
         endpoint=endpoint,
         service=judge,
-        origin=Origin(model=judge.model, revision=judge.revision, sampling=json.dumps(_sampling(judge)), kind="judge"),
+        origin=Origin(
+            model=judge.model, revision=judge.revision, sampling=json.dumps(judge.sampling_fields), kind="judge"
+        ),
         ask=_asker(judge, endpoint),
         longest=judge.max_tokens,
         wrong=lambda reply: _wrong(reply, score),
@@ -92,7 +94,7 @@ def judge_answers(
     requests = render_requests(judge, prompts, completions, references)
     questions = [
         Question(
-            question_key("judge", judge.model, judge.revision or "", _sampling(judge), request),
+            question_key("judge", judge.model, judge.revision or "", judge.sampling_fields, request),
             request,
             len(request.encode("utf-8", "replace")) + _TEMPLATE_TOKENS,
             prompt_id(prompt),
@@ -125,22 +127,12 @@ def render_requests(
         ) from error
 
 
-def _sampling(judge: Judge) -> dict[str, Any]:
-    """The fields of the request that decide a reply beside the model and the message."""
-    chosen = {"temperature": judge.temperature, "seed": judge.seed}
-    return {
-        **judge.extra_body,
-        **{name: value for name, value in chosen.items() if value is not None},
-        judge.max_tokens_field: judge.max_tokens,
-    }
-
-
 def _asker(judge: Judge, endpoint: Endpoint) -> Callable[..., Any]:
     async def ask(send: Send, request: str) -> Completion:
         body = {
             "model": judge.model,
             "messages": [{"role": "user", "content": request}],
-            **_sampling(judge),
+            **judge.sampling_fields,
             "stream": False,
         }
         return _reply(await send(endpoint.url("/v1/chat/completions"), body))
