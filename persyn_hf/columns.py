@@ -41,6 +41,8 @@ COMPLETION_TOKENS = "completion_tokens"
 #: Those of the prompt that the server read from its cache, and those of the completion that went into reasoning.
 CACHED_TOKENS = "cached_tokens"
 REASONING_TOKENS = "reasoning_tokens"
+#: What an answer is paid by.
+TOKENS = (PROMPT_TOKENS, COMPLETION_TOKENS, CACHED_TOKENS, REASONING_TOKENS)
 #: Special tokens or an invented turn in the completion: one of `LEAKS`, null where there is none.
 LEAK = "leak"
 USAGE_SOURCE = "usage_source"

@@ -82,7 +82,7 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
         (columns.PROMPT, columns.COMPLETION, columns.TEACHER, columns.FINISH_REASON),
         "personalize",
     )
-    keep = np.flatnonzero(_fates(answers, keep_truncated) == _KEPT)
+    keep = kept_rows(answers, keep_truncated)
     if not len(keep):
         raise DataError(
             f"No answer is left to train on: of {len(answers)}, all failed, were empty or were cut. "
@@ -102,6 +102,11 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
         desc="personalize",
     )
     return made.with_format(None)
+
+
+def kept_rows(answers: Dataset, keep_truncated: bool = False) -> NDArray[Any]:
+    """The rows that [`personalize`] keeps, in order."""
+    return np.flatnonzero(_fates(answers, keep_truncated) == _KEPT)
 
 
 def count_kept(answers: Dataset, keep_truncated: bool = False) -> Kept:

@@ -113,7 +113,7 @@ def pieces(data: Dataset, piece_bytes: int | None = None) -> Iterator[pa.Table]:
         piece_bytes (`int`, *optional*): Of Arrow data in a piece instead; to map a large file takes a while.
     """
     size = arrow_bytes(data)
-    rows = max(1, len(data) * (piece_bytes or PIECE_BYTES) // size) if size else len(data)
+    rows = max(1, len(data) * (piece_bytes or PIECE_BYTES) // size if size else len(data))
     for start in range(0, len(data), rows):
         yield _read(data, start, start + rows)
 

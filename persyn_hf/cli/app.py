@@ -150,8 +150,10 @@ def run_and_report(
     console.print(f"Everything is in {markup(result.folder)}", highlight=False, soft_wrap=True)
     if result.missing:
         table = result.folder / "stages" / f"{result.answers}.parquet"
-        typer.echo(f"{result.missing} rows of {table} got no answer. Run again to ask for them.", err=True)
-        for line in name_missing(table):
+        retried = result.answers == "generate" and config.accept is not None
+        what = "an answer that could be judged" if retried else "an answer"
+        typer.echo(f"{result.missing} rows of {table} got no{what[2:]}. Run again to ask for them.", err=True)
+        for line in name_missing(table, columns.ACCEPT_ERROR if retried else columns.ERROR, what):
             typer.echo(line, err=True)
     for name, count in result.unscored.items():
         table = result.folder / "stages" / f"{name}.parquet"

@@ -20,7 +20,10 @@ def plan_command(
     ] = None,
     sample: Annotated[
         Path | None,
-        typer.Option(help="Answers to take the lengths from: a Parquet file with `teacher` and `completion_tokens`."),
+        typer.Option(
+            help="Answers to take the lengths from: a Parquet file with `teacher` and `completion_tokens`; with "
+            "`quality`, also how often answers pass `accept`."
+        ),
     ] = None,
     tokens_per_second: Annotated[
         float | None,

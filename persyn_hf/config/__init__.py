@@ -38,7 +38,7 @@ from persyn_hf.config.scoring import (
 )
 from persyn_hf.config.settings import Dtype, Settings, base_url, default_of, merged, read_settings, require_known
 from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
-from persyn_hf.config.teachers import Teacher, require_distinct_teachers
+from persyn_hf.config.teachers import Teacher, priced, require_distinct_teachers
 
 __all__ = [
     "CAR_BETA",
@@ -82,6 +82,7 @@ __all__ = [
     "Teacher",
     "Training",
     "policy_label",
+    "priced",
     "base_url",
     "default_of",
     "merged",

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from persyn_hf.config.settings import KeyVariable, Settings, base_url
+from persyn_hf.config.connection import Connection
+from persyn_hf.config.settings import Settings, base_url
 
 Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
 
@@ -81,7 +82,7 @@ class RouterRecord(Settings):
     prompt_column: str = Field("prompt", min_length=1)
 
 
-class RouteOptions(Settings):
+class RouteOptions(Connection):
     """How [`persyn_route`] runs a router.
 
     Args:
@@ -89,22 +90,29 @@ class RouteOptions(Settings):
         endpoint (`str`, *optional*): Base URL of a Text Embeddings Inference server that serves the router: scores
             come from there and no weights are loaded. `router` may then be left out; given, its `config.json` tells
             the fallback and the prompt column, and must have the server's labels.
-        api_key_env (`str`, *optional*): Environment variable with the server's key. No other token is sent there.
+        api_key_env, use_hub_token, api_key_header, extra_headers, extra_query (*optional*): How that server is
+            reached, as in [`Connection`]. No token is sent there that is not named so.
     """
 
     device: str | None = None
     dtype: str | None = None
     endpoint: Annotated[str | None, AfterValidator(_address)] = None
-    api_key_env: KeyVariable = None
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> RouteOptions:
         local = [name for name in ("device", "dtype") if getattr(self, name) is not None]
         if self.endpoint is not None and local:
             raise ValueError(f"`{local[0]}` is for a router in this process; leave it out beside `endpoint`")
-        if self.endpoint is None and self.api_key_env is not None:
-            raise ValueError("`api_key_env` is the key of a server; give its `endpoint`, or leave it out")
+        of_a_server = [name for name in sorted(self.reached) if getattr(self, name)]
+        if self.endpoint is None and of_a_server:
+            what = "the key of a server" if of_a_server[0] == "api_key_env" else "for a router behind a server"
+            raise ValueError(f"`{of_a_server[0]}` is {what}; give its `endpoint`, or leave it out")
         return self
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """How the server is reached, as far as that is set."""
+        return {name: getattr(self, name) for name in sorted(self.reached) if getattr(self, name)}
 
 
 class PairOptions(Settings):

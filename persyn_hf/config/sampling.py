@@ -137,6 +137,11 @@ class Sampling(Settings):
         """Whether the most likely token is always taken, as far as is known here."""
         return self.temperature == 0
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether another attempt has the same answer, as far as is known here: greedy, or one seed for all rows."""
+        return self.is_greedy or isinstance(self.seed, int)
+
     @cached_property
     def values(self) -> dict[str, Any]:
         """The parameters as plain values, for ledgers and cards; those that came later only where they are set."""

@@ -24,7 +24,10 @@ class Service(Connection):
         url (`str`): Base URL of the server, read as a teacher's `endpoint`.
         max_concurrency (`int`, defaults to 32): Requests in flight at once.
         timeout (`float`, defaults to 120): Seconds for one request.
-        attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
+        attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed. What
+            is refused for load is asked again for as long as `down_after` says.
+        down_after (`float`, *optional*): Seconds without any answer that show that a server is down which has answered
+            before; five times as many where it refuses for load. `None`: 300, five minutes.
         max_response_bytes (`int`, defaults to 64 MiB): An answer is not read further than this.
         price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD for a
             million tokens.
@@ -36,6 +39,7 @@ class Service(Connection):
             "max_concurrency",
             "timeout",
             "attempts",
+            "down_after",
             "max_response_bytes",
             "price_per_million_prompt_tokens",
             "price_per_million_completion_tokens",
@@ -46,6 +50,7 @@ class Service(Connection):
     max_concurrency: int = Field(32, ge=1)
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
+    down_after: float | None = Field(None, gt=0)
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
     price_per_million_prompt_tokens: float = Field(0.0, ge=0)
     price_per_million_completion_tokens: float = Field(0.0, ge=0)
@@ -136,8 +141,11 @@ class Judge(Service):
         max_tokens_field (`str`, defaults to `"max_tokens"`): The request's key for `max_tokens`.
         seed (`int`, defaults to 0): The seed of every request; `null` sends none.
         extra_body (`dict`, defaults to `{}`): More keys of the request, such as `reasoning_effort`.
+        preflight (`bool`, defaults to `True`): Before the first request, check that the server lists `model`. `False`
+            where it lists its models under other names.
     """
 
+    unkeyed: ClassVar[frozenset[str]] = Service.unkeyed | {"preflight"}
     added: ClassVar[frozenset[str]] = frozenset({"revision", "max_tokens_field", "seed", "extra_body"})
     #: Keys of the request that have a setting of their own, or that persyn_hf sets.
     own_keys: ClassVar[frozenset[str]] = frozenset(
@@ -152,6 +160,7 @@ class Judge(Service):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     seed: int | None = Field(0, ge=0)
     extra_body: dict[str, Any] = Field({})
+    preflight: bool = True
 
     @field_validator("extra_body")
     @classmethod

@@ -55,7 +55,8 @@ class Teacher(Connection):
         timeout (`float`, defaults to 120): Seconds for one request.
         hedge_after (`float`, *optional*): Seconds after which a request without an answer is sent a second time, and
             the first answer counts. It may be paid for twice, so it is off unless set.
-        max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this.
+        max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this; the events of a
+            stream, which take many bytes for each token, not further than 64 times this.
         down_after (`float`, *optional*): Seconds without any answer, after the first one, that show that an endpoint
             is down: more than it takes to start again. `None`: 300, five minutes.
         on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
@@ -82,7 +83,7 @@ class Teacher(Connection):
             "endpoint",
             "api",
             "dialect",  # what it sets counts by itself
-            "tokenizer",
+            "tokenizer",  # but see `renderer`
             "stream",
             "stream_usage",
             "max_concurrency",
@@ -149,6 +150,11 @@ class Teacher(Connection):
         return tuple(address.rstrip("/") for address in given)
 
     @property
+    def renderer(self) -> str | None:
+        """The `tokenizer`, where its template decides what the model reads: with `api: tgi`."""
+        return self.tokenizer if self.api == "tgi" else None
+
+    @property
     def has_price(self) -> bool:
         """Whether its answers cost money."""
         return any(self.prices)
@@ -170,13 +176,7 @@ class Teacher(Connection):
             cached_tokens (`float`, defaults to 0): Those of the prompt that came from the server's cache.
             reasoning_tokens (`float`, defaults to 0): Those of the completion that went into reasoning.
         """
-        asked, made, cached, reasoning = self.prices
-        return (
-            prompt_tokens * asked
-            + completion_tokens * made
-            + cached_tokens * (cached - asked)
-            + reasoning_tokens * (reasoning - made)
-        ) / 1e6
+        return priced(self.prices, (prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens))
 
     @model_validator(mode="before")
     @classmethod
@@ -225,6 +225,27 @@ class Teacher(Connection):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def priced(prices: Sequence[float], tokens: Sequence[float | None]) -> float:
+    """USD for tokens.
+
+    Args:
+        prices (`Sequence[float]`): USD for a million tokens of the prompt and of the completion, and, where they are
+            given, of a cached prompt and of reasoning ([`Teacher.prices`]); left out, these cost what others do.
+        tokens (`Sequence[float]`): Of the prompt and of the completion, all of them; then, where it is known, how many
+            of them were cached, and how many went into reasoning. `None` counts as 0.
+
+    Example:
+        >>> priced((1.0, 2.0, 0.5, 10.0), (1e6, 2e6, 1e6, 1e6))
+        12.5
+        >>> priced((1.0, 2.0), (1e6, 2e6, 1e6, 1e6))
+        5.0
+    """
+    asked, made, cached, reasoning = (*prices, *prices[:2])[:4]
+    counts = [count or 0 for count in tokens] + [0] * (4 - len(tokens))
+    own = (asked, made, cached - asked, reasoning - made)
+    return sum(count * price for count, price in zip(counts, own, strict=True)) / 1e6
 
 
 def require_distinct_teachers(teachers: Sequence[Teacher]) -> None:

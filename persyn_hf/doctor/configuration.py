@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.doctor.acceptability import check_acceptance, check_cleaning, check_target, possible_cleaning
 from persyn_hf.doctor.cleaning import read_clean_prompts
 from persyn_hf.doctor.contradictions import check_disk, check_probe_size, check_settings
 from persyn_hf.doctor.findings import Finding, Findings
@@ -73,14 +74,18 @@ def examine(config: RunConfig, source: str = "configuration", stages: Sequence[s
     """
     found = Findings()
     examined = Examined(found)
+    found += check_cleaning(config)
+    cleanable = possible_cleaning(config, found.failures)
     with found.failing("prompts", "prompts.source"):
-        cleaned, examined.unread = read_clean_prompts(config, source)
+        cleaned, examined.unread = read_clean_prompts(cleanable, source)
         examined.prompts, examined.cleaned = cleaned.prompts, cleaned.counts
         found.append(Finding("prompts", "ok", f"{len(examined.prompts)} in {config.prompts.location}"))
         if cleaned.drops:
             found.append(Finding("prompts", "note", f"{len(cleaned.drops)} were left out: {_said(cleaned.counts)}"))
         found += check_probe_size(config, len(examined.prompts), source)
+        found += check_target(config, len(examined.prompts), source)
     found += check_settings(config, stages)
+    found += check_acceptance(config, stages)
     found += _keys(config, stages, source)
     before = len(found)
     with found.failing("packages"):
@@ -122,7 +127,7 @@ def sift_prompts(
     wrong = {row: ("prompts.source", reason) for row, reason in unreadable_prompts(readers, prompts).items()}
     if scoring and config.quality is not None:
         try:
-            references = unreadable_references(config.quality, prompts)
+            references = unreadable_references(config.quality, prompts, config.teachers)
         except (PersynError, ImportError):  # likewise
             references = {}
         for row, reason in references.items():

@@ -55,7 +55,8 @@ def check_disk(config: RunConfig, prompts: int) -> Finding:
     free = shutil.disk_usage(folder).free
     probe = config.probe.size if config.router.pretrained is None else 0
     longest = max(teacher.sampling.max_tokens or 0 for teacher in config.teachers)
-    needed = (probe * len(config.teachers) + prompts) * longest * BYTES_PER_TOKEN
+    of_each = config.accept.attempts if config.accept is not None else config.allocation.top_k
+    needed = (probe * len(config.teachers) + prompts * of_each) * longest * BYTES_PER_TOKEN
     message = f"{free / 1e9:.1f} GB free for {config.output_dir}; the run writes at most about {needed / 1e9:.2g} GB"
     return Finding("disk", "ok" if free > needed else "fail", message, "output_dir")
 

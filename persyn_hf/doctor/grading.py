@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from persyn_hf import columns
-from persyn_hf.config import Judge, Quality, QualitySource
+from persyn_hf.config import Judge, Quality, QualitySource, Teacher
 from persyn_hf.doctor.findings import Findings
 from persyn_hf.errors import ConfigError, PersynError, ScoringError
+from persyn_hf.scoring.json_schema import schema_of_body
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +74,7 @@ def _fill_in(judge: Judge, sample: Dataset | None) -> None:
         ) from error
 
 
-def unreadable_references(quality: Quality, prompts: Dataset) -> dict[int, str]:
+def unreadable_references(quality: Quality, prompts: Dataset, teachers: Sequence[Teacher] = ()) -> dict[int, str]:
     """Looks for references that a verifier cannot read.
 
     Each different reference is given to each verifier once, with an answer that any of them can read. Functions of
@@ -82,6 +83,8 @@ def unreadable_references(quality: Quality, prompts: Dataset) -> dict[int, str]:
     Args:
         quality (`Quality`): The section, whose verifiers are there.
         prompts (`Dataset`): With `answer`, where there are references.
+        teachers (`Sequence[Teacher]`, *optional*): A schema that all of them are asked for stands where a prompt has
+            none.
 
     Returns:
         `dict[int, str]`: Why, by row.
@@ -89,16 +92,19 @@ def unreadable_references(quality: Quality, prompts: Dataset) -> dict[int, str]:
     verifiers = dict(_readers(quality))
     if not verifiers:
         return {}
-    # A schema may stand in the form that an answer is asked for.
-    own = (columns.ANSWER, columns.RESPONSE_FORMAT) if "json-schema" in verifiers else (columns.ANSWER,)
-    given = next((name for name in own if name in prompts.column_names), None)
-    references: Sequence[object] = [None] * len(prompts) if given is None else prompts[given][:]
+    answers, forms = (
+        prompts[name][:] if name in prompts.column_names else [None] * len(prompts)
+        for name in (columns.ANSWER, columns.RESPONSE_FORMAT)
+    )
+    asked = [schema_of_body(teacher.sampling.extra_body) for teacher in teachers]
     known: dict[str, str | None] = {}
     wrong: dict[int, str] = {}
-    for row, reference in enumerate(references):
-        text = repr(reference)
+    for row, (answer, form) in enumerate(zip(answers, forms, strict=True)):
+        text = repr((answer, form))
         if text not in known:
-            known[text] = _problem(verifiers, reference)
+            # A schema may stand in the form that an answer is asked for.
+            schemas = [form] if form is not None else asked
+            known[text] = _problem(verifiers, answer, schemas if answer is None else [])
         if (problem := known[text]) is not None:
             wrong[row] = problem
     return wrong
@@ -119,8 +125,12 @@ def _readers(quality: Quality) -> Iterator[tuple[str, Callable[[object], None]]]
         yield part.verifier, read
 
 
-def _problem(verifiers: Mapping[str, Callable[[object], None]], reference: object) -> str | None:
-    for name, read in verifiers.items():
+def _problem(
+    verifiers: Mapping[str, Callable[[object], None]], answer: object, schemas: Sequence[object]
+) -> str | None:
+    pairs = ((name, one) for name in verifiers for one in (schemas if name == "json-schema" else ()) or [answer])
+    for name, reference in pairs:
+        read = verifiers[name]
         if reference is None:
             return f"`{name}` needs a reference and it has none (null)"
         if isinstance(reference, str) and _NUMBER.fullmatch(reference.strip()) and name in ("math", "exact"):

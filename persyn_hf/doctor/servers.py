@@ -15,6 +15,8 @@ from persyn_hf.errors import ConfigError, PersynError
 if TYPE_CHECKING:
     from persyn_hf.generation.preflight import Survey
 
+#: Seconds for which a student's server is waited for that refuses for load.
+_PATIENCE = 5.0
 #: An answer for the student's server to score before there is one.
 _SOME_ANSWER = "Yes."
 
@@ -87,8 +89,11 @@ def check_services(config: RunConfig, prompt: columns.Prompt, patience: float = 
     for key, part in quality_parts(config.quality) if config.quality is not None else ():
         if part.judge is not None:
             with found.failing("judge", f"{key}.judge.url"):
-                _look_at_judge(part.judge, f"{key}.judge", patience)
-                found.append(Finding("judge", "ok", f"{part.judge.model} at {part.judge.url}"))
+                if part.judge.preflight:
+                    _look_at_judge(part.judge, f"{key}.judge", patience)
+                    found.append(Finding("judge", "ok", f"{part.judge.model} at {part.judge.url}"))
+                else:
+                    found.append(Finding("judge", "note", "not asked what it serves (`preflight: false`)"))
     if config.student is not None and config.student.endpoint is not None:
         with found.failing("student's server", "student.endpoint"):
             _score_once(config.student, config.reward, prompt)
@@ -97,21 +102,15 @@ def check_services(config: RunConfig, prompt: columns.Prompt, patience: float = 
 
 
 def _look_at_judge(judge: Judge, key: str, patience: float) -> None:
-    from persyn_hf.generation.describe import describe
+    from persyn_hf.generation.describe import describe_judge
 
-    asked = Teacher(
-        name=key,
-        model=judge.model,
-        endpoint=judge.url,
-        api_key_env=judge.api_key_env,
-        use_hub_token=judge.use_hub_token,
-        timeout=judge.timeout,
-        max_response_bytes=judge.max_response_bytes,
-    )
     try:
-        asyncio.run(describe(asked, asked.endpoints[0], patience))
+        asyncio.run(describe_judge(judge, patience))
+    except ConfigError as error:
+        way_out = f"Where it answers as `{judge.model}` all the same, set `preflight: false` of the judge."
+        raise ConfigError(f"the judge `{judge.model}` (`{key}`): {error} {way_out}") from error
     except PersynError as error:
-        raise ConfigError(f"the judge (`{key}`): {error}") from error
+        raise ConfigError(f"the judge `{judge.model}` (`{key}`): {error}") from error
 
 
 def _score_once(student: Student, reward: Reward, prompt: columns.Prompt) -> None:
@@ -136,4 +135,6 @@ def _score_once(student: Student, reward: Reward, prompt: columns.Prompt) -> Non
 def _impatient(student: Student) -> object:
     """The student's server, tried fewer times: what it cannot do now stops the run before it begins."""
     assert student.endpoint is not None
-    return student.endpoint.model_copy(update={"attempts": min(student.endpoint.attempts, 3)})
+    server = student.endpoint
+    few = {"attempts": min(server.attempts, 3), "down_after": min(server.down_after or _PATIENCE, _PATIENCE)}
+    return server.model_copy(update=few)

@@ -24,21 +24,21 @@ from persyn_hf.endpoints.proxies import is_of_the_hub, keep_key_from_proxies, pr
 from persyn_hf.endpoints.wire import Reply, Rules, SessionWire, Wire
 
 
-def open_wire(endpoint: Endpoint, timeout: float, max_bytes: int) -> Wire:
+def open_wire(endpoint: Endpoint, timeout: float, max_bytes: int, room: int = 1) -> Wire:
     """A wire to one endpoint.
 
     It is made of the user's own sessions where `set_async_client_factory` was given a factory (proxies, certificates),
     else of aiohttp's.
 
     Args:
-        endpoint, timeout, max_bytes: As in [`Rules`].
+        endpoint, timeout, max_bytes, room: As in [`Rules`].
 
     Raises:
         ConfigError: If a proxy of the environment would read the key.
     """
     own_sessions = _user_has_a_factory()
     keep_key_from_proxies(endpoint, own_sessions)
-    rules = Rules(endpoint, timeout, max_bytes)
+    rules = Rules(endpoint, timeout, max_bytes, room)
     return SessionWire(rules) if own_sessions else AiohttpWire(rules)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 
 from persyn_hf.config import Service
@@ -36,6 +38,14 @@ Result = TypeVar("Result")
 #: Sends one request and gives the JSON of its answer: `await send(url)` gets a page, `await send(url, body)` posts.
 Send = Callable[..., Awaitable[Any]]
 
+#: Seconds without any answer after which a server that has answered before is down.
+_DOWN_AFTER = 300.0
+#: Where it refuses for load it is alive (its limit may be per minute), and waited for so many times as long.
+_LOAD_PATIENCE = 5
+#: Seconds for which one is waited for that has refused for load from the start: longer than a limit per minute.
+_LOAD_UNSEEN = 90.0
+#: Tries of a request that is refused for load.
+_LOAD_ATTEMPTS = 100
 #: First pause between two tries, and the most by which chance lengthens one, seconds.
 _FIRST_PAUSE = 0.3
 
@@ -47,10 +57,12 @@ class Patience:
     Args:
         max_concurrency (`int`): Requests in flight at once.
         timeout (`float`): Seconds for one request.
-        attempts (`int`): Tries of one request.
+        attempts (`int`): Tries of one request that fails for other reasons than load.
         max_response_bytes (`int`): An answer is not read further than this.
         longest_pause (`float`, defaults to 30): Seconds between two tries; ten times as many where the server asks for
             them.
+        down_after (`float`, defaults to 300): Seconds without any answer after which a server that has answered
+            before is down; five times as many where it refuses for load.
     """
 
     max_concurrency: int
@@ -58,11 +70,42 @@ class Patience:
     attempts: int
     max_response_bytes: int
     longest_pause: float = 30.0
+    down_after: float = _DOWN_AFTER
 
     @classmethod
     def of(cls, service: Service) -> Patience:
         """As a service is configured."""
-        return cls(service.max_concurrency, service.timeout, service.attempts, service.max_response_bytes)
+        return cls(
+            service.max_concurrency,
+            service.timeout,
+            service.attempts,
+            service.max_response_bytes,
+            down_after=service.down_after or _DOWN_AFTER,
+        )
+
+
+@dataclass
+class _Pulse:
+    """Whether a server lives: since when it has answered nobody."""
+
+    down_after: float
+    seen: bool = False
+    failing_since: float | None = None
+
+    def answered(self) -> None:
+        """A request was answered."""
+        self.seen, self.failing_since = True, None
+
+    def may_come_back(self, error: RetryableError) -> bool:
+        """Whether a request that failed for load, or since nobody was there, is asked again."""
+        now = time.monotonic()
+        self.failing_since = now if self.failing_since is None else self.failing_since
+        gone = isinstance(error, UnavailableError)
+        if self.seen:
+            bound = self.down_after * (1 if gone else _LOAD_PATIENCE)
+        else:
+            bound = 0.0 if gone else min(_LOAD_UNSEEN, self.down_after)
+        return now - self.failing_since < bound
 
 
 async def ask_all(
@@ -97,6 +140,7 @@ async def ask_all(
     wire = open_wire(endpoint, patience.timeout, patience.max_response_bytes)
     through = 0
     refusals = Refusals()
+    pulse = _Pulse(patience.down_after)
 
     async def send(url: str, body: Mapping[str, Any] | None = None) -> Any:
         return await _json(wire, endpoint, patience.timeout, url, body)
@@ -105,8 +149,9 @@ async def ask_all(
         nonlocal through
         found: Result | RowError | RetryableError
         try:
-            found = await _retried(patience, places, lambda: ask(send, item))
+            found = await _retried(patience, places, pulse, lambda: ask(send, item))
             refusals.answered()
+            pulse.answered()
         except TeacherDownError as error:
             if refusals.believes(error):
                 raise
@@ -114,6 +159,7 @@ async def ask_all(
             found.doubtful = True
         except RowError as error:
             found = error
+            pulse.answered()
             if (reason := refusals.refused(error)) is not None:
                 raise TeacherDownError(f"{endpoint.address}: {reason}") from None
         except RetryableError as error:
@@ -186,7 +232,19 @@ async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: 
     return answer
 
 
-async def _retried(patience: Patience, places: Gate, ask: Callable[[], Awaitable[Result]]) -> Result:
+async def _retried(patience: Patience, places: Gate, pulse: _Pulse, ask: Callable[[], Awaitable[Result]]) -> Result:
+    failed: Counter[bool] = Counter()  # tries, by whether they failed for load or since nobody was there
+
+    def spent(state: RetryCallState) -> bool:
+        """Whether it is asked no more."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        assert isinstance(error, RetryableError)
+        passing = error.overloaded or isinstance(error, UnavailableError)
+        failed[passing] += 1
+        if passing and pulse.may_come_back(error):
+            return failed[True] >= _LOAD_ATTEMPTS
+        return (failed.total() if passing else failed[False]) >= patience.attempts
+
     def pause(state: RetryCallState) -> float:
         """Growing, with chance in it; longer where the server says so."""
         grown = float(wait_exponential_jitter(_FIRST_PAUSE, patience.longest_pause, jitter=_FIRST_PAUSE)(state))
@@ -194,12 +252,7 @@ async def _retried(patience: Patience, places: Gate, ask: Callable[[], Awaitable
         asked = error.retry_after if isinstance(error, RetryableError) else None
         return max(grown, min(asked or 0.0, 10 * patience.longest_pause))
 
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(RetryableError),
-        wait=pause,
-        stop=stop_after_attempt(patience.attempts),
-        reraise=True,
-    )
+    retrying = AsyncRetrying(retry=retry_if_exception_type(RetryableError), wait=pause, stop=spent, reraise=True)
     try:
         async for attempt in retrying:
             with attempt:
@@ -207,6 +260,6 @@ async def _retried(patience: Patience, places: Gate, ask: Callable[[], Awaitable
                     return await ask()
     except UnavailableError as error:
         if error.status is None:  # nobody listens, so that other requests fare no better
-            raise TeacherDownError(f"{error} ({patience.attempts} attempts)") from None
+            raise TeacherDownError(f"{error} ({failed.total()} attempts)") from None
         raise
     raise AssertionError("tenacity raises or returns")

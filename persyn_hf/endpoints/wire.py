@@ -124,11 +124,13 @@ class Rules:
         endpoint (`Endpoint`): Its key, where it has one, and its own headers are sent.
         timeout (`float`): Seconds without a byte.
         max_bytes (`int`): Of one answer.
+        room (`int`, defaults to 1): How many times as much is read, of a stream whose answer is in many events.
     """
 
     endpoint: Endpoint
     timeout: float
     max_bytes: int
+    room: int = 1
 
     @property
     def headers(self) -> dict[str, str]:
@@ -151,9 +153,9 @@ class Rules:
                 f"{self.endpoint.address} compresses its answers, though `identity` was asked for; reach it without "
                 "a proxy"
             )
-        if int(headers.get("content-length") or 0) > self.max_bytes:
+        if int(headers.get("content-length") or 0) > self.max_bytes * self.room:
             self.too_long(status)
-        return self.max_bytes
+        return self.max_bytes * self.room
 
     def too_long(self, status: int) -> None:
         """A response goes on beyond its bound: an error's is cut there, an answer is refused.
@@ -163,6 +165,10 @@ class Rules:
         """
         if _is_success(status):
             words = f"the answer is longer than {self.max_bytes} bytes (`max_response_bytes`)"
+            if self.room > 1:
+                words = (
+                    f"the answer's stream is longer than {self.room} × {self.max_bytes} bytes (`max_response_bytes`)"
+                )
             raise perhaps_charged(RowError(words))
 
 

@@ -86,6 +86,9 @@ def _no_answer(
         return RowError("the server's content filter left nothing of the answer")
     if isinstance(said.refusal, str) and said.refusal.strip():
         return RowError(f"the model refused to answer: {clean(said.refusal)}")
+    if said.calls and finish.reason == "length":
+        called = _called(said.calls, clean)
+        return RowError(f"`max_tokens` ({sampling.max_tokens}) cut the answer in a call of a tool{called}; raise it")
     if said.calls or finish.reason == "tool_calls":
         return RowError(f"the teacher called a tool and wrote no text{_called(said.calls, clean)}")
     same = sampling.temperature == 0 or request.seed is not None

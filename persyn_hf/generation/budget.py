@@ -14,11 +14,6 @@ from persyn_hf.ledger.money import Budget
 _TEMPLATE_TOKENS = 64
 
 
-def price(teacher: Teacher, prompt_tokens: int | None, completion_tokens: int | None) -> float:
-    """USD for so many tokens of a teacher."""
-    return teacher.price(prompt_tokens or 0, completion_tokens or 0)
-
-
 def worst_case(teacher: Teacher, request: Request, most: int = 0) -> float:
     """USD that a request can cost at most.
 

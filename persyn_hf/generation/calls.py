@@ -26,7 +26,11 @@ def calls_of(message: Mapping[str, Any], reason: object) -> list[Message] | None
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or str(reason).lower() in _CUT:
         return None
-    named = [without_nulls(call) for call in calls if isinstance(call, Mapping)]
+    # `index` is of the pieces of a stream.
+    given = [
+        {key: part for key, part in call.items() if key != "index"} for call in calls if isinstance(call, Mapping)
+    ]
+    named = [without_nulls(call) for call in given]
     whole = [call for call in named if isinstance(call.get("function"), dict) and call["function"].get("name")]
     return whole if whole and len(whole) == len(calls) else None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
@@ -11,7 +13,7 @@ from persyn_hf.endpoints.conversation import assembled, chat_body, content_texts
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
-from persyn_hf.errors import RetryableError, TeacherError
+from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import Said, read_answer, split_reasoning
 from persyn_hf.generation.calls import calls_of, enveloped
 from persyn_hf.generation.client import Request
@@ -19,6 +21,9 @@ from persyn_hf.generation.tokens import TeacherTokenizer
 from persyn_hf.generation.usage import read_usage
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.prompts.sending import joined_system
+
+#: Bytes of a stream for each byte of its answer, at most: an event of a few hundred bytes may hold one token.
+_STREAM_ROOM = 64
 
 
 class ChatClient:
@@ -43,7 +48,8 @@ class ChatClient:
         self._no_whole_top_p = False
         self._url = endpoint.url("/v1/chat/completions")
         self._tokenizer = TeacherTokenizer(teacher, download=False)
-        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes)
+        room = _STREAM_ROOM if teacher.stream else 1
+        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes, room)
 
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
@@ -90,7 +96,8 @@ class ChatClient:
     def _read(self, content: bytes, request: Request) -> Completion:
         """Reads the first choice."""
         try:
-            answer = assembled(content) if is_stream(content) else json.loads(content)
+            streamed = is_stream(content)
+            answer = assembled(content) if streamed else json.loads(content)
         except (ValueError, RecursionError):
             raise body_error(self._endpoint, content.decode("utf-8", "replace")) from None
         choice = first_choice(answer.get("choices"), any_index=True) if isinstance(answer, dict) else None
@@ -101,6 +108,8 @@ class ChatClient:
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
+        if streamed:
+            self._require_bound(message)
         text, thoughts = content_texts(message.get("content"))
         reason = choice.get("finish_reason")
         # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
@@ -114,3 +123,13 @@ class ChatClient:
             text, reason, thoughts, refusal, called, choice.get("stop_reason"), read_usage(answer.get("usage"))
         )
         return read_answer(said, request, self._endpoint.clean)
+
+    def _require_bound(self, message: Mapping[str, Any]) -> None:
+        """Holds the answer that a stream is put together to within `max_response_bytes`.
+
+        Raises:
+            RowError: If it is longer.
+        """
+        most = self._teacher.max_response_bytes
+        if len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) > most:
+            raise RowError(f"the answer is longer than {most} bytes (`max_response_bytes`)")

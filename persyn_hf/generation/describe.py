@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from persyn_hf.config import Teacher
+from persyn_hf.config import Judge, Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import OF_THE_SERVER
@@ -65,24 +65,49 @@ async def describe(teacher: Teacher, address: str, patience: float) -> EndpointL
         UnavailableError: If it still does not answer.
     """
     endpoint = Endpoint.of(teacher, address)
-    wire = open_wire(endpoint, min(teacher.timeout, _TIMEOUT), teacher.max_response_bytes)
+    wire = _open(teacher, endpoint)
     async with aclosing(wire):
         if teacher.api == "chat":
-            listed = await _until_answered(wire, endpoint, "/v1/models", patience)
-            limits = _from_models(endpoint, listed)
-            if limits.max_total_tokens is not None or limits.max_input_tokens is not None:
-                return limits
-            info = await _from_info_if_any(wire, endpoint)
-            if listed is _PAGE and info == EndpointLimits():
-                raise ConfigError(
-                    f"{endpoint.url('/v1/models')} is a web page, so no model server is asked there; check `endpoint`."
-                )
-            return replace(info, served_model=limits.served_model)
+            return await _of_chat(wire, endpoint, patience)
         info = await _until_answered(wire, endpoint, "/info", patience)
         if not isinstance(info, dict) or not isinstance(info.get("model_id"), str):
             raise ConfigError(f"{address} has no `/info` with a `model_id`: it is no TGI; set `api: chat`.")
         _require_model(endpoint, teacher, info)
         return _limits(info)
+
+
+async def describe_judge(judge: Judge, patience: float) -> EndpointLimits:
+    """Asks a judge's server what it serves.
+
+    Args:
+        judge (`Judge`): What it should serve, and where.
+        patience (`float`): Seconds to wait while it does not answer.
+
+    Raises:
+        ConfigError, TeacherDownError, UnavailableError: As for [`describe`].
+    """
+    endpoint = Endpoint.of(judge, model=judge.model)
+    wire = _open(judge, endpoint)
+    async with aclosing(wire):
+        return await _of_chat(wire, endpoint, patience)
+
+
+def _open(server: Teacher | Judge, endpoint: Endpoint) -> Wire:
+    return open_wire(endpoint, min(server.timeout, _TIMEOUT), server.max_response_bytes)
+
+
+async def _of_chat(wire: Wire, endpoint: Endpoint, patience: float) -> EndpointLimits:
+    listed = await _until_answered(wire, endpoint, "/v1/models", patience)
+    limits = _from_models(endpoint, listed)
+    if limits.max_total_tokens is not None or limits.max_input_tokens is not None:
+        return limits
+    info = await _from_info_if_any(wire, endpoint)
+    if listed is _PAGE and info == EndpointLimits():
+        raise ConfigError(
+            f"{endpoint.url('/v1/models')} is a web page, so no model server is asked there; check "
+            f"`{endpoint.setting}`."
+        )
+    return replace(info, served_model=limits.served_model)
 
 
 async def _until_answered(wire: Wire, endpoint: Endpoint, path: str, patience: float) -> Any:

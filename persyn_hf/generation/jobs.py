@@ -20,7 +20,7 @@ from persyn_hf.generation.budget import cost_of
 from persyn_hf.generation.client import Request
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Origin
-from persyn_hf.models.identity import teacher_identity
+from persyn_hf.models.identity import named_identity, teacher_identity
 from persyn_hf.prompts.sending import canonical_format
 
 #: Rows of the finished table that are read, keyed and looked up at once.
@@ -41,6 +41,11 @@ class Asked:
     def name(self) -> str:
         """The teacher's name."""
         return self.teacher.name
+
+    @cached_property
+    def _renderer(self) -> str:
+        """The tokenizer that renders the prompts here, where that is not the model's own."""
+        return "" if self.teacher.renderer is None else named_identity(self.teacher.renderer)
 
     @cached_property
     def _sampling(self) -> str:
@@ -65,7 +70,7 @@ class Asked:
         sampling = self.teacher.sampling
         own = row_seed(seed, prompt_id, numbers) if sampling.seed == "per-row" else sampling.seed
         request = Request(prompt_id, self.messages(prompt), sampling, own, numbers, own_body or {})
-        return Job(completion_key(self.model, self.revision, request), request)
+        return Job(completion_key(self.model, self.revision, request, self._renderer), request)
 
     def origin(self, request: Request, completion: Completion) -> Origin:
         """What the ledger tells a reader about an answer."""
@@ -147,11 +152,11 @@ class Plan:
             for prompt, prompt_id, numbers, own_body in _identified(batch):
                 yield asked.job(prompt, prompt_id, self.seed, numbers, own_body)
 
-    def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
-        """What one teacher is sent for each of its prompts."""
+    def messages(self, asked: Asked) -> Iterator[tuple[tuple[columns.Message, ...], Mapping[str, Any]]]:
+        """What one teacher is sent for each of its prompts: messages, and the prompt's own keys (`tools` …)."""
         for batch in self._batches(self.rows(asked)):
-            for prompt in batch[columns.PROMPT]:
-                yield asked.messages(prompt)
+            for prompt, _, _, own_body in _identified(batch):
+                yield asked.messages(prompt), own_body
 
     @cached_property
     def _paired(self) -> Dataset:
@@ -219,7 +224,7 @@ def _identified(
 _KEY_VERSION = 1
 
 
-def completion_key(model: str, revision: str, request: Request) -> str:
+def completion_key(model: str, revision: str, request: Request, renderer: str = "") -> str:
     """The identity of an answer: SHA-256 over everything that it depends on, and nothing else.
 
     Not in it: the teacher's name and the endpoint's address, so that a renamed teacher or a moved server keeps its
@@ -230,11 +235,13 @@ def completion_key(model: str, revision: str, request: Request) -> str:
         revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
         request (`Request`): Messages, sampling parameters, seed, the row's numbers where any is set, and the row's
             own keys of the body where it has any.
+        renderer (`str`, defaults to none): The tokenizer whose template rendered the messages before they were sent,
+            where one is configured for that.
 
     Returns:
         `str`: 64 hex digits.
     """
-    head, sampling, seed = _key_head(model, revision), request.sampling.canonical, _canonical(request.seed)
+    head, sampling, seed = _key_head(model, revision, renderer), request.sampling.canonical, _canonical(request.seed)
     numbers = "" if request.numbers == columns.UNNUMBERED else f",{_canonical(request.numbers)}"
     own = f",{_canonical(request.own_body)}" if request.own_body else ""
     text = f"[{head},{_canonical(request.messages)},{sampling},{seed}{numbers}{own}]"
@@ -245,8 +252,8 @@ _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 
 
 @lru_cache(maxsize=256)
-def _key_head(model: str, revision: str) -> str:
-    return _canonical([_KEY_VERSION, model, revision])[1:-1]
+def _key_head(model: str, revision: str, renderer: str = "") -> str:
+    return _canonical([_KEY_VERSION, model, revision, *([{"tokenizer": renderer}] if renderer else [])])[1:-1]
 
 
 class Exchange:

@@ -30,8 +30,10 @@ _TEMPLATE_BYTES = 512
 _NAMED = 10
 _passed: dict[tuple[Endpoint, str, str | None], tuple[float, EndpointLimits]] = {}
 
-#: Gives the messages of every prompt of a teacher, its system prompt included.
-Prompts = Callable[[], Iterable[Sequence[Message]]]
+#: What is sent for one prompt: its messages, the teacher's system prompt included, and its own keys (`tools` …).
+Sent = tuple[Sequence[Message], Mapping[str, Any]]
+#: Gives what is sent for every prompt of a teacher.
+Prompts = Callable[[], Iterable[Sent]]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _least(limits: Iterable[EndpointLimits]) -> EndpointLimits:
     return EndpointLimits(**smallest)
 
 
-def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequence[Message]]) -> None:
+def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sent]) -> None:
     """Checks that a teacher's settings and prompts fit what its server takes.
 
     A text has no more tokens than bytes, so that only long prompts are tokenized, and the tokenizer is loaded for the
@@ -168,7 +170,7 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequ
     Args:
         teacher (`Teacher`): With its sampling.
         limits (`EndpointLimits`): The server's.
-        prompts (`Iterable[Sequence[Message]]`): What is to be sent.
+        prompts (`Iterable[Sent]`): What is to be sent.
 
     Raises:
         ConfigError: If `max_tokens` or the number of `stop` strings alone is too much.
@@ -180,8 +182,8 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequ
     tokenizer = TeacherTokenizer(teacher, download=teacher.api == "tgi")
     count, longest = 0, 0
     long: list[int] = []
-    for messages in prompts:
-        tokens = _tokens_over(tokenizer, messages, teacher.sampling.extra_body, room)
+    for messages, own in prompts:
+        tokens = _tokens_over(tokenizer, messages, {**own, **teacher.sampling.extra_body}, room)
         if tokens:
             long.append(count)
         count += 1
@@ -225,6 +227,8 @@ def _room(teacher: Teacher, limits: EndpointLimits) -> int | None:
 def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], more: Mapping[str, Any], room: int) -> int:
     """The length of a prompt that does not fit; 0 for one that does."""
     size = sum(len(str(message.get("content")).encode("utf-8", "replace")) + _TEMPLATE_BYTES for message in messages)
+    if more.get("tools"):
+        size += len(str(more["tools"]).encode("utf-8", "replace")) + _TEMPLATE_BYTES
     if size <= room:
         return 0
     loaded = tokenizer.load_here()

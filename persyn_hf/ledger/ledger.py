@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from persyn_hf.columns import TOKENS
 from persyn_hf.errors import LedgerError
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.lost import lost_ledger
@@ -175,7 +176,7 @@ class Ledger:
 
     def origins(self, model: str) -> Iterator[dict[str, Any]]:
         """A teacher's answers without their texts: where each comes from, its tokens, and `key` in hex."""
-        names = ("key", "prompt_id", "revision", "seed", "sampling", "prompt_tokens", "completion_tokens")
+        names = ("key", "prompt_id", "revision", "seed", "sampling", *TOKENS)
         query = (
             f"SELECT {', '.join(names)} FROM completions WHERE model = ? AND prompt_id IS NOT NULL "
             "AND coalesce(kind, 'teacher') = 'teacher' ORDER BY created"

@@ -7,8 +7,14 @@ from collections.abc import Callable
 
 from persyn_hf.ledger.claims import Claims
 
+_LIMIT = "`max_cost`"
 #: Seconds after which money that other processes hold is looked for again.
 _LOOK = 0.25
+
+
+def is_out_of_money(error: str | None) -> bool:
+    """Whether a row was not asked because of [`Budget.exceeded`]: there is no answer, and none was tried for."""
+    return error is not None and error.startswith(f"{_LIMIT} (")
 
 
 class Budget:
@@ -84,7 +90,7 @@ class Budget:
     @property
     def exceeded(self) -> str:
         """Why nothing more is asked, once that is so."""
-        return f"`max_cost` ({self.limit:g} USD) would have been passed"
+        return f"{_LIMIT} ({self.limit:g} USD) would have been passed"
 
     def _changed(self) -> None:
         if self.limit is not None:

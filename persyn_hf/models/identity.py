@@ -64,6 +64,11 @@ def resolve_revision(model: str, revision: str | None = None) -> str:
     return _hub_commit(model, revision)
 
 
+def named_identity(name: str) -> str:
+    """The digest of a local folder; anything else by its name, so that nothing is asked."""
+    return folder_digest(name) if os.path.isdir(name) else name
+
+
 def folder_digest(folder: str | os.PathLike[str]) -> str:
     """Digests a local checkpoint: names and contents of its files, hidden ones and `.md` cards left out.
 

@@ -60,43 +60,53 @@ class JudgeCost:
 
 
 def judge_costs(
-    config: RunConfig, lengths: Lengths, probe: int, tokens_per_second: float, prompts: int = 0
+    config: RunConfig,
+    lengths: Lengths,
+    probe: int,
+    tokens_per_second: float,
+    routed: Mapping[str, float] | None = None,
 ) -> list[JudgeCost]:
     """What those that score cost: each scores every teacher's answer to every prompt of the probe.
 
-    With `allocation.top_k` above 1 they score the routed answers too, of which each prompt has so many.
+    They score routed answers too where `allocation.top_k` is above 1, where `hygiene.min_quality` asks how good each
+    is, and with `accept`, which asks a judge but no student.
 
     Args:
         config (`RunConfig`): The run.
         lengths (`Lengths`): Tokens per prompt and answer.
         probe (`int`): Prompts of the probe.
         tokens_per_second (`float`): Of one request.
-        prompts (`int`, defaults to 0): Prompts in all.
+        routed (`Mapping[str, float]`, *optional*): Routed answers that are scored, by teacher.
     """
-    routed = prompts * config.allocation.top_k if config.allocation.top_k > 1 else 0
-    answers = float(probe * len(config.teachers) + routed)
-    if not answers:
-        return []
-    mean = sum(lengths.completion.values()) / len(lengths.completion)
-    read = probe * sum(lengths.completion.values()) + routed * mean + answers * lengths.student_prompt
+    own = probe * len(config.teachers)
+    read = probe * sum(lengths.completion.values()) + own * lengths.student_prompt
+    more = sum((routed or {}).values())
+    read_more = sum(
+        count * (lengths.completion[name] + lengths.student_prompt) for name, count in (routed or {}).items()
+    )
 
-    def cost(role: str, model: str, server: Service, asked: float, written: float) -> JudgeCost:
-        at_once = tokens_per_second * min(float(server.max_concurrency), answers)
+    def cost(role: str, model: str, server: Service, answers: float, asked: float, written: float) -> JudgeCost:
+        at_once = tokens_per_second * max(1.0, min(float(server.max_concurrency), answers))
         return JudgeCost(role, model, answers, asked, written, server.price(asked, written), written / at_once)
 
-    costs = []
+    costs, answers = [], own + more
     for judge in (part.judge for part in (config.quality.parts if config.quality else ()) if part.judge is not None):
+        asked = read + read_more + answers * _JUDGE_TEMPLATE
         written = answers * min(float(judge.max_tokens), _JUDGE_REPLY)
-        costs.append(cost("judge", judge.model, judge, read + answers * _JUDGE_TEMPLATE, written))
+        costs.append(cost("judge", judge.model, judge, answers, asked, written))
     student = config.student
     if student is not None and student.endpoint is not None and student.endpoint.has_price:
-        costs.append(cost("student", student.model, student.endpoint, read, answers))
-    return costs
+        if config.accept is not None and config.allocation.top_k == 1:
+            more, read_more = 0.0, 0.0
+        costs.append(cost("student", student.model, student.endpoint, own + more, read + read_more, own + more))
+    return [one for one in costs if one.answers]
 
 
 def answer_price(teacher: Teacher, lengths: Lengths) -> float:
     """USD for one answer of a teacher."""
-    return teacher.price(lengths.prompt[teacher.name], lengths.completion[teacher.name])
+    name = teacher.name
+    cached, reasoning = lengths.cached.get(name, 0.0), lengths.reasoning.get(name, 0.0)
+    return teacher.price(lengths.prompt[name], lengths.completion[name], cached, reasoning)
 
 
 def compare_policies(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Prompts whose tokens are counted; the mean of so many evenly spaced ones stands for all.
 COUNTED = 1000
 
+#: Counts of tokens that have prices of their own, among those of a prompt and of an answer.
+_FINER = (columns.CACHED_TOKENS, columns.REASONING_TOKENS)
+
 #: Characters of a token where no tokenizer is at hand.
 CHARACTERS_PER_TOKEN = 4.0
 
@@ -36,6 +39,8 @@ class Lengths:
         student_prompt (`float`): A prompt as the student reads it, without any teacher's system prompt.
         quality (`Mapping[str, float]`): Mean quality by teacher, where a scored sample tells it; else empty.
         notes (`Sequence[str]`): Where the numbers come from, one sentence each.
+        cached, reasoning (`Mapping[str, float]`): By teacher, tokens of a prompt that come from a cache and tokens of
+            an answer that go into reasoning, which have prices of their own.
     """
 
     prompt: Mapping[str, float]
@@ -43,6 +48,8 @@ class Lengths:
     student_prompt: float
     quality: Mapping[str, float]
     notes: Sequence[str]
+    cached: Mapping[str, float] = field(default_factory=dict)
+    reasoning: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_lengths(
@@ -74,27 +81,46 @@ def measure_lengths(
         for teacher in config.teachers
     }
     quality: dict[str, float] = {}
+    finer: dict[str, dict[str, float]] = {}
+    unknown = [teacher.name for teacher in config.teachers if len(set(teacher.prices[1::2])) > 1]
     if sample is not None:
         completion = _means(sample, columns.COMPLETION_TOKENS)
         if columns.QUALITY in sample.column_names:
             quality = _means(sample, columns.QUALITY)
+        finer = {name: _shares(sample, name) for name in _FINER if name in sample.column_names}
+        unknown = [name for name in unknown if columns.REASONING_TOKENS not in finer]
         source = f"Answers have the mean length of a sample of {len(sample)}."
     elif completion_tokens is None:
         completion = {teacher.name: float(teacher.sampling.max_tokens) for teacher in config.teachers}
         source = "Answers are taken to be as long as `max_tokens` allows: an upper bound. Give a length or a sample."
+        finer = {columns.REASONING_TOKENS: {t.name: completion[t.name] for t in config.teachers if _thinks_dearly(t)}}
+        unknown = []
     else:
         given = completion_tokens
         every = given if isinstance(given, Mapping) else {teacher.name: given for teacher in config.teachers}
         completion = {name: float(tokens) for name, tokens in every.items()}
         source = "Answers have the length that was given."
     _require_all(config.teachers, completion)
+    notes = [f"{note} (mean of {len(own)} prompts).", source]
+    if unknown:
+        notes.append(
+            f"How much of an answer of {', '.join(unknown)} is reasoning, which has a price of its own, is not known: "
+            "it is planned at the price of other tokens. Give a sample with `reasoning_tokens`."
+        )
     return Lengths(
         prompt={name: mean + extra for name, extra in system.items()},
         completion={teacher.name: completion[teacher.name] for teacher in config.teachers},
         student_prompt=mean,
         quality=quality,
-        notes=(f"{note} (mean of {len(own)} prompts).", source),
+        notes=tuple(notes),
+        cached=finer.get(columns.CACHED_TOKENS, {}),
+        reasoning=finer.get(columns.REASONING_TOKENS, {}),
     )
+
+
+def _thinks_dearly(teacher: Teacher) -> bool:
+    """Whether its reasoning costs more than the rest of an answer."""
+    return teacher.prices[3] > teacher.prices[1]
 
 
 def read_sample(path: str | os.PathLike[str]) -> Dataset:
@@ -114,7 +140,9 @@ def read_sample(path: str | os.PathLike[str]) -> Dataset:
         raise ConfigError(f"The sample {os.fspath(path)} cannot be read as Parquet: {error}") from error
     needed = (columns.TEACHER, columns.COMPLETION_TOKENS)
     columns.require_columns(table.column_names, needed, f"the sample {os.fspath(path)}")
-    return Dataset(table.select([*needed, *{columns.QUALITY} & set(table.column_names)]))
+    return Dataset(
+        table.select([*needed, *sorted({columns.QUALITY, columns.FINISH_REASON, *_FINER} & set(table.column_names))])
+    )
 
 
 def _counter(config: RunConfig) -> tuple[Any, str]:
@@ -147,6 +175,16 @@ def _means(sample: Dataset, name: str) -> dict[str, float]:
     for teacher, value in zip(sample[columns.TEACHER], sample[name], strict=True):
         if value is not None:
             values.setdefault(teacher, []).append(float(value))
+    return {teacher: sum(own) / len(own) for teacher, own in values.items()}
+
+
+def _shares(sample: Dataset, name: str) -> dict[str, float]:
+    """Mean tokens of a part of the answers whose tokens were counted; a part that was not counted is none of them."""
+    counted = zip(sample[columns.TEACHER], sample[columns.COMPLETION_TOKENS], sample[name], strict=True)
+    values: dict[str, list[float]] = {}
+    for teacher, all_of_it, part in counted:
+        if all_of_it is not None:
+            values.setdefault(teacher, []).append(float(part or 0))
     return {teacher: sum(own) / len(own) for teacher, own in values.items()}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.doctor.cleaning import load_clean_prompts
@@ -14,7 +15,9 @@ from persyn_hf.packages import absent, pip_command
 from persyn_hf.planning.costs import JudgeCost, PolicyCost, answer_price, compare_policies, judge_costs
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
+from persyn_hf.planning.retries import Retries, expect_retries, find_scored_probe, retry_notes
 from persyn_hf.planning.speed import local_seconds, timed_scorer
+from persyn_hf.run.stages import scores_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,6 +62,7 @@ class RunPlan:
         scorers (`Sequence[Scorer]`): Student and reward model.
         policies (`Sequence[PolicyCost]`): PerSyn and the others, for the same prompts.
         notes (`Sequence[str]`): What was assumed.
+        retries (`Retries`, *optional*): What `accept` asks for.
     """
 
     prompts: int
@@ -68,10 +72,11 @@ class RunPlan:
     scorers: Sequence[Scorer]
     policies: Sequence[PolicyCost]
     notes: Sequence[str]
+    retries: Retries | None = None
 
     @property
     def generations(self) -> float:
-        """`S·M + (N − S)` answers in all."""
+        """`S·M + (N − S)` answers in all, and those that `accept` asks for beside them."""
         return sum(line.generations for line in self.lines if line.stage != "score")
 
     @property
@@ -122,12 +127,21 @@ def plan(
         raise ConfigError(f"`probe.size` must be at most the number of prompts, {len(prompts)}, got {probe}.")
     lengths = measure_lengths(config, prompts, completion_tokens, sample)
     routed = _shares(config.teachers, shares)
+    answers = {name: share * (len(prompts) - probe) for name, share in routed.items()}
+    notes, retries = list(lengths.notes), None
+    if config.accept is not None:
+        scored = sample if sample is not None and columns.QUALITY in sample.column_names else None
+        known = scored if scored is not None else find_scored_probe(config)
+        retries = expect_retries(config, config.accept, routed, len(prompts), probe, known)
+        answers = dict(retries.answers)
+        notes += retry_notes(retries, config.accept, scored is not None)
+        notes.append("The other ways to answer the prompts are counted with one answer to a prompt, without `accept`.")
     counts = [("probe", teacher, float(probe)) for teacher in config.teachers] if probe else []
-    counts += [("generate", teacher, routed[teacher.name] * (len(prompts) - probe)) for teacher in config.teachers]
+    counts += [("generate", teacher, answers[teacher.name]) for teacher in config.teachers]
     lines = [_line(stage, teacher, count, lengths, tokens_per_second) for stage, teacher, count in counts]
-    scorers = _scorers(config, lengths, probe)
-    judged = judge_costs(config, lengths, probe, tokens_per_second or TOKENS_PER_SECOND, len(prompts))
-    notes = list(lengths.notes)
+    judged_answers = _scored_answers(config, answers, len(prompts))
+    scorers = _scorers(config, lengths, probe, judged_answers)
+    judged = judge_costs(config, lengths, probe, tokens_per_second or TOKENS_PER_SECOND, judged_answers)
     if shares is None:
         notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
     notes += _speed_notes(config.teachers, tokens_per_second)
@@ -135,7 +149,7 @@ def plan(
         f"The judge {one.model} has no price, so what it costs is not counted." for one in judged if not one.cost
     ]
     missing = absent("torch", "transformers")
-    if missing and probe:
+    if missing and (probe or judged_answers):
         notes.append(f"What scoring takes is left out: it needs {' and '.join(missing)} ({pip_command(*missing)}).")
     policies, said = compare_policies(config.teachers, lengths, routed, len(prompts), probe)
     return RunPlan(
@@ -146,7 +160,17 @@ def plan(
         scorers=tuple(scorers),
         policies=policies,
         notes=(*notes, *said),
+        retries=retries,
     )
+
+
+def _scored_answers(config: RunConfig, answers: Mapping[str, float], prompts: int) -> dict[str, float]:
+    """Routed answers that are scored beside the probe, by teacher; the scores of the probe are known."""
+    if config.allocation.top_k > 1:
+        return {name: prompts * config.allocation.top_k / len(answers) for name in answers}
+    if config.accept is not None or scores_answers(config):
+        return dict(answers)
+    return {}
 
 
 def _shares(teachers: Sequence[Teacher], shares: Mapping[str, float] | None) -> dict[str, float]:
@@ -189,7 +213,10 @@ def _speed_notes(teachers: Sequence[Teacher], tokens_per_second: float | None) -
     if any(teacher.backend == "endpoint" for teacher in teachers):
         notes.append(f"A request to an endpoint writes {TOKENS_PER_SECOND:g} tokens per second.")
     if any(teacher.backend == "local" for teacher in teachers):
-        notes.append("Times of models in this process follow from their size and this machine's speed now, within ×2.")
+        notes.append(
+            "Times of models in this process follow from their size and this machine's speed just now; other work "
+            "on it makes them longer."
+        )
     return notes
 
 
@@ -221,22 +248,25 @@ def _stage_seconds(lines: Sequence[Line], teachers: Sequence[Teacher], scoring: 
         found[stage] = max([*served, here])
         if stage == "probe" and scoring is not None:
             found["score"] = scoring
-    return found
+    return found if scoring is None else found | {"score": scoring}
 
 
-def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
-    if probe == 0 or absent("torch", "transformers"):
+def _scorers(config: RunConfig, lengths: Lengths, probe: int, routed: Mapping[str, float]) -> list[Scorer]:
+    """Student and reward model, with the tokens that they read: the probe's, and those of routed answers."""
+    if (probe == 0 and not routed) or absent("torch", "transformers"):
         return []
-    answers = sum(lengths.completion.values())
+    answers = probe * sum(lengths.completion.values())
+    more = sum(count * (lengths.completion[name] + lengths.student_prompt) for name, count in routed.items())
     scorers = []
     student = config.student
-    if student is not None:
-        tokens = probe * (lengths.student_prompt + answers)  # the answers of a prompt share it
+    if student is not None and (probe or scores_answers(config)):
+        tokens = probe * lengths.student_prompt + answers  # the answers of a prompt share it
+        tokens += more if scores_answers(config) else 0.0  # `accept` looks at the quality only
         made = describe_scorer("student", student.model, student.revision, student.dtype, tokens, student.token_budget)
         scorers.append(made if student.endpoint is not None else timed_scorer(made, student.device))
     quality = config.quality
     if quality is not None and quality.reward_model is not None:
-        tokens = probe * (lengths.student_prompt * len(config.teachers) + answers)
+        tokens = probe * lengths.student_prompt * len(config.teachers) + answers + more
         budget = (config.student or ScorerOptions()).token_budget  # `score` gives it the student's
         made = describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget)
         scorers.append(timed_scorer(made, student.device if student is not None else None))

@@ -14,8 +14,7 @@ from persyn_hf.planning.models import Scorer, model_size
 
 #: Seconds of one measurement.
 _SECONDS = 0.3
-#: Share of a multiplication's speed that generation and scoring reach, their other work included: on two cores with
-#: SmolLM2-135M, generation reached 0.6 to 1.4 of it in batches of 64.
+#: Share of a multiplication's speed that generation and scoring are taken to reach, their other work included.
 _GENERATION, SCORING = 0.8, 0.5
 #: Rows of a multiplication that stand for a forward pass over many tokens.
 MANY = 512

@@ -14,7 +14,7 @@ from persyn_hf import columns
 from persyn_hf.config import Publish, merged
 from persyn_hf.config.publishing import PULL_REQUEST
 from persyn_hf.errors import ConfigError, PublishError
-from persyn_hf.personalize import count_kept, personalize
+from persyn_hf.personalize import count_kept, kept_rows, personalize
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.checks import license_warnings
 from persyn_hf.publishing.contents import DatasetContent, RouterContent, RouterLike
@@ -237,6 +237,7 @@ def _prepare(
     for table in splits.values():
         require_table(data if not hasattr(table, "column_names") else table, "push")
     dropped: dict[str, int] = dict(facts.get("dropped") or {})
+    finer: dict[str, tuple[int, ...]] = {}
     for name, table in splits.items():
         if _is_personalized(table):
             continue
@@ -247,10 +248,25 @@ def _prepare(
             ("no text", kept.empty),
         ):
             dropped[reason] = dropped.get(reason, 0) + count
+        for teacher, tokens in _finer(table, keep_truncated).items():
+            finer[teacher] = tuple(map(sum, zip(tokens, finer.get(teacher, (0, 0)), strict=True)))
         splits[name] = personalize(table, keep_truncated)
     if dropped:
         facts["dropped"] = dropped | dict(facts.get("dropped") or {})
+    if finer:
+        facts.setdefault("finer", finer)
     return splits, facts
+
+
+def _finer(answers: Dataset, keep_truncated: bool) -> dict[str, tuple[int, ...]]:
+    """Per teacher, the cached tokens and the reasoning tokens of the answers that become training rows."""
+    names = [columns.CACHED_TOKENS, columns.REASONING_TOKENS]
+    if not set(names) <= set(answers.column_names):
+        return {}
+    kept = answers.select_columns([columns.TEACHER, *names]).select(kept_rows(answers, keep_truncated))
+    table = kept.with_format("arrow")[:]
+    sums = table.group_by(columns.TEACHER).aggregate([(name, "sum") for name in names])
+    return {row[columns.TEACHER]: tuple(row[f"{name}_sum"] or 0 for name in names) for row in sums.to_pylist()}
 
 
 def _is_personalized(data: Dataset) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf import columns
+from persyn_hf.config import priced
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing.leaks import find_in_text
 from persyn_hf.publishing.local_paths import without_local_paths
@@ -21,6 +22,10 @@ from persyn_hf.scoring.reward import normalize
 if TYPE_CHECKING:
     from datasets import Dataset
 
+
+#: Per teacher, USD for a million tokens as [`priced`] takes them: of prompts and of completions, or all that
+#: `Teacher.prices` has.
+Prices = Mapping[str, Sequence[float]]
 
 _LIBRARIES = ("persyn-hf", "transformers", "datasets", "huggingface_hub", "torch")
 _DESCRIBED = ("model", "revision", "license", "system_prompt", "family")
@@ -67,6 +72,8 @@ class Provenance:
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
         hygiene (`Mapping[str, int]`): Prompts left out before anything was asked, by reason.
+        accept (`Mapping[str, Any]`): What became of the attempts, where answers were asked for until one was good:
+            `min_quality`, `attempts`, `prompts`, `answers`, `accepted`, `given_up`, `answers_of` and `accepted_of`.
         failed (`int`, *optional*): Requests of the whole run that got no answer.
         judges (`Sequence[str]`): The language models that judged the answers.
         sample (`Mapping[str, str]`): One row, shortened: `prompt`, `completion` and `teacher`.
@@ -88,14 +95,15 @@ class Provenance:
     router_revision: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     hygiene: Mapping[str, int] = field(default_factory=dict)
+    accept: Mapping[str, Any] = field(default_factory=dict)
     failed: int | None = None
-    judges: Sequence[str] = ()
+    judges: Sequence[str] = field(default_factory=list)
     sample: Mapping[str, str] = field(default_factory=dict)
     generations: int | None = None
     generations_all: int | None = None
     cost: float | None = None
     cost_all: float | None = None
-    scores: Sequence[Mapping[str, Any]] = ()
+    scores: Sequence[Mapping[str, Any]] = field(default_factory=list)
     prompts_source: str | None = None
     prompts_revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -148,7 +156,8 @@ def gather(
     router: Mapping[str, Any] | None = None,
     *,
     scored: Dataset | None = None,
-    prices: Mapping[str, tuple[float, float]] | None = None,
+    prices: Prices | None = None,
+    finer: Mapping[str, Sequence[int]] | None = None,
     **run: Any,
 ) -> Provenance:
     """Gathers a personalised dataset's provenance.
@@ -157,8 +166,10 @@ def gather(
         splits (`Mapping[str, Dataset]`): The personalised tables.
         router (`Mapping[str, Any]`, *optional*): The router's `persyn` block.
         scored (`Dataset`, *optional*): The scored probe; gives every teacher's strength.
-        prices (`Mapping`, *optional*): Per teacher, USD per million prompt and completion tokens.
-        run (`Any`): `dropped`, `hygiene`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
+        prices (`Prices`, *optional*): Teachers that are not named have no price.
+        finer (`Mapping[str, Sequence[int]]`, *optional*): Per teacher, the cached tokens of the prompts and the
+            reasoning tokens of the completions, which personalised tables do not have.
+        run (`Any`): `dropped`, `hygiene`, `accept`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
             `failed`, `judges`, `prompts_source`, `prompts_revision`, `router_repo_id`, `router_revision`.
     """
     block: dict[str, Any] = without_local_paths(router or {})
@@ -172,6 +183,7 @@ def gather(
     for name in [*described, *sorted(name for name in counts if name not in described)]:
         rows, prompt_tokens, completion_tokens = counts.get(name, (0, 0, 0))
         price = (prices or {}).get(name)
+        tokens = (prompt_tokens, completion_tokens, *(finer or {}).get(name, ()))
         about = described.get(name, {})
         shares.append(
             TeacherShare(
@@ -180,7 +192,7 @@ def gather(
                 share=rows / total if total else 0.0,
                 prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens,
-                cost=None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6,
+                cost=None if price is None else priced(price, tokens),
                 sampling=about.get("sampling") or {},
                 strength=strengths.get(name),
                 **{key: about.get(key) for key in _DESCRIBED},
@@ -318,10 +330,6 @@ def _strength(rows: NDArray[np.float64]) -> Strength:
     )
 
 
-#: Per teacher, USD per million prompt tokens and per million completion tokens.
-Prices = Mapping[str, tuple[float, float]]
-
-
 def run_costs(tables: Sequence[Dataset | None], prices: Prices, prompts: int) -> tuple[float | None, float | None]:
     """Adds up what was paid, and estimates what every teacher's answer to every prompt would have cost.
 
@@ -340,11 +348,10 @@ def run_costs(tables: Sequence[Dataset | None], prices: Prices, prompts: int) ->
     for table in tables:
         if table is None:
             continue
-        tokens = zip(table[columns.PROMPT_TOKENS], table[columns.COMPLETION_TOKENS], strict=True)
-        for key, (asked, answered) in zip(columns.row_keys(table), tokens, strict=True):
-            if asked is not None and answered is not None:
-                price = prices.get(key[1], (0.0, 0.0))
-                paid[key] = (asked * price[0] + answered * price[1]) / 1e6
+        counted = [table[name][:] for name in columns.TOKENS if name in table.column_names]
+        for key, tokens in zip(columns.row_keys(table), zip(*counted, strict=True), strict=True):
+            if tokens[0] is not None and tokens[1] is not None:
+                paid[key] = priced(prices.get(key[1], (0.0, 0.0)), tokens)
     means = []
     for teacher in prices:
         own = [cost for (_, name, *_), cost in paid.items() if name == teacher]

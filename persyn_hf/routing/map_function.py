@@ -41,7 +41,8 @@ def persyn_route(
         prompt_column (`str`, *optional*): Default: the column that the router names, `prompt` as a rule.
         library_version (`str`, *optional*): Part of the cache's key; set by [`pin_router`].
         options: Keys of [`RouteOptions`]: `device`, `dtype`, `endpoint` (a Text Embeddings Inference server that
-            serves the router) and `api_key_env`.
+            serves the router), and how that is reached: `api_key_env`, `api_key_header`, `extra_headers`,
+            `extra_query`, `use_hub_token`.
 
     Returns:
         `dict`: `route` (teacher name) and `route_scores` (float32, in the router's teacher order).
@@ -59,7 +60,7 @@ def persyn_route(
     require_batch(examples, "persyn_route")
     asked = merged(RouteOptions, None, options, "persyn_route")
     if asked.endpoint is not None:
-        return _route_remotely(examples, asked.endpoint, asked.api_key_env, router, revision, prompt_column)
+        return _route_remotely(examples, asked.endpoint, asked.connection, router, revision, prompt_column)
     from persyn_hf.routing.router import PersynRouter, route_examples
 
     name = router or os.environ.get(ROUTER_VARIABLE)
@@ -75,7 +76,7 @@ def persyn_route(
 def _route_remotely(
     examples: Mapping[str, Any],
     endpoint: str,
-    api_key_env: str | None,
+    connection: Mapping[str, Any],
     router: str | None,
     revision: str | None,
     prompt_column: str | None,
@@ -84,7 +85,7 @@ def _route_remotely(
     from persyn_hf.routing.router import is_one_prompt
     from persyn_hf.routing.tei import describe_endpoint
 
-    served = describe_endpoint(endpoint, api_key_env)
+    served = describe_endpoint(endpoint, **connection)
     block: Mapping[str, Any] = {}
     if router is not None:
         block, teachers = read_labels(router, revision)
@@ -100,7 +101,7 @@ def _route_remotely(
     column = prompt_column or block.get("prompt_column") or columns.PROMPT
     columns.require_columns(examples.keys(), [column], "routing")
     one = is_one_prompt(examples[column])
-    scores = served.scores([examples[column]] if one else examples[column], api_key_env)
+    scores = served.scores([examples[column]] if one else examples[column], **connection)
     fallback = block.get("fallback")
     routes = [fallback or served.teachers[index] for index in scores.argmax(axis=1)]
     if one:
@@ -114,25 +115,27 @@ def pin_router(
     *,
     prompt_column: str | None = None,
     endpoint: str | None = None,
-    api_key_env: str | None = None,
+    **connection: Any,
 ) -> dict[str, Any]:
     """Plain arguments for [`persyn_route`] that change whenever the router or this library does.
 
     Args:
         router (`str` or `PathLike`): Folder or repository id.
         revision (`str`, *optional*): Branch, tag or commit of a repository.
-        prompt_column, endpoint, api_key_env (`str`, *optional*): Passed on where given.
+        prompt_column, endpoint (`str`, *optional*): Passed on where given.
+        connection: How `endpoint` is reached: `api_key_env` and the other keys of [`Connection`].
 
     Returns:
         `dict[str, Any]`: For `fn_kwargs`: the router, its commit (or a folder's digest) and the library's version.
 
     Raises:
-        ConfigError: If nothing of that name can be found.
+        ConfigError: If nothing of that name can be found, or an option is unknown or wrong.
     """
     from persyn_hf.version import __version__
 
+    asked = merged(RouteOptions, None, {"endpoint": endpoint, **connection}, "pin_router")
     name = os.fspath(router)
     name = os.path.abspath(name) if os.path.isdir(name) else name
     pinned = {"router": name, "revision": resolve_revision(name, revision), "library_version": __version__}
-    more = {"prompt_column": prompt_column, "endpoint": endpoint, "api_key_env": api_key_env}
+    more = {"prompt_column": prompt_column, "endpoint": endpoint, **asked.connection}
     return pinned | {key: value for key, value in more.items() if value is not None}

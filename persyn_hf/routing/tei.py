@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,12 +54,13 @@ class RouterEndpoint:
     batch_size: int
     digest: str | None
 
-    def scores(self, prompts: Sequence[columns.Prompt], api_key_env: str | None = None) -> NDArray[np.float32]:
+    def scores(self, prompts: Sequence[columns.Prompt], **connection: Any) -> NDArray[np.float32]:
         """Scores every teacher for prompts.
 
         Args:
             prompts (`Sequence`): Strings, or lists of chat messages.
-            api_key_env (`str`, *optional*): Environment variable with the server's key. No other token is ever sent.
+            connection: Keys of [`Connection`]: `api_key_env`, `api_key_header`, `extra_headers`, `extra_query`,
+                `use_hub_token`. No token is sent that is not named so.
 
         Returns:
             `ndarray` of shape `(prompts, teachers)`, float32: Bradley–Terry scores.
@@ -70,7 +72,7 @@ class RouterEndpoint:
         """
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
-        endpoint = _endpoint(self.url, api_key_env)
+        endpoint = _endpoint(self.url, connection)
 
         async def predict(send: Send, batch: list[str]) -> list[list[float]]:
             # A flat list of two strings would be read as one pair, so every text is a list of its own.
@@ -97,12 +99,12 @@ class RouterEndpoint:
         return [by_label[name] for name in self.teachers]
 
 
-def describe_endpoint(url: str, api_key_env: str | None = None) -> RouterEndpoint:
+def describe_endpoint(url: str, **connection: Any) -> RouterEndpoint:
     """Asks a server what it serves; once per process.
 
     Args:
         url (`str`): Base address, as `http://localhost:8080`.
-        api_key_env (`str`, *optional*): Environment variable with the server's key.
+        connection: Keys of [`Connection`], as for [`RouterEndpoint.scores`].
 
     Raises:
         ConfigError: If the address is none, or the variable is not set.
@@ -112,12 +114,12 @@ def describe_endpoint(url: str, api_key_env: str | None = None) -> RouterEndpoin
         base_url(url)
     except ValueError as error:
         raise ConfigError(f"`endpoint`: {error}.") from None
-    return _describe_once(url.rstrip("/"), api_key_env)
+    return _describe_once(url.rstrip("/"), json.dumps(connection, sort_keys=True))
 
 
 @lru_cache(maxsize=8)
-def _describe_once(url: str, api_key_env: str | None) -> RouterEndpoint:
-    endpoint = _endpoint(url, api_key_env)
+def _describe_once(url: str, connection: str) -> RouterEndpoint:
+    endpoint = _endpoint(url, json.loads(connection))
 
     async def describe(send: Send, page: str) -> Any:
         return await send(page)
@@ -142,8 +144,8 @@ def _describe_once(url: str, api_key_env: str | None) -> RouterEndpoint:
     )
 
 
-def _endpoint(url: str, api_key_env: str | None) -> Endpoint:
-    server = read_settings(Service, {"url": url, "api_key_env": api_key_env}, "`endpoint`")
+def _endpoint(url: str, connection: Mapping[str, Any]) -> Endpoint:
+    server = read_settings(Service, {"url": url, **connection}, "`endpoint`")
     return Endpoint.of(server, setting="endpoint")
 
 

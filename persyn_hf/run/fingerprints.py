@@ -16,7 +16,7 @@ from typing import Any
 
 from persyn_hf.config import Settings, Teacher, default_of
 from persyn_hf.errors import ConfigError
-from persyn_hf.models.identity import resolve_revision, teacher_identity
+from persyn_hf.models.identity import named_identity, resolve_revision, teacher_identity
 from persyn_hf.version import __version__
 
 
@@ -108,6 +108,8 @@ def _section(section: Settings, without: Set[str]) -> dict[str, Any]:
         identity = teacher_identity(section)
         kept.pop("revision", None)
         kept["model"] = [identity.model, identity.revision]
+        if section.renderer is not None:
+            kept["renderer"] = named_identity(section.renderer)
     return kept
 
 

@@ -170,7 +170,13 @@ def allocate_routes(
     made = allocate(
         routed,
         teachers,
-        cost=answer_costs(teachers, expected, asked),
+        cost=answer_costs(
+            teachers,
+            expected,
+            asked,
+            _mean_tokens(probe, columns.CACHED_TOKENS, columns.PROMPT_TOKENS),
+            _mean_tokens(probe, columns.REASONING_TOKENS, columns.COMPLETION_TOKENS),
+        ),
         throughput=answer_rates(teachers, expected, allocation.tokens_per_second),
         probe=scored,
         seed=seed,
@@ -241,11 +247,18 @@ def _described(teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def _mean_tokens(answers: Dataset | None, column: str) -> dict[str, float]:
-    """Mean tokens of each teacher's answers, of those whose count is known and not 0."""
+def _mean_tokens(answers: Dataset | None, column: str, whole: str | None = None) -> dict[str, float]:
+    """Mean tokens of each teacher's answers, of those whose count is known and not 0.
+
+    Args:
+        answers (`Dataset`, *optional*): Of the probe.
+        column (`str`): What is counted.
+        whole (`str`, *optional*): The count that it is part of, by default all of it.
+    """
     counts: dict[str, list[int]] = {}
-    if answers is not None:
-        for name, count in zip(answers[columns.TEACHER][:], answers[column][:], strict=True):
-            if count:
-                counts.setdefault(name, []).append(count)
+    if answers is not None and column in answers.column_names:
+        known = zip(answers[columns.TEACHER][:], answers[column][:], answers[whole or column][:], strict=True)
+        for name, count, of in known:
+            if of:
+                counts.setdefault(name, []).append(count or 0)
     return {name: sum(own) / len(own) for name, own in counts.items()}

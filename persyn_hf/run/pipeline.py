@@ -49,7 +49,10 @@ class RunResult:
 
     @property
     def missing(self) -> int:
-        """Rows of that stage that got no answer: those with `error` set."""
+        """Rows of that stage that got no answer: those with `error` set.
+
+        With `accept`, prompts that nobody answered, or whose answer has no score yet: those with `accept_error` set.
+        """
         return sum(stage.errors for stage in self.stages if stage.name == self.answers)
 
     @property
@@ -115,10 +118,10 @@ def run(
         )
         report = replace(report, dropped=ready.examined.dropped_counts, kept=_kept(config, tables))
         report = replace(report, scores=read_paid_scores(config, folder.ledger))
+        write_json(folder.path / "report.json", report.to_dict())
         published = None
         if until == "publish" and router is not None:
             published = publish(config, folder.path, len(prompts), tables, router, report)
-        write_json(folder.path / "report.json", report.to_dict())
     return RunResult(folder.path, tuple(folder.records), report, published)
 
 

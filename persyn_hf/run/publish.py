@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import RunConfig
+from persyn_hf.errors import DataError
 from persyn_hf.run.report import DROPPED_WORDS, LEFT_OUT_WORDS, PaidScores, RunReport
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from persyn_hf.routing.router import PersynRouter
 
 
-#: A prompt that no answer of was accepted.
-NOT_ACCEPTED = "not_accepted"
+#: A prompt that no answer of was accepted, and one that nobody answered or scored yet.
+NOT_ACCEPTED, OPEN = "not_accepted", "open"
 
 
 @dataclass
@@ -55,7 +56,8 @@ class Tables:
             self.selected = table
             if self.generated is not None and columns.ACCEPTED in self.generated.column_names:
                 prompts = len(set(self.generated[columns.PROMPT_ID]))
-                self.left_out[NOT_ACCEPTED] = prompts - len(table)
+                still = sum(reason is not None for reason in self.generated[columns.ACCEPT_ERROR])
+                self.left_out |= {NOT_ACCEPTED: prompts - len(table) - still} | ({OPEN: still} if still else {})
         elif stage == "clean":
             reasons = table[columns.LEFT_OUT][:]
             self.left_out |= Counter(reason for reason in reasons if reason is not None)
@@ -71,11 +73,21 @@ def publish(
         config (`RunConfig`), folder (`Path`): The run and its folder.
         prompts (`int`): Prompts of the run.
         tables (`Tables`), router (`PersynRouter`), report (`RunReport`): What the stages have made.
+
+    Raises:
+        DataError: If no answer is left to publish.
     """
     from persyn_hf.publishing.personalized import push_personalized, save_personalized
 
     settings = config.publish
     assert tables.selected is not None
+    if not len(tables.selected):
+        gone = ", ".join(f"{count:,} {LEFT_OUT_WORDS[name]}" for name, count in tables.left_out.items() if count)
+        said = f" {report.accept}" if report.accept is not None else ""
+        raise DataError(
+            f"No answer is left to publish ({gone or 'no prompt was answered'}).{said} Look at the tables in "
+            f"{folder / 'stages'}; lower `accept.min_quality` or what `hygiene` asks for."
+        )
     common: dict[str, Any] = {
         "router": router,
         "settings": settings,
@@ -95,15 +107,18 @@ def _published(scores: PaidScores) -> dict[str, Any]:
     return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
 
 
+def _accepted(config: RunConfig, report: RunReport) -> dict[str, Any]:
+    """What a card says of the attempts."""
+    if config.accept is None or report.accept is None:
+        return {}
+    return {"min_quality": config.accept.min_quality, "attempts": config.accept.attempts} | asdict(report.accept)
+
+
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
     """What cards say of a run beside its tables."""
     from persyn_hf.publishing.provenance import run_costs
 
-    prices = {
-        t.name: (t.price_per_million_prompt_tokens, t.price_per_million_completion_tokens)
-        for t in config.teachers
-        if t.has_price
-    }
+    prices = {teacher.name: teacher.prices for teacher in config.teachers if teacher.has_price}
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
     facts: dict[str, Any] = {
         "generations": sum(line.answered for line in report.teachers),
@@ -111,6 +126,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
         "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
         "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
         "judges": [part.judge.model for part in config.quality.parts if part.judge] if config.quality else [],
+        "accept": _accepted(config, report),
         "generations_all": report.generations_all,
         "cost": cost,
         "cost_all": cost_all,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from persyn_hf import columns
-from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.config import RunConfig, Teacher, priced
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,9 +141,7 @@ class _Asking:
         teacher = asked.teacher
         cost = None
         if teacher.has_price:
-            cost = sum(
-                teacher.price(row["prompt_tokens"] or 0, row["completion_tokens"] or 0) for row in last.values()
-            )
+            cost = sum(priced(teacher.prices, [row[name] for name in columns.TOKENS]) for row in last.values())
         return Repurchase(teacher.name, changes, len(last), bool(answered), cost, teacher.backend == "endpoint")
 
     def _changes(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
+from persyn_hf.run.acceptance import Acceptance
 from persyn_hf.text import headed_table, markup, tame
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class RunReport:
         dropped (`Mapping[str, int]`): Prompts that were left out as bad ones, by reason.
         scores (`Sequence[PaidScores]`): What judges, and a student behind a server, were paid for.
         kept (`Mapping[str, int]`): Answers in the published set (`rows`), and those left out, by what became of them.
+        accept (`Acceptance`, *optional*): What became of the attempts, where answers are asked for until one is good.
     """
 
     teachers: Sequence[TeacherLine]
@@ -118,6 +120,7 @@ class RunReport:
     dropped: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
     scores: Sequence[PaidScores] = ()
+    accept: Acceptance | None = None
 
     @property
     def saved(self) -> float:
@@ -170,6 +173,7 @@ def build_report(
         generations=sum(error is None for error, _ in answers.values()),
         generations_all=len(prompts) * len(config.teachers),
         left_out=dict((block or {}).get("left_out") or {}),
+        accept=Acceptance.of(generated, config.accept) if generated is not None and config.accept else None,
     )
 
 
@@ -228,6 +232,8 @@ def print_report(report: RunReport, console: Console) -> None:
             f"for generate-then-select: {report.saved:.1f}× fewer.",
             highlight=False,
         )
+    if report.accept is not None:
+        console.print(markup(str(report.accept)), highlight=False)
     for scores in report.scores:
         console.print(markup(str(scores)), highlight=False)
     for sentence in _left(report):
@@ -243,6 +249,7 @@ _FATES = {
 #: The same by the reasons of `hygiene` and `accept`, as cards have them.
 LEFT_OUT_WORDS = {
     "not_accepted": "no attempt was good enough",
+    "open": "nobody answered or scored it yet",
     "refused": "refuses the request",
     "copied": "copies its prompt",
     "low_quality": "quality too low",

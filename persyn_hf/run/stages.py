@@ -256,8 +256,14 @@ def accept_stage(
     source: str = "route",
     names: Sequence[str] | None = None,
 ) -> Stage:
-    """Lets each prompt be answered until an answer is accepted; arguments as of [`generate_stage`]."""
+    """Lets each prompt be answered until an answer is accepted; arguments as of [`generate_stage`].
+
+    The limits of `allocation` are those of the routes, which are the first attempts; a teacher whose `max_share` is 0
+    is asked by no retry either.
+    """
     assert config.accept is not None
+    shares = config.allocation.max_share
+    never = sorted(name for name, share in shares.items() if share == 0) if isinstance(shares, dict) else []
     return Stage(
         "generate",
         answer_until_accepted,
@@ -268,7 +274,8 @@ def accept_stage(
             "accept": config.accept,
             "quality": config.quality,
             "score_names": names,
-        },
+        }
+        | ({"never": never} if never else {}),
         unkeyed={"ledger": ledger, "progress": progress, "max_cost": config.max_cost},
         errors=columns.ACCEPT_ERROR,
         whole=config.accept.target_rows is not None,

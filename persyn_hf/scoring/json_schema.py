@@ -47,9 +47,38 @@ def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
         raise ScoringError(f"The JSON schema cannot be applied: {type(error).__name__}: {error!s:.200}.") from error
 
 
-def schema_of_row(answer: Any, form: Any) -> Any:
-    """The schema of one row: its reference, or else the `response_format` that its answer was asked for in."""
-    return form if answer is None else answer
+def schema_of_row(answer: Any, form: Any, body: Any = None) -> Any:
+    """The schema of one row: its reference, or else what its answer was asked for in.
+
+    Args:
+        answer (`Any`): Its reference.
+        form (`Any`): The prompt's `response_format`.
+        body (`str` or `Mapping`, *optional*): The teacher's `extra_body`, which may hold a schema for all prompts.
+
+    Example:
+        >>> schema_of_row(None, None, '{"response_format": {"type": "json_object"}, "top_k": 5}')
+        {'type': 'json_object'}
+    """
+    return next((one for one in (answer, form) if one is not None), schema_of_body(body))
+
+
+def schema_of_body(body: Any) -> Any:
+    """The schema that a request's further keys hold: `response_format`, vLLM's `structured_outputs` and
+    `guided_json`, or the `grammar` of Text Generation Inference; `None` where there is none."""
+    try:
+        keys = json.loads(body) if isinstance(body, str) else body
+    except (ValueError, RecursionError) as error:
+        raise ScoringError(f"`extra_body` must be JSON, got {body!r:.80} ({error}).") from error
+    if not isinstance(keys, Mapping):
+        return None
+    form, outputs, grammar = (keys.get(name) for name in ("response_format", "structured_outputs", "grammar"))
+    if isinstance(form, Mapping) and form.get("type") in ("json_object", "json_schema"):
+        return form
+    if isinstance(outputs, Mapping) and (outputs.get("json") is not None or outputs.get("json_object")):
+        return outputs.get("json") or {"type": "json_object"}
+    if isinstance(grammar, Mapping) and grammar.get("type") == "json":
+        return grammar.get("value")
+    return keys.get("guided_json")
 
 
 def _validator(answer: Any) -> Validator:

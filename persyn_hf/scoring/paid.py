@@ -149,7 +149,7 @@ class _Run:
     through: Callable[[Question], Any]
     found: dict[str, Completion] = field(default_factory=dict)
     failed: dict[str, RequestError] = field(default_factory=dict)
-    tried: dict[str, int] = field(default_factory=dict)
+    last_words: dict[str, str] = field(default_factory=dict)
     answers: bool = False
     stopped: str = ""
     hopeless: str = ""
@@ -211,7 +211,7 @@ class _Run:
         again = (
             "they are in the ledger, and the next run asks for the rest" if kept else "the next run sends all again"
         )
-        work = ask_service(self.asking.endpoint, self.asking.service, questions, self._one, self.through, again)
+        work = ask_service(self.asking.endpoint, self.asking.service, questions, self._one, self._passed, again)
         asking = asyncio.ensure_future(work)
         drained = asyncio.ensure_future(self.drained.wait())
         try:
@@ -229,6 +229,13 @@ class _Run:
             asking.cancel()
             await asyncio.gather(asking, drained, return_exceptions=True)
             self.claims.release([question.key for question in questions if question.key not in self.found])
+
+    def _passed(self, question: Question) -> None:
+        """A question is asked no more."""
+        words = self.last_words.pop(question.key, None)
+        if words is not None and question.key not in self.found:
+            self._unanswered(words)
+        self.through(question)
 
     async def _one(self, send: Send, question: Question) -> RequestError | None:
         """One try of one question."""
@@ -250,8 +257,9 @@ class _Run:
             return error
         except TeacherError as error:
             self._lost(question, error.maybe_charged)
-            self.tried[question.key] = self.tried.get(question.key, 0) + 1
-            if not isinstance(error, RetryableError) or self.tried[question.key] >= self.asking.service.attempts:
+            if isinstance(error, RetryableError):  # it is asked again, unless it has been for too long
+                self.last_words[question.key] = str(error)
+            else:
                 self._unanswered(str(error))
             raise
         except LedgerError:

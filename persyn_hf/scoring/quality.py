@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, RESPONSE_FORMAT, require_columns
+from persyn_hf.columns import (
+    ANSWER,
+    COMPLETION,
+    EXTRA_BODY,
+    PROMPT,
+    QUALITY,
+    QUALITY_ERROR,
+    RESPONSE_FORMAT,
+    TOOLS,
+    require_columns,
+)
 from persyn_hf.config import Quality, merged, require_known
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError
@@ -139,13 +149,16 @@ def source_values(
     """
     rows = answered(batch)
     references = batch.get(answer_column) or [None] * len(batch[COMPLETION])
+    nothing = [None] * len(batch[COMPLETION])
+    forms, bodies = batch.get(RESPONSE_FORMAT) or nothing, batch.get(EXTRA_BODY) or nothing
     answers = ScorableAnswers(
         [batch[prompt_column][row] for row in rows],
         [batch[COMPLETION][row] for row in rows],
         [references[row] for row in rows],
         row_names(batch, rows),
         answer_column in batch,
-        [(batch.get(RESPONSE_FORMAT) or references)[row] for row in rows],
+        [schema_of_row(None, forms[row], bodies[row]) for row in rows],
+        [batch[TOOLS][row] for row in rows] if TOOLS in batch else None,
     )
     columns: dict[str, list[float | None]] = {}
     errors: list[str | None] = [None] * len(batch[COMPLETION])
@@ -191,7 +204,9 @@ def _values(part: Source, answers: ScorableAnswers, how: ScorerOptions, account:
         from persyn_hf.scoring.reward_model import load_reward_model, reward_scores
 
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
-        return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
+        return reward_scores(
+            model, answers.prompts, answers.completions, answers.names, how.token_budget, tools=answers.tools
+        )
     assert part.verifier is not None
     if part.verifier == "json-schema":
         answers = replace(answers, references=list(map(schema_of_row, answers.references, answers.forms)))

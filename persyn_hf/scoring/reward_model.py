@@ -15,6 +15,7 @@ from torch import Tensor
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
 from persyn_hf.config import Student, default_of
 from persyn_hf.errors import DataError, PromptTooLongError, ScoringError
+from persyn_hf.messages import answer_message
 from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import LOADING, context_of, identity, load_model, load_tokenizer
@@ -74,6 +75,8 @@ def reward_scores(
     names: Sequence[str],
     token_budget: int = default_of(Student, "token_budget"),
     progress: Callable[[int], Any] | None = None,
+    *,
+    tools: Sequence[Any] | None = None,
 ) -> list[float | str]:
     """Scores answers; each score is what the model gives the answer alone.
 
@@ -84,6 +87,8 @@ def reward_scores(
         names (`Sequence[str]`): How errors name the answers.
         token_budget (`int`, defaults to 8192): Tokens of one batch, padding included.
         progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every batch.
+        tools (`Sequence`, *optional*): The definitions of functions that each prompt offers, which the template is
+            given too.
 
     Returns:
         `list[float | str]`: In order, higher is better, on the model's own scale; words where a score is not finite.
@@ -92,8 +97,9 @@ def reward_scores(
         PromptTooLongError: If an answer does not fit the model's context.
         ScoringError: If a template refuses a conversation or cuts an answer's thoughts, or no score is finite.
     """
-    rows = zip(prompts, completions, names, strict=True)
-    encoded = [_encode(reward_model, prompt, text, name) for prompt, text, name in rows]
+    nothing = [None] * len(prompts)
+    rows = zip(prompts, completions, names, tools or nothing, strict=True)
+    encoded = [_encode(reward_model, *row) for row in rows]
     scores: list[float | str] = [math.nan] * len(encoded)
     order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
     while order:
@@ -111,12 +117,12 @@ def reward_scores(
     return scores
 
 
-def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: str) -> dict[str, list[int]]:
+def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: str, tools: Any) -> dict[str, list[int]]:
     tokenizer = reward_model.tokenizer
     if getattr(tokenizer, "chat_template", None):
-        messages = [*canonical_messages(prompt), {"role": "assistant", "content": completion}]
+        messages = [*canonical_messages(prompt), answer_message(completion)]
         try:
-            text = apply_template(tokenizer, messages)
+            text = apply_template(tokenizer, messages, tools)
         except TemplateError as error:
             raise ScoringError(f"{name}: the reward model's chat template refuses this: {error}.") from error
         except DataError as error:

@@ -18,7 +18,8 @@ class ScorableAnswers:
         prompts, completions, references (`list`): One of each per answer; a reference may be null.
         names (`list[str]`): How errors name the answers.
         has_references (`bool`): Whether there is a column of references.
-        forms (`list`): The `response_format` that each was asked for in.
+        forms (`list`): The form that each was asked for in: the prompt's `response_format`, or its teacher's schema.
+        tools (`list`, *optional*): The functions that each prompt offers.
     """
 
     prompts: list[Any]
@@ -27,6 +28,7 @@ class ScorableAnswers:
     names: list[str]
     has_references: bool
     forms: list[Any]
+    tools: list[Any] | None = None
 
 
 def verified(verifier: Verifier, known: tuple[float, float] | None, answers: ScorableAnswers) -> list[float]:

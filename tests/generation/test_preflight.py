@@ -362,6 +362,9 @@ def test_an_open_port_that_is_no_model_server_is_told(status):
     assert f"{url}/v1/models is a web page, so no model server is asked there; check `endpoint`." in str(caught.value)
 
 
+REFUSED = r"refused the key \(HTTP 400 \(auth_error\): Authentication Error\): check MY_KEY"
+
+
 def test_a_wrong_key_that_a_gateway_answers_with_400_is_told(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-wrong-1234567890")
 
@@ -369,8 +372,7 @@ def test_a_wrong_key_that_a_gateway_answers_with_400_is_told(monkeypatch):
         return JSONResponse({"error": {"message": "Authentication Error", "type": "auth_error", "code": "400"}}, 400)
 
     app = Starlette(routes=[Route("/v1/models", refuse)])
-    said = r"refused the key \(HTTP 400 \(auth_error\): Authentication Error\): check MY_KEY"
-    with serve_app(app) as url, pytest.raises(ConfigError, match=said):
+    with serve_app(app) as url, pytest.raises(ConfigError, match=REFUSED):
         run(url, api_key_env="MY_KEY")
 
 

@@ -272,6 +272,16 @@ def test_costs_and_rates_of_configured_teachers() -> None:
     costs = answer_costs(teachers, {"a": 500, "b": 200}, prompt_tokens=50)
     assert costs == pytest.approx({"a": (50 * 2 + 500 * 10) / 1e6, "b": 200 / 1e6})
     assert answer_costs(teachers)["b"] == pytest.approx(100 / 1e6)
+    deep = Teacher(
+        name="a",
+        price_per_million_prompt_tokens=2,
+        price_per_million_cached_tokens=1,
+        price_per_million_completion_tokens=10,
+        price_per_million_reasoning_tokens=50,
+        **shared,
+    )
+    thought = answer_costs([deep, teachers[1]], 500, 50, {"a": 20}, {"a": 400})
+    assert thought["a"] == pytest.approx((30 * 2 + 20 * 1 + 100 * 10 + 400 * 50) / 1e6)
     rates = answer_rates(teachers, {"a": 500, "b": 200}, tokens_per_second=25)
     assert rates == pytest.approx({"a": 4 * 25 / 500, "b": 32 * 25 / 200})
     with pytest.raises(ConfigError, match="none for b"):

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from persyn_hf import RunConfig, run
+from persyn_hf.doctor.configuration import check_configuration
 from persyn_hf.errors import ConfigError, DataError, PersynError
 from persyn_hf.ledger.ledger import Ledger
 from persyn_hf.run import readiness
@@ -209,6 +210,41 @@ MISTAKES = {
         lambda s, d, t: edit(s, "output_dir", s["prompts"]["source"] + "/run"), "cannot be written to; set another"
     ),
     "backbone": (lambda s, d, t: edit(s, "router.backbone", str(t / "nobody")), "nobody"),
+    "no answer passes": (
+        lambda s, d, t: edit(s, "accept", {"min_quality": 2.0}),
+        "`accept.min_quality` is 2, but exact gives 0 to 1, so no answer passes",
+    ),
+    "every answer passes": (
+        lambda s, d, t: (edit(s, "quality", judged(d["judge"].url)), edit(s, "hygiene.min_quality", 0.5)),
+        "`hygiene.min_quality` is 0.5, but judge gives 1 to 10, so every answer passes",
+    ),
+    "no answer passes any more": (
+        lambda s, d, t: (
+            edit(s, "quality", {"sources": [{"verifier": "exact"}, judged(d["judge"].url)], "normalize": "range"}),
+            edit(s, "hygiene.min_quality", 7.0),
+        ),
+        r"`hygiene.min_quality` is 7, but exact \+ judge gives 0 to 1",
+    ),
+    "no scale": (
+        lambda s, d, t: (edit(s, "quality.normalize", "rank"), edit(s, "hygiene.min_quality", 0.5)),
+        "`quality.normalize: rank` leaves no scale for `hygiene.min_quality`",
+    ),
+    "the same answer again": (
+        lambda s, d, t: (
+            edit(s, "accept", {"min_quality": 1.0, "retry": "same"}),
+            edit(s, "teachers.0.sampling.temperature", 0.0),
+            edit(s, "teachers.1.sampling.seed", 7),
+        ),
+        "`accept.retry: same` asks the same teacher again, but odd, even would give the same answer",
+    ),
+    "more rows than prompts": (
+        lambda s, d, t: edit(s, "accept", {"min_quality": 1.0, "target_rows": 9}),
+        "accept.target_rows: must be at most the number of prompts, 8, .* got 9",
+    ),
+    "no section to compare with": (
+        lambda s, d, t: edit(s, "hygiene.decontaminate", ["compare"]),
+        r"`hygiene.decontaminate: \[compare\]` needs `compare`",
+    ),
     "reward model": (
         lambda s, d, t: edit(s, "quality", {"reward_model": s["student"]["model"]}), "must have one label"
     ),
@@ -255,6 +291,51 @@ def test_an_extra_that_is_missing_is_told_before_anything_is_paid_for(settings, 
     assert not doubles["odd"].asked
 
 
+def test_all_extras_that_are_missing_are_told_at_once_and_with_the_prompts(settings, doubles, monkeypatch):
+    for module in ("datasketch", "lm_eval", "jsonschema"):
+        monkeypatch.setitem(sys.modules, module, None)
+    source = settings["prompts"]["source"]
+    settings |= {
+        "quality": {"verifier": "json-schema"},
+        "hygiene": {"dedup": "near", "decontaminate": ["compare"]},
+        "compare": {
+            "students": [{"name": "s", "model": "org/s"}], "held_out": {"source": source}, "lm_eval": {"tasks": ["x"]}
+        },
+    }  # fmt: skip
+    rows(settings, {2: {"prompt": "x" * 600}})
+    with pytest.raises(ConfigError) as caught:
+        go(settings, until="publish")
+    for said in ("datasketch", "lm-eval", "jsonschema", "1 of 8 prompts cannot be read"):
+        assert said in str(caught.value)
+    assert not doubles["odd"].asked
+
+
+def test_what_retries_cannot_change_or_go_beyond_is_a_note(settings):
+    edit(settings, "accept", {"min_quality": 1.0, "retry": "same"})
+    edit(settings, "teachers.0.sampling.temperature", 0.0)
+    edit(settings, "allocation.max_share", 0.75)
+    notes = [one for one in check_configuration(RunConfig.from_dict(settings)) if one.state == "note"]
+    said = {one.key: one.message for one in notes if one.topic == "settings"}
+    assert said["accept.retry"].startswith("`accept.retry: same` asks odd once only")
+    assert said["allocation.max_share"].startswith(
+        "`allocation.max_share`: of the routes, which are the first attempts"
+    )
+    edit(settings, "accept", {"min_quality": 1.0})
+    edit(settings, "teachers.1.sampling.temperature", 0.0)
+    notes = {one.key: one.message for one in check_configuration(RunConfig.from_dict(settings))}
+    assert "`accept.attempts` is 3, but a prompt has at most 2 different answers" in notes["accept.attempts"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [({"min_quality": 0.5}, "hygiene.min_quality"), ({"min_tokens": 2}, "hygiene.min_tokens")]
+)
+def test_hygiene_without_what_it_needs_is_told(settings, section, key):
+    del settings["student"], settings["quality"]
+    settings |= {"hygiene": section, "router": {"pretrained": settings["router"]["backbone"]}}
+    failures = [one for one in check_configuration(RunConfig.from_dict(settings)) if one.state == "fail"]
+    assert key in [one.key for one in failures]
+
+
 def test_a_full_disk_is_told_before_anything_is_paid_for(settings, doubles, monkeypatch):
     from collections import namedtuple
 
@@ -263,6 +344,9 @@ def test_a_full_disk_is_told_before_anything_is_paid_for(settings, doubles, monk
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(contradictions.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match=r"`output_dir`: 0\.0 GB free .* the run writes at most about 2\.5e-05 GB"):
+        go(settings)
+    edit(settings, "accept", {"min_quality": 1.0})  # 8 probe answers of 64 tokens, and 3 attempts at 8 prompts
+    with pytest.raises(ConfigError, match=r"the run writes at most about 4\.9e-05 GB"):
         go(settings)
     assert not doubles["odd"].asked
 

@@ -126,6 +126,8 @@ def answer_costs(
     teachers: Sequence[Teacher],
     completion_tokens: float | Mapping[str, float] | None = None,
     prompt_tokens: float | Mapping[str, float] = 0.0,
+    cached_tokens: Mapping[str, float] | None = None,
+    reasoning_tokens: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """USD for one answer of each teacher, from its prices and expected tokens.
 
@@ -134,12 +136,24 @@ def answer_costs(
         completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. Left out:
             `sampling.max_tokens`, the most it can be.
         prompt_tokens (`float` or mapping by teacher, defaults to 0): Mean tokens of a prompt.
+        cached_tokens, reasoning_tokens (mapping by teacher, *optional*): Those of a prompt that come from a cache and
+            those of an answer that go into reasoning, which may have prices of their own. A teacher that is not named
+            has none.
 
     Raises:
         ConfigError: If a mapping lacks a teacher.
     """
     prompt, completion = _tokens(teachers, prompt_tokens), _completion_tokens(teachers, completion_tokens)
-    return {teacher.name: teacher.price(prompt[teacher.name], completion[teacher.name]) for teacher in teachers}
+    cached, reasoning = cached_tokens or {}, reasoning_tokens or {}
+    return {
+        teacher.name: teacher.price(
+            prompt[teacher.name],
+            completion[teacher.name],
+            min(cached.get(teacher.name, 0.0), prompt[teacher.name]),
+            min(reasoning.get(teacher.name, 0.0), completion[teacher.name]),
+        )
+        for teacher in teachers
+    }
 
 
 def answer_rates(
