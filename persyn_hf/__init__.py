@@ -1,4 +1,4 @@
-"""persyn_hf: find, for every prompt, the teacher that your student learns most from (PerSyn, arXiv 2510.10925).
+"""persyn_hf: find the teacher that your student learns most from, for every prompt (PerSyn, arXiv 2510.10925).
 
 Public names are imported on first use, so that `import persyn_hf` loads neither torch nor transformers.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf.version import __version__
 
-#: Where each public name lives.
+#: Public name → module that defines it.
 _HOME = {
     "PersynError": "persyn_hf.errors",
     "Quality": "persyn_hf.config",
@@ -120,7 +120,7 @@ if TYPE_CHECKING:
     from persyn_hf.students.train import train_student
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'persyn_hf' has no attribute {name!r}")
     try:
@@ -135,9 +135,9 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps public names above submodules of the same name: importing `persyn_hf.run.…` must not hide `run`."""
+    """The package's module, in which a submodule never hides a public name: `persyn_hf.run` stays the function."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -1,6 +1,6 @@
-"""The table that all stages share: one row per (prompt, teacher, turn, sample, attempt).
+"""Columns of the table that all stages share, with one row per (prompt, teacher, turn, sample, attempt).
 
-Column names live here and nowhere else. A stage adds columns and removes none.
+Column names are defined only here. A stage adds columns and removes none.
 """
 
 from __future__ import annotations
@@ -20,48 +20,50 @@ from persyn_hf.messages import prompt_text as prompt_text
 PROMPT_ID = "prompt_id"
 PROMPT = "prompt"
 ANSWER = "answer"
-#: The form that a prompt's answer must have (`json_schema` …), as a chat request names it: JSON, or an object.
+#: Required format of a prompt's answer, as in a chat request (`json_schema` …): JSON, or an object.
 RESPONSE_FORMAT = "response_format"
-#: The functions that a prompt's answer may call: a list of definitions, as TRL and chat templates take them.
+#: Functions that a prompt's answer may call: a list of definitions, as in TRL and chat templates.
 TOOLS = "tools"
 
 TEACHER = "teacher"
-#: Which turn of a conversation a row asks for, which draw of the same answer it is, and which try of that draw.
-#: Each is 0 where its column is absent or null.
+#: Number of a row's conversation turn, of its sample of the same answer, and of its attempt at that sample. Each is 0
+#: if its column is absent or null.
 TURN = "turn"
 SAMPLE = "sample"
 ATTEMPT = "attempt"
 COMPLETION = "completion"
-#: There where a teacher called functions: the calls of each answer, null where it called none.
+#: Function calls of each answer, null if there are none; present if a teacher called functions.
 TOOL_CALLS = "tool_calls"
 REASONING = "reasoning"
 FINISH_REASON = "finish_reason"
 PROMPT_TOKENS = "prompt_tokens"
 COMPLETION_TOKENS = "completion_tokens"
-#: Those of the prompt that the server read from its cache, and those of the completion that went into reasoning.
+#: Prompt tokens that the server read from its cache, and completion tokens spent on reasoning.
 CACHED_TOKENS = "cached_tokens"
 REASONING_TOKENS = "reasoning_tokens"
+#: What an answer is paid by.
+TOKENS = (PROMPT_TOKENS, COMPLETION_TOKENS, CACHED_TOKENS, REASONING_TOKENS)
 #: Special tokens or an invented turn in the completion: one of `LEAKS`, null where there is none.
 LEAK = "leak"
 USAGE_SOURCE = "usage_source"
-#: How a row was asked: the teacher's sampling, the row's seed, and the system prompt before the prompt's messages.
+#: Request of a row: the teacher's sampling, the row's seed, and the system prompt before the prompt's messages.
 TEMPERATURE = "temperature"
 TOP_P = "top_p"
 MAX_TOKENS = "max_tokens"
 STOP = "stop"
 SEED = "seed"
 SYSTEM_PROMPT = "system_prompt"
-#: There where a teacher sends more keys with every request: JSON of them.
+#: Extra keys of every request, as JSON; present if a teacher sends any.
 EXTRA_BODY = "extra_body"
-#: The teacher that a row was routed to, where another one answered since that one was down.
+#: Teacher that a row was routed to, if it was down and another one answered.
 REROUTED_FROM = "rerouted_from"
 ERROR = "error"
 
-#: Of an attempt, where answers are asked for until one is good enough: whether it is, and, in a prompt's last row, why
-#: nobody answered.
+#: Acceptance of an attempt, if answers are requested until one is good enough, and, in a prompt's last row, the reason
+#: that no teacher answered.
 ACCEPTED = "accepted"
 ACCEPT_ERROR = "accept_error"
-#: Why `hygiene` leaves an answer out of the published set.
+#: Reason that `hygiene` drops an answer from the published set.
 LEFT_OUT = "left_out"
 
 QUALITY = "quality"
@@ -71,24 +73,24 @@ REWARD = "reward"
 STUDENT = "student"
 STUDENT_REVISION = "student_revision"
 LEARNABILITY_METRIC = "learnability_metric"
-#: On request. The teacher's own count of an answer's tokens is `COMPLETION_TOKENS`; the student reads other tokens.
+#: Present on request. `COMPLETION_TOKENS` is the teacher's count of an answer's tokens; the student's differs.
 RSR = "rsr"
 PERPLEXITY = "perplexity"
 STUDENT_COMPLETION_TOKENS = "student_completion_tokens"
-#: There where an answer has no learnability: why.
+#: Reason that an answer has no learnability; present if there is such an answer.
 LEARNABILITY_ERROR = "learnability_error"
-#: There with `too_long="truncate"`: whether only the start of the answer was scored.
+#: True if only the start of the answer was scored; present with `too_long="truncate"`.
 LEARNABILITY_TRUNCATED = "learnability_truncated"
 
 ROUTE = "route"
 ROUTE_SCORES = "route_scores"
-#: There where a prompt has several teachers: all of them, best first; `ROUTE` is the first.
+#: All teachers of a prompt, the best first; present if a prompt has several. `ROUTE` is the first.
 ROUTES = "routes"
 
-#: All of the names above: what a stage adds stands nowhere else.
+#: All names above: the columns that stages add.
 OWN = frozenset(value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str))
 
-#: What tells the rows of one prompt and teacher apart, and the key of every row of answers: see [`row_keys`].
+#: Columns that tell the rows of one prompt and teacher apart, and the key of every row of answers: see [`row_keys`].
 ROW_NUMBERS = (TURN, SAMPLE, ATTEMPT)
 ROW_KEY = (PROMPT_ID, TEACHER, *ROW_NUMBERS)
 
@@ -97,26 +99,26 @@ GENERATED_STAGE = (TEACHER, COMPLETION, FINISH_REASON, PROMPT_TOKENS, COMPLETION
 SCORED_STAGE = (QUALITY, LEARNABILITY, REWARD, STUDENT, STUDENT_REVISION, LEARNABILITY_METRIC)
 ROUTED_STAGE = (ROUTE, ROUTE_SCORES)
 
-#: Why a completion ended, by the names that every client uses; a reason that none of them knows stays as it was given.
+#: Reasons that a completion ended; a server's other reasons are stored unchanged.
 FINISH_REASONS = ("stop", "length", "content_filter", "tool_calls")
-#: Who counted a row's tokens: the server, or the teacher's tokenizer where the server reports no usage.
+#: Sources of a row's token counts: the server, or the teacher's tokenizer if the server reports no usage.
 USAGE_SOURCES = ("server", "tokenizer")
 
-#: What was found in a completion that its model should not have shown: see [`generation.special_tokens`].
+#: Kinds of text that a completion should not contain: see [`generation.special_tokens`].
 LEAKS = ("end-token", "invented-turn", "special-token", "turn-words")
 
-#: The values of `ROW_NUMBERS` and of `ROW_KEY` in one row, and the numbers of a row that has none.
+#: Values of `ROW_NUMBERS` and of `ROW_KEY` in one row, and the numbers of a row without any.
 RowNumbers = tuple[int, int, int]
 RowKey = tuple[str, str, int, int, int]
 UNNUMBERED: RowNumbers = (0, 0, 0)
 
 
 def is_cut(finish_reason: str | None) -> bool:
-    """Tells whether an answer ended before its end: every reason but `stop`, an unknown one included.
+    """Tells whether an answer was truncated: true for every finish reason except `stop`, unknown ones included.
 
     Args:
-        finish_reason (`str`, *optional*): As the table has it; `None`, as of a table that was not generated here, is
-            no cut.
+        finish_reason (`str`, *optional*): Finish reason from the table. `None`, as in tables from elsewhere, counts as
+            complete.
 
     Example:
         >>> [is_cut(reason) for reason in ("stop", None, "length", "content_filter", "no such reason")]
@@ -126,7 +128,7 @@ def is_cut(finish_reason: str | None) -> bool:
 
 
 def is_own(name: str) -> bool:
-    """Whether a column's name is one of ours: a stage's, or the quality by one of several sources.
+    """Tells whether a column's name is reserved: one of a stage, or the quality by one of several sources.
 
     Example:
         >>> is_own("teacher"), is_own("quality_math"), is_own("source")
@@ -141,20 +143,22 @@ def require_columns(present: Iterable[str], needed: Iterable[str], stage: str) -
     Args:
         present (`Iterable[str]`): Column names of the table.
         needed (`Iterable[str]`): Column names that the stage reads.
-        stage (`str`): What needs them, for the message ("score", "train_router" …).
+        stage (`str`): Name of the stage in errors ("score", "train_router" …).
 
     Raises:
-        MissingColumnError: If one is absent; the message lists those that are there.
+        MissingColumnError: If a column is missing; the message lists the existing ones.
     """
     have = list(present)
     missing = [name for name in needed if name not in have]
     if missing:
         names = ", ".join(f"`{name}`" for name in missing)
-        raise MissingColumnError(f"{stage} needs the column {names}; the table has {', '.join(have) or 'no columns'}.")
+        raise MissingColumnError(
+            f"{stage} needs the column {names}, but the table has {', '.join(have) or 'no columns'}."
+        )
 
 
 def row_numbers(table: Any) -> list[RowNumbers]:
-    """Gives `turn`, `sample` and `attempt` of every row; an absent column and a null count as 0.
+    """Reads `turn`, `sample` and `attempt` of every row; an absent column and a null count as 0.
 
     Args:
         table (`Dataset` or `Mapping[str, Sequence]`): A table, or a batch of its rows.
@@ -190,10 +194,11 @@ def _row_number(name: str, value: Any, row: int) -> int:
 
 
 def row_keys(table: Any) -> list[RowKey]:
-    """Gives the key of every row of answers, in the order of `ROW_KEY`: two rows of one key are one answer.
+    """Reads the key of every row of answers, in the order of `ROW_KEY`; two rows with one key are the same answer.
 
     Args:
-        table (`Dataset` or `Mapping[str, Sequence]`): With `prompt_id` and `teacher`; see [`row_numbers`].
+        table (`Dataset` or `Mapping[str, Sequence]`): A table with `prompt_id` and `teacher`, or a batch of its rows;
+            see [`row_numbers`].
 
     Example:
         >>> row_keys({"prompt_id": ["p", "p"], "teacher": ["a", "a"], "sample": [0, 1]})
@@ -204,20 +209,20 @@ def row_keys(table: Any) -> list[RowKey]:
 
 
 def numbered(numbers: RowNumbers) -> str:
-    """How a message names a row beside its prompt and teacher: `", sample 2"`; nothing for a row without numbers."""
+    """The numbers of a row for messages, after its prompt and teacher: `", sample 2"`; empty if all are 0."""
     return "".join(f", {name} {value}" for name, value in zip(ROW_NUMBERS, numbers, strict=True) if value)
 
 
 def require_unique(keys: Iterable[Hashable], stage: str, *, also: str = "") -> None:
-    """Checks that no prompt stands twice.
+    """Checks that no prompt occurs twice.
 
     Args:
-        keys (`Iterable[Hashable]`): What must differ between prompts; the first repeated one is named.
-        stage (`str`): What needs them, for the message.
-        also (`str`, *optional*): Another way out, for the message.
+        keys (`Iterable[Hashable]`): Keys that must be unique.
+        stage (`str`): Name of the stage in errors.
+        also (`str`, *optional*): Another fix, appended to the message.
 
     Raises:
-        DuplicatePromptError: With the number of repeated prompts and the first of them.
+        DuplicatePromptError: If a key repeats; the message has the number of repeated prompts and the first of them.
     """
     seen: set[Hashable] = set()
     repeated = []

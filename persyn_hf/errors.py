@@ -2,28 +2,28 @@
 
 ```
 PersynError
-├── ConfigError (ValueError)          a setting is wrong; names the file, the key and what would be right
+├── ConfigError (ValueError)          a setting is wrong; names the file, the key and a valid value
 ├── DataError (ValueError)            a table or a row is wrong
-│   ├── MissingColumnError            a stage was given a table without a column that it reads
-│   ├── DuplicatePromptError          one prompt stands twice where each must stand once
+│   ├── MissingColumnError            a table lacks a column that a stage reads
+│   ├── DuplicatePromptError          a prompt occurs twice in a table that must have it once
 │   └── PromptTooLongError            a prompt, or a prompt with its completion, exceeds the context
 ├── TeacherError                      one request to a teacher failed
 │   ├── RetryableError                the same request may succeed later (overload, broken connection)
-│   │   └── UnavailableError          nobody serves there now (connection refused, 503)
+│   │   └── UnavailableError          the server is unavailable now (connection refused, 503)
 │   ├── RowError                      this row can never succeed (refused by validation): the row gets `error`
-│   └── TeacherDownError              nothing can succeed (wrong key, nobody listening): stop this teacher
-├── LedgerError                       the ledger, or the table made of it, cannot be read or written
+│   └── TeacherDownError              no request can succeed (wrong key, no server): stop this teacher
+├── LedgerError                       the ledger, or the table made from it, cannot be read or written
 ├── ScoringError                      a score could not be computed
-│   └── RequestError                  a server that scores cannot answer this request; others it may
+│   └── RequestError                  a server that scores cannot answer this request; other requests may succeed
 │       └── PassingError              the same request may succeed later
 ├── RouterError                       a router cannot be trained, loaded or used
-│   ├── AllocationError               no allocation keeps all limits; says which, and by how much
-│   ├── RouterCheckpointError         the checkpoint is damaged, or is no router
+│   ├── AllocationError               no allocation meets all limits; says which, and by how much
+│   ├── RouterCheckpointError         the checkpoint is damaged, or is not a router
 │   └── RouterMismatchError           the router was trained for other teachers
-├── StudentError                      a student cannot be trained or judged
+├── StudentError                      a student cannot be trained or evaluated
 ├── PublishError                      a dataset, a router or a card could not be published
-└── MissingPackageError (ImportError) a package is absent, as in a light installation; carries the pip command
-    └── MissingExtraError             an optional dependency is absent
+└── MissingPackageError (ImportError) a package is missing, as in a light installation; carries the pip command
+    └── MissingExtraError             an optional dependency is missing
 ```
 """
 
@@ -63,34 +63,33 @@ class PersynError(Exception):
 
 
 class ConfigError(PersynError, ValueError):
-    """A setting is wrong. The message names the file, the key and what would be right."""
+    """A setting is wrong. The message names the file, the key and a valid value."""
 
 
 class DataError(PersynError, ValueError):
-    """A table or one of its rows is not what a stage needs."""
+    """A table or one of its rows does not meet a stage's requirements."""
 
 
 class MissingColumnError(DataError):
-    """A stage was given a table that lacks a column it reads."""
+    """A table lacks a column that a stage reads."""
 
 
 class DuplicatePromptError(DataError):
-    """The same prompt stands more than once where each must stand once."""
+    """A prompt occurs more than once in a table that must have each prompt once."""
 
 
 class PromptTooLongError(DataError):
-    """A prompt (with its completion, where one is scored) does not fit the model's context."""
+    """A prompt, with its completion if that is scored, does not fit the model's context."""
 
 
 class TeacherError(PersynError):
     """One request to a teacher failed.
 
     Attributes:
-        maybe_charged (`bool`): Whether the server may have made an answer, and charges for it, all the same.
-        status (`int`, *optional*): The HTTP status that said so; `None` where no response did.
-        doubtful (`bool`): Whether it may be meant for this one request, though it reads as if meant for all: other
-            requests show it.
-        is_page (`bool`): Whether the response was a page for browsers.
+        maybe_charged (`bool`): True if the server may have generated an answer and charged for it.
+        status (`int`, *optional*): HTTP status of the response; `None` if there was no response.
+        doubtful (`bool`): True if the error reads as if it applied to all requests, but may apply only to this one.
+        is_page (`bool`): True if the response was an HTML page.
     """
 
     maybe_charged: bool = False
@@ -103,12 +102,11 @@ class RetryableError(TeacherError):
     """The same request may succeed later.
 
     Args:
-        message (`str`): What happened, without secrets.
-        retry_after (`float`, *optional*): Seconds the server asked to wait.
-        overloaded (`bool`, defaults to `False`): Whether the server refused for load (429, 503), so that
-            concurrency should fall.
-        attempts (`int`, *optional*): At most this many attempts make sense for this kind of error
-            (`None`: the caller's own limit).
+        message (`str`): Error message, without secrets.
+        retry_after (`float`, *optional*): Wait that the server asked for, in seconds.
+        overloaded (`bool`, defaults to `False`): True if the server is overloaded (429, 503), so that concurrency
+            should decrease.
+        attempts (`int`, *optional*): Limit on the attempts for this kind of error; `None` for the caller's own limit.
     """
 
     def __init__(
@@ -121,19 +119,19 @@ class RetryableError(TeacherError):
 
 
 class UnavailableError(RetryableError):
-    """Nobody serves there now (connection refused, 503): it says nothing against the row or the concurrency."""
+    """The server is unavailable now (connection refused, 503); neither the row nor the concurrency is the cause."""
 
 
 class RowError(TeacherError):
-    """The teacher refused this row for good; the row is kept with `error` set."""
+    """The teacher refused this row permanently; the row is kept with `error` set."""
 
 
 class TeacherDownError(TeacherError):
-    """No request to this teacher can succeed (wrong key, unknown model, nobody listening)."""
+    """No request to this teacher can succeed (wrong key, unknown model, no server)."""
 
 
 class LedgerError(PersynError):
-    """The ledger, or the table made of it, cannot be opened, read or written; the message says the way out."""
+    """The ledger, or the table made from it, cannot be opened, read or written; the message says how to fix it."""
 
 
 class ScoringError(PersynError):
@@ -141,15 +139,15 @@ class ScoringError(PersynError):
 
 
 class RequestError(ScoringError):
-    """This request cannot be answered; others may."""
+    """A server that scores cannot answer this request; other requests may succeed."""
 
 
 class PassingError(RequestError):
     """The same request may succeed later.
 
     Args:
-        message (`str`): What happened.
-        retry_after (`float`, *optional*): Seconds that the server asked to wait.
+        message (`str`): Error message.
+        retry_after (`float`, *optional*): Wait that the server asked for, in seconds.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
@@ -162,32 +160,32 @@ class RouterError(PersynError):
 
 
 class AllocationError(RouterError):
-    """No allocation keeps all limits; the message says which cannot be kept, and by how much."""
+    """No allocation meets all limits; the message says which cannot be met, and by how much."""
 
 
 class RouterCheckpointError(RouterError):
-    """The checkpoint is damaged or is no persyn router; the message says what is wrong and where."""
+    """The checkpoint is damaged or is not a persyn router; the message says what is wrong and where."""
 
 
 class RouterMismatchError(RouterError):
-    """The router was trained for other teachers than those it is used with."""
+    """The router was trained for other teachers."""
 
 
 class StudentError(PersynError):
-    """A student cannot be trained or judged; the message says what to change."""
+    """A student cannot be trained or evaluated; the message says what to change."""
 
 
 class PublishError(PersynError):
-    """A dataset, a router or a card could not be published; nothing is half done."""
+    """A dataset, a router or a card could not be published; nothing is published in part."""
 
 
 class MissingPackageError(PersynError, ImportError):
-    """A package is absent that `pip install persyn-hf` brings; a light installation leaves it out.
+    """A dependency is missing; a light installation leaves some out.
 
     Args:
-        packages (`Sequence[str]`): The packages that cannot be imported.
-        requirements (`Sequence[str]`): What to give pip for them, as `torch>=2.6`.
-        purpose (`str`): What they are needed for, as the end of "is needed to …".
+        packages (`Sequence[str]`): Packages that cannot be imported.
+        requirements (`Sequence[str]`): Arguments of `pip install` for them, such as `torch>=2.6`.
+        purpose (`str`): Purpose of the packages, which completes "is needed to …".
     """
 
     def __init__(self, packages: Sequence[str], requirements: Sequence[str], purpose: str) -> None:
@@ -197,18 +195,18 @@ class MissingPackageError(PersynError, ImportError):
         wanted = " ".join(f"'{requirement}'" for requirement in requirements)
         super().__init__(
             f"{names} {verb} needed to {purpose}. Install {them} with: pip install {wanted}. "
-            "(All that persyn_hf can use: pip install persyn-hf)"
+            "(All dependencies: pip install persyn-hf)"
         )
 
 
 class MissingExtraError(MissingPackageError):
-    """An optional dependency is absent.
+    """An optional dependency is missing.
 
     Args:
-        package (`str`): The package that could not be imported.
-        extra (`str`): The extra of persyn-hf that brings it.
-        purpose (`str`): What it is needed for, as the end of "is needed to …".
-        bare (`Sequence[str]`): Packages that no extra brings, to be installed without their dependencies.
+        package (`str`): Package that cannot be imported.
+        extra (`str`): Extra of persyn-hf that installs it.
+        purpose (`str`): Purpose of the package, which completes "is needed to …".
+        bare (`Sequence[str]`): Packages to install without their dependencies, which no extra installs.
     """
 
     def __init__(self, package: str, extra: str, purpose: str, bare: Sequence[str] = ()) -> None:

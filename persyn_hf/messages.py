@@ -1,4 +1,4 @@
-"""Chat messages and tools as they are sent, rendered and told apart, whatever Arrow made of them."""
+"""Chat messages and tools in one canonical form, which is sent, rendered and hashed, without Arrow's extra nulls."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 
 def canonical_messages(prompt: Prompt) -> list[Message]:
-    """Turns a prompt of either kind into the chat messages that are sent and rendered.
+    """Turns a prompt, a string or messages, into the chat messages that are sent and rendered.
 
-    Arrow gives every message of a column the union of all keys, at every depth, with nulls where a message had none.
-    Nulls are dropped, so that a prompt is the same before and after a trip through Arrow. One null has a meaning: the
-    `content` of an assistant's message that calls tools.
+    Arrow gives every message of a column the union of all keys, at every depth, and fills missing ones with nulls.
+    Nulls are dropped, so that a prompt is the same before and after conversion to Arrow. One null has a meaning and is
+    kept: the `content` of an assistant's message that calls tools.
 
     Args:
-        prompt (`str` or list of chat messages): A string becomes one user message. The last message is the user's or
-            a tool's: an answer at the end is no prompt.
+        prompt (`str` or list of chat messages): A string becomes one user message. The last message must not be an
+            answer.
 
     Returns:
         `list[dict]`: Messages with `role` and `content`.
 
     Raises:
-        DataError: If the prompt is empty, is neither a string nor messages, a message has no role or content, or the
-            last one is an answer.
+        DataError: If the prompt is empty, is neither a string nor a list of messages, a message has no role or
+            content, or the last message is an answer.
 
     Example:
         >>> canonical_messages("Hi")
@@ -47,26 +47,26 @@ def canonical_messages(prompt: Prompt) -> list[Message]:
         raise DataError("A prompt is empty: none of its messages has content.")
     if messages[-1]["role"] == ASSISTANT:
         raise DataError(
-            f"A prompt ends with an assistant's turn, {said(messages[-1])[:60]!r}: that is an answer, and the next "
-            "one would come after it. Drop the last message; `prompts.last_assistant` does so for a file or dataset."
+            f"A prompt ends with an assistant's turn, {said(messages[-1])[:60]!r}, which is an answer. Drop the last "
+            "message; for a file or dataset, set `prompts.last_assistant`."
         )
     if all(message["role"] in _INSTRUCTING for message in messages):
-        raise DataError("A prompt has no turn of a user: all of its messages are the system's.")
+        raise DataError("A prompt has no turn of a user: it has only system messages. Add a user message.")
     return messages
 
 
-#: The roles of an answer, and of instructions, which nobody answers.
+#: Role of an answer, and roles of instructions, which are not answered.
 ASSISTANT = "assistant"
 _INSTRUCTING = ("system", "developer")
-#: Keys of an assistant's message that may stand for its text.
+#: Keys that an assistant's message may have instead of text.
 _SAYING = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content", "reasoning")
 
 
-def plain_messages(conversation: Any) -> list[Message]:
-    """Checks the messages of a conversation, which may end with an answer, and drops what Arrow added.
+def plain_messages(conversation: object) -> list[Message]:
+    """Checks the messages of a conversation, which may end with an answer, and drops Arrow's nulls.
 
     Raises:
-        DataError: If it is no list of messages, or one has no role or no content.
+        DataError: If it is not a list of messages, or a message has no role or no content.
     """
     if not isinstance(conversation, Sequence) or isinstance(conversation, str | bytes):
         kind = "null" if conversation is None else type(conversation).__name__
@@ -74,7 +74,7 @@ def plain_messages(conversation: Any) -> list[Message]:
     return [_plain_message(message) for message in conversation]
 
 
-def _plain_message(message: Any) -> Message:
+def _plain_message(message: object) -> Message:
     if not isinstance(message, Mapping):
         raise DataError(f"A chat message must be a mapping with `role` and `content`, got {message!r:.80}.")
     if not isinstance(message.get("role"), str):
@@ -93,7 +93,7 @@ def _plain_message(message: Any) -> Message:
     return kept
 
 
-def _require_content(content: Any) -> None:
+def _require_content(content: object) -> None:
     if content is None or isinstance(content, str):
         return
     if not isinstance(content, list):
@@ -107,11 +107,11 @@ def _require_content(content: Any) -> None:
 
 
 def without_nulls(value: Any, emptied: Collection[str] = ()) -> Any:
-    """Drops keys with null values at every depth; items of lists stay.
+    """Drops keys with null values at every depth; nulls in lists stay.
 
     Args:
-        value (`Any`): JSON values.
-        emptied (`Collection[str]`, defaults to none): Keys of the outermost mapping that may be null.
+        value (`Any`): JSON value.
+        emptied (`Collection[str]`, defaults to none): Keys of the outermost mapping whose nulls stay.
 
     Example:
         >>> without_nulls({"city": "Oslo", "unit": None, "days": [1, None]})
@@ -125,22 +125,22 @@ def without_nulls(value: Any, emptied: Collection[str] = ()) -> Any:
 
 
 def has_content(message: Message) -> bool:
-    """Whether a message holds more than white space."""
+    """Tells whether a message has more than white space."""
     content = message.get("content")
     return bool(content.strip()) if isinstance(content, str) else bool(content) or bool(message.get("tool_calls"))
 
 
-def canonical_tools(tools: Any) -> list[Message] | None:
-    """Turns a cell of the column `tools` into definitions of functions, as chat templates and endpoints take them.
+def canonical_tools(tools: object) -> list[Message] | None:
+    """Turns a cell of the column `tools` into function definitions for chat templates and endpoints.
 
     Args:
-        tools (`str`, list or `None`): Definitions, or JSON of them. A bare function gets its `type`.
+        tools (`str`, list or `None`): Definitions, or JSON of them. A function without `type` gets one.
 
     Returns:
-        `list[dict]`, *optional*: `None` where there are no tools.
+        `list[dict]`, *optional*: The definitions; `None` if there are no tools.
 
     Raises:
-        DataError: If it is anything else.
+        DataError: If the cell is anything else.
 
     Example:
         >>> canonical_tools('[{"name": "now", "parameters": null}]')
@@ -157,9 +157,9 @@ def canonical_tools(tools: Any) -> list[Message] | None:
     return [_canonical_tool(_from_json(one) if isinstance(one, str) else one) for one in read]
 
 
-def _canonical_tool(tool: Any) -> Message:
+def _canonical_tool(tool: object) -> Message:
     if not isinstance(tool, Mapping):
-        raise DataError(f"A tool must be the definition of a function, a mapping, got {tool!r:.80}.")
+        raise DataError(f"A tool must be a mapping that defines a function, got {tool!r:.80}.")
     kept: Message = without_nulls(tool)
     return kept if "type" in kept or "name" not in kept else {"type": "function", "function": kept}
 
@@ -172,7 +172,7 @@ def _from_json(text: str) -> Any:
 
 
 def calls_text(calls: Sequence[Mapping[str, Any]]) -> str:
-    """Shows tool calls as text, for judges, verifiers and people: one `<tool_call>` with JSON each.
+    """Writes tool calls as text for judges, verifiers and people: a `<tool_call>` with JSON for each.
 
     Example:
         >>> calls_text([{"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}])
@@ -182,22 +182,22 @@ def calls_text(calls: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_calls(value: Any) -> list[Message] | None:
-    """Reads a cell of the column `tool_calls`; `None` where an answer called nothing."""
+    """Reads a cell of the column `tool_calls`; `None` if the answer calls no tools."""
     calls = json.loads(value) if isinstance(value, str) else value
     return [without_nulls(call) for call in calls] if calls else None
 
 
 def called_text(content: str | None, calls: Sequence[Mapping[str, Any]]) -> str:
-    """Shows an answer that calls tools as text: its words, if any, and the calls."""
+    """Writes an answer that calls tools as text: its own text, if any, and the calls."""
     return said({"content": content, "tool_calls": calls})
 
 
 def answer_message(completion: str, calls: Any = None) -> Message:
-    """The message of an assistant that an answer is.
+    """Turns an answer into a message of the assistant.
 
     Args:
-        completion (`str`): Its text; of an answer that calls tools the one of [`called_text`].
-        calls (`Any`, *optional*): Its cell of the column `tool_calls`.
+        completion (`str`): Text of the answer; for an answer that calls tools, the text from [`called_text`].
+        calls (`Any`, *optional*): Cell of the column `tool_calls`.
 
     Example:
         >>> answer_message("4")
@@ -220,13 +220,13 @@ def _call(call: Mapping[str, Any]) -> Message:
     return {"name": function.get("name"), "arguments": arguments}
 
 
-def prompt_id(prompt: Prompt, tools: Any = None) -> str:
+def prompt_id(prompt: Prompt, tools: object = None) -> str:
     """The identity of a prompt: 16 hex digits of the SHA-256 of its canonical messages, and of its tools if any.
 
-    A string and the one user message that it stands for have the same identity.
+    A string and the equivalent single user message have the same identity.
 
     Raises:
-        DataError: If it is no prompt, or holds what JSON cannot.
+        DataError: If it is not a valid prompt, or holds values that are not JSON.
 
     Example:
         >>> prompt_id("Hi") == prompt_id([{"role": "user", "content": "Hi"}])
@@ -244,11 +244,11 @@ _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """What a router reads: the text of a prompt's messages.
+    """The text of a prompt's messages, as routers and verifiers read it.
 
-    A prompt that is one user message gives its content; a longer conversation gives `role: content` paragraphs, so
-    that a system prompt or an earlier turn is seen as what it is. Tool calls are shown as JSON. Parts of a message
-    that are not text are left out.
+    A single user message gives its content; a longer conversation gives `role: content` paragraphs, which keep system
+    prompts and earlier turns recognisable. Tool calls are written as JSON. Parts of a message that are not text are
+    left out.
 
     Example:
         >>> prompt_text([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
@@ -261,7 +261,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def said(message: Mapping[str, Any]) -> str:
-    """The text of a message: its content, the text of its parts, its tool calls."""
+    """The text of a message: its content or the text of its parts, and its tool calls."""
     content, calls = message.get("content"), message.get("tool_calls")
     if isinstance(content, list):
         texts = (part.get("text") for part in content if isinstance(part, Mapping))

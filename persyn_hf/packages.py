@@ -1,8 +1,8 @@
-"""Which packages are installed, and what to give pip for those that are not.
+"""Checks for installed packages, and the pip command for missing ones.
 
-`pip install persyn-hf` brings everything. A light installation (`requirements/light.txt`) leaves out what only models
-in this process, solvers and pictures need; whatever needs none of that imports and runs without it, and the rest calls
-[`require`] before it imports.
+`pip install persyn-hf` installs everything. A light installation (`requirements/light.txt`) leaves out packages that
+only models in this process, solvers and plots need. Code that needs them calls [`require`] before it imports them; all
+other code runs without them.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from persyn_hf.errors import MissingExtraError, MissingPackageError
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-#: What `requirements/light.txt` leaves out of the dependencies.
+#: Dependencies that `requirements/light.txt` leaves out.
 HEAVY = frozenset({"accelerate", "matplotlib", "safetensors", "scipy", "torch", "transformers"})
 
-#: Extras for those who work on persyn_hf; they are no part of what it can do.
+#: Extras for developing persyn_hf; users do not need them.
 _DEVELOPMENT = frozenset({"check", "test"})
 
 
 def require(purpose: str, *packages: str) -> None:
-    """Refuses to go on without packages: called before they are imported.
+    """Checks that packages are installed; call it before importing them.
 
     Args:
-        purpose (`str`): What they are needed for, as the end of "is needed to …".
-        packages (`str`): Their names in the dependencies or extras of persyn-hf.
+        purpose (`str`): Purpose of the packages, which completes "is needed to …".
+        packages (`str`): Names in the dependencies or extras of persyn-hf.
 
     Raises:
-        MissingPackageError: If one is not installed; names all that are missing with the pip command.
-        MissingExtraError: If it belongs to an extra.
+        MissingPackageError: If a package is not installed; the message names all missing ones and the pip command.
+        MissingExtraError: If a missing package belongs to an extra.
 
     Example:
         >>> require("plan a run", "pydantic")
@@ -45,16 +45,16 @@ def require(purpose: str, *packages: str) -> None:
 
 
 def absent(*packages: str) -> list[str]:
-    """Those of the packages that are not installed."""
+    """The packages that are not installed."""
     return [package for package in packages if not is_installed(package)]
 
 
 def explained(error: ModuleNotFoundError, purpose: str) -> ImportError:
-    """The same error with the pip command, where it is a dependency that is absent; any other one as it is.
+    """Adds the pip command to an import error if the missing module is a dependency; other errors are unchanged.
 
     Args:
-        error (`ModuleNotFoundError`): From an import.
-        purpose (`str`): What was going on, as the end of "is needed to …".
+        error (`ModuleNotFoundError`): Error of an import.
+        purpose (`str`): Purpose of the import, which completes "is needed to …".
     """
     name = (error.name or "").partition(".")[0]
     for known in (*dependencies(), *(package for extra in extras().values() for package in extra)):
@@ -64,7 +64,7 @@ def explained(error: ModuleNotFoundError, purpose: str) -> ImportError:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported. It is not imported."""
+    """Tells whether a package can be imported, without importing it."""
     module = _module(package)
     if module in sys.modules:
         return sys.modules[module] is not None
@@ -73,19 +73,19 @@ def is_installed(package: str) -> bool:
 
 @lru_cache(maxsize=1)
 def dependencies() -> Mapping[str, Requirement]:
-    """What `pip install persyn-hf` brings, by name, with the releases that work."""
+    """The packages that `pip install persyn-hf` installs: name → requirement."""
     return {wanted.name: wanted for wanted in _requirements() if _needed(wanted, "")}
 
 
 @lru_cache(maxsize=1)
 def extras() -> Mapping[str, Mapping[str, Requirement]]:
-    """What each extra brings beyond that, by the extra's name."""
+    """The packages that each extra adds to the dependencies: extra → name → requirement."""
     names = [name for name in _metadata("Provides-Extra") if name not in _DEVELOPMENT]
     return {name: {w.name: w for w in _requirements() if _needed(w, name) and not _needed(w, "")} for name in names}
 
 
 def pip_command(*packages: str) -> str:
-    """The command that installs releases of dependencies that work."""
+    """The pip command that installs supported releases of packages."""
     return "pip install " + " ".join(f"'{wanted}'" for wanted in _bounded(packages))
 
 
@@ -96,7 +96,7 @@ def _requirements() -> list[Requirement]:
 
 
 def _metadata(field: str) -> list[str]:
-    """A field of the installed metadata; nothing in a checkout that is used without having been installed."""
+    """A field of the installed metadata; empty in a checkout that is not installed."""
     from importlib.metadata import PackageNotFoundError, metadata
 
     try:
@@ -123,5 +123,5 @@ def _bounded(packages: Iterable[str]) -> list[str]:
 
 
 def _module(package: str) -> str:
-    """The module that a package is imported by; pyyaml alone has another name."""
+    """The module name of a package; only pyyaml's differs."""
     return {"pyyaml": "yaml"}.get(package.lower(), package.replace("-", "_").lower())

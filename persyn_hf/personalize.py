@@ -1,4 +1,4 @@
-"""From routed answers to the table that a student is trained on."""
+"""Conversion of routed answers to the table that a student is trained on."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _KEPT, _FAILED, _EMPTY, _TRUNCATED = range(4)
 
 @dataclass(frozen=True)
 class Kept:
-    """How many answers became training rows, and what happened to the others.
+    """Counts of the answers that became training rows and of the others.
 
     Args:
         rows (`int`): Training rows.
-        failed (`int`): Answers with `error` set; never trained on.
-        truncated (`int`): Answers cut by `max_tokens`, by a filter or for a reason that is not known, and left out.
-        empty (`int`): Answers without text and left out.
+        failed (`int`): Answers with `error` set, which are never trained on.
+        truncated (`int`): Answers cut by `max_tokens`, by a filter or for an unknown reason, which are left out.
+        empty (`int`): Answers without text, which are left out.
     """
 
     rows: int
@@ -53,27 +53,27 @@ class Kept:
 
     @property
     def share(self) -> float:
-        """Training rows per answer asked for, 0 to 1."""
+        """Training rows per requested answer, 0 to 1."""
         asked = self.rows + self.failed + self.truncated + self.empty
         return self.rows / asked if asked else 0.0
 
 
 def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
-    """Makes the personalised set: TRL's conversational prompt–completion form.
+    """Makes the personalised set, in TRL's conversational prompt–completion format.
 
     Args:
-        answers (`Dataset`): The routed answers of [`generate_routed`].
-        keep_truncated (`bool`, defaults to `False`): Keep completions that were cut (`finish_reason` is not `stop`);
-            TRL would teach the student to end its turn there.
+        answers (`Dataset`): Routed answers from [`generate_routed`].
+        keep_truncated (`bool`, defaults to `False`): Keep truncated completions (`finish_reason` is not `stop`); TRL
+            would teach the student to end its turn there.
 
     Returns:
-        `Dataset`: `prompt` and `completion` as message lists, with `prompt_id`, `teacher`, `turn`, `sample`,
-        `attempt`, `route_scores`, `finish_reason` and the token counts where the answers had them, and the prompts'
-        own columns (`answer`, `tools`, ids, sources). Messages stay as they were; an answer that calls tools is a
-        message with `tool_calls`. Failed and empty answers are left out.
+        `Dataset`: `prompt` and `completion` as message lists; `prompt_id`, `teacher`, `turn`, `sample`, `attempt`,
+        `route_scores`, `finish_reason` and the token counts if the answers have them; and the prompts' own columns
+        (`answer`, `tools`, ids, sources). Messages are unchanged; an answer that calls tools is a message with
+        `tool_calls`. Failed and empty answers are left out.
 
     Raises:
-        MissingColumnError: If the table is not one of answers.
+        MissingColumnError: If the table lacks a column of answers.
         DataError: If nothing is left to train on, or a prompt is empty.
     """
     require_table(answers, "personalize", "answers")
@@ -82,11 +82,11 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
         (columns.PROMPT, columns.COMPLETION, columns.TEACHER, columns.FINISH_REASON),
         "personalize",
     )
-    keep = np.flatnonzero(_fates(answers, keep_truncated) == _KEPT)
+    keep = kept_rows(answers, keep_truncated)
     if not len(keep):
         raise DataError(
-            f"No answer is left to train on: of {len(answers)}, all failed, were empty or were cut. "
-            "Look at the `error` and `finish_reason` columns; raise `max_tokens`, or set `keep_truncated`."
+            f"No answer is left to train on: all {len(answers)} failed, were empty or were truncated. "
+            "Check the columns `error` and `finish_reason`; increase `max_tokens`, or set `keep_truncated`."
         )
     kept = answers.select(keep) if len(keep) < len(answers) else answers
     carried = [name for name in CARRIED if name in kept.column_names]
@@ -104,14 +104,19 @@ def personalize(answers: Dataset, keep_truncated: bool = False) -> Dataset:
     return made.with_format(None)
 
 
+def kept_rows(answers: Dataset, keep_truncated: bool = False) -> NDArray[Any]:
+    """The rows that [`personalize`] keeps, in order."""
+    return np.flatnonzero(_fates(answers, keep_truncated) == _KEPT)
+
+
 def count_kept(answers: Dataset, keep_truncated: bool = False) -> Kept:
-    """Counts what [`personalize`] keeps and why it leaves the rest."""
+    """Counts the answers that [`personalize`] keeps, and those that it leaves out by reason."""
     fates = np.bincount(_fates(answers, keep_truncated), minlength=4).tolist()
     return Kept(rows=fates[_KEPT], failed=fates[_FAILED], truncated=fates[_TRUNCATED], empty=fates[_EMPTY])
 
 
 def _fates(answers: Dataset, keep_truncated: bool) -> NDArray[Any]:
-    """What becomes of every row, `(rows,)`; read in batches, so that memory stays flat."""
+    """Classifies every row as kept, failed, empty or truncated, `(rows,)`; reads in pieces to limit memory."""
     import pyarrow.compute as pc
 
     fates = [np.empty(0, dtype=np.int8)]
@@ -140,7 +145,7 @@ def _mask(flags: Any) -> NDArray[Any]:
 
 
 def _conversations(batch: pa.Table, order: list[str]) -> pa.Table:
-    """Both sides as message lists; Arrow builds them from whole columns."""
+    """Turns prompts and completions into message lists, with Arrow operations on whole columns."""
     import pyarrow as pa
 
     made = {name: batch[name] for name in batch.column_names}
@@ -158,7 +163,7 @@ def _conversations(batch: pa.Table, order: list[str]) -> pa.Table:
 
 
 def _answers(texts: Any, calls: Any) -> Any:
-    """Answers as messages, with `tool_calls` where there are any."""
+    """Turns answers into messages, with `tool_calls` if there are any."""
     import pyarrow as pa
 
     pairs = zip(texts.to_pylist(), calls.to_pylist(), strict=True)
@@ -199,7 +204,7 @@ def _require_messages(prompts: Any) -> None:
 
 
 def _are_simple(messages: Any) -> bool:
-    """Whether all messages are structs with a role and a content."""
+    """Tells whether all messages are structs with a role and a content."""
     import pyarrow as pa
 
     if not pa.types.is_struct(messages.type):

@@ -1,4 +1,4 @@
-"""Tables: accepted at the boundary, written whole or not at all, held one piece at a time."""
+"""Tables: checks of arguments, atomic writes, and reading in pieces of limited size."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-#: Arrow data of one piece; that of a row group, as `Dataset.to_parquet` writes them.
+#: Arrow data of one piece, in bytes; the size of a row group that `Dataset.to_parquet` writes.
 PIECE_BYTES = 100_000_000
 
 
 def require_table(given: object, stage: str, argument: str = "data", *, rows: bool = False) -> None:
-    """Refuses what is easily passed in the place of a table, and says what to pass instead.
+    """Refuses an argument that is not a table, and says what to pass instead.
 
-    A mapping of splits or of columns, a data frame and a string can all be walked over, and would be taken for rows.
+    A mapping of splits or of columns, a data frame and a string are iterable, so they would be mistaken for rows.
 
     Args:
-        given (`object`): What a function was called with.
-        stage (`str`): Name of the function, for the message.
-        argument (`str`, defaults to `"data"`): Name of its argument, for the message.
-        rows (`bool`, defaults to `False`): Take an iterable of rows too, streamed ones among them.
+        given (`object`): Value of the argument.
+        stage (`str`): Name of the function in errors.
+        argument (`str`, defaults to `"data"`): Name of the argument in errors.
+        rows (`bool`, defaults to `False`): Also accept an iterable of rows, such as a streamed dataset.
 
     Raises:
-        DataError: If it is no table.
+        DataError: If the value is not a table.
     """
     said = _instead(given, argument)
     if said is None:
@@ -52,14 +52,14 @@ def require_table(given: object, stage: str, argument: str = "data", *, rows: bo
 
 
 def require_batch(given: object, stage: str) -> None:
-    """Refuses what is no row and no batch of rows, for functions that `Dataset.map` calls.
+    """Refuses an argument that is neither a row nor a batch, for functions that `Dataset.map` calls.
 
     Args:
-        given (`object`): What the function was called with.
-        stage (`str`): Name of the function, for the message.
+        given (`object`): Value of the argument.
+        stage (`str`): Name of the function in errors.
 
     Raises:
-        DataError: If it is a table, a mapping of splits or no mapping at all.
+        DataError: If the value is a table, a mapping of splits or not a mapping.
     """
     splits = any(kind.__name__ in ("DatasetDict", "IterableDatasetDict") for kind in type(given).__mro__)
     if splits or not isinstance(given, Mapping):
@@ -70,28 +70,28 @@ def require_batch(given: object, stage: str) -> None:
 
 
 def _instead(given: object, argument: str) -> str | None:
-    """Why something is no table and what to pass instead; `None` where it may be one."""
+    """Explains why a value is not a table and what to pass instead; `None` if it may be one."""
     kinds = {kind.__name__ for kind in type(given).__mro__}
     library = type(given).__module__.partition(".")[0]
     if given is None:
-        return "is None; pass a `Dataset`, as `load_dataset(...)` or another stage gives one"
+        return "is None; pass a `Dataset`, from `load_dataset(...)` or another stage"
     if kinds & {"DatasetDict", "IterableDatasetDict"}:
         names = [str(name) for name in given] if isinstance(given, Mapping) else []
         split = names[0] if names else "train"
-        return f'holds the splits {", ".join(names) or "of none"}; pass one of them, `{argument}["{split}"]`'
+        return f'holds the splits {", ".join(names) or "(none)"}; pass one of them, `{argument}["{split}"]`'
     if library in ("pandas", "polars"):
         return f"is a {library} {type(given).__name__}; pass `Dataset.from_{library}({argument})`"
     if library == "pyarrow":
         return f"is a pyarrow {type(given).__name__}; pass `Dataset({argument})`, from `datasets`"
     if isinstance(given, Mapping):
         return (
-            f"is a mapping with the keys {', '.join(map(str, list(given)[:8])) or 'of none'}; pass "
-            f"`Dataset.from_dict({argument})` where these are columns, or `[{argument}]` where it is one row"
+            f"is a mapping with the keys {', '.join(map(str, list(given)[:8])) or '(none)'}; pass "
+            f"`Dataset.from_dict({argument})` if these are columns, or `[{argument}]` if it is one row"
         )
     if isinstance(given, str | bytes | os.PathLike):
         return (
-            f"is {_article(given)}; pass a `Dataset`: of a file or a Hub dataset "
-            '`load_dataset(..., split="train")`, of a run\'s prompts `persyn_hf.prompts.load_prompts(...)`'
+            f"is {_article(given)}; pass a `Dataset`: for a file or a Hub dataset, "
+            '`load_dataset(..., split="train")`; for a run\'s prompts, `persyn_hf.prompts.load_prompts(...)`'
         )
     return None
 
@@ -104,22 +104,21 @@ def _article(given: object) -> str:
 def pieces(data: Dataset, piece_bytes: int | None = None) -> Iterator[pa.Table]:
     """Yields consecutive Arrow tables of about 100 MB.
 
-    Pages that were read from a memory-mapped file count as memory of the process for as long as the file is mapped.
-    So each piece is read over a mapping of its own, which is closed with it; a loop that drops a piece before it takes
-    the next one never holds two.
+    Pages read from a memory-mapped file count as memory of the process while the file is mapped. So each piece has its
+    own mapping, which is closed with the piece; a loop that drops a piece before it takes the next never holds two.
 
     Args:
-        data (`Dataset`): In memory or memory-mapped, with or without indices.
-        piece_bytes (`int`, *optional*): Of Arrow data in a piece instead; to map a large file takes a while.
+        data (`Dataset`): A dataset in memory or memory-mapped, with or without indices.
+        piece_bytes (`int`, *optional*): Arrow data per piece, in bytes. Small pieces are slow: each maps the file.
     """
     size = arrow_bytes(data)
-    rows = max(1, len(data) * (piece_bytes or PIECE_BYTES) // size) if size else len(data)
+    rows = max(1, len(data) * (piece_bytes or PIECE_BYTES) // size if size else len(data))
     for start in range(0, len(data), rows):
         yield _read(data, start, start + rows)
 
 
 def arrow_bytes(data: Dataset) -> int:
-    """Size of the Arrow data, as `Dataset.push_to_hub` estimates it; there is no public name for that."""
+    """Size of the Arrow data in bytes, as `Dataset.push_to_hub` estimates it by a private method."""
     return int(data._estimate_nbytes())
 
 
@@ -133,7 +132,7 @@ def _read(data: Dataset, start: int, end: int) -> pa.Table:
 
 
 def _mapped_again(table: Any) -> Any:
-    """The same table over new mappings of its files; parts that are in memory stay where they are."""
+    """Maps the files of a table again; parts in memory are shared."""
     from datasets.table import ConcatenationTable, MemoryMappedTable
 
     if isinstance(table, MemoryMappedTable):
@@ -143,8 +142,8 @@ def _mapped_again(table: Any) -> Any:
     return table
 
 
-def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str) -> Dataset:
-    """Adds or replaces one column of a stated type, also where every value is null."""
+def set_column(dataset: Dataset, name: str, values: Sequence[object], dtype: str) -> Dataset:
+    """Adds or replaces one column of the given type, which holds even if every value is null."""
     from datasets import Features, Value
 
     if name in dataset.column_names:
@@ -154,9 +153,9 @@ def set_column(dataset: Dataset, name: str, values: Sequence[Any], dtype: str) -
 
 @contextmanager
 def replaced(target: Path) -> Iterator[Path]:
-    """Gives a path beside the target to write a file or a folder to, and puts it in place at the end.
+    """Yields a path next to the target to write a file or a folder to, and moves it to the target at the end.
 
-    A reader sees the old one or the new one; after an exception the old one stays.
+    A reader sees the old or the new content; after an exception the old one stays.
     """
     staged = target.with_name(f".{target.name}.staged")
     remove(staged)
@@ -171,7 +170,7 @@ def replaced(target: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, where there is one."""
+    """Removes a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -179,25 +178,25 @@ def remove(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old text or the new one."""
+    """Writes a file atomically: a reader sees the old or the new text."""
     with replaced(path) as staged:
         staged.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old text or the new one; what is no finite number is written as null.
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically, with null for NaN and infinity.
 
-    JSON has no NaN and no infinity: `jq` and JavaScript refuse a file that holds one.
+    JSON has neither: `jq` and JavaScript refuse a file that holds one.
     """
     write_atomically(path, json_text(value) + "\n")
 
 
-def json_text(value: Any) -> str:
-    """A value as indented JSON, with null in the place of NaN and infinity."""
+def json_text(value: object) -> str:
+    """A value as indented JSON, with null for NaN and infinity."""
     return json.dumps(_finite(value), indent=2, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -207,7 +206,7 @@ def _finite(value: Any) -> Any:
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Reading and writing a run's own tables is no long work: it shows no progress."""
+    """Hides the progress bars of `datasets`, while short reads and writes of a run's own tables take place."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if are_progress_bars_disabled():

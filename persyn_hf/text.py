@@ -1,4 +1,4 @@
-"""Text from strangers (servers, models, datasets, configurations), made fit for a shell and for errors."""
+"""Sanitising of untrusted text (from servers, models, datasets, configurations) for terminals and errors."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-#: Sequences that a terminal obeys: strings that end in BEL or ST (titles, clipboards), CSI, and those of two or three
-#: characters; each with its first character as ESC and another or as one of C1.
+#: Escape sequences of terminals: strings that end in BEL or ST (titles, clipboards), CSI, and those of two or three
+#: characters; each begins with ESC and another character, or with a C1 character.
 _ESCAPES = re.compile(
     r"(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x80-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|\x1b[ -/]*[0-~]"
 )
 _HIDDEN = "***"
-#: A shorter piece of a key says nothing of it.
+#: Shortest part of a key, in characters, that must be hidden.
 _TELLING = 8
 
 
 def tame(text: object, limit: int | None = None, secret: str | None = None) -> str:
-    """Foreign text on one line, without anything that a terminal obeys.
+    """Makes untrusted text safe to show on one line of a terminal.
 
     Escape sequences, control characters (C1 included), directional overrides, zero-width characters and halves of
-    surrogate pairs are left out; white space becomes single spaces.
+    surrogate pairs are removed; white space becomes single spaces.
 
     Args:
-        text (`object`): What is to be shown; what is no string is shown as its `str`.
-        limit (`int`, *optional*): Characters after which it is cut, with `…` at the end.
-        secret (`str`, *optional*): A key, replaced by `***` wherever it stands, a piece of it at the end included.
+        text (`object`): Text to show; another object is shown as its `str`.
+        limit (`int`, *optional*): Longest result in characters; longer text is cut and ends with `…`.
+        secret (`str`, *optional*): Key to replace by `***`, also if the text ends in the middle of it.
 
     Example:
         >>> tame("\\x1b[31mno such\\r\\n  model\\x07 sk-1234", limit=20, secret="sk-1234")
@@ -43,7 +43,7 @@ def tame(text: object, limit: int | None = None, secret: str | None = None) -> s
 
 
 def tame_lines(text: object) -> str:
-    """The same for text of several lines, whose breaks and indents stay.
+    """Makes untrusted text of several lines safe to show; line breaks and indents stay.
 
     Example:
         >>> tame_lines("two problems:\\n  \\x1b[2Jone\\n  the other")
@@ -54,7 +54,7 @@ def tame_lines(text: object) -> str:
 
 
 def markup(text: object, limit: int | None = None) -> str:
-    """The same on one line, for a console of rich that reads markup: brackets are characters and nothing more.
+    """Makes untrusted text safe to show on one line of a rich console, with brackets of markup escaped.
 
     Example:
         >>> markup("a[/red]\\x1b[0m")
@@ -66,12 +66,12 @@ def markup(text: object, limit: int | None = None) -> str:
 
 
 def headed_table(title: str, left: Sequence[str], right: Sequence[str], boxed: bool = False) -> Table:
-    """A table of rich whose headers are whole at any width of the terminal: names break over lines before they do.
+    """Makes a rich table whose headers are never cut: in a narrow terminal, cells wrap first.
 
     Args:
-        title (`str`): Stands above it.
-        left, right (`Sequence[str]`): Headers of the columns, those of texts and then those of numbers.
-        boxed (`bool`, defaults to `False`): Draw lines, which take three characters for each column.
+        title (`str`): Title above the table.
+        left, right (`Sequence[str]`): Headers of the text columns and of the number columns.
+        boxed (`bool`, defaults to `False`): Draw lines, which take three characters per column.
     """
     from rich.table import Table
 
@@ -90,7 +90,7 @@ def _visible(text: str) -> str:
 
 
 def _without(text: str, secret: str) -> str:
-    """Blots a key out, also where the text was cut in the middle of it."""
+    """Hides a key, also if the text ends in the middle of it."""
     text = text.replace(secret, _HIDDEN)
     for size in range(len(secret) - 1, _TELLING - 1, -1):
         if text.endswith(secret[:size]):

@@ -32,7 +32,7 @@ GIVEN = {
     "pandas": (pandas.DataFrame(TABLE), r"is a pandas DataFrame; pass `Dataset\.from_pandas\(NAME\)`"),
     "polars": (_Frame(), r"is a polars DataFrame; pass `Dataset\.from_polars\(NAME\)`"),
     "arrow": (pyarrow.table(TABLE), r"is a pyarrow Table; pass `Dataset\(NAME\)`"),
-    "columns": (TABLE, r"is a mapping with the keys prompt, id; pass `Dataset\.from_dict\(NAME\)` where"),
+    "columns": (TABLE, r"is a mapping with the keys prompt, id; pass `Dataset\.from_dict\(NAME\)` if"),
     "text": ("abc", r'is a str; pass a `Dataset`: .*`load_dataset\(\.\.\., split="train"\)`'),
     "path": (Path("p.jsonl"), r"is a path; pass a `Dataset`"),
     "nothing": (None, r"is None; pass a `Dataset`"),

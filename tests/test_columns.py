@@ -42,7 +42,7 @@ def test_prompt_text_shows_roles_only_where_there_is_more_than_one_message():
 
 
 def test_missing_columns_are_named_with_those_that_are_there():
-    with pytest.raises(MissingColumnError, match="score needs the column `teacher`; the table has prompt, x"):
+    with pytest.raises(MissingColumnError, match="score needs the column `teacher`, but the table has prompt, x"):
         columns.require_columns(["prompt", "x"], ["prompt", "teacher"], "score")
 
 

@@ -69,5 +69,5 @@ def test_devices_without_torch_are_a_note(monkeypatch):
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 7)
     assert said(doctor.check_devices()) == {
         "CPU": ("ok", "7 cores"),
-        "GPU": ("note", "cannot be looked for without torch: pip install 'torch>=2.6'"),
+        "GPU": ("note", "cannot be detected without torch: pip install 'torch>=2.6'"),
     }

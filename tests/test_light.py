@@ -68,10 +68,9 @@ def check_tour(found):
     )
     plan = commands["plan"]
     assert plan["code"] == 0 and "generate-then-select" in plan["said"]
-    assert (
-        "characters divided by 4, as `transformers` is not installed (pip install 'transformers>=5.0')" in plan["said"]
-    )
-    assert f"What scoring takes is left out: it needs torch and transformers ({BOTH})." in plan["said"]
+    why = "since `transformers` is not installed (pip install 'transformers>=5.0')"
+    assert f"characters divided by 4, {why}" in plan["said"]
+    assert f"Scoring is not included: this needs torch and transformers ({BOTH})." in plan["said"]
     for name, code, asked in (("run", 1, 0), ("run until probe", 0, 6), ("again", 0, 0), ("ledger show", 0, 0)):
         assert (commands[name]["code"], commands[name]["asked"]) == (code, asked), commands[name]
     assert "`until: probe` runs without" in commands["run"]["said"] and BOTH in commands["run"]["said"]
@@ -155,7 +154,7 @@ def test_require_names_all_that_is_missing_and_nothing_else(monkeypatch):
         packages.require("do something", "torch", "pyyaml", "scipy")
     assert str(raised.value) == (
         "`torch` and `scipy` are needed to do something. Install them with: pip install 'torch>=2.6' 'scipy>=1.15'. "
-        "(All that persyn_hf can use: pip install persyn-hf)"
+        "(All dependencies: pip install persyn-hf)"
     )
     assert isinstance(raised.value, ImportError) and not isinstance(raised.value, MissingExtraError)
 

@@ -1,4 +1,4 @@
-"""The command `persyn-hf`: thin commands over the pipeline, one module for each part of the method."""
+"""The command line, `persyn-hf`: thin commands over the library, one module for each part of the method."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["allocate", "app", "doctor", "hub", "ledger", "main", "pairs", "plan"
 
 
 def main() -> None:
-    """The entry point: errors are one clear line each on standard error; SIGTERM ends it with 143."""
+    """Runs the command line. Errors are printed on standard error; SIGTERM exits with code 143."""
     exit_on_sigterm()
     try:
         app()

@@ -1,9 +1,9 @@
-"""`allocate`: routes for the whole set from a routed table."""
+"""`allocate`: assigns teachers to a routed table."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import Field
@@ -19,19 +19,19 @@ from persyn_hf.text import tame_lines
 if TYPE_CHECKING:
     pass
 
-#: What a run takes from its teachers' prices and lengths is given here as `cost` and `throughput`.
+#: Keys that only a run reads. This command takes `cost` and `throughput` instead.
 _OF_A_RUN = ("expected_tokens", "prompt_tokens", "tokens_per_second")
 
 
 class _TableAllocation(Allocation):
-    """The section of a run, over any table: scores may be rewards, and the probe may hold every prompt."""
+    """The section `allocation` for any table: scores may be rewards, and the probe may hold every prompt."""
 
     policy: Policy = "persyn"  # type: ignore[assignment]
     scale: Literal["bradley-terry", "win-rate", "reward"] = "bradley-terry"  # type: ignore[assignment]
 
 
 class _TableSettings(Settings):
-    """What `--set` of `allocate` takes."""
+    """Keys of `--set` for `allocate`."""
 
     allocation: _TableAllocation = _TableAllocation()
     cost: dict[str, float] | None = None
@@ -59,22 +59,24 @@ class _TableSettings(Settings):
     "--set allocation.max_share=0.5",
 )
 def allocate(
-    routed: Annotated[Path, typer.Argument(help="A Parquet file with `route_scores`, as `route` writes it.")],
-    output: Annotated[Path, typer.Option(help="The Parquet file to write, with `route` set (and `routes`).")],
-    router: Annotated[str | None, typer.Option(help="The router that made the scores; it names the teachers.")] = None,
-    teachers: Annotated[str | None, typer.Option(help="Instead: the teachers in the scores' order, a,b,c.")] = None,
+    routed: Annotated[Path, typer.Argument(help="Parquet file with `route_scores`, as written by `route`.")],
+    output: Annotated[Path, typer.Option(help="Parquet file to write, with `route` (and `routes`).")],
+    router: Annotated[str | None, typer.Option(help="Router that computed the scores; provides the teachers.")] = None,
+    teachers: Annotated[
+        str | None, typer.Option(help="Teachers in the order of the scores, as a,b,c; instead of --router.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the router.")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="persyn, or a baseline: strong, mix, family-strong, car, random, oracle.")
+        str | None, typer.Option(help="persyn, or a baseline: strong, mix, family-strong, car, random or oracle.")
     ] = None,
-    probe: Annotated[Path | None, typer.Option(help="Scored answers (Parquet) that a baseline chooses by.")] = None,
+    probe: Annotated[Path | None, typer.Option(help="Scored answers (Parquet) to fit a baseline on.")] = None,
     settings: SetOption = None,
 ) -> None:
     """Assign a teacher to every prompt, maximising the total score within share, budget and time limits.
 
-    --set takes the keys of the section allocation; cost.NAME (USD for one answer) for allocation.budget;
+    --set takes the keys of the section allocation; cost.NAME (USD per answer) for allocation.budget;
     throughput.NAME (answers per second) for allocation.makespan; families.NAME; and seed.
-    Exit code 1 where no allocation keeps all limits; the message says which, and by how much.
+    Exit code 1 if no allocation meets all limits; the message names the limits and the shortfall.
     """
     from persyn_hf.routing.allocation import allocate as allocation
 
@@ -107,20 +109,20 @@ def allocate(
     typer.echo(f"{output}: {len(table)} prompts")
 
 
-def _settings(overrides: dict[str, Any]) -> _TableSettings:
+def _settings(overrides: dict[str, object]) -> _TableSettings:
     made = read_overridden(_TableSettings, {}, overrides, "allocate")
     unread = [key for key in _OF_A_RUN if key in made.allocation.model_fields_set]
     if unread:
         raise ConfigError(
-            f"--set: `allocation.{unread[0]}` is of a run, which knows its teachers' prices; give `cost.NAME` "
-            "(USD for one answer) or `throughput.NAME` (answers per second)."
+            f"--set: `allocation.{unread[0]}` applies only to a run, which has its teachers' prices; give `cost.NAME` "
+            "(USD per answer) or `throughput.NAME` (answers per second) instead."
         )
     return made
 
 
 def _teacher_names(router: str | None, revision: str | None, teachers: str | None) -> list[str]:
     if (router is None) == (teachers is None):
-        raise ConfigError("Give exactly one of --router and --teachers, to name the teachers in the scores' order.")
+        raise ConfigError("Give exactly one of --router and --teachers, for the teachers in the order of the scores.")
     if teachers is not None:
         return [name.strip() for name in teachers.split(",")]
     from persyn_hf.routing.router import PersynRouter

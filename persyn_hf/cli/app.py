@@ -1,4 +1,4 @@
-"""The Typer application and what its commands share."""
+"""The Typer application, and options and functions that its commands share."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: persyn-hf doctor run.yaml && persyn-hf run run.yaml. Each command's --help has one of its own.",
-    help="Find, for every prompt, the teacher your student learns most from, and build its training set that way.",
+    epilog="Example: persyn-hf doctor run.yaml && persyn-hf run run.yaml. Each command's --help has an example.",
+    help="For every prompt, find the teacher your student learns most from, and build a personalised training set.",
 )
 
 
 class Stage(StrEnum):
-    """The stages, as `--until` takes them."""
+    """Values of `--until`."""
 
     PROBE = "probe"
     SCORE = "score"
@@ -47,7 +47,7 @@ class Stage(StrEnum):
 assert tuple(Stage) == STAGES, "the stages of `--until` are those of the pipeline"
 
 UntilOption = Annotated[
-    Stage, typer.Option(help="Stop after this stage. A later run goes on from there and repeats nothing.")
+    Stage, typer.Option(help="Stop after this stage. A later run continues from there without repeating work.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.")]
 SetOption = Annotated[
@@ -55,50 +55,50 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set a key of the configuration, as reward.alpha=0.2 or teachers.qwen.timeout=60; the value is YAML. "
-        "May be repeated. `persyn-hf schema --markdown` prints every key.",
+        help="Set a key of the configuration, such as reward.alpha=0.2 or teachers.qwen.timeout=60. The value is "
+        "YAML. May be repeated. `persyn-hf schema --markdown` lists every key.",
     ),
 ]
 
 
 class Command(TyperCommand):
-    """A command whose former flags answer with the `--set` that replaces them."""
+    """A command that rejects its former flags and names the `--set` that replaces each."""
 
     moved: ClassVar[Mapping[str, str]] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuses a former flag before the others are read."""
+        """Raises an error for a former flag before other arguments are parsed."""
         for argument in args[: args.index("--")] if "--" in args else args:
             flag = argument.partition("=")[0]
             if flag in self.moved:
-                raise ConfigError(f"The option {flag} is now given as: --set '{self.moved[flag]}'.")
+                raise ConfigError(f"The option {flag} was replaced; use --set '{self.moved[flag]}'.")
         return super().parse_args(ctx, args)
 
 
 def moved_to_set(**keys: str) -> type[Command]:
-    """The class of a command: for every flag that it no longer has, what `--set` takes instead.
+    """Builds the class of a command with former flags.
 
     Args:
-        keys (`str`): By the flag's name with underscores: what follows `--set`.
+        keys (`str`): Replacement of each flag, in the form that follows `--set`, by the flag's name with underscores.
     """
     flags = {f"--{name.replace('_', '-')}": key for name, key in keys.items()}
     return type("MovedFlags", (Command,), {"moved": flags})
 
 
-def read_run(path: Path, settings: Sequence[str] | None, **flags: Any) -> RunConfig:
-    """A configuration file with what the command line sets.
+def read_run(path: Path, settings: Sequence[str] | None, **flags: object) -> RunConfig:
+    """Reads a configuration file and applies the command line's options.
 
     Args:
-        path (`Path`): The YAML file.
-        settings (`Sequence[str]`, *optional*): The values of `--set`.
-        flags: Curated flags by the key that they set, with `__` for the dot; `None` sets nothing. They count more
-            than `--set`.
+        path (`Path`): Path of the YAML file.
+        settings (`Sequence[str]`, *optional*): Values of `--set`.
+        flags: Values of other flags by the key that they set, with `__` for the dot; `None` sets nothing. They
+            override `--set`.
     """
     return RunConfig.from_yaml(path, merged_overrides(settings, **flags))
 
 
-def merged_overrides(settings: Sequence[str] | None, **flags: Any) -> dict[str, Any]:
-    """What the command line sets, by dotted key; see [`read_run`]."""
+def merged_overrides(settings: Sequence[str] | None, **flags: object) -> dict[str, object]:
+    """Merges the command line's options into values by dotted key; see [`read_run`]."""
     given = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     return parse_overrides(settings or ()) | given
@@ -113,10 +113,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that stand before a command."""
+    """Options that precede a command."""
 
 
 def _confirmed(question: str) -> bool:
@@ -131,7 +131,7 @@ def run_and_report(
     before: Callable[[Path, Console], None] | None = None,
     yes: bool = False,
 ) -> None:
-    """Runs a configuration and prints what came of it; exit code 3 where prompts got no answer."""
+    """Runs a configuration and prints its report. The exit code is 3 if prompts have no answer or no score."""
     from rich.console import Console
 
     from persyn_hf.run.pipeline import run
@@ -145,17 +145,19 @@ def run_and_report(
         before(result.folder, console)
     print_report(result.report, console)
     for stage in result.stages:
-        state = "found finished" if stage.reused else f"{stage.seconds:.0f} s"
+        state = "already finished" if stage.reused else f"{stage.seconds:.0f} s"
         console.print(f"{stage.name:<10}{state}", highlight=False)
-    console.print(f"Everything is in {markup(result.folder)}", highlight=False, soft_wrap=True)
+    console.print(f"Results: {markup(result.folder)}", highlight=False, soft_wrap=True)
     if result.missing:
         table = result.folder / "stages" / f"{result.answers}.parquet"
-        typer.echo(f"{result.missing} rows of {table} got no answer. Run again to ask for them.", err=True)
-        for line in name_missing(table):
+        retried = result.answers == "generate" and config.accept is not None
+        what = "an answer that could be judged" if retried else "an answer"
+        typer.echo(f"{result.missing} rows of {table} got no{what[2:]}. Run again to ask for them.", err=True)
+        for line in name_missing(table, columns.ACCEPT_ERROR if retried else columns.ERROR, what):
             typer.echo(line, err=True)
     for name, count in result.unscored.items():
         table = result.folder / "stages" / f"{name}.parquet"
-        typer.echo(f"{count} rows of {table} got no score. Run again to ask for them.", err=True)
+        typer.echo(f"{count} rows of {table} have no score. Run again to request them.", err=True)
         for line in name_missing(table, columns.QUALITY_ERROR, "a score"):
             typer.echo(line, err=True)
     if result.missing or result.unscored:
@@ -163,7 +165,7 @@ def run_and_report(
 
 
 def quiet_libraries(quiet: bool) -> None:
-    """The command shows its own progress; transformers' loading bars and reports say nothing that a user acts on."""
+    """Silences transformers' loading bars and reports, and with `quiet` the progress bars of datasets."""
     from datasets import disable_progress_bars
 
     if is_installed("transformers"):

@@ -1,4 +1,4 @@
-"""`doctor`: is this installation, and this configuration, ready to run?"""
+"""`doctor`: checks the installation and a configuration."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 @app.command(epilog="Example: persyn-hf doctor run.yaml --set teachers.qwen.endpoint=http://localhost:8001 --try")
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(help="The YAML file of a run; left out, only the installation is checked.")
+        Path | None, typer.Argument(help="YAML file of the run. Default: check only the installation.")
     ] = None,
     settings: SetOption = None,
     try_one: Annotated[
         bool,
-        typer.Option("--try", help="Ask every teacher for one real answer, and score it; the run uses these answers."),
+        typer.Option("--try", help="Generate and score one real answer per teacher; the run reuses these answers."),
     ] = False,
 ) -> None:
-    """Check versions, devices and the Hub token; with a configuration, all that a run checks before it begins.
+    """Check versions, devices and the Hub token; with a configuration, everything that a run checks before it starts.
 
-    That is: its settings, prompts, references, models, endpoints and disk. The first prompt is shown as every teacher
-    gets it. Weights are not loaded, and without --try no answer is asked for. Exit code 1 where something would stop
-    a run.
+    These checks cover settings, prompts, references, models, endpoints and disk space. The command also shows every
+    teacher's first request. It loads no weights and, without --try, generates no answers. Exit code 1 if a check
+    fails.
     """
     from persyn_hf.doctor import check_configuration, check_endpoints, check_installation
 
     if config is None and (settings or try_one):
         flag = "--set" if settings else "--try"
-        raise ConfigError(f"{flag} needs the YAML file of a run: persyn-hf doctor run.yaml {flag} …")
+        raise ConfigError(f"{flag} needs the run's YAML file: persyn-hf doctor run.yaml {flag} …")
     quiet_libraries(quiet=True)
     findings = check_installation()
     if config is not None:
@@ -70,7 +70,7 @@ def _print(findings: list[Finding]) -> None:
 
 
 def _cell(message: str) -> str:
-    """A message of several lines keeps them."""
+    """Formats a message, with the indentation of its lines."""
     return "\n".join(markup(line) if line == line.lstrip() else f"  {markup(line)}" for line in message.splitlines())
 
 
@@ -79,13 +79,13 @@ def _services(run: RunConfig) -> list[Finding]:
 
     try:
         prompt = _probe(run)[0]["prompt"]
-    except PersynError:  # told by the checks of the configuration
+    except PersynError:  # the checks of the configuration report it
         return []
     return list(check_services(run, prompt))
 
 
 def _probe(run: RunConfig) -> Dataset:
-    """The prompts in the order in which the run asks them."""
+    """Returns the prompts in the order of the run."""
     from persyn_hf.doctor.cleaning import load_clean_prompts
     from persyn_hf.prompts.reading import random_probe
 
@@ -100,16 +100,16 @@ def _show_first(run: RunConfig) -> None:
 
     try:
         requests = list(first_requests(run, _probe(run)))
-    except PersynError:  # told by the checks of the configuration
+    except PersynError:  # the checks of the configuration report it
         return
-    typer.echo("The first prompt, as every teacher gets it:")
+    typer.echo("First request to every teacher:")
     for request in requests:
         for line in request.lines():
             typer.echo(line)
 
 
 def _try(run: RunConfig) -> None:
-    """Asks for one answer of every teacher, and says what it cost."""
+    """Generates and scores one answer per teacher, after printing the maximum cost."""
     from persyn_hf import columns
     from persyn_hf.doctor.first_prompt import first_requests
     from persyn_hf.generation.generate import generate_parallel
@@ -119,7 +119,7 @@ def _try(run: RunConfig) -> None:
     probe = _probe(run)
     most = sum(request.most for request in first_requests(run, probe))
     priced = f"at most {most:.2g} USD" if most else "no price is configured"
-    typer.echo(f"Asking {len(run.teachers)} teachers for one answer each ({priced}) …")
+    typer.echo(f"Requesting one answer from each of {len(run.teachers)} teachers ({priced}) …")
     ledger = RunFolder(run.output_dir).ledger
     scoring = run.router.pretrained is None
     failed = try_teachers(run, probe, ledger, scoring, run.teachers).failures
@@ -128,4 +128,4 @@ def _try(run: RunConfig) -> None:
         raise typer.Exit(1)
     for row in generate_parallel(probe.select([0]), run.teachers, ledger, run.seed, progress=False):
         typer.echo(f"  {tame(row[columns.TEACHER])}: {tame(row[columns.COMPLETION], 400)}")
-    typer.echo("Every teacher answers" + (", and its answer was scored." if scoring else "."))
+    typer.echo("Every teacher answered" + (", and every answer was scored." if scoring else "."))

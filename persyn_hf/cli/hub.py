@@ -1,4 +1,4 @@
-"""`push` and `pull`: a run's results on the Hub, and back."""
+"""`push` and `pull`: uploads a run's results to the Hub, and downloads them."""
 
 from __future__ import annotations
 
@@ -30,24 +30,23 @@ if TYPE_CHECKING:
     epilog="Example: persyn-hf push run.yaml --dataset-repo-id me/data --set publish.license=apache-2.0",
 )
 def push(
-    config: Annotated[Path, typer.Argument(help="The YAML file of the run; stages that are not finished run first.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of the run; unfinished stages run first.")],
     dataset_repo_id: Annotated[
-        str | None, typer.Option(help="The dataset repository, as `me/my-student-data`. Default: the file's.")
+        str | None, typer.Option(help="Dataset repository, such as `me/my-student-data`. Default: from the file.")
     ] = None,
-    router_repo_id: Annotated[str | None, typer.Option(help="The router's repository, as `me/my-router`.")] = None,
+    router_repo_id: Annotated[str | None, typer.Option(help="Router repository, such as `me/my-router`.")] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="New repositories are public; private if left out.")
+        bool, typer.Option("--public", help="Create new repositories as public instead of private.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and write everything, send nothing.")] = False,
-    output_dir: Annotated[Path | None, typer.Option(help="The run folder, instead of the file's.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and write everything without uploading.")] = False,
+    output_dir: Annotated[Path | None, typer.Option(help="Run folder. Default: from the file.")] = None,
     settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Push a run's personalised dataset, and its router, to the Hub with their cards.
 
-    Everything is checked before anything is sent; each repository changes in one commit, and in none where nothing
-    has changed. A push that was interrupted is finished by running it again. Options count more than the `publish`
-    section of the file.
+    All checks run before the upload. Each repository changes in one commit, or in none if nothing has changed. Run the
+    command again to finish an interrupted push. Options override the `publish` section of the file.
     """
     from persyn_hf.run.pipeline import run
 
@@ -70,10 +69,10 @@ def push(
 
 @app.command(epilog="Example: persyn-hf pull me/my-student-data runs/pulled")
 def pull(
-    repo_id: Annotated[str, typer.Argument(help="A dataset that persyn-hf pushed, as `me/my-student-data`.")],
-    output_dir: Annotated[Path, typer.Argument(help="Gets `dataset/` and `router/`.")],
+    repo_id: Annotated[str, typer.Argument(help="Dataset pushed by persyn-hf, such as `me/my-student-data`.")],
+    output_dir: Annotated[Path, typer.Argument(help="Folder for `dataset/` and `router/`.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the dataset.")] = None,
-    without_router: Annotated[bool, typer.Option("--without-router", help="Leave the router out.")] = False,
+    without_router: Annotated[bool, typer.Option("--without-router", help="Do not download the router.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Download a published dataset, and the router that it cites, into a folder."""
@@ -82,9 +81,9 @@ def pull(
 
     quiet_libraries(quiet)
     folder = download(repo_id, output_dir, revision=revision, with_router=not without_router)
-    typer.echo(f"{repo_id} is in {folder}")
+    typer.echo(f"Downloaded {repo_id} to {folder}")
     for name, provenance in read_provenance(folder).items():
-        student = tame(provenance.student or "a student that is not recorded")
+        student = tame(provenance.student or "an unknown student")
         typer.echo(f"{name}: {provenance.rows} rows for {student}")
 
 
@@ -93,7 +92,7 @@ def _print_published(published: Published) -> None:
         if pushed is not None:
             typer.echo(_line(pushed, published.folder))
     if published.folder is not None:
-        typer.echo(f"Nothing was sent; what would be is in {published.folder}")
+        typer.echo(f"Dry run: nothing was uploaded. The files are in {published.folder}")
     if published.collection is not None:
         typer.echo(f"collection {published.collection}")
 
@@ -101,8 +100,8 @@ def _print_published(published: Published) -> None:
 def _line(pushed: Pushed, dry_run: Path | None) -> str:
     name = f"{pushed.repo_type} {pushed.repo_id}"
     if not pushed.changed:
-        return f"{name}: nothing has changed; {pushed.url}"
-    count = f"{len(pushed.added)} files, {len(pushed.deleted)} taken away"
+        return f"{name}: no changes; {pushed.url}"
+    count = f"{len(pushed.added)} files added, {len(pushed.deleted)} removed"
     if dry_run is not None:
         return f"{name}: would change: {count}"
     return f"{name}: {count}; {pushed.pr_url or pushed.url}"

@@ -1,4 +1,4 @@
-"""`ledger`: what a run has paid for, to look at, take out, cut back and save."""
+"""`ledger`: shows, exports, prunes and rescues the answers of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,12 +30,12 @@ ledger_app = typer.Typer(
 )
 app.add_typer(ledger_app, name="ledger")
 
-LedgerArgument = Annotated[Path, typer.Argument(help="The file: `ledger.sqlite` in a run folder.")]
+LedgerArgument = Annotated[Path, typer.Argument(help="Path of the ledger: `ledger.sqlite` in a run folder.")]
 _DAY = 86_400
 
 
 class Format(StrEnum):
-    """What `export` writes."""
+    """File formats of `export`."""
 
     JSONL = "jsonl"
     PARQUET = "parquet"
@@ -43,7 +43,7 @@ class Format(StrEnum):
 
 @ledger_app.command(epilog="Example: persyn-hf ledger show runs/demo/ledger.sqlite")
 def show(ledger: LedgerArgument) -> None:
-    """Answers and scores, tokens and money by model: teachers, judges, and students behind a server."""
+    """Show answers, tokens and cost by model: teachers, judges, and students behind a server."""
     from rich.console import Console
     from rich.table import Table
 
@@ -68,18 +68,18 @@ def show(ledger: LedgerArgument) -> None:
     typer.echo(f"{ledger}: {answers:,} answers, {cost:.4f} USD, {ledger.stat().st_size / 2**20:.1f} MiB")
     if lost:
         typer.echo(
-            f"Up to {lost:.4f} USD more for requests whose answers never came (timed out, or in flight when a process "
-            "was killed); they count towards `max_cost`."
+            f"Up to {lost:.4f} USD more for requests without an answer (timed out, or in flight when a process was "
+            "killed); they count towards `max_cost`."
         )
 
 
 @ledger_app.command(epilog="Example: persyn-hf ledger export runs/demo/ledger.sqlite answers.parquet --format parquet")
 def export(
     ledger: LedgerArgument,
-    output: Annotated[Path, typer.Argument(help="The file to write.")],
-    format: Annotated[Format, typer.Option(help="What to write.")] = Format.JSONL,
+    output: Annotated[Path, typer.Argument(help="Path of the file to write.")],
+    format: Annotated[Format, typer.Option(help="File format.")] = Format.JSONL,
 ) -> None:
-    """Write every answer with its prompt's id, model, sampling, tokens and cost into one file."""
+    """Export every answer with its prompt id, model, sampling parameters, tokens and cost to one file."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with _existing(ledger) as opened, replaced(output) as staged:
         count = _write_parquet(opened, staged) if format is Format.PARQUET else _write_jsonl(opened, staged)
@@ -90,12 +90,12 @@ def export(
 def prune(
     ledger: LedgerArgument,
     model: Annotated[str | None, typer.Option(help="Only answers of this model.")] = None,
-    older_than: Annotated[float | None, typer.Option(help="Only answers older than so many days.", min=0)] = None,
-    truncated: Annotated[bool, typer.Option("--truncated", help="Only answers that were cut.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many; remove none.")] = False,
+    older_than: Annotated[float | None, typer.Option(help="Only answers older than this many days.", min=0)] = None,
+    truncated: Annotated[bool, typer.Option("--truncated", help="Only truncated answers.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the answers without removing them.")] = False,
 ) -> None:
-    """Remove answers, which a later run would ask (and pay) for again. At least one condition is needed."""
-    conditions: list[tuple[str, list[Any]]] = []
+    """Remove answers. A later run would request (and pay for) them again. At least one condition is required."""
+    conditions: list[tuple[str, list[object]]] = []
     if model is not None:
         conditions.append(("model = ?", [model]))
     if older_than is not None:
@@ -112,11 +112,12 @@ def prune(
 
 @ledger_app.command(epilog="Example: persyn-hf ledger rescue damaged.sqlite new.sqlite")
 def rescue(
-    ledger: LedgerArgument, output: Annotated[Path, typer.Argument(help="The new ledger; must not be there.")]
+    ledger: LedgerArgument,
+    output: Annotated[Path, typer.Argument(help="Path of the new ledger, which must not exist.")],
 ) -> None:
-    """Take what can still be read of a damaged ledger, or of one in an older format, into a new one.
+    """Copy the readable answers of a damaged ledger, or of one in an older format, to a new ledger.
 
-    Exit code 3 where some of it could not be read.
+    Exit code 3 if some answers could not be read.
     """
     from persyn_hf.ledger.rescue import PARTS
     from persyn_hf.ledger.rescue import rescue as take_over
@@ -124,19 +125,19 @@ def rescue(
     count, damaged = take_over(ledger, output)
     typer.echo(f"{output}: {count:,} answers")
     if damaged:
-        typer.echo(f"{damaged:,} of {PARTS:,} parts of {ledger} could not be read to their end.", err=True)
+        typer.echo(f"{damaged:,} of {PARTS:,} parts of {ledger} could not be read completely.", err=True)
         raise typer.Exit(3)
 
 
 def _existing(path: Path) -> Ledger:
     from persyn_hf.ledger.ledger import Ledger
 
-    if not path.is_file():  # else it would be made
-        raise LedgerError(f"{path}: there is no such ledger.")
+    if not path.is_file():  # `Ledger` would create it
+        raise LedgerError(f"{path} does not exist; give the path of a ledger.")
     return Ledger(path)
 
 
-def _plain(ledger: Ledger) -> Iterator[dict[str, Any]]:
+def _plain(ledger: Ledger) -> Iterator[dict[str, object]]:
     for row in ledger.rows():
         yield {**row, "sampling": json.loads(row["sampling"]) if row["sampling"] else None}
 

@@ -1,4 +1,4 @@
-"""`pairs` and `export-routes`: what a finished run is good for beside its training set."""
+"""`pairs` and `export-routes`: further training data from a finished run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from persyn_hf.tables import replaced
 if TYPE_CHECKING:
     from persyn_hf.run.folder import RunFolder
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 
 class Which(StrEnum):
-    """The pairs that `--which` takes."""
+    """Values of `--which`."""
 
     BEST_WORST = "best-worst"
     ADJACENT = "adjacent"
@@ -28,7 +28,7 @@ class Which(StrEnum):
 
 
 class By(StrEnum):
-    """The columns that `--by` takes."""
+    """Values of `--by`."""
 
     REWARD = "reward"
     QUALITY = "quality"
@@ -38,23 +38,23 @@ class By(StrEnum):
 def pairs_command(
     run: RunArgument,
     which: Annotated[
-        Which, typer.Option(help="The best and the worst answer, every two neighbours, or every two answers.")
+        Which, typer.Option(help="Pairs of a prompt: best and worst answer, neighbours in the ranking, or all.")
     ] = Which.BEST_WORST,
-    by: Annotated[By, typer.Option(help="The column that is compared.")] = By.REWARD,
-    min_margin: Annotated[float, typer.Option(min=0.0, help="The smallest difference of a pair.")] = 0.0,
+    by: Annotated[By, typer.Option(help="Column to rank answers by.")] = By.REWARD,
+    min_margin: Annotated[float, typer.Option(min=0.0, help="Minimum difference within a pair.")] = 0.0,
     keep_truncated: Annotated[
-        bool, typer.Option("--keep-truncated", help="Pair answers that were cut by `max_tokens` too.")
+        bool, typer.Option("--keep-truncated", help="Also pair answers that were cut at `max_tokens`.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="The Parquet file. Default: RUN/pairs.parquet.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Parquet file to write. Default: RUN/pairs.parquet.")] = None,
     push: Annotated[bool, typer.Option("--push", help="Push the pairs as a configuration of the dataset.")] = False,
     repo_id: Annotated[
-        str | None, typer.Option(help="The dataset's repository. Default: the run's `publish.dataset_repo_id`.")
+        str | None, typer.Option(help="Dataset repository. Default: the run's `publish.dataset_repo_id`.")
     ] = None,
 ) -> None:
-    """Make preference pairs of the run's scored probe, as TRL's DPOTrainer reads them.
+    """Build preference pairs from the run's scored probe, in the format of TRL's DPOTrainer.
 
-    They are pushed as the configuration `pairs`; beside a training set of another configuration than `default`, as
-    `NAME-pairs`.
+    The pairs are pushed as the configuration `pairs`, or as `NAME-pairs` if the training set's configuration NAME is
+    not `default`.
     """
     from persyn_hf.run.pairs import PAIRS_CONFIG, preference_pairs, push_pairs
 
@@ -81,13 +81,13 @@ _PUSHED = ("dataset_repo_id", "private", "revision", "create_pr", "commit_messag
 @app.command("export-routes", epilog="Example: persyn-hf export-routes runs/qwen --server large=http://gpu1:8000")
 def export_routes_command(
     run: RunArgument,
-    output: Annotated[Path | None, typer.Option(help="The folder to write. Default: RUN/trl.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: RUN/trl.")] = None,
     server: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEACHER=URL", help="A teacher's vLLM server, where the run asked it elsewhere."),
+        typer.Option(metavar="TEACHER=URL", help="A teacher's vLLM server, if it differs from the run's endpoint."),
     ] = None,
 ) -> None:
-    """Write the run's routes for TRL's AsyncDistillationTrainer: `teacher_id` and `teacher_server_urls`."""
+    """Export the run's routes for TRL's AsyncDistillationTrainer: `teacher_id` and `teacher_server_urls`."""
     from persyn_hf.run.trl_routes import export_routes
 
     quiet_libraries(quiet=True)
@@ -108,9 +108,9 @@ def export_routes_command(
 
 
 def _read(run: Path, stage: str) -> tuple[RunConfig, RunFolder]:
-    """The configuration and the folder of a run that has come to a stage."""
+    """Opens a run that has finished a stage: its configuration and its folder."""
     from persyn_hf.run.folder import RunFolder
 
     if not (run / "config.yaml").is_file() or not (run / "stages" / f"{stage}.parquet").exists():
-        raise ConfigError(f"{run} is no folder of a run that has done the stage `{stage}`.")
+        raise ConfigError(f"{run} must be the folder of a run that has finished the stage `{stage}`.")
     return RunConfig.from_yaml(run / "config.yaml"), RunFolder(run)

@@ -1,4 +1,4 @@
-"""`plan`: what a run will cost, and afterwards how far off that was."""
+"""`plan`: predicts the cost of a run, and compares it with the actual cost."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from persyn_hf.tables import write_json
 
 @app.command("plan", epilog="Example: persyn-hf plan run.yaml --completion-tokens 300 --set probe.size=1000")
 def plan_command(
-    config: Annotated[Path, typer.Argument(help="The YAML file of the run.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
     completion_tokens: Annotated[
-        float | None, typer.Option(help="Mean tokens of an answer. Left out: `max_tokens`, an upper bound.", min=1)
+        float | None, typer.Option(help="Mean tokens of an answer. Default: `max_tokens`, an upper bound.", min=1)
     ] = None,
     sample: Annotated[
         Path | None,
-        typer.Option(help="Answers to take the lengths from: a Parquet file with `teacher` and `completion_tokens`."),
+        typer.Option(
+            help="Answers to take the lengths from: a Parquet file with `teacher` and `completion_tokens`; with "
+            "`quality`, also how often answers pass `accept`."
+        ),
     ] = None,
     tokens_per_second: Annotated[
         float | None,
-        typer.Option(help="Tokens per second of one request. Left out: 50; in this process, as measured.", min=0.01),
+        typer.Option(help="Speed of one request. Default: 50; measured for teachers in this process.", min=0.01),
     ] = None,
-    actual: Annotated[bool, typer.Option("--actual", help="Set what the finished run took beside the plan.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Also write the plan as JSON here.")] = None,
+    actual: Annotated[bool, typer.Option("--actual", help="Compare the plan with the finished run.")] = False,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write the plan to.")] = None,
     settings: SetOption = None,
 ) -> None:
-    """Predict a run before a single request: answers, tokens, money and time for every stage and teacher.
+    """Predict answers, tokens, cost and time of a run for every stage and teacher, without sending a request.
 
-    Also the arithmetic and memory of scoring, and what generate-then-select, Strong, Mix and CAR would take for the
-    same prompts, with the largest probe at which PerSyn is no dearer. Nothing is sent to an endpoint.
+    The plan also shows the FLOPs and memory of scoring, and the cost of generate-then-select, Strong, Mix and CAR for
+    the same prompts, with the largest probe at which PerSyn costs no more.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`route` and `evaluate`: what a router says of prompts, and how good that is."""
+"""`route` and `evaluate`: applies a router to prompts, and evaluates it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ from persyn_hf.text import tame
 def route(
     router: Annotated[str, typer.Argument(help="A router: Hub repository or local folder.")],
     prompts: Annotated[str, typer.Argument(help="Prompts: a file, a folder, a pattern with `*`, or a Hub dataset.")],
-    output: Annotated[
-        Path, typer.Option(help="The Parquet file to write: all columns, and `route` and `route_scores`.")
-    ],
-    column: Annotated[
-        str | None, typer.Option(help="The column of the prompts; by default it is found by looking.")
-    ] = None,
+    output: Annotated[Path, typer.Option(help="Parquet file to write: all columns, `route` and `route_scores`.")],
+    column: Annotated[str | None, typer.Option(help="Column of the prompts. Default: detected.")] = None,
     split: Annotated[str, typer.Option(help="Split of a Hub dataset.")] = "train",
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the router.")] = None,
 ) -> None:
-    """Say for every prompt which teacher to ask. Nothing is generated."""
+    """Choose a teacher for every prompt with a router. No answers are generated."""
     from collections import Counter
 
     from persyn_hf.prompts.reading import load_prompts
@@ -46,18 +42,18 @@ def route(
 @app.command(epilog="Example: persyn-hf evaluate org/router scored.parquet --json result.json")
 def evaluate(
     router: Annotated[str, typer.Argument(help="A router: Hub repository or local folder.")],
-    scored: Annotated[Path, typer.Argument(help="Scored answers (Parquet) of prompts it was not trained on.")],
+    scored: Annotated[Path, typer.Argument(help="Scored answers (Parquet) to prompts that it was not trained on.")],
     probe: Annotated[
-        Path | None, typer.Option(help="The scored answers (Parquet) it was trained on: adds kNN to the table.")
+        Path | None, typer.Option(help="Scored answers (Parquet) that it was trained on; adds kNN to the table.")
     ] = None,
     student_family: Annotated[
-        str | None, typer.Option(help="Adds Family-Strong: the strongest teacher of this family.")
+        str | None, typer.Option(help="Model family of the student; adds Family-Strong to the table.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the router.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and of the random policies.")] = 0,
-    json_output: Annotated[Path | None, typer.Option("--json", help="Write every measure to this file.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap and of the random policies.")] = 0,
+    json_output: Annotated[Path | None, typer.Option("--json", help="JSON file for all metrics.")] = None,
 ) -> None:
-    """Judge a router on answers of every teacher, beside all it must beat: gap closed, regret, calibration …"""
+    """Evaluate a router and the baselines on scored answers of every teacher: gap closed, regret, calibration …"""
     import json
     import sys
 
@@ -83,7 +79,7 @@ def evaluate(
 
 
 def _scored_table(path: Path) -> Mapping[str, list[Any]]:
-    """A Parquet file as columns, without a copy in the datasets cache."""
+    """Reads a Parquet file as columns, without a copy in the datasets cache."""
     import pyarrow.parquet
 
     from persyn_hf.errors import ConfigError

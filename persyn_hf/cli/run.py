@@ -1,4 +1,4 @@
-"""`run` and `demo`: the whole way, or as far as `--until`."""
+"""`run` and `demo`: run the pipeline up to `--until`."""
 
 from __future__ import annotations
 
@@ -25,43 +25,42 @@ if TYPE_CHECKING:
 
 @app.command("run", epilog="Example: persyn-hf run run.yaml --until score --set reward.alpha=0.2")
 def run_command(
-    config: Annotated[Path, typer.Argument(help="The YAML file of the run; see examples/quickstart.yaml.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of the run; see examples/quickstart.yaml.")],
     until: UntilOption = Stage.PUBLISH,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="The run folder, instead of the file's `output_dir`.")
-    ] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Run folder. Default: the file's `output_dir`.")] = None,
     settings: SetOption = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Buy answers again where a setting has changed, without a question.")
+        bool, typer.Option("--yes", "-y", help="Pay again for answers with changed settings, without confirmation.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run a configuration: probe, score, router, route, generate, publish.
 
-    Everything that can be checked beforehand is; then every teacher gives one answer, which is scored, before the rest
-    is asked for. Finished stages are skipped; answers are kept in the folder's ledger and never asked for twice.
-    Exit code 0: all done. 1: something failed. 2: the configuration is wrong. 3: done, but some prompts got no answer.
+    The run checks everything it can, then generates and scores one answer per teacher before it sends the other
+    requests. It skips finished stages, and the folder's ledger keeps every answer, so none is requested twice.
+    Exit code 0: success. 1: failure. 2: invalid configuration. 3: success, but some prompts have no answer or score.
     """
     run_and_report(read_run(config, settings, output_dir=output_dir), until, quiet, source=str(config), yes=yes)
 
 
 @app.command(epilog="Example: persyn-hf demo --probe-size 40 --limit 120 --set reward.alpha=0")
 def demo(
-    output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    models: Annotated[Path, typer.Option(help="Where the demo's weights and prompts are laid out.")] = Path(".models"),
+    output_dir: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    models: Annotated[Path, typer.Option(help="Folder for the demo's weights and prompts.")] = Path(".models"),
     prepare_only: Annotated[
-        bool, typer.Option("--prepare-only", help="Lay out weights and prompts and stop.")
+        bool, typer.Option("--prepare-only", help="Write weights and prompts, then stop.")
     ] = False,
-    probe_size: Annotated[int | None, typer.Option(min=10, help="Fewer probe prompts, for a shorter demo.")] = None,
-    limit: Annotated[int | None, typer.Option(min=20, help="Fewer prompts in all, for a shorter demo.")] = None,
+    probe_size: Annotated[int | None, typer.Option(min=10, help="Number of probe prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=20, help="Number of prompts, for a shorter demo.")] = None,
     until: UntilOption = Stage.PUBLISH,
     settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Run everything on real small models, with no endpoint, no account and no GPU.
+    """Run the whole pipeline on small real models, without endpoints, accounts or a GPU.
 
-    SmolLM2-135M-Instruct, asked in four ways, teaches itself 480 instructions whose constraints a program can check;
-    the router is trained on MiniLM. Takes some minutes on two cores; a second call finds everything done.
+    The four teachers are SmolLM2-135M-Instruct with different prompts and sampling, and the student is the same model.
+    The 480 instructions have constraints that a program can check; the router uses MiniLM. The demo takes some minutes
+    on two cores; a second call skips all finished stages.
     """
     from persyn_hf.demo.settings import demo_settings, prepare_demo
 

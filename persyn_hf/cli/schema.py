@@ -1,4 +1,4 @@
-"""`schema`: every key of the run file, for editors and for readers."""
+"""`schema`: prints the reference of the run file, as JSON Schema or Markdown."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from persyn_hf.tables import write_atomically
 
 @app.command(epilog="Example: persyn-hf schema --output run.schema.json")
 def schema(
-    output: Annotated[Path | None, typer.Option(help="Write to this file instead of printing.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write. Default: print.")] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="A page with every key, type, default and meaning.")
+        bool, typer.Option("--markdown", help="Print a Markdown page with every key, type, default and meaning.")
     ] = False,
 ) -> None:
-    """Print the JSON Schema of the run file: keys, types, defaults, bounds and what they mean.
+    """Print the JSON Schema of the run file: keys, types, defaults, bounds and meanings.
 
-    Editors with a YAML language server read it by a first line in the run file:
+    Editors with a YAML language server use it if the run file's first line is:
     # yaml-language-server: $schema=run.schema.json
     """
     text = reference_page() if markdown else json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -31,4 +31,4 @@ def schema(
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, text)
-    typer.echo(f"{output}: every key of the run file")
+    typer.echo(f"Wrote {output}")

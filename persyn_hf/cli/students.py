@@ -1,10 +1,10 @@
-"""`train-student` and `compare`: what a training set is worth."""
+"""`train-student` and `compare`: fine-tune students, and compare training sets."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import Field
@@ -17,7 +17,7 @@ from persyn_hf.text import markup
 
 
 class _StudentRun(Settings):
-    """What `train-student` reads, with a configuration file and without one."""
+    """Settings of `train-student` without a configuration file."""
 
     student: Student
     seed: int = Field(0, ge=0, lt=2**31)
@@ -41,27 +41,27 @@ class _StudentRun(Settings):
     "--set training.num_train_epochs=3",
 )
 def train_student_command(
-    data: Annotated[str, typer.Argument(help="The personalised set: a file, a folder or a Hub dataset.")],
-    student: Annotated[str, typer.Argument(help="The student: Hub repository or local folder.")],
-    output_dir: Annotated[Path, typer.Option(help="Where the trained student goes.")],
+    data: Annotated[str, typer.Argument(help="Personalised set: a file, a folder or a Hub dataset.")],
+    student: Annotated[str, typer.Argument(help="Student: Hub repository or local folder.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder of the trained student.")],
     config: Annotated[
-        Path | None, typer.Option(help="Take `training`, `seed` and `publish.private` from this file.")
+        Path | None, typer.Option(help="YAML file with `training`, `seed` and `publish.private`.")
     ] = None,
     settings: SetOption = None,
-    resume: Annotated[bool, typer.Option(help="Go on where an interrupted training stopped.")] = True,
+    resume: Annotated[bool, typer.Option(help="Resume an interrupted training.")] = True,
     push_to_hub: Annotated[
-        str | None, typer.Option(help="Repository to push the student to; private unless `publish.private` is false.")
+        str | None, typer.Option(help="Hub repository to push to; private unless `publish.private` is false.")
     ] = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Fine-tune a student on a personalised set; the loss is on the completions only.
+    """Fine-tune a student on a personalised set, with a loss on the completions only.
 
-    Of the configuration it reads `training`, `seed`, `publish.private` and `student.revision`.
+    The command reads `training`, `seed`, `publish.private` and `student.revision` of the configuration.
     On several GPUs: accelerate launch "$(command -v persyn-hf)" train-student …
     """
     from persyn_hf.students.train import train_student
 
-    # STUDENT stands in the place of the file's own, whose revision is another model's.
+    # STUDENT replaces the file's student, whose revision belongs to another model.
     overrides = {"student": {"model": student}} | _read_here(merged_overrides(settings))
     made: RunConfig | _StudentRun
     if config is None:
@@ -89,35 +89,38 @@ def train_student_command(
         f"mean loss {report.loss:.3f} nats/token"
     )
     for count, what in (
-        (report.counts.without_end, "rows were cut and learn no end of turn"),
-        (report.counts.left_out, "answers were left out: their prompts fill `max_length`"),
+        (report.counts.without_end, "rows were truncated, so they do not teach the end of turn"),
+        (report.counts.left_out, "answers were left out, since their prompts fill `max_length`"),
     ):
         if count:
             typer.echo(f"{count} {what}")
-    typer.echo(f"The student is in {trained.path}" + (f" and at {trained.url}" if trained.url else ""))
+    typer.echo(f"Saved the student to {trained.path}" + (f" and {trained.url}" if trained.url else ""))
 
 
-def _read_here(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Refuses keys that a training does not read: they would change nothing."""
+def _read_here(overrides: dict[str, object]) -> dict[str, object]:
+    """Raises an error for keys that training does not read."""
     for key in overrides:
         if key.partition(".")[0] != "training" and key not in ("seed", "student.revision", "publish.private"):
-            raise ConfigError("train-student reads only: --set training.…, seed, student.revision, publish.private.")
+            raise ConfigError(
+                "train-student reads only training.…, seed, student.revision and publish.private; leave out the other "
+                "keys of --set."
+            )
     return overrides
 
 
 @app.command("compare", epilog="Example: persyn-hf compare run.yaml --set compare.seeds=[0,1]")
 def compare_command(
-    config: Annotated[Path, typer.Argument(help="The YAML file of a run with a section `compare`.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of a run with a section `compare`.")],
     output_dir: Annotated[
-        Path | None, typer.Option(help="The folder of the comparison, instead of the file's `output_dir`.")
+        Path | None, typer.Option(help="Folder of the comparison. Default: the file's `output_dir`.")
     ] = None,
     settings: SetOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Train students on every policy's set with several seeds, and set them beside each other.
+    """Train students on every policy's set with several seeds, and compare them.
 
-    One table with intervals and paired tests, a plot and the raw scores. Whatever is finished is found and skipped by
-    a later call, so a comparison may be stopped at any time.
+    The result is a table with intervals and paired tests, a plot and the raw scores. A comparison can be stopped at
+    any time; a later call skips the finished parts.
     """
     from rich.console import Console
 
@@ -129,4 +132,4 @@ def compare_command(
     result = compare(run, progress=not quiet, source=str(config))
     console = Console(width=None if sys.stdout.isatty() else 160)
     print_comparison(result.summary, result.facts, console)
-    console.print(f"Everything is in {markup(result.folder)}", highlight=False, soft_wrap=True)
+    console.print(f"Results: {markup(result.folder)}", highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""The comparison: every policy's training set, the students trained on them, and how they fare."""
+"""Comparison of policies: their training sets, the students trained on them, and the students' evaluation."""

@@ -1,7 +1,7 @@
-"""One cell of a comparison: a student trained on one set with one seed, and judged. Finished cells are kept.
+"""Cells of a comparison: a student trained on one set with one seed, and evaluated. Finished cells are kept.
 
-A cell is known by what it was made from, so two policies that choose the same teachers share one, and whatever was
-not changed since an earlier call is not done again.
+A cell is identified by its inputs, so policies that choose the same teachers share a cell, and a later call reuses
+every cell whose inputs have not changed.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The prompts and answers that every student is judged on.
+    """Prompts and answers on which every student is evaluated.
 
     Args:
         prompts (`Dataset`): Held-out prompts.
-        answers (`Dataset`, *optional*): Teachers' answers to them, for the likelihood.
-        quality (`Quality`): The judge of the students' own answers.
-        digest (`str`): Digest of all of it.
+        answers (`Dataset`, *optional*): Teachers' answers to these prompts, for the likelihood.
+        quality (`Quality`): Quality function for the students' answers.
+        digest (`str`): Digest of all of these.
     """
 
     prompts: Dataset
@@ -47,21 +47,23 @@ class HeldOut:
     digest: str
 
 
-def identify(parts: Any) -> str:
-    """Twelve hex digits for what values stand for and the library's version; see `run.fingerprints`."""
+def identify(parts: object) -> str:
+    """Returns twelve hex digits that identify values and the library's version; see `run.fingerprints`."""
     return fingerprint(parts)[:12]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student to be.
+    """One student to train and evaluate.
 
     Args:
-        folder (`Path`): The cell's own; its name stands for data, recipe, student and seed.
-        data (`Dataset`): The personalised set.
-        student (`ComparedStudent`): What is trained, and how it is run afterwards.
-        training (`Training`), seed (`int`): The recipe.
-        held_out (`HeldOut`), settings (`Compare`): What it is judged on and by.
+        folder (`Path`): Folder of the cell; its name identifies data, recipe, student and seed.
+        data (`Dataset`): Personalised set.
+        student (`ComparedStudent`): Model to train, and settings to run it afterwards.
+        training (`Training`): Training recipe.
+        seed (`int`): Random seed.
+        held_out (`HeldOut`): Evaluation data.
+        settings (`Compare`): Evaluation settings.
     """
 
     folder: Path
@@ -74,21 +76,21 @@ class Cell:
 
     @property
     def evaluation(self) -> str:
-        """Stands for what the student is judged on and by."""
+        """Digest of the evaluation's data and settings."""
         scorer = Keyed(self.student, self.student.unkeyed | {"model", "revision", "endpoint", "name", "family"})
         return identify([self.held_out.digest, self.settings.decodings, self.settings.lm_eval, scorer])
 
     @property
     def results(self) -> Path:
-        """The file of the scores, once it is finished."""
+        """File of the scores; it exists once the cell is finished."""
         return self.folder / f"evaluation-{self.evaluation}.json"
 
 
 def run_cell(cell: Cell) -> list[Judged]:
-    """Trains and judges one student, or reads what an earlier call found.
+    """Trains and evaluates one student, or reads the results of an earlier call.
 
     Returns:
-        `list[Judged]`: One per evaluation.
+        `list[Judged]`: Results, one per evaluation.
     """
     if cell.results.exists():
         return [Judged.from_dict(one) for one in json.loads(cell.results.read_text(encoding="utf-8"))]
@@ -113,20 +115,20 @@ def run_cell(cell: Cell) -> list[Judged]:
 
 
 def run_cells(cells: Sequence[Cell], processes: int) -> Iterator[Cell]:
-    """Finishes cells in processes of their own, side by side.
+    """Runs cells in parallel processes.
 
     Args:
-        cells (`Sequence[Cell]`): Those that share a folder are done once.
-        processes (`int`): Each has one GPU to itself, in turn, or its share of the cores.
+        cells (`Sequence[Cell]`): Cells to run; those with the same results file run once.
+        processes (`int`): Number of processes. Each uses one GPU, in turn, or its share of the cores.
 
     Yields:
-        `Cell`: As they are finished.
+        `Cell`: Cells in the order in which they finish.
 
     Raises:
-        StudentError: If a process is killed. What was finished stays.
+        StudentError: If a process is killed. Finished cells are kept.
     """
     todo = {cell.results: cell for cell in cells if not cell.results.exists()}
-    spawn = multiprocessing.get_context("spawn")  # what has used torch or a GPU must not be forked
+    spawn = multiprocessing.get_context("spawn")  # a process that has used torch or a GPU must not be forked
     places = spawn.SimpleQueue()
     for place in range(processes):
         places.put(place)
@@ -138,7 +140,7 @@ def run_cells(cells: Sequence[Cell], processes: int) -> Iterator[Cell]:
                 yield running[done]
         except BrokenProcessPool as error:
             raise StudentError(
-                f"One of {processes} training processes was killed, which is often for want of memory. Finished "
+                f"One of {processes} training processes was killed, probably because memory ran out. Finished "
                 "students are kept; run again with fewer `compare.processes`."
             ) from error
         finally:
@@ -146,7 +148,7 @@ def run_cells(cells: Sequence[Cell], processes: int) -> Iterator[Cell]:
 
 
 def _settle(places: Any, processes: int, gpus: int) -> None:
-    """Gives a new process its GPU, or its share of the cores."""
+    """Assigns a new process its GPU, or its share of the cores."""
     place = places.get()
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))

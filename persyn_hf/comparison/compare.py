@@ -1,4 +1,4 @@
-"""`compare`: every policy's set, students trained on each with several seeds, and one honest table."""
+"""`compare`: builds every policy's set, trains students on each with several seeds, and compares them."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
     from persyn_hf.routing.rewards import RewardTable
 
-#: Where trained cells are kept.
+#: Folder of the trained cells.
 CELLS = "cells"
 
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """The findings of a comparison.
+    """Results of a comparison.
 
     Args:
-        folder (`Path`): With `comparison.md`, `comparison.png`, `comparison.json` and `results.jsonl`.
+        folder (`Path`): Folder with `comparison.md`, `comparison.png`, `comparison.json` and `results.jsonl`.
         summary (`Summary`): Intervals and paired differences.
-        facts (`tuple[PolicyFacts, ...]`): The contents of each policy's set.
-        outcomes (`tuple[Outcome, ...]`): The raw scores.
+        facts (`tuple[PolicyFacts, ...]`): Contents of each policy's set.
+        outcomes (`tuple[Outcome, ...]`): Raw scores.
     """
 
     folder: Path
@@ -58,21 +58,21 @@ def compare(
     source: str = "configuration",
     share: str | os.PathLike[str] | None = None,
 ) -> ComparisonResult:
-    """Runs every policy on the same prompts with the same recipe and seeds, and judges the trained students.
+    """Builds a training set with every policy on the same prompts, and trains and evaluates students on each.
 
-    The teachers are asked once: all policies and all students share one ledger. A prompt on which some policy's
-    teacher failed or was cut is left out for all, so that every set has the same prompts and the same size. A call
-    that was interrupted resumes where it stopped.
+    All trainings use the same recipe and seeds. All policies and students share one ledger, so each answer is
+    generated once. If a policy's teacher failed on a prompt or its answer was cut off, the prompt is left out of every
+    set, so all sets have the same prompts. An interrupted call resumes where it stopped.
 
     Args:
-        config (`RunConfig`): With the section `compare`.
-        progress (`bool`, defaults to `True`): Show what is being trained.
-        source (`str`): Names the configuration in errors.
-        share (`str` or `PathLike`, *optional*): The folder of another comparison whose answers and finished students
-            are used and added to.
+        config (`RunConfig`): Configuration with the section `compare`.
+        progress (`bool`, defaults to `True`): Whether to show the progress of the trainings.
+        source (`str`): Name of the configuration in errors.
+        share (`str` or `PathLike`, *optional*): Folder of another comparison, whose answers and finished students are
+            reused and extended.
 
     Returns:
-        `ComparisonResult`: Also written to `output_dir`.
+        `ComparisonResult`: Results, also written to `output_dir`.
 
     Raises:
         ConfigError: If the section is missing or does not fit the rest.
@@ -101,7 +101,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _World:
-    """One student's part of a comparison: the set of every policy and seed."""
+    """One student's part of a comparison: the sets of every policy and seed."""
 
     student: ComparedStudent
     sets: dict[tuple[Policy, int], Dataset]
@@ -114,13 +114,19 @@ def _settings(config: RunConfig, source: str) -> Compare:
     if settings is None:
         raise ConfigError(f"{source}: the section `compare` is required.")
     if config.router.backbone is None:
-        raise ConfigError(f"{source}: `compare` trains routers of its own: give `router.backbone`, not `pretrained`.")
+        raise ConfigError(
+            f"{source}: `router.backbone` is required, because `compare` trains its own routers; replace "
+            "`router.pretrained` by it."
+        )
     if config.quality is None:
         raise ConfigError(f"{source}: `quality` is required.")
     known = {teacher.name for teacher in config.teachers}
     unknown = [name for name in settings.nll_teachers or () if name not in known]
     if unknown:
-        raise ConfigError(f"{source}: `compare.nll_teachers` names {', '.join(unknown)}, which are no teachers.")
+        raise ConfigError(
+            f"{source}: `compare.nll_teachers` must name teachers ({', '.join(sorted(known))}), got "
+            f"{', '.join(unknown)}."
+        )
     return settings
 
 
@@ -133,8 +139,8 @@ def _held_out(
     shared = set(held_out[columns.PROMPT_ID]) & set(prompts[columns.PROMPT_ID])
     if shared:
         raise DataError(
-            f"{source}: {len(shared)} held-out prompts are training prompts too, first {min(shared)}. Students would "
-            "be judged on what they have seen; take them out of one of the two."
+            f"{source}: {len(shared)} held-out prompts are also training prompts, first {min(shared)}. Students would "
+            "be evaluated on data they were trained on; remove them from one of the two."
         )
     _require_uncontaminated(settings, config.hygiene.ngram_size, prompts, source)
     wanted = settings.nll_teachers
@@ -159,15 +165,15 @@ def _held_out(
 
 
 def _require_uncontaminated(settings: Compare, size: int, prompts: Dataset, source: str) -> None:
-    """Refuses training prompts that share words with what students are judged on."""
+    """Refuses training prompts that share words with the students' evaluation data."""
     benchmarks = compared_benchmarks(settings, size)
     texts = map(columns.prompt_text, prompts[columns.PROMPT])
     found = [one for one, text in zip(prompts[columns.PROMPT_ID], texts, strict=True) if benchmarks.holds(text)]
     if found:
         raise DataError(
             f"{source}: {len(found)} training prompts share {size} words in a row, or a whole question, with the "
-            f"held-out prompts or tasks of `compare`, first {', '.join(found[:5])}. Students would be judged on what "
-            "they have seen: set `hygiene.decontaminate: [compare]`, which leaves them out."
+            f"held-out prompts or tasks of `compare`, first {', '.join(found[:5])}. Students would be evaluated on "
+            "data they were trained on: set `hygiene.decontaminate: [compare]`, which leaves these prompts out."
         )
 
 
@@ -223,7 +229,7 @@ def _build_sets(
     chosen: dict[tuple[Policy, int], list[str]],
     progress: bool,
 ) -> _World:
-    """Asks for the answers of every policy, and keeps the prompts that have a usable one under all of them."""
+    """Generates the answers of every policy and keeps the prompts that have a usable answer under all policies."""
     from persyn_hf.personalize import personalize
     from persyn_hf.run.stages import generate_stage
 
@@ -242,7 +248,7 @@ def _build_sets(
     if not kept:
         raise DataError(
             f"{student.name}: no prompt has a usable answer under every policy. The tables `answers-*.parquet` in "
-            f"{folder.stages} say which teachers fail or are cut; raise their `max_tokens` or leave them out."
+            f"{folder.stages} show which teachers fail or are cut off; raise their `max_tokens` or remove them."
         )
     same = {name: _only(data, kept) for name, data in made.items()}
     facts = [
@@ -303,7 +309,7 @@ def _facts(
 def _outcomes(
     config: RunConfig, settings: Compare, worlds: Sequence[_World], held_out: HeldOut, folder: Path, progress: bool
 ) -> Iterator[Outcome]:
-    """All cells, seed by seed, so that an interrupted comparison has something of every policy."""
+    """Runs all cells seed by seed, so that an interrupted comparison has results for every policy."""
     from tqdm.auto import tqdm
 
     cells: list[tuple[Policy, Cell]] = []

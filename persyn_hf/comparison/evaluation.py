@@ -1,4 +1,4 @@
-"""The evaluation of a trained student: its answers to held-out prompts, the likelihood of others', and benchmarks."""
+"""Evaluation of a trained student: its own answers, the likelihood of teachers' answers, and benchmarks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NLL = "nll"
 
 @dataclass(frozen=True)
 class Judged:
-    """One evaluation of one student.
+    """Result of one evaluation of one student.
 
     Args:
-        evaluation (`str`): A decoding's name, `nll`, or a benchmark and its metric.
+        evaluation (`str`): Name of the decoding, `nll`, or benchmark and metric.
         ids (`tuple[str, ...]`): `prompt_id`s, or numbers of a benchmark's documents.
-        scores (`tuple[float, ...]`): One each.
-        higher_is_better (`bool`, defaults to `True`)
+        scores (`tuple[float, ...]`): Score of each id.
+        higher_is_better (`bool`, defaults to `True`): Whether higher scores are better.
     """
 
     evaluation: str
@@ -38,30 +38,30 @@ class Judged:
     higher_is_better: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Returns plain values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Judged:
-        """The inverse of [`Judged.to_dict`]."""
+        """Reads the values of [`Judged.to_dict`]."""
         return cls(data["evaluation"], tuple(data["ids"]), tuple(data["scores"]), data["higher_is_better"])
 
 
 def answer_held_out(
     student: Student, prompts: Dataset, decodings: Sequence[Decoding], quality: Quality, seed: int
 ) -> tuple[list[Judged], Dataset]:
-    """Lets a student answer the held-out prompts and judges what it says.
+    """Generates a student's answers to the held-out prompts and scores their quality.
 
     Args:
-        student (`Student`): The trained one.
-        prompts (`Dataset`): `prompt_id`, `prompt` and, for verifiers, `answer`.
-        decodings (`Sequence[Decoding]`): Greedy, sampled …; all are asked in the same batches.
-        quality (`Quality`): The verifier, reward model or judge.
+        student (`Student`): Trained student.
+        prompts (`Dataset`): Table with `prompt_id`, `prompt` and, for verifiers, `answer`.
+        decodings (`Sequence[Decoding]`): Decodings (greedy, sampled …).
+        quality (`Quality`): Verifier, reward model or judge.
         seed (`int`): Random seed of sampling.
 
     Returns:
-        `tuple[list[Judged], Dataset]`: One `Judged` per decoding, and the answers with `quality`. An answer without
-        text is wrong: it gets 0 from a verifier, and the worst score of the others from anything else.
+        `tuple[list[Judged], Dataset]`: One `Judged` per decoding, and the answers with `quality`. An answer without a
+            score, such as an empty one, counts as 0 with a verifier, and otherwise as the lowest score of the others.
     """
     from persyn_hf.generation.generate import generate_parallel
     from persyn_hf.scoring.quality import persyn_quality
@@ -96,14 +96,17 @@ def answer_held_out(
 
 
 def held_out_nll(student: Student, answers: Dataset) -> Judged:
-    """The negative log-likelihood of teachers' answers to the held-out prompts, nats/token.
+    """Computes the negative log-likelihood of teachers' answers to the held-out prompts, in nats/token.
 
     Args:
-        student (`Student`): The trained one.
-        answers (`Dataset`): One row per prompt and teacher; the same for every student that is compared.
+        student (`Student`): Trained student.
+        answers (`Dataset`): One row per prompt and teacher; the same for all compared students.
 
     Returns:
-        `Judged`: Per prompt the mean over its answers. A prompt that no teacher answered is left out.
+        `Judged`: Mean over the answers of each prompt. Prompts that no teacher answered are left out.
+
+    Raises:
+        StudentError: If no teacher answered any prompt.
     """
     from persyn_hf.scoring.learnability import persyn_learnability
 
@@ -122,7 +125,7 @@ def held_out_nll(student: Student, answers: Dataset) -> Judged:
             if value is not None:
                 found.setdefault(identity, []).append(-float(value))
     if not found:
-        raise StudentError("No teacher answered any held-out prompt, so no likelihood can be measured.")
+        raise StudentError("Expected teachers' answers to the held-out prompts, got none; the likelihood needs them.")
     return Judged(NLL, tuple(found), tuple(sum(each) / len(each) for each in found.values()), higher_is_better=False)
 
 
@@ -130,15 +133,15 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
     """Runs tasks of lm-evaluation-harness by name.
 
     Args:
-        student (`Student`): The trained one.
-        settings (`LmEval`): Which tasks, and how.
+        student (`Student`): Trained student.
+        settings (`LmEval`): Tasks and their settings.
         seed (`int`): Random seed of few-shot examples and sampling.
 
     Returns:
-        `list[Judged]`: One per task and metric, with a score per document where the metric is a mean over them.
+        `list[Judged]`: One per task and metric, with a score per document if the metric is a mean over documents.
 
     Raises:
-        ConfigError: If a task is not known.
+        ConfigError: If a task is unknown.
         MissingExtraError: If `lm-eval` is not installed.
     """
     require("run public benchmarks", "lm-eval")
@@ -150,7 +153,8 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
     unknown = [name for name in settings.tasks if not manager.match_tasks([name])]
     if unknown:
         raise ConfigError(
-            f"`compare.lm_eval.tasks`: lm-eval knows no {', '.join(unknown)}; `lm-eval ls tasks` lists what it knows."
+            f"`compare.lm_eval.tasks` must be tasks of lm-eval, got {', '.join(unknown)}; `lm-eval ls tasks` lists "
+            "them."
         )
     files = ModelFiles(student.model, loading.identity(student.model, student.revision), "The student", StudentError)
     model = loading.load_model(files, "causal-lm", student.dtype, choose_device(student.device))
@@ -172,7 +176,7 @@ def run_benchmarks(student: Student, settings: LmEval, seed: int) -> list[Judged
 
 
 def read_benchmarks(results: Mapping[str, Any]) -> Iterator[Judged]:
-    """Reads the harness's results: every task's metrics, per document where their mean is the metric."""
+    """Reads the harness's results: every task's metrics, per document if the metric is their mean."""
     for task, metrics in results["results"].items():
         better = results.get("higher_is_better", {}).get(task, {})
         for key, value in metrics.items():
@@ -191,6 +195,6 @@ def read_benchmarks(results: Mapping[str, Any]) -> Iterator[Judged]:
                 yield Judged(name, ("all",), (float(value),), higher)
 
 
-def _is_number(value: Any) -> bool:
-    """True for a finite number: the mean over no document is NaN, which compares with nothing."""
+def _is_number(value: object) -> bool:
+    """Returns true for a finite number; the mean over no documents is NaN, which cannot be compared."""
     return hasattr(value, "__float__") and not isinstance(value, str) and math.isfinite(value)

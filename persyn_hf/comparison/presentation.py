@@ -1,4 +1,4 @@
-"""A comparison as tables for a terminal and as Markdown, as a plot, and as sentences on what the numbers say."""
+"""Presentation of a comparison: tables for terminals and Markdown, a plot, and findings as sentences."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PolicyFacts:
-    """The contents of a policy's training sets, over its seeds.
+    """Contents of a policy's training sets, over its seeds.
 
     Args:
-        student (`str`), policy (`str`)
-        rows (`int`): Prompts of every set.
-        left_out (`int`): Prompts left out for all policies, as some policy's teacher failed or was cut there.
+        student (`str`): Name of the student.
+        policy (`str`): Name of the policy.
+        rows (`int`): Prompts in every set.
+        left_out (`int`): Prompts left out of all sets, because a policy's teacher failed or its answer was cut off.
         tokens (`float`, *optional*): Mean tokens of an answer.
-        reward (`float`, *optional*): Mean reward of its answers; known where all teachers answered all prompts.
+        reward (`float`, *optional*): Mean reward of the answers; known if all teachers answered all prompts.
         shares (`Mapping[str, float]`): Shares of the teachers, largest first.
-        same_as (`str`, *optional*): An earlier policy whose sets are the very same.
+        same_as (`str`, *optional*): Earlier policy with identical sets.
     """
 
     student: str
@@ -41,7 +42,7 @@ class PolicyFacts:
 
 
 def comparison_markdown(summary: Summary, facts: Sequence[PolicyFacts]) -> str:
-    """The whole comparison as one Markdown page.
+    """Renders the whole comparison as one Markdown page.
 
     Args:
         summary (`Summary`): Result of [`summarise`].
@@ -64,7 +65,7 @@ def comparison_markdown(summary: Summary, facts: Sequence[PolicyFacts]) -> str:
 
 
 def print_comparison(summary: Summary, facts: Sequence[PolicyFacts], console: Console) -> None:
-    """Prints what [`comparison_markdown`] writes."""
+    """Prints the tables and findings of [`comparison_markdown`] to a terminal."""
     from rich.table import Table
 
     for student in _students(summary):
@@ -85,15 +86,15 @@ def print_comparison(summary: Summary, facts: Sequence[PolicyFacts], console: Co
 
 
 def findings(summary: Summary, facts: Sequence[PolicyFacts], student: str) -> Iterator[str]:
-    """The findings on one student, as sentences: what was left out, who won, and which part failed where it did not.
+    """Yields the findings on one student as sentences: prompts left out, best policy, and causes of a missing gain.
 
-    With the rewards of all policies known, three causes can be told apart: the *router* (its reward lies below the
+    If the rewards of all policies are known, three causes can be distinguished: the *router* (its reward is below the
     oracle's), the *proxy* (a higher reward does not make a better student) and the *data* (prompts left out).
     """
     own = [fact for fact in facts if fact.student == student]
     if own and own[0].left_out:
         total = own[0].rows + own[0].left_out
-        yield f"Data: {own[0].left_out} of {total} prompts were left out: some policy has no usable answer there."
+        yield f"Data: {own[0].left_out} of {total} prompts were left out, because a policy has no usable answer there."
     cells = [cell for cell in summary.cells if cell.student == student]
     if not cells:
         return
@@ -192,7 +193,7 @@ def plot_comparison(summary: Summary, path: Path) -> None:
 
     Args:
         summary (`Summary`): Result of [`summarise`].
-        path (`Path`): The file.
+        path (`Path`): Path of the PNG file.
     """
     require("plot a comparison", "matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,4 +1,4 @@
-"""The routes of a comparison: the teacher that answers each prompt of a policy's training set."""
+"""Routes of a comparison: the teacher of each prompt in a policy's training set."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from persyn_hf.routing.rewards import RewardTable
 
 @dataclass(frozen=True)
 class Known:
-    """The facts that policies choose by, for one student.
+    """Inputs of the policies for one student.
 
     Args:
-        probe (`RewardTable`): The scored probe.
-        routes (`Sequence[str]`): The router's teacher for each training prompt.
+        probe (`RewardTable`): Scored probe.
+        routes (`Sequence[str]`): Router's teacher of each training prompt.
         ids (`Sequence[str]`): `prompt_id` of each training prompt.
         families (`Mapping[str, str | None]`): Family of each teacher.
-        family (`str`, *optional*): The student's.
+        family (`str`, *optional*): Family of the student.
         parallel (`RewardTable`, *optional*): Every teacher's scored answer to every training prompt.
-        strong_share (`float`, defaults to 0.5), beta (`float`, defaults to 3)
+        strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher.
+        beta (`float`, defaults to 3): Weight of the student's loss in `car`.
     """
 
     probe: RewardTable
@@ -39,11 +40,12 @@ class Known:
 
 
 def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
-    """The teacher of each training prompt under a policy.
+    """Returns the teacher of each training prompt under a policy.
 
     Args:
-        policy (`str`): One of `POLICIES`.
-        known (`Known`): What it may look at: the probe, except for `persyn` (the router) and `oracle` (everything).
+        policy (`str`): Name of the policy.
+        known (`Known`): Inputs of the policies. They use the probe, except `persyn` (the router's routes) and `oracle`
+            (the parallel answers).
         seed (`int`): Random seed of `mix` and `random`.
 
     Raises:
@@ -57,15 +59,15 @@ def teachers_of(policy: Policy, known: Known, seed: int) -> list[str]:
 
 
 def mean_reward(table: RewardTable, ids: Sequence[str], teachers: Sequence[str]) -> float | None:
-    """The mean reward that an allocation earns; a missing one counts as the lowest, so that none passes the oracle.
+    """Computes the mean reward of routes. A missing reward counts as the lowest, so no policy exceeds the oracle.
 
     Args:
         table (`RewardTable`): Scored answers of every teacher.
         ids (`Sequence[str]`): `prompt_id` of the prompts; those that the table lacks are left out.
-        teachers (`Sequence[str]`): The teacher of each prompt. One that the table lacks has answered nothing.
+        teachers (`Sequence[str]`): Teacher of each prompt; all rewards of a teacher that the table lacks are missing.
 
     Returns:
-        `float`: `None` where the table has none of the prompts.
+        `float`, *optional*: Mean reward; `None` if the table has none of the prompts.
     """
     row_of = {identity: row for row, identity in enumerate(table.ids)}
     column_of = {name: column for column, name in enumerate(table.teachers)}
@@ -92,7 +94,7 @@ def _probe_basis(known: Known) -> Basis:
 
 def _parallel_basis(known: Known) -> Basis:
     if known.parallel is None:
-        raise DataError("The oracle needs every teacher's scored answer to every training prompt.")
-    # A prompt that fewer than two teachers answered has no reward here: all teachers are equal, and the first of the
-    # table, the best on average, answers it.
+        raise DataError("The policy 'oracle' needs every teacher's scored answer to every training prompt.")
+    # A prompt that fewer than two teachers answered has no rewards here, so it goes to the first teacher of the table,
+    # the best on average.
     return Basis(known.parallel.teachers, rewards=prompt_rewards(known.parallel, known.ids))

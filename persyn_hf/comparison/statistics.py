@@ -1,7 +1,7 @@
-"""Trained students beside each other: intervals over seeds and prompts, and paired tests.
+"""Statistics of trained students: intervals over seeds and prompts, and paired tests.
 
-A score is known per seed and per held-out prompt, so a matrix `(seeds, prompts)` stands behind every number. Both are
-drawn at random and another draw of either would give another number: the bootstrap resamples both.
+Every number is the mean of a matrix of scores `(seeds, prompts)`. Seeds and held-out prompts are both random samples,
+so the bootstrap resamples both.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _PERMUTATIONS = 9999
 
 @dataclass(frozen=True)
 class Outcome:
-    """The scores of one trained student in one evaluation.
+    """Scores of one trained student in one evaluation.
 
     Args:
         student (`str`), policy (`str`), seed (`int`): Student, policy and seed of the training.
-        evaluation (`str`): `greedy`, `nll`, `gsm8k` …
-        scores (`tuple[float, ...]`): One per held-out prompt or document.
-        ids (`tuple[str, ...]`): What each is the score of.
-        higher_is_better (`bool`, defaults to `True`)
+        evaluation (`str`): Name of the evaluation: `greedy`, `nll`, `gsm8k` …
+        scores (`tuple[float, ...]`): Score of each held-out prompt or document.
+        ids (`tuple[str, ...]`): Ids of these prompts or documents.
+        higher_is_better (`bool`, defaults to `True`): Whether higher scores are better.
     """
 
     student: str
@@ -41,18 +41,18 @@ class Outcome:
 
     @property
     def mean(self) -> float:
-        """Over the prompts."""
+        """Mean score over the prompts."""
         return float(np.mean(self.scores))
 
 
 @dataclass(frozen=True)
 class PolicyMean:
-    """One policy in one evaluation of one student.
+    """Mean score of one policy in one evaluation of one student.
 
     Args:
-        student, evaluation, policy (`str`)
-        value (`Interval`): Over seeds and prompts.
-        by_seed (`tuple[float, ...]`): The mean of every seed's student.
+        student, evaluation, policy (`str`): Names.
+        value (`Interval`): Mean over seeds and prompts.
+        by_seed (`tuple[float, ...]`): Mean score of each seed's student.
     """
 
     student: str
@@ -64,14 +64,14 @@ class PolicyMean:
 
 @dataclass(frozen=True)
 class Difference:
-    """The reference policy minus another, paired by seed and prompt.
+    """Difference of the reference policy to another, paired by seed and prompt.
 
     Args:
-        student, evaluation, policy (`str`)
-        value (`Interval`): Over seeds and prompts.
+        student, evaluation, policy (`str`): Names; `policy` is the other policy.
+        value (`Interval`): Mean difference over seeds and prompts.
         p_seeds (`float`, *optional*): p-value of the paired t-test over the seeds' means; `None` with one seed.
         p_prompts (`float`): p-value of the sign-flip permutation test over the prompts' means.
-        p_holm (`float`): `p_prompts`, corrected for the number of policies that the reference is held against.
+        p_holm (`float`): `p_prompts` with Holm's correction for the number of compared policies.
     """
 
     student: str
@@ -85,7 +85,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Summary:
-    """All outcomes in numbers: `cells` in the order of the outcomes, `differences` to the `reference`."""
+    """Statistics of all outcomes: `cells` in the order of the outcomes, and `differences` to the `reference`."""
 
     reference: str
     cells: tuple[PolicyMean, ...]
@@ -93,16 +93,17 @@ class Summary:
 
 
 def summarise(outcomes: Sequence[Outcome], reference: str = "persyn", seed: int = 0) -> Summary:
-    """Intervals of every policy and paired differences to a reference.
+    """Computes intervals of every policy and paired differences to a reference.
 
     Args:
-        outcomes (`Sequence[Outcome]`): All trainings; each policy of a student has equal seeds and prompts.
-        reference (`str`, defaults to `"persyn"`): What others are subtracted from. Where it was not run there are no
-            differences.
+        outcomes (`Sequence[Outcome]`): Outcomes of all trainings, with the same seeds and prompts for each policy of a
+            student.
+        reference (`str`, defaults to `"persyn"`): Policy from which the others are subtracted. There are no
+            differences if it was not run.
         seed (`int`, defaults to 0): Random seed of the resampling.
 
     Raises:
-        DataError: If two policies were not judged with the same seeds on the same prompts.
+        DataError: If two policies were not evaluated with the same seeds on the same prompts.
     """
     groups: dict[tuple[str, str], dict[str, list[Outcome]]] = {}
     for outcome in outcomes:
@@ -124,7 +125,7 @@ def summarise(outcomes: Sequence[Outcome], reference: str = "persyn", seed: int 
 
 
 def mean_interval(scores: Array, seed: int = 0) -> Interval:
-    """The mean of a matrix `(seeds, prompts)` with a 95% interval; both are resampled, independently."""
+    """Computes the mean of a matrix `(seeds, prompts)` with a 95% interval; both are resampled independently."""
     random = np.random.default_rng(seed)
     seeds, prompts = (
         random.multinomial(count, np.full(count, 1 / count), size=DRAWS) / count for count in scores.shape
@@ -134,10 +135,10 @@ def mean_interval(scores: Array, seed: int = 0) -> Interval:
 
 
 def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, float | None, float]:
-    """The difference of two matrices `(seeds, prompts)`, and the p-values over seeds and over prompts.
+    """Computes the difference of two matrices `(seeds, prompts)`, and the p-values over seeds and over prompts.
 
     Args:
-        reference, other (`ndarray` of shape `(seeds, prompts)`): Same seeds, same prompts.
+        reference, other (`ndarray` of shape `(seeds, prompts)`): Scores with the same seeds and prompts.
         seed (`int`, defaults to 0): Random seed of the resampling.
 
     Returns:
@@ -153,7 +154,7 @@ def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, flo
         return mean_interval(difference, seed), 1.0 if len(by_seed) > 1 else None, 1.0
     p_seeds = None
     if len(by_seed) > 1:
-        # Seeds that all agree leave no variance: the t statistic is infinite, or nothing differs on the whole.
+        # Without variance over the seeds the t statistic is infinite, or the mean difference is zero.
         spread = float(by_seed.std()) > 1e-12
         p_seeds = float(stats.ttest_1samp(by_seed, 0.0).pvalue) if spread else float(abs(by_seed.mean()) < 1e-12)
     p_prompts = stats.permutation_test(
@@ -168,7 +169,7 @@ def paired(reference: Array, other: Array, seed: int = 0) -> tuple[Interval, flo
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction.
+    """Applies Holm's step-down correction to p-values.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
@@ -188,14 +189,16 @@ def _mean(values: Array, axis: int) -> Any:
 
 
 def _matrices(policies: dict[str, list[Outcome]], where: str) -> dict[str, Array]:
-    """Scores `(seeds, prompts)` by policy, all with the same seeds and prompts in the same order."""
+    """Returns scores `(seeds, prompts)` by policy, all with the same seeds and prompts in the same order."""
     matrices: dict[str, Array] = {}
     expected: tuple[list[int], tuple[str, ...]] | None = None
     for policy, outcomes in policies.items():
         ordered = sorted(outcomes, key=lambda outcome: outcome.seed)
         found = ([outcome.seed for outcome in ordered], ordered[0].ids)
         if any(outcome.ids != ordered[0].ids for outcome in ordered) or (expected or found) != found:
-            raise DataError(f"{where}: `{policy}` was not judged with the same seeds on the same prompts as others.")
+            raise DataError(
+                f"{where}: all policies must be evaluated with the same seeds and prompts; `{policy}` is not."
+            )
         expected = found
         matrices[policy] = np.array([outcome.scores for outcome in ordered], dtype=np.float64)
     return matrices

@@ -1,7 +1,8 @@
-"""What a run is made of: frozen pydantic models, read from one YAML file.
+"""Configuration of a run: frozen pydantic models, read from one YAML file.
 
-Validation is complete before anything starts and does no I/O besides reading the file itself: unknown keys, repeated
-teachers and values out of range are reported by file and key, all at once. Keys are looked up where they are needed.
+The whole configuration is validated before the run starts, without I/O besides reading the file itself. Unknown keys,
+repeated teachers and values out of range are all reported at once, by file and key. API keys are read only when a
+request needs them.
 """
 
 from persyn_hf.config.accept import Accept
@@ -38,7 +39,7 @@ from persyn_hf.config.scoring import (
 )
 from persyn_hf.config.settings import Dtype, Settings, base_url, default_of, merged, read_settings, require_known
 from persyn_hf.config.students import Compare, ComparedStudent, Decoding, LmEval, Lora, Training
-from persyn_hf.config.teachers import Teacher, require_distinct_teachers
+from persyn_hf.config.teachers import Teacher, priced, require_distinct_teachers
 
 __all__ = [
     "CAR_BETA",
@@ -82,6 +83,7 @@ __all__ = [
     "Teacher",
     "Training",
     "policy_label",
+    "priced",
     "base_url",
     "default_of",
     "merged",

@@ -1,4 +1,4 @@
-"""When an answer is good enough, and what is asked where it is not."""
+"""The `accept` section: acceptance of answers, and retries for those that are not accepted."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from persyn_hf.config.settings import Settings
 
 
 class Accept(Settings):
-    """When an answer is good enough, and what is asked where it is not.
+    """Acceptance of answers, and retries for those that are not accepted.
 
-    An answer that is missing, cut or below `min_quality` is asked for again, until one passes or `attempts` are used
-    up. Every attempt is kept in the ledger and in the table; the published set holds the accepted answers.
+    A prompt whose answer is missing, truncated or below `min_quality` is retried until an answer passes or `attempts`
+    is reached. The ledger and the table keep every attempt; the published set holds the accepted answers.
 
     Args:
-        min_quality (`float`): Smallest quality of an accepted answer: 1.0 with a verifier that gives 0 or 1.
-        attempts (`int`, defaults to 3): Most answers of one prompt.
-        retry (`"next"` or `"same"`, defaults to `"next"`): Whom the next attempt asks: the router's next teacher, or
+        min_quality (`float`): Minimum quality of an accepted answer: 1.0 with a verifier that gives 0 or 1.
+        attempts (`int`, defaults to 3): Maximum number of answers to one prompt.
+        retry (`"next"` or `"same"`, defaults to `"next"`): Teacher of the next attempt: the router's next choice, or
             the same teacher with another seed.
-        target_rows (`int`, *optional*): Accepted answers at which the run stops. Prompts are asked in their order.
+        target_rows (`int`, *optional*): Number of accepted answers at which the run stops. Prompts are sent in order.
     """
 
     min_quality: float = Field(allow_inf_nan=False)

@@ -1,8 +1,8 @@
-"""How scores become routes for the whole set."""
+"""Allocation of teachers to the prompts of the whole set."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,7 +11,7 @@ from persyn_hf.config.settings import Settings
 
 
 class PolicyOptions(Settings):
-    """The constants of the baselines, wherever they choose teachers.
+    """Constants of the baseline policies.
 
     Args:
         strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher, 0 to 1.
@@ -23,21 +23,22 @@ class PolicyOptions(Settings):
 
 
 class AllocationOptions(PolicyOptions):
-    """How [`allocate`] turns scores into routes for the whole set.
+    """Options of [`allocate`], which assigns teachers to the whole set.
 
     Args:
-        policy (defaults to `"persyn"`): The router's scores, or a baseline: see [`policy_scores`].
-        max_share, min_share (`float` or mapping by teacher, *optional*): Share of the prompts that a teacher answers,
-            0 to 1.
-        budget (`float`, *optional*): USD for all answers.
-        makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish; with
-            `"shortest"` all finish together, as early as the other limits allow.
-        top_k (`int`, defaults to 1): Different teachers for each prompt; their answers are scored and the best kept.
-        temperature (`float`, defaults to 0): Diversity. Gumbel noise of this size is added to the scores first, which
-            samples teachers from `softmax(scores / temperature)` where there are no limits; limits are kept always.
-        scale (defaults to `"bradley-terry"`): What is summed: scores, the share of teachers that they expect to beat
-            (`"win-rate"`), or scores that are expected rewards (`"reward"`).
-        student_family (`str`, *optional*): The student's family, for `family-strong`.
+        policy (defaults to `"persyn"`): The router, or a baseline: see [`policy_scores`].
+        max_share, min_share (`float` or mapping by teacher, *optional*): Largest and smallest share of the prompts
+            that a teacher answers, 0 to 1.
+        budget (`float`, *optional*): Maximum cost of all answers, in USD.
+        makespan (`float` or `"shortest"`, *optional*): Maximum time of the slowest teacher, in seconds. `"shortest"`
+            minimises it within the other limits.
+        top_k (`int`, defaults to 1): Number of teachers for each prompt. Their answers are scored and the best is
+            kept.
+        temperature (`float`, defaults to 0): Scale of the Gumbel noise that is added to the scores, for diversity.
+            Without limits this samples teachers from `softmax(scores / temperature)`; limits always hold.
+        scale (defaults to `"bradley-terry"`): Quantity that is summed: the scores, the expected share of teachers
+            beaten (`"win-rate"`), or scores that are expected rewards (`"reward"`).
+        student_family (`str`, *optional*): The student's model family, for `family-strong`.
     """
 
     policy: Policy = "persyn"
@@ -52,32 +53,36 @@ class AllocationOptions(PolicyOptions):
 
     @field_validator("max_share", "min_share", mode="before")
     @classmethod
-    def _shares(cls, value: Any) -> Any:
+    def _shares(cls, value: object) -> object:
         return _by_teacher(value)
 
 
 class Allocation(AllocationOptions):
-    """How scores become routes for the whole set. As it stands, every prompt goes to the best score.
+    """Allocation of teachers to the whole set. By default every prompt goes to the teacher with the best score.
 
     Args:
-        policy (defaults to `"persyn"`): The router's scores, or a baseline chosen by the scored probe.
+        policy (defaults to `"persyn"`): The router, or a baseline that is fitted on the scored probe.
         max_share (`float` or mapping by teacher, *optional*): Largest share of the prompts that a teacher answers,
             0 to 1.
         min_share (`float` or mapping by teacher, *optional*): Smallest share of the prompts that a teacher answers,
             0 to 1.
-        budget (`float`, *optional*): USD for the routed answers, from the teachers' prices and expected tokens.
-        makespan (`float` or `"shortest"`, *optional*): Seconds in which the slowest teacher is to finish; with
-            `"shortest"` all finish together.
+        budget (`float`, *optional*): Maximum cost of the routed answers in USD, estimated from the teachers' prices
+            and expected tokens.
+        makespan (`float` or `"shortest"`, *optional*): Maximum time of the slowest teacher, in seconds. `"shortest"`
+            minimises it within the other limits.
         expected_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. Default: the mean of the
-            teacher's probe answers, or its `max_tokens` where there is no probe.
-        prompt_tokens (`float`, *optional*): Mean tokens of a prompt. Default: likewise, or characters divided by 4.
+            teacher's probe answers, or its `max_tokens` without a probe.
+        prompt_tokens (`float`, *optional*): Mean tokens of a prompt. Default: the mean over the probe, or characters
+            divided by 4 without a probe.
         tokens_per_second (`float` or mapping by teacher, defaults to 50): Speed of one request, for `makespan`.
-        top_k (`int`, defaults to 1): Different teachers for each prompt; their answers are scored and the best kept.
-        temperature (`float`, defaults to 0): Diversity: noise on the scores.
-        scale (defaults to `"bradley-terry"`): What is summed: scores, or the share of teachers they expect to beat.
-        strong_share (`float`, defaults to 0.5): Share of the strong teacher in `mix`.
+        top_k (`int`, defaults to 1): Number of teachers for each prompt. Their answers are scored and the best is
+            kept.
+        temperature (`float`, defaults to 0): Scale of the noise that is added to the scores, for diversity.
+        scale (defaults to `"bradley-terry"`): Quantity that is summed: the scores, or the expected share of teachers
+            beaten.
+        strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher, 0 to 1.
         beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
-        student_family (`str`, *optional*): The student's family, as the teachers' `family` writes it, for
+        student_family (`str`, *optional*): The student's model family, spelled as in the teachers' `family`, for
             `family-strong`.
     """
 
@@ -89,17 +94,17 @@ class Allocation(AllocationOptions):
 
     @property
     def active(self) -> bool:
-        """True where it does anything but send every prompt to the best score."""
+        """True if any option differs from the default, which sends every prompt to the best score."""
         return self != Allocation()
 
     @field_validator("expected_tokens", "tokens_per_second", mode="before")
     @classmethod
-    def _number_or_mapping(cls, value: Any) -> Any:
+    def _number_or_mapping(cls, value: object) -> object:
         return _by_teacher(value)
 
     @field_validator("max_share", "min_share")
     @classmethod
-    def _at_most_all(cls, value: Any) -> Any:
+    def _at_most_all(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
         for number in value.values() if isinstance(value, dict) else [value]:
             if number is not None and number > 1:
                 raise ValueError(f"a share must be between 0 and 1, got {number:g}")
@@ -108,18 +113,18 @@ class Allocation(AllocationOptions):
     @model_validator(mode="after")
     def _family_is_named(self) -> Allocation:
         if self.policy == "family-strong" and self.student_family is None:
-            raise ValueError("`policy: family-strong` needs `student_family`, as the teachers' `family` writes it")
+            raise ValueError("`policy: family-strong` needs `student_family`, spelled as in the teachers' `family`")
         return self
 
     @property
     def names(self) -> set[str]:
-        """Teachers that it names."""
+        """Names of the teachers in the mappings."""
         named = (self.max_share, self.min_share, self.expected_tokens, self.tokens_per_second)
         return {name for value in named if isinstance(value, dict) for name in value}
 
 
-def _by_teacher(value: Any) -> Any:
+def _by_teacher(value: object) -> object:
     for number in value.values() if isinstance(value, dict) else [value]:
         if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number < 0):
-            raise ValueError("must be a number that is not negative, or such numbers by teacher name")
+            raise ValueError("must be a non-negative number, or a mapping of teacher names to non-negative numbers")
     return value

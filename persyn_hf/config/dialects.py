@@ -1,26 +1,26 @@
-"""Services' forms of the chat protocol, by name: a table of facts, from the services' own references.
+"""Dialects of the chat protocol: how each service deviates from it, according to its own reference.
 
 | dialect | facts |
 |---|---|
-| `openai` | the limit of an answer is called `max_completion_tokens`; 4 stop strings |
-| `openai-reasoning` | the o-series and gpt-5: as `openai`, and no `temperature`, `top_p` or `stop`; no seed is sent |
-| `azure` | Azure OpenAI: the key goes in the header `api-key`; 4 stop strings |
+| `openai` | the length limit is called `max_completion_tokens`; at most 4 stop strings |
+| `openai-reasoning` | the o-series and gpt-5: `openai` without `temperature`, `top_p`, `stop` and seed |
+| `azure` | Azure OpenAI: the key goes in the header `api-key`; at most 4 stop strings |
 | `azure-reasoning` | `azure` with a model of `openai-reasoning` |
-| `mistral` | the seed is called `random_seed`; a key that it does not know is a 422, `stream_options` too |
-| `gemini` | the OpenAI form of the Gemini API refuses `seed` by name; 5 stop strings |
-| `anthropic` | the OpenAI form of the Claude API ignores seeds, cuts temperatures to 1, and its newer models refuse
-`temperature` beside `top_p`: `top_p` is left out |
-| `tgi` | Text Generation Inference takes a `top_p` below 1 only; left out it is 1 |
+| `mistral` | the seed is called `random_seed`; unknown keys, `stream_options` included, are answered with 422 |
+| `gemini` | the OpenAI-compatible Gemini API rejects `seed`; at most 5 stop strings |
+| `anthropic` | the OpenAI-compatible Claude API ignores seeds and clips temperatures to 1; its newer models reject
+`temperature` together with `top_p`, so `top_p` is not sent |
+| `tgi` | Text Generation Inference accepts only a `top_p` below 1; without it, `top_p` is 1 |
 
-A dialect is named in the configuration and never guessed from an address. It sets defaults of other settings; what is
-set explicitly wins.
+The configuration names the dialect; it is never guessed from an address. A dialect sets defaults of other settings;
+explicit settings override them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 DialectName = Literal[
     "openai", "openai-reasoning", "azure", "azure-reasoning", "mistral", "gemini", "anthropic", "tgi"
@@ -32,16 +32,16 @@ class Dialect:
     """Facts about one service.
 
     Args:
-        sampling (`Mapping[str, Any]`): Defaults of the sampling settings, instead of the general ones.
-        refused (`frozenset[str]`): Sampling settings that the service refuses.
-        settings (`Mapping[str, Any]`): Defaults of the settings beside `sampling`.
-        max_stop (`int`, *optional*): Stop strings that it takes at most.
-        max_temperature (`float`, *optional*): The highest temperature that it takes.
+        sampling (`Mapping[str, object]`): Defaults of the sampling settings, which replace the general defaults.
+        refused (`frozenset[str]`): Sampling settings that the service rejects.
+        settings (`Mapping[str, object]`): Defaults of the other settings.
+        max_stop (`int`, *optional*): Maximum number of stop strings.
+        max_temperature (`float`, *optional*): Maximum temperature.
     """
 
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, object] = field(default_factory=dict)
     refused: frozenset[str] = frozenset()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     max_stop: int | None = None
     max_temperature: float | None = None
 
@@ -50,7 +50,7 @@ _REASONING = {"temperature": None, "top_p": None, "seed": None, "max_tokens_fiel
 _REFUSED = frozenset({"temperature", "top_p", "stop"})
 _AZURE = {"api_key_header": "api-key"}
 
-#: What is known of each service.
+#: The dialects by name.
 DIALECTS: Mapping[str, Dialect] = {
     "openai": Dialect({"max_tokens_field": "max_completion_tokens"}, max_stop=4),
     "openai-reasoning": Dialect(_REASONING, _REFUSED),
@@ -63,28 +63,29 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 
 
-def with_dialect(data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """A section's plain values with a dialect's defaults where nothing is set.
+def with_dialect(name: str, data: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """Fills in a dialect's defaults where a section sets nothing.
 
     Args:
-        data (`Mapping[str, Any]`): The values as they were given, `sampling` and a known `dialect` among them.
-        given (`Mapping[str, Any]`): What `sampling` sets explicitly.
+        name (`str`): Name of the dialect, a key of [`DIALECTS`].
+        data (`Mapping[str, object]`): Plain values of the section.
+        given (`Mapping[str, object]`): Fields that `sampling` sets explicitly.
 
     Raises:
         ValueError: If an explicit setting contradicts the dialect.
     """
-    dialect = DIALECTS[data["dialect"]]
-    problems = list(_contradictions(data["dialect"], dialect, given))
+    dialect = DIALECTS[name]
+    problems = list(_contradictions(name, dialect, given))
     if problems:
         raise ValueError("; ".join(problems))
     return {**dialect.settings, **data, "sampling": {**dialect.sampling, **given}}
 
 
-def _contradictions(name: str, dialect: Dialect, given: Mapping[str, Any]) -> Iterator[str]:
-    """What is set though the service does not take it."""
+def _contradictions(name: str, dialect: Dialect, given: Mapping[str, object]) -> Iterator[str]:
+    """Yields the settings that the service does not accept."""
     for setting in sorted(dialect.refused):
         if given.get(setting) not in (None, (), []):
-            yield f"`sampling.{setting}` is set, but `dialect: {name}` takes none; leave it out"
+            yield f"`sampling.{setting}` is set, but `dialect: {name}` does not take it; leave it out"
     stop, temperature = given.get("stop"), given.get("temperature")
     if dialect.max_stop is not None and isinstance(stop, list | tuple) and len(stop) > dialect.max_stop:
         yield f"`sampling.stop` has {len(stop)} strings, but `dialect: {name}` takes at most {dialect.max_stop}"

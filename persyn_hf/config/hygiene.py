@@ -1,4 +1,4 @@
-"""Which prompts leave before they are asked, and which answers before they are published."""
+"""Filters on prompts before generation and on answers before publication."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ COMPARED = "compare"
 
 
 class Hygiene(Settings):
-    """Which prompts leave before they are asked, and which answers before they are published. Every drop is counted.
+    """Filters on prompts before generation and on answers before publication. Every dropped row is counted.
 
     Args:
-        dedup (`"exact"`, `"near"` or `None`, defaults to `"exact"`): Prompts that leave because an earlier one is the
-            same (`exact`) or nearly the same (`near`). With `None` a repeated prompt is an error.
-        dedup_threshold (`float`, defaults to 0.8): Similarity from which two prompts are nearly the same: Jaccard
-            similarity of their sets of three words, or cosine similarity with a `dedup_model`.
-        dedup_model (`str`, *optional*): Folder or Hub id of a model2vec model. semhash then compares meanings in place
-            of words (the extra `semhash`).
-        decontaminate (`tuple[str, ...]`): Files and datasets whose texts no prompt may share words with. `compare`
-            stands for the held-out prompts and the lm-eval tasks of the section `compare`.
-        decontaminate_column (`str`, *optional*): The column of those files that holds the texts. Default: found by
-            looking, as that of the prompts is.
-        ngram_size (`int`, defaults to 13): Words in a row that a prompt and a benchmark share if one contaminates the
-            other. A shorter benchmark text must stand in the prompt as a whole.
-        min_tokens, max_tokens (`int`, *optional*): Fewest and most tokens of a prompt, in the student's tokens.
-        drop_refusals (`bool`, defaults to `False`): Leave out answers that refuse the request.
-        max_copied (`float`, *optional*): Largest share of an answer's words that it copies from its prompt, 0 to 1.
-        min_quality (`float`, *optional*): Smallest quality of an answer that is published. Answers outside the probe
-            are scored for it.
+        dedup (`"exact"`, `"near"` or `None`, defaults to `"exact"`): Prompts to drop: copies of an earlier prompt
+            (`exact`), or near-duplicates too (`near`). With `None` a repeated prompt is an error.
+        dedup_threshold (`float`, defaults to 0.8): Similarity at which two prompts are near-duplicates: Jaccard
+            similarity of their word 3-grams, or cosine similarity with a `dedup_model`.
+        dedup_model (`str`, *optional*): Folder or Hub id of a model2vec model. semhash then compares embeddings
+            instead of words (the extra `semhash`).
+        decontaminate (`tuple[str, ...]`): Files and datasets with benchmark texts; prompts that overlap with one are
+            dropped. `compare` stands for the held-out prompts and the lm-eval tasks of the section `compare`.
+        decontaminate_column (`str`, *optional*): Text column of those files. Default: detected, like the prompts'
+            column.
+        ngram_size (`int`, defaults to 13): Number of consecutive words that a prompt must share with a benchmark text
+            to be contaminated. A shorter benchmark text must occur in the prompt as a whole.
+        min_tokens, max_tokens (`int`, *optional*): Minimum and maximum length of a prompt, in the student's tokens.
+        drop_refusals (`bool`, defaults to `False`): Whether to drop answers that refuse the request.
+        max_copied (`float`, *optional*): Maximum share of an answer's words that are copied from its prompt, 0 to 1.
+        min_quality (`float`, *optional*): Minimum quality of a published answer. Answers outside the probe are scored
+            for this filter.
     """
 
-    #: They decide which prompts there are, before any stage.
+    #: These fields decide the set of prompts, before any stage.
     unkeyed: ClassVar[frozenset[str]] = frozenset(
         {
             "dedup",
@@ -63,7 +63,7 @@ class Hygiene(Settings):
 
     @property
     def cleans_answers(self) -> bool:
-        """Whether answers are looked at before they are published."""
+        """True if any filter on answers is set."""
         return self.drop_refusals or self.max_copied is not None or self.min_quality is not None
 
     @model_validator(mode="after")

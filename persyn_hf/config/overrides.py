@@ -1,9 +1,10 @@
-"""Single keys of a run file, set from outside of it: `section.key=value`."""
+"""Overrides of single keys of a run file: `section.key=value`."""
 
 from __future__ import annotations
 
+import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
 
 import yaml
@@ -11,27 +12,29 @@ import yaml
 from persyn_hf.config.settings import Key, Section, Settings, names_a_variable, read_settings
 from persyn_hf.errors import ConfigError
 
-#: How a value is given on the command line; errors name it.
+#: The command-line option that sets a value; errors name it.
 FLAG = "--set"
+#: An entry of a list as errors write it: `teachers[0].name` for `teachers.0.name`.
+_INDEX = re.compile(r"\[(\d+)\](?=\.|\Z)")
 
 
-def parse_overrides(given: Iterable[str]) -> dict[str, Any]:
-    """Reads `key=value` texts; a key that is given again counts with its last value.
+def parse_overrides(given: Iterable[str]) -> dict[str, object]:
+    """Parses `key=value` texts. If a key is repeated, its last value counts.
 
     Args:
-        given (`Iterable[str]`): The key is dotted; the value is YAML.
+        given (`Iterable[str]`): Texts of a dotted key, `=` and a YAML value.
 
     Raises:
-        ConfigError: If a text has no `=` or no key, or its value is not YAML. The value is not repeated.
+        ConfigError: If a text has no `=` or no key, or its value is not YAML. The error does not repeat the value.
 
     Example:
         >>> parse_overrides(["reward.alpha=0.2", "compare.seeds=[0, 1]", "publish.license="])
         {'reward.alpha': 0.2, 'compare.seeds': [0, 1], 'publish.license': None}
     """
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, object] = {}
     for text in given:
         key, sign, value = text.partition("=")
-        key = key.strip()
+        key = _INDEX.sub(r".[\1]", key.strip())
         if not sign or not all(key.split(".")):
             raise ConfigError(f"{FLAG} must be given as section.key=value, for example {FLAG} reward.alpha=0.2.")
         overrides.pop(key, None)  # a later one is applied later
@@ -39,10 +42,10 @@ def parse_overrides(given: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
-def _value(text: str, key: str) -> Any:
+def _value(text: str, key: str) -> object:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # their words repeat the text
+    except (yaml.YAMLError, ValueError, RecursionError):  # their messages repeat the text
         where = key if all(map(names_a_variable, key.split("."))) else "section.key"
         raise ConfigError(
             f"{FLAG} {where}: the value must be YAML; put a text with special characters in quotes, as in "
@@ -51,19 +54,19 @@ def _value(text: str, key: str) -> Any:
 
 
 def read_overridden(
-    section: type[Section], data: Mapping[str, Any], overrides: Mapping[str, Any], source: str
+    section: type[Section], data: Mapping[str, object], overrides: Mapping[str, object], source: str
 ) -> Section:
-    """Sets single keys of plain values, then validates the whole. `data` is not changed.
+    """Applies overrides to plain values, then validates the result. `data` is not changed.
 
     Args:
-        section (`type[Settings]`): What the values are of; it says which keys there are.
-        data (`Mapping[str, Any]`): Plain values, as YAML gives them.
-        overrides (`Mapping[str, Any]`): Values by dotted key, in order. An entry of a list goes by its name or its
+        section (`type[Settings]`): Section that declares the keys.
+        data (`Mapping[str, object]`): Plain values, as loaded from YAML.
+        overrides (`Mapping[str, object]`): Values by dotted key, in order. A list entry is addressed by its name or
             index: `teachers.qwen.timeout`, `teachers.0.timeout`.
-        source (`str`): Names `data` in errors.
+        source (`str`): Name of `data` in errors.
 
     Raises:
-        ConfigError: One line per problem; a problem of an override names `--set`.
+        ConfigError: One line per problem; a problem in an override names `--set`.
     """
     places = []
     for key, value in overrides.items():
@@ -73,19 +76,19 @@ def read_overridden(
 
 
 class _Override:
-    """One value on its way down to its place."""
+    """One override: its value and its position in the nested sections."""
 
-    def __init__(self, key: str, value: Any) -> None:
+    def __init__(self, key: str, value: object) -> None:
         self.value = value
         self.rest = key
         self.place: list[Key] = []
 
-    def apply(self, section: type[Settings], data: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Key, ...]]:
-        """The values with this one set, and where it was set."""
+    def apply(self, section: type[Settings], data: Mapping[str, object]) -> tuple[dict[str, object], tuple[Key, ...]]:
+        """Returns the values with this override applied, and the path of keys where it was set."""
         return self._in_section(section, data), tuple(self.place)
 
-    def _set(self, annotation: Any, found: Any) -> Any:
-        """The value of one key after the override: all that lies beside it stays, and nothing is changed in place."""
+    def _set(self, annotation: Any, found: object) -> object:
+        """Returns the value of one key after the override. Nothing is changed in place."""
         if not self.rest:
             return self.value
         sections, lists, mappings, anything = _kinds(annotation)
@@ -97,47 +100,48 @@ class _Override:
             values = get_args(mappings[0])[1] if mappings else Any
             return self._in_mapping(values, found or {})
         if lists and found is None:
-            self._refuse(f"is a list that is not given; set it whole, as in {FLAG} '{self._path}=[…]'")
+            self._refuse(f"is a list that the file does not set; set the whole list: {FLAG} '{self._path}=[…]'")
         if sections or lists or mappings or anything:
-            self._refuse("holds a single value; set it whole")
-        self._refuse("has no keys of its own")
+            self._refuse("holds a single value; set it as a whole")
+        self._refuse("has no keys")
 
-    def _in_section(self, section: type[Settings], found: Mapping[str, Any]) -> dict[str, Any]:
+    def _in_section(self, section: type[Settings], found: Mapping[str, object]) -> dict[str, object]:
         key, _, rest = self.rest.partition(".")
         if key not in section.model_fields:
             known = ", ".join(sorted(section.model_fields))
             if names_a_variable(key):
                 self.place.append(key)
-                self._refuse(f"unknown key; this section knows {known}")
-            self._refuse(f"has no such key; this section knows {known}")
+                self._refuse(f"unknown key; this section has {known}")
+            self._refuse(f"has no such key; this section has {known}")
         return {**found, key: self._go_on(key, rest, section.model_fields[key].annotation, found.get(key))}
 
-    def _in_mapping(self, values: Any, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _in_mapping(self, values: Any, found: Mapping[str, object]) -> dict[str, object]:
         if values is Any:
             key, _, rest = self.rest.partition(".")
         else:  # numbers by teacher: a name may hold dots
             key, rest = self.rest, ""
         return {**found, key: self._go_on(key, rest, values, found.get(key))}
 
-    def _in_list(self, entry: Any, found: list[Any] | tuple[Any, ...]) -> list[Any]:
+    def _in_list(self, entry: Any, found: Sequence[object]) -> list[object]:
         index, rest = self._entry(found)
         return [*found[:index], self._go_on(index, rest, entry, found[index]), *found[index + 1 :]]
 
-    def _entry(self, found: list[Any] | tuple[Any, ...]) -> tuple[int, str]:
-        """Which entry of a list is meant, and what is left of the key. Names may hold dots: the longest counts."""
+    def _entry(self, found: Sequence[object]) -> tuple[int, str]:
+        """Returns the index of the list entry and the rest of the key. Names may hold dots: the longest name wins."""
         names = [entry.get("name") if isinstance(entry, Mapping) else None for entry in found]
         named = [name for name in names if isinstance(name, str) and f"{self.rest}.".startswith(f"{name}.")]
         if named:
             name = max(named, key=len)
             return names.index(name), self.rest[len(name) + 1 :]
         key, _, rest = self.rest.partition(".")
-        if key.isdecimal() and int(key) < len(found):
-            return int(key), rest
+        index = key.removeprefix("[").removesuffix("]")
+        if index.isdecimal() and int(index) < len(found):
+            return int(index), rest
         known = ", ".join(str(name) for name in names if name is not None)
-        entries = f"entries go by index, 0 to {len(found) - 1}" if found else "it has no entries"
+        entries = f"address entries by index, 0 to {len(found) - 1}" if found else "it has no entries"
         self._refuse(f"has no such entry; {entries}" + (f", or by name: {known}" if known else ""))
 
-    def _go_on(self, key: Key, rest: str, annotation: Any, found: Any) -> Any:
+    def _go_on(self, key: Key, rest: str, annotation: Any, found: object) -> object:
         self.place.append(key)
         self.rest = rest
         return self._set(annotation, found)
@@ -151,7 +155,7 @@ class _Override:
 
 
 def _kinds(annotation: Any) -> tuple[list[Any], list[Any], list[Any], bool]:
-    """What a value may be: sections, lists, mappings, or anything at all."""
+    """Sorts the types that a value may have into sections, lists and mappings; the last item is True for `Any`."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     union = get_origin(annotation) in (Union, types.UnionType)

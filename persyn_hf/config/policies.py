@@ -1,17 +1,17 @@
-"""The policies, which are ways to choose a teacher for every prompt: their keys, labels and constants."""
+"""Policies choose a teacher for every prompt. This module holds their keys, labels and constants."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final, Literal
 
-#: Policies that can allocate prompts before anything is answered: the router's own, and what it must beat.
+#: Policies that need no answers: the router, and the baselines.
 AllocationPolicy = Literal["persyn", "strong", "mix", "family-strong", "car", "random"]
 
-#: With `oracle`, which needs every teacher's answer to every prompt.
+#: All policies. `oracle` needs every teacher's answer to every prompt.
 Policy = Literal[AllocationPolicy, "oracle"]
 
-#: The label of every policy, in the order of tables and plots.
+#: Labels of the policies, in the order of tables and plots.
 POLICIES: Final[Mapping[str, str]] = {
     "strong": "Strong",
     "mix": "Mix",
@@ -22,8 +22,8 @@ POLICIES: Final[Mapping[str, str]] = {
     "oracle": "oracle",
 }
 
-#: The label of every key that a table may show: the policies and what stands beside them. `router` is `persyn` as the
-#: `held_out` entry of a router's `persyn` block spells it.
+#: Labels of all keys that a table may show. `router` is the name of `persyn` in the `held_out` entry of a router's
+#: `persyn` block.
 POLICY_LABELS: Final[Mapping[str, str]] = {
     **POLICIES,
     "router": POLICIES["persyn"],
@@ -35,7 +35,7 @@ POLICY_LABELS: Final[Mapping[str, str]] = {
 #: Policies in the `held_out` entry of a router's `persyn` block, in the order of tables and plots.
 HELD_OUT_POLICIES: Final = ("random", "best_single", "knn", "router", "oracle")
 
-#: Policies that draw at random: another seed gives other routes.
+#: Policies that draw at random, so that their routes depend on the seed.
 DRAWN: Final[frozenset[Policy]] = frozenset({"mix", "random"})
 
 #: Share of the prompts that Mix sends to the strong teacher, 0 to 1 (arXiv 2502.12143).
@@ -46,11 +46,11 @@ CAR_BETA: Final = 3.0
 
 
 def policy_label(key: str) -> str:
-    """The label of a policy.
+    """Returns the label of a policy.
 
     Args:
-        key (`str`): A key of [`POLICY_LABELS`]. Any other name is its own label: a summary may hold policies of its
-            caller.
+        key (`str`): Key of [`POLICY_LABELS`]. Any other name is returned as it is, since a summary may hold the
+            caller's own policies.
 
     Example:
         >>> policy_label("family-strong"), policy_label("my-own")

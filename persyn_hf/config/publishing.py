@@ -6,17 +6,17 @@ from pydantic import Field, model_validator
 
 from persyn_hf.config.settings import Settings
 
-PULL_REQUEST = "`create_pr` opens a pull request against `main`; leave out `tags` and `revision`"
+PULL_REQUEST = "`create_pr` opens a pull request against `main`; leave out `tags` and `revision`, or `create_pr`"
 
 
 class StudentRepository(Settings):
     """The repository of a trained student.
 
     Args:
-        push_to_hub (`str`, *optional*): Hub repository to push it to, with its card.
-        private (`bool`, defaults to `True`): Visibility of a new repository.
+        push_to_hub (`str`, *optional*): Hub repository to push the model and its card to.
+        private (`bool`, defaults to `True`): Whether to create the repository as private.
         license (`str`, *optional*): Licence identifier, for the card.
-        allow_findings (`tuple[str, ...]`, defaults to `()`): Fingerprints of texts that look like a key and are none.
+        allow_findings (`tuple[str, ...]`, defaults to `()`): Fingerprints of texts that look like secrets but are not.
     """
 
     push_to_hub: str | None = None
@@ -29,22 +29,22 @@ class Publish(Settings):
     """Repositories of the results. Without them the results stay in the run folder.
 
     Args:
-        dataset_repo_id (`str`, *optional*): Hub repository of the personalised set, as `me/my-student-data`.
+        dataset_repo_id (`str`, *optional*): Hub repository of the personalised set, such as `me/my-student-data`.
         router_repo_id (`str`, *optional*): Hub repository of the router; needs `dataset_repo_id`.
         config_name (`str`, defaults to `"default"`): The dataset's configuration; one per student.
-        private (`bool`, defaults to `True`): Visibility of new repositories.
-        revision (`str`, *optional*): A branch of both repositories, made where it is not there.
-        create_pr (`bool`, defaults to `False`): Open pull requests instead of committing.
-        commit_message (`str`): Message of every commit.
-        tags (`tuple[str, ...]`, defaults to `()`): Git tags for both commits, as `v1.0`.
-        collection (`str`, *optional*): Slug of a collection, or the title of one that is made where it is not there.
+        private (`bool`, defaults to `True`): Whether to create new repositories as private.
+        revision (`str`, *optional*): Branch of both repositories, created if missing.
+        create_pr (`bool`, defaults to `False`): Whether to open pull requests instead of committing.
+        commit_message (`str`): Commit message.
+        tags (`tuple[str, ...]`, defaults to `()`): Git tags for both commits, such as `v1.0`.
+        collection (`str`, *optional*): Slug of a collection, or a title; a collection is created if none has it.
         license (`str`, *optional*): Licence identifier of dataset and router.
         language (`tuple[str, ...]`, defaults to `()`): Language codes.
-        keep_truncated (`bool`, defaults to `False`): Keep completions that were cut by `max_tokens`.
-        allow_secrets (`bool`, defaults to `False`): Push text that looks like a key or a token.
-        allow_findings (`tuple[str, ...]`, defaults to `()`): Fingerprints of texts that look like a key and are none.
-        dry_run (`bool`, defaults to `False`): Check and write everything, send nothing.
-        files_per_commit (`int`, defaults to 1000): More files than this go in several commits, data first.
+        keep_truncated (`bool`, defaults to `False`): Whether to keep completions that were cut at `max_tokens`.
+        allow_secrets (`bool`, defaults to `False`): Whether to push text that looks like an API key or a token.
+        allow_findings (`tuple[str, ...]`, defaults to `()`): Fingerprints of texts that look like secrets but are not.
+        dry_run (`bool`, defaults to `False`): Whether to check and write everything without uploading it.
+        files_per_commit (`int`, defaults to 1000): Maximum number of files in one commit. Data files come first.
     """
 
     dataset_repo_id: str | None = None

@@ -1,4 +1,4 @@
-"""Every key of the run file, written from the sections themselves: a JSON Schema and a page."""
+"""Reference of the run file, generated from the sections: a JSON Schema and a Markdown page."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _INTRODUCTION = """# Reference of the run file
 
-Every key of the YAML file that `persyn-hf run` and the other commands read. The page is generated from the sections'
-own definitions by `make docs` (`persyn-hf schema --markdown`); `persyn-hf schema` prints the same as a JSON Schema,
-which editors read by a first line `# yaml-language-server: $schema=…` in the file.
+This page lists every key of the YAML file that `persyn-hf run` and the other commands read. `make docs` generates it
+from the code (`persyn-hf schema --markdown`). `persyn-hf schema` prints the same as a JSON Schema; editors use it if
+the file's first line is `# yaml-language-server: $schema=…`.
 
-On the command line every key is set by `--set`, as `--set reward.alpha=0.2`. An entry of a list goes by its name or
-by its index, as `--set teachers.qwen.timeout=60` or `--set teachers.0.timeout=60`. The value is YAML:
-`--set 'compare.seeds=[0, 1]'`. A bold **required** stands where a key has no default.
+On the command line, `--set` sets any key: `--set reward.alpha=0.2`. A list entry is addressed by its name or its
+index: `--set teachers.qwen.timeout=60` or `--set teachers.0.timeout=60`. The value is YAML:
+`--set 'compare.seeds=[0, 1]'`. Keys without a default are marked **required**.
 """
 
 
 def field_descriptions(section: type[Settings]) -> dict[str, str]:
-    """What the docstrings of a section, and of those that it extends, say of its fields.
+    """Returns the descriptions of a section's fields, read from its docstring and those of its base classes.
 
     Args:
-        section (`type[Settings]`): Its docstring has an `Args:` block, whose entries may name several fields.
+        section (`type[Settings]`): Section whose docstring has an `Args:` block. One entry may name several fields.
 
     Example:
         >>> from persyn_hf.config import Reward
         >>> field_descriptions(Reward)["alpha"]
-        'The share of learnability.'
+        'Weight of learnability, 0 to 1.'
     """
     found: dict[str, str] = {}
     for one in reversed(section.__mro__):
@@ -55,7 +55,7 @@ def _argument_words(docstring: str) -> dict[str, str]:
 
 
 def _entries(docstring: str) -> Iterator[str]:
-    """The entries of the `Args:` block, each on one line: an entry is indented once, what goes on in it deeper."""
+    """Yields the entries of the `Args:` block, each joined into one line. Continuation lines are indented deeper."""
     entry: list[str] = []
     for line in docstring.partition("\nArgs:\n")[2].splitlines():
         if line and not line.startswith(" "):
@@ -70,7 +70,7 @@ def _entries(docstring: str) -> Iterator[str]:
 
 
 def _split(text: str, mark: str) -> tuple[str, str, str]:
-    """Parts a text at the first mark that stands in no brackets and in no code."""
+    """Splits a text at the first mark outside brackets and code."""
     depth, code = 0, False
     for place, character in enumerate(text):
         if character == "`":
@@ -85,7 +85,7 @@ def _split(text: str, mark: str) -> tuple[str, str, str]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a run file, with a description of every key.
+    """Returns the JSON Schema (draft 2020-12) of a run file, with a description of every key.
 
     Example:
         >>> json_schema()["properties"]["seed"]["minimum"]
@@ -106,7 +106,7 @@ def _sections(base: type[Settings]) -> Iterator[type[Settings]]:
 
 
 def _describe(definition: dict[str, Any], section: type[Settings]) -> None:
-    """Puts the docstrings' words in; pydantic's titles, and the defaults of whole sections, say nothing new."""
+    """Adds the descriptions, and removes pydantic's titles and the defaults of whole sections, which are redundant."""
     definition.pop("title", None)
     definition["description"] = _first_paragraph(section)
     words = field_descriptions(section)
@@ -123,7 +123,7 @@ def _first_paragraph(section: type[Settings]) -> str:
 
 
 def reference_page() -> str:
-    """A Markdown page: every section with every key, its type, default, bounds and meaning."""
+    """Renders the Markdown page: every section with the type, default, bounds and meaning of its keys."""
     schema = json_schema()
     places: dict[str, list[str]] = {}
     for place, name in _places(schema, schema["$defs"], ""):
@@ -131,13 +131,13 @@ def reference_page() -> str:
     parts = [_INTRODUCTION, "\n## The file\n", _table(schema, places)]
     for name, (place, *others) in places.items():
         definition = schema["$defs"][name]
-        also = f" The same keys stand at {', '.join(f'`{other}`' for other in others)}." if others else ""
+        also = f" {', '.join(f'`{other}`' for other in others)} has the same keys." if others else ""
         parts += [f"\n## `{place}`\n", f"{_cell(definition['description'])}{also}\n", _table(definition, places)]
     return "\n".join(parts)
 
 
 def _places(definition: Mapping[str, Any], sections: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    """Where each section stands in the file, outer ones first: `teachers[].sampling`."""
+    """Yields the path of each section in the file, outer ones first: `teachers[].sampling`."""
     for key, value in definition["properties"].items():
         for part in _branches(value):
             of_list = "$ref" in part.get("items", {})
@@ -149,7 +149,7 @@ def _places(definition: Mapping[str, Any], sections: Mapping[str, Any], prefix: 
 
 
 def _branches(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The forms that a value may have, without null."""
+    """Returns the schemas that a value may match, without null."""
     return [part for part in value.get("anyOf", [value]) if part.get("type") != "null"]
 
 
@@ -186,7 +186,7 @@ def _plural(kind: str) -> str:
 
 
 def _anchor(heading: str) -> str:
-    """What GitHub and mkdocs make of a heading."""
+    """Returns the anchor that GitHub and mkdocs generate for a heading."""
     return re.sub(r"[^\w-]", "", heading.lower())
 
 

@@ -1,4 +1,4 @@
-"""How the router is trained, or which published one is used."""
+"""The router: its training, or a published one."""
 
 from __future__ import annotations
 
@@ -7,36 +7,38 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from persyn_hf.config.settings import KeyVariable, Settings, base_url
+from persyn_hf.config.connection import Connection
+from persyn_hf.config.settings import Settings, base_url
 
 Objective = Literal["bradley-terry", "bradley-terry-margin", "expected-reward", "regression"]
 
 
 class Router(Settings):
-    """How the router is trained, or which published one is used. Exactly one of the first two is given.
+    """Training of a router, or a published router. Give exactly one of `backbone` and `pretrained`.
 
     Args:
         backbone (`str`, *optional*): Hub repository id or local folder of an encoder or decoder to train.
-        pretrained (`str`, *optional*): A finished router, Hub id or folder: nothing is probed, scored or trained.
-        revision (`str`, *optional*): Commit, tag or branch of either.
-        objective (defaults to `"regression"`): The loss; `"bradley-terry"` is the paper's.
-        tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): The part of the backbone that is trained.
-        fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): What a router becomes that does not beat
-            the best single teacher on held-out prompts.
-        min_answered (`float`, defaults to 0.5): The share of the probe, 0 to 1, that a teacher must have answered. One
-            that mostly failed is no candidate: the router does not know it, and it is no fallback.
-        folds (`int`, defaults to 5): Folds of the cross-validation; fine-tuning trains that many models more.
-        epochs (`int`, defaults to 4): Passes over the probe in fine-tuning.
-        learning_rate (`float`, *optional*): Learning rate of fine-tuning. Left out: the one of `tuning`.
+        pretrained (`str`, *optional*): Hub id or folder of a trained router. The run then skips probe, scores and
+            training.
+        revision (`str`, *optional*): Commit, tag or branch of `backbone` or `pretrained`.
+        objective (defaults to `"regression"`): Training loss; `"bradley-terry"` is the paper's.
+        tuning (`"frozen"`, `"full"` or `"lora"`, defaults to `"frozen"`): Part of the backbone to train.
+        fallback (`"best-single"` or `"none"`, defaults to `"best-single"`): Replacement for a router that does not
+            beat the best single teacher on held-out prompts.
+        min_answered (`float`, defaults to 0.5): Minimum share of the probe that a teacher must have answered, 0 to 1.
+            A teacher below it is excluded from the router and from the fallback.
+        folds (`int`, defaults to 5): Number of cross-validation folds. Fine-tuning trains one more model per fold.
+        epochs (`int`, defaults to 4): Number of fine-tuning passes over the probe.
+        learning_rate (`float`, *optional*): Learning rate of fine-tuning. Default: depends on `tuning`.
         batch_size (`int`, defaults to 16): Prompts in one step of fine-tuning.
         lora_rank (`int`, defaults to 16): Rank of the adapters, for `tuning: lora`.
-        max_length (`int`, defaults to 512): Tokens of a prompt that the router reads, at least 16.
+        max_length (`int`, defaults to 512): Number of prompt tokens that the router reads, at least 16.
         dtype (`"float32"`, `"bfloat16"` or `"float16"`, defaults to `"float32"`): Type of the saved weights. A frozen
-            backbone is run in it; fine-tuning keeps float32 weights and uses mixed precision.
-        device (`str`, *optional*): Where it is trained and run; default: `cuda` where there is one, else `cpu`.
+            backbone runs in this type; fine-tuning keeps float32 weights and uses mixed precision.
+        device (`str`, *optional*): Device of training and inference. Default: `cuda` if available, else `cpu`.
     """
 
-    # A stage is given a finished router as a checkpoint.
+    # Stages receive a trained router as a checkpoint, which counts there.
     unkeyed: ClassVar[frozenset[str]] = frozenset({"pretrained", "device"})
     checkpoints: ClassVar[Mapping[str, str]] = {"backbone": "revision"}
 
@@ -52,7 +54,7 @@ class Router(Settings):
     learning_rate: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)
     lora_rank: int = Field(16, ge=1)
-    max_length: int = Field(512, ge=16)  # the template's own tokens come off it, which is looked at when it is known
+    max_length: int = Field(512, ge=16)  # minus the template's tokens, checked once they are known
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
 
@@ -68,12 +70,12 @@ def _address(value: str | None) -> str | None:
 
 
 class RouterRecord(Settings):
-    """The entries of a router's `persyn` block beside its training.
+    """Entries of a router's `persyn` block that do not come from its training.
 
     Args:
-        reward_settings (`Mapping`): `alpha`, `normalization`, `learnability_metric` of the rewards.
-        metadata (`Mapping`): More for the block: training data, its revision …
-        prompt_column (`str`, defaults to `"prompt"`): The column that the router reads where it is not told another.
+        reward_settings (`Mapping`): Settings of the rewards: `alpha`, `normalization` and `learnability_metric`.
+        metadata (`Mapping`): Additional entries, such as the training data and its revision.
+        prompt_column (`str`, defaults to `"prompt"`): Column that the router reads by default.
     """
 
     reward_settings: dict[str, Any] = Field(default_factory=dict)
@@ -81,7 +83,7 @@ class RouterRecord(Settings):
     prompt_column: str = Field("prompt", min_length=1)
 
 
-class RouteOptions(Settings):
+class RouteOptions(Connection):
     """How [`persyn_route`] runs a router.
 
     Args:
@@ -89,33 +91,40 @@ class RouteOptions(Settings):
         endpoint (`str`, *optional*): Base URL of a Text Embeddings Inference server that serves the router: scores
             come from there and no weights are loaded. `router` may then be left out; given, its `config.json` tells
             the fallback and the prompt column, and must have the server's labels.
-        api_key_env (`str`, *optional*): Environment variable with the server's key. No other token is sent there.
+        api_key_env, use_hub_token, api_key_header, extra_headers, extra_query (*optional*): How that server is
+            reached, as in [`Connection`]. No token is sent there that is not named so.
     """
 
     device: str | None = None
     dtype: str | None = None
     endpoint: Annotated[str | None, AfterValidator(_address)] = None
-    api_key_env: KeyVariable = None
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> RouteOptions:
         local = [name for name in ("device", "dtype") if getattr(self, name) is not None]
         if self.endpoint is not None and local:
             raise ValueError(f"`{local[0]}` is for a router in this process; leave it out beside `endpoint`")
-        if self.endpoint is None and self.api_key_env is not None:
-            raise ValueError("`api_key_env` is the key of a server; give its `endpoint`, or leave it out")
+        of_a_server = [name for name in sorted(self.reached) if getattr(self, name)]
+        if self.endpoint is None and of_a_server:
+            what = "the key of a server" if of_a_server[0] == "api_key_env" else "for a router behind a server"
+            raise ValueError(f"`{of_a_server[0]}` is {what}; give its `endpoint`, or leave it out")
         return self
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """How the server is reached, as far as that is set."""
+        return {name: getattr(self, name) for name in sorted(self.reached) if getattr(self, name)}
 
 
 class PairOptions(Settings):
-    """The preference pairs that are made of scored answers.
+    """Options of preference pairs built from scored answers.
 
     Args:
-        which (`"best-worst"`, `"adjacent"` or `"all"`, defaults to `"best-worst"`): The best and the worst answer of a
-            prompt, every two neighbours in the order of their values, or every two answers.
-        by (`"reward"` or `"quality"`, defaults to `"reward"`): The column that is compared.
-        min_margin (`float`, defaults to 0): The smallest difference of a pair. Equal values never make one.
-        keep_truncated (`bool`, defaults to `False`): Pair answers that were cut by `max_tokens` too.
+        which (`"best-worst"`, `"adjacent"` or `"all"`, defaults to `"best-worst"`): Pairs of each prompt: its best and
+            worst answer, all neighbours in the ranking, or all pairs.
+        by (`"reward"` or `"quality"`, defaults to `"reward"`): Column to rank answers by.
+        min_margin (`float`, defaults to 0): Minimum difference within a pair. Equal values never form a pair.
+        keep_truncated (`bool`, defaults to `False`): Whether to pair answers that were cut at `max_tokens`.
     """
 
     which: Literal["best-worst", "adjacent", "all"] = "best-worst"

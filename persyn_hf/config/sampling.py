@@ -1,9 +1,10 @@
-"""What decides an answer beside the model and the prompt: the sampling parameters of a request."""
+"""Sampling parameters of a request."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,7 +13,7 @@ from pydantic import AfterValidator, Field, StrictInt, model_validator
 
 from persyn_hf.config.settings import Settings
 
-#: Keys of a chat request that have a setting of their own, or that persyn_hf sets, with what to use instead.
+#: Keys of a chat request that `extra_body` may not hold, each with its replacement.
 OWNED = {
     "model": "the teacher's `model`",
     "messages": "the prompt and `system_prompt`",
@@ -27,76 +28,84 @@ OWNED = {
     "seed": "`sampling.seed`",
     "random_seed": "`sampling.seed` with `sampling.seed_field: random_seed`",
     "stop": "`sampling.stop`",
-    # Of TGI's `/generate`, and of the completions' routes.
+    # Keys of TGI's `/generate` and of the completions routes.
     "inputs": "the prompt",
     "prompt": "the prompt",
-    "parameters": "its keys by themselves",
+    "parameters": "its keys directly, without `parameters`",
     "do_sample": "`sampling.temperature`",
-    "details": "nothing; it is always asked for",
-    "return_full_text": "nothing; only the answer is asked for",
+    "details": "nothing; it is always requested",
+    "return_full_text": "nothing; only the answer is requested",
 }
-#: Keys of `extra_body` that generation in this process honours.
+#: Keys of `extra_body` that local generation supports.
 LOCAL_EXTRAS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
+#: Names of keys and passwords; `prompt_cache_key` is none.
+_SECRET = re.compile(r"api_?key|access_?(key|token)|auth|secret|passw|credential", re.IGNORECASE)
 _FIELD = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
-def _json_only(value: dict[str, Any]) -> dict[str, Any]:
+def _json_only(value: dict[str, object]) -> dict[str, object]:
     problems = list(json_problems(value, "extra_body"))
     owned = [
         f"`extra_body.{key}` is set by persyn_hf; use {instead}" for key, instead in OWNED.items() if key in value
     ]
-    if problems or owned:
-        raise ValueError("; ".join([*problems, *owned]))
+    keys = [
+        f"`extra_body.{key}` is a key by its name, and tables, cards and ledgers show `extra_body`; use `api_key_env` "
+        "or `extra_headers`"
+        for key, one in value.items()
+        if isinstance(one, str) and _SECRET.search(key)
+    ]
+    if problems or owned or keys:
+        raise ValueError("; ".join([*problems, *owned, *keys]))
     return value
 
 
 def json_problems(value: object, path: str) -> Iterator[str]:
-    """What in a value is no JSON, by its path.
+    """Yields the parts of a value that JSON cannot represent, each with its path.
 
     Example:
         >>> list(json_problems({"top_k": 20, "a": [1.0, float("nan")]}, "extra_body"))
-        ['`extra_body.a[1]` is nan, which JSON has no number for']
+        ['`extra_body.a[1]` is nan, which is not a JSON number']
     """
     if value is None or isinstance(value, str | bool | int):
         return
     if isinstance(value, float):
         if not math.isfinite(value):
-            yield f"`{path}` is {value}, which JSON has no number for"
+            yield f"`{path}` is {value}, which is not a JSON number"
     elif isinstance(value, Mapping):
         for key, one in value.items():
             if isinstance(key, str):
                 yield from json_problems(one, f"{path}.{key}")
             else:
-                yield f"`{path}` has the key {key!r}, but keys of JSON are texts; put it in quotes"
+                yield f"`{path}` has the key {key!r}, but JSON keys are strings; put it in quotes"
     elif isinstance(value, list | tuple):
         for place, one in enumerate(value):
             yield from json_problems(one, f"{path}[{place}]")
     else:
-        yield f"`{path}` is a {type(value).__name__}, which JSON does not have; put a text in quotes"
+        yield f"`{path}` is a {type(value).__name__}, which is not a JSON type; put a string in quotes"
 
 
-#: More keys of a request, as JSON values.
+#: Additional keys of a request, as JSON values.
 ExtraBody = Annotated[dict[str, Any], AfterValidator(_json_only)]
 
 
 class Sampling(Settings):
-    """How a teacher samples. Every field is part of the ledger's key; what is `null` is left to the server.
+    """Sampling parameters of a teacher. Every field is part of the ledger's key; `null` leaves a field to the server.
 
     Args:
-        temperature (`float` or `None`, defaults to 1.0): 0 is greedy decoding. `null`: it is not sent, and the
-            server's own default counts.
-        top_p (`float` or `None`, defaults to 1.0): Nucleus sampling mass, in (0, 1]. `null`: it is not sent.
-        max_tokens (`int`, defaults to 1024): The longest completion, in tokens.
+        temperature (`float` or `None`, defaults to 1.0): Sampling temperature; 0 is greedy decoding. `null` is not
+            sent, so the server's default applies.
+        top_p (`float` or `None`, defaults to 1.0): Nucleus sampling mass, in (0, 1]. `null` is not sent.
+        max_tokens (`int`, defaults to 1024): Maximum length of a completion, in tokens.
         stop (`tuple[str, ...]`, defaults to `()`): Strings that end a completion.
-        seed (`"per-row"`, `int` or `None`, defaults to `"per-row"`): Seed of a request: one for each row, made of the
-            run's seed and the prompt; the same one for every row; or `null`: none is sent, so that the same request
-            may have another answer next time.
-        extra_body (`dict`, defaults to `{}`): More keys of the request's body, as the service names them: `top_k`,
-            `min_p`, `repetition_penalty`, `reasoning_effort`, `chat_template_kwargs`, `response_format` … Keys that
-            have a setting of their own are refused.
-        max_tokens_field (`str`, defaults to `"max_tokens"`): What the service calls `max_tokens`:
+        seed (`"per-row"`, `int` or `None`, defaults to `"per-row"`): Seed of a request. `"per-row"` derives it from
+            the run's seed and the prompt; an integer is sent with every row; `null` sends none, so that the same
+            request may be answered differently the next time.
+        extra_body (`dict`, defaults to `{}`): Additional keys of the request's body, as the service names them:
+            `top_k`, `min_p`, `repetition_penalty`, `reasoning_effort`, `chat_template_kwargs`, `response_format` …
+            Keys that have their own setting are refused.
+        max_tokens_field (`str`, defaults to `"max_tokens"`): The service's name for `max_tokens`:
             `max_completion_tokens` for OpenAI's reasoning models.
-        seed_field (`str`, defaults to `"seed"`): What the service calls `seed`: `random_seed` for Mistral's.
+        seed_field (`str`, defaults to `"seed"`): The service's name for `seed`: `random_seed` for Mistral's.
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"seed", "extra_body", "max_tokens_field", "seed_field"})
@@ -125,12 +134,17 @@ class Sampling(Settings):
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most likely token is always taken, as far as is known here."""
+        """True for greedy decoding. False if the server chooses the temperature."""
         return self.temperature == 0
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether another attempt has the same answer, as far as is known here: greedy, or one seed for all rows."""
+        return self.is_greedy or isinstance(self.seed, int)
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The parameters as plain values, for ledgers and cards; those that came later only where they are set."""
+        """The parameters as plain values, for ledgers and cards. Fields in `added` appear only if they are set."""
         plain = self.model_dump(mode="json", include=set(Sampling.model_fields))
         unset = {
             name
@@ -141,22 +155,22 @@ class Sampling(Settings):
 
     @cached_property
     def canonical(self) -> str:
-        """The same as one text, in which equal parameters are written in one way."""
+        """The parameters as canonical JSON: equal parameters give equal texts."""
         return json.dumps(self.values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def wrong_locally(sampling: Sampling) -> list[str]:
-    """What of sampling parameters generation in this process cannot honour, a sentence each."""
+    """Returns a sentence for each sampling parameter that local generation does not support."""
     extra = sampling.extra_body
     problems = unknown_extras(sampling, LOCAL_EXTRAS, "`backend: local`")
     problems += [
-        f"`sampling.{name}: null` leaves it to a server; `backend: local` has none"
+        f"`sampling.{name}: null` uses the server's default, but `backend: local` has no server"
         for name in ("temperature", "top_p")
         if getattr(sampling, name) is None
     ]
     number, top_k = (int, float), extra.get("top_k", 0)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < -1:
-        problems.append("`sampling.extra_body.top_k` must be a whole number; 0 and -1 are no limit")
+        problems.append("`sampling.extra_body.top_k` must be an integer; 0 and -1 mean no limit")
     for name, lowest, highest in (("min_p", 0.0, 1.0), ("repetition_penalty", 1e-6, 100.0)):
         value = extra.get(name, lowest)
         if isinstance(value, bool) or not isinstance(value, number) or not lowest <= value <= highest:
@@ -167,6 +181,6 @@ def wrong_locally(sampling: Sampling) -> list[str]:
 
 
 def unknown_extras(sampling: Sampling, known: frozenset[str], where: str) -> list[str]:
-    """Keys of `extra_body` that are not among the known ones, a sentence each."""
+    """Returns a sentence for each key of `extra_body` that is not among the known ones."""
     unknown = sorted(set(sampling.extra_body) - known)
-    return [f"`sampling.extra_body.{key}`: {where} knows {', '.join(sorted(known))}" for key in unknown]
+    return [f"`sampling.extra_body.{key}`: {where} supports {', '.join(sorted(known))}" for key in unknown]

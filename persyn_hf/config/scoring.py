@@ -18,13 +18,16 @@ Metric = Literal["mean-logprob", "rsr", "perplexity", "completion_tokens"]
 
 
 class Service(Connection):
-    """A model behind a server that scores.
+    """A server with a model that scores answers.
 
     Args:
         url (`str`): Base URL of the server, read as a teacher's `endpoint`.
         max_concurrency (`int`, defaults to 32): Requests in flight at once.
         timeout (`float`, defaults to 120): Seconds for one request.
-        attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed.
+        attempts (`int`, defaults to 6): Tries of one request, with growing pauses, before it counts as failed. What
+            is refused for load is asked again for as long as `down_after` says.
+        down_after (`float`, *optional*): Seconds without any answer that show that a server is down which has answered
+            before; five times as many where it refuses for load. `None`: 300, five minutes.
         max_response_bytes (`int`, defaults to 64 MiB): An answer is not read further than this.
         price_per_million_prompt_tokens, price_per_million_completion_tokens (`float`, defaults to 0): USD for a
             million tokens.
@@ -36,6 +39,7 @@ class Service(Connection):
             "max_concurrency",
             "timeout",
             "attempts",
+            "down_after",
             "max_response_bytes",
             "price_per_million_prompt_tokens",
             "price_per_million_completion_tokens",
@@ -46,17 +50,18 @@ class Service(Connection):
     max_concurrency: int = Field(32, ge=1)
     timeout: float = Field(120.0, gt=0)
     attempts: int = Field(6, ge=1)
+    down_after: float | None = Field(None, gt=0)
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
     price_per_million_prompt_tokens: float = Field(0.0, ge=0)
     price_per_million_completion_tokens: float = Field(0.0, ge=0)
 
     @property
     def has_price(self) -> bool:
-        """Whether its answers cost money."""
+        """True if a price is set."""
         return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
 
     def price(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """USD for so many tokens."""
+        """Returns the cost of the tokens, in USD."""
         return (
             prompt_tokens * self.price_per_million_prompt_tokens
             + completion_tokens * self.price_per_million_completion_tokens
@@ -64,13 +69,14 @@ class Service(Connection):
 
 
 class StudentEndpoint(Service):
-    """The student behind a server that reports the log-probabilities of what it reads.
+    """A server with the student, which reports the log-probabilities of its input.
 
     Args:
-        api (`str`, defaults to `"prompt_logprobs"`): `"prompt_logprobs"` and `"echo"` are two ways to ask
-            `/v1/completions`; `"generate"` asks `/generate` for `decoder_input_details`, which the server must have
-            been started for (`--enable-prefill-logprobs`). Only `"prompt_logprobs"` knows ranks, which `rsr` needs.
-        served_model (`str`, *optional*): The name that the server gives the student; its `model` by default.
+        api (`str`, defaults to `"prompt_logprobs"`): Request that returns the log-probabilities. `"prompt_logprobs"`
+            and `"echo"` are parameters of `/v1/completions`; `"generate"` sends `decoder_input_details` to
+            `/generate` and needs a server started with `--enable-prefill-logprobs`. Only `"prompt_logprobs"` returns
+            the ranks that `rsr` needs.
+        served_model (`str`, *optional*): The server's name for the student. Default: the student's `model`.
     """
 
     api: Literal["prompt_logprobs", "echo", "generate"] = "prompt_logprobs"
@@ -78,7 +84,7 @@ class StudentEndpoint(Service):
 
 
 class ScorerOptions(Settings):
-    """How a model is run that scores.
+    """Options of a model that scores in this process.
 
     Args:
         dtype (defaults to `"auto"`): Of the weights; sums are float64, log-softmax float32.
@@ -135,25 +141,27 @@ class Student(ScorerOptions):
 
 
 class Judge(Service):
-    """A model behind a chat endpoint that gives an answer 1 to 10.
+    """A model behind a chat endpoint that scores an answer from 1 to 10.
 
     Args:
-        model (`str`): The model that the server serves.
-        revision (`str`, *optional*): Words that tell one model of this name from another, such as a date. Scores of
-            the ledger count for the revision that they were given by.
-        template (`str`, *optional*): The request as a Jinja template over `prompt`, `completion` and `answer`. The
-            last line of the judge's reply must be the score alone (`7`, `Score: **7**`, `7/10`, `[[7]]`,
-            `{"score": 7}`).
-        temperature (`float`, defaults to 0): 0 is greedy decoding. `null` leaves it to the server, as models need
-            that refuse to be told.
-        max_tokens (`int`, defaults to 512): The longest reply, in tokens.
+        model (`str`): Name of the model on the server.
+        revision (`str`, *optional*): Label of the model's version, such as a date. The ledger reuses scores only for
+            the same revision.
+        template (`str`, *optional*): Jinja template of the request over `prompt`, `completion` and `answer`. It must
+            ask for a reply whose last line is the score alone (`7`, `Score: **7**`, `7/10`, `[[7]]`, `{"score": 7}`).
+        temperature (`float`, defaults to 0): Sampling temperature; 0 is greedy decoding. `null` is not sent, for
+            models that reject the parameter.
+        max_tokens (`int`, defaults to 512): Maximum length of the reply, in tokens.
         max_tokens_field (`str`, defaults to `"max_tokens"`): The request's key for `max_tokens`.
         seed (`int`, defaults to 0): The seed of every request; `null` sends none.
         extra_body (`dict`, defaults to `{}`): More keys of the request, such as `reasoning_effort`.
+        preflight (`bool`, defaults to `True`): Before the run, check that the server lists `model`, or else that it
+            replies under that name.
     """
 
+    unkeyed: ClassVar[frozenset[str]] = Service.unkeyed | {"preflight"}
     added: ClassVar[frozenset[str]] = frozenset({"revision", "max_tokens_field", "seed", "extra_body"})
-    #: Keys of the request that have a setting of their own, or that persyn_hf sets.
+    #: Keys of the request that `extra_body` may not hold.
     own_keys: ClassVar[frozenset[str]] = frozenset(
         {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "seed", "stream"}
     )
@@ -166,13 +174,21 @@ class Judge(Service):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     seed: int | None = Field(0, ge=0)
     extra_body: dict[str, Any] = Field({})
+    preflight: bool = True
+
+    @property
+    def sampling_fields(self) -> dict[str, object]:
+        """The fields of a request that decide the reply, beside model and messages."""
+        chosen = {"temperature": self.temperature, "seed": self.seed}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return {**self.extra_body, **given, self.max_tokens_field: self.max_tokens}
 
     @field_validator("extra_body")
     @classmethod
-    def _only_more(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _only_more(cls, value: dict[str, object]) -> dict[str, object]:
         taken = sorted(cls.own_keys & value.keys())
         if taken:
-            raise ValueError(f"`extra_body` must not set {', '.join(taken)}, which have settings of their own")
+            raise ValueError(f"`extra_body` must not set {', '.join(taken)}; persyn_hf sets them from other settings")
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -185,11 +201,11 @@ class QualitySource(Settings):
 
     Args:
         verifier, trust_verifier, reward_model, revision, judge: As in the section `quality`.
-        name (`str`, *optional*): Its column is `quality_<name>`; by default `math`, `exact`, `reasoning_gym`, a
-            function's name, `reward_model` or `judge`.
-        weight (`float`, defaults to 1): Its share of the weighted mean.
-        range (`tuple[float, float]`, *optional*): The least and the greatest value it gives. Known for the verifiers
-            `math`, `exact`, `reasoning-gym` and `json-schema` (0 to 1) and for a judge (1 to 10).
+        name (`str`, *optional*): Suffix of the source's column, `quality_<name>`. Default: `math`, `exact`,
+            `reasoning_gym`, a function's name, `reward_model` or `judge`.
+        weight (`float`, defaults to 1): Weight in the weighted mean.
+        range (`tuple[float, float]`, *optional*): Smallest and largest value of the source. Default: 0 to 1 for the
+            verifiers `math`, `exact`, `reasoning-gym` and `json-schema`, 1 to 10 for a judge, otherwise unknown.
     """
 
     checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
@@ -210,30 +226,31 @@ class QualitySource(Settings):
         if [self.verifier, self.reward_model, self.judge].count(None) != 2:
             raise ValueError("give exactly one of `verifier`, `reward_model` and `judge`")
         if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError("`range` must be the least and the greatest value, in this order")
+            raise ValueError("`range` must be the smallest and the largest value, in this order")
         return self
 
     @property
     def label(self) -> str:
-        """What it is, for provenance."""
+        """Name of the source, for provenance."""
         return self.verifier or self.reward_model or (self.judge.model if self.judge else "")
 
 
 class Quality(Settings):
-    """How good an answer is: exactly one of the first four.
+    """Measure of an answer's quality. Give exactly one of `verifier`, `reward_model`, `judge` and `sources`.
 
     Args:
-        verifier (`str`, *optional*): `math`, `exact`, `reasoning-gym`, `json-schema`, the name of an entry point in
-            the group `persyn_hf.verifiers`, or `package.module:function`, called with `(prompt, completion, answer)`
-            and returning a number. Naming a module imports it; the function must be marked by `@persyn_hf.verifier`.
-        trust_verifier (`bool`, defaults to `False`): Call any function that `verifier` names, marked or not, with
-            every prompt and answer.
-        reward_model (`str`, *optional*): A one-label sequence classifier, Hub id or folder.
-        judge (`Judge`, *optional*): A model behind a chat endpoint.
-        sources (`tuple[QualitySource, ...]`, *optional*): Several of these with weights.
+        verifier (`str`, *optional*): Function that grades an answer: `math`, `exact`, `reasoning-gym`, `json-schema`,
+            the name of an entry point in the group `persyn_hf.verifiers`, or `package.module:function`. It is called
+            with `(prompt, completion, answer)` and returns a number. The module is imported, and the function must be
+            marked with `@persyn_hf.verifier`.
+        trust_verifier (`bool`, defaults to `False`): Whether to call a function that is not marked as a verifier. It
+            receives every prompt and answer.
+        reward_model (`str`, *optional*): Hub id or folder of a sequence classifier with one label.
+        judge (`Judge`, *optional*): Model behind a chat endpoint.
+        sources (`tuple[QualitySource, ...]`, *optional*): Several sources, combined in a weighted mean.
         revision (`str`, *optional*): Commit, tag or branch of the reward model.
-        normalize (`str`, *optional*): How unlike scales of several sources meet: `range` maps each source's range to
-            0 to 1; `minmax`, `zscore` and `rank` normalise each within the prompt.
+        normalize (`str`, *optional*): Normalisation of the sources before the mean: `range` maps each source's range
+            to 0 to 1; `minmax`, `zscore` and `rank` normalise each source within the prompt.
     """
 
     checkpoints: ClassVar[Mapping[str, str]] = {"reward_model": "revision"}
@@ -256,7 +273,7 @@ class Quality(Settings):
 
     @property
     def parts(self) -> tuple[QualitySource, ...]:
-        """The sources, also where there is only one."""
+        """The sources; a tuple of one without `sources`."""
         if self.sources is not None:
             return self.sources
         return (
@@ -271,18 +288,18 @@ class Quality(Settings):
 
     @property
     def label(self) -> str:
-        """What quality is, for provenance."""
+        """Names of the sources, for provenance."""
         return " + ".join(part.label for part in self.parts)
 
 
 class Reward(Settings):
-    """How quality and learnability become one reward: `(1 - alpha) * n(quality) + alpha * n(learnability)`.
+    """Combination of quality and learnability: `reward = (1 - alpha) * n(quality) + alpha * n(learnability)`.
 
     Args:
-        alpha (`float`, defaults to 0.4): The share of learnability.
-        normalization (`str`, defaults to `"minmax"`): Within the prompt, over its teachers.
-        learnability_metric (`str`, defaults to `"mean-logprob"`): What the reward reads; of `rsr` and `perplexity`,
-            where lower is better, the negative.
+        alpha (`float`, defaults to 0.4): Weight of learnability, 0 to 1.
+        normalization (`str`, defaults to `"minmax"`): Normalisation `n`, over the teachers of one prompt.
+        learnability_metric (`str`, defaults to `"mean-logprob"`): Metric of learnability. `rsr` and `perplexity` are
+            negated, since lower is better.
     """
 
     alpha: Alpha = 0.4

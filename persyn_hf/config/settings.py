@@ -1,4 +1,4 @@
-"""What all sections of a configuration share."""
+"""Base class of the sections, and functions that validate them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from persyn_hf.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-#: Words of random characters: names of variables have none of these lengths, with digits or in mixed case.
+#: Length from which a word with digits, or in mixed case, is random: names of variables have no such words.
 _RANDOM, _LONG_RANDOM = 16, 24
 
 
 def names_a_variable(value: str) -> bool:
-    """Whether a text can be the name of an environment variable, and is no key that was pasted in its place.
+    """Returns True if a text can name an environment variable and is not a pasted key.
 
     Example:
         >>> [names_a_variable(value) for value in ("OPENAI_API_KEY", "sk-proj-1234", "hf_aB3dEf6hIj9lMn2p")]
@@ -32,7 +35,7 @@ def names_a_variable(value: str) -> bool:
 
 
 def is_random_word(word: str) -> bool:
-    """Whether a word is of random characters, as keys are, and no name."""
+    """Returns True if a word looks like the random characters of a key."""
     if any(map(str.isdigit, word)):
         return len(word) >= _RANDOM
     return len(word) >= _LONG_RANDOM and not (word.isupper() or word.islower())
@@ -45,10 +48,10 @@ def _variable(value: str | None) -> str | None:
 
 
 def base_url(value: str) -> str:
-    """Checks a server's base URL, which is shown in errors, progress and cards, and gives it back.
+    """Validates a server's base URL and returns it. Errors, progress and cards show the URL.
 
     Raises:
-        ValueError: If it is none, or holds what may be a secret; no part of it is repeated.
+        ValueError: If the text is not a base URL or may hold a secret. The error repeats no part of it.
     """
     if not value.lower().startswith(("http://", "https://")):
         raise ValueError("an endpoint must be a base URL that starts with http:// or https://")
@@ -57,36 +60,35 @@ def base_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         whole = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # its words repeat a part of the address
+    except ValueError:  # its message repeats a part of the address
         whole = False
     if not whole or not value.isprintable() or any(mark in value for mark in " \\"):
         raise ValueError("an endpoint must be a base URL that starts with http:// or https:// and names a host")
     return value
 
 
-#: The name of an environment variable that holds a key. It is read when something is to be asked, and not before.
+#: The name of an environment variable that holds an API key. The variable is read when a request needs it.
 KeyVariable = Annotated[str | None, AfterValidator(_variable)]
 #: A server's base URL: http(s) and a host, without user, password, query and fragment.
 Address = Annotated[str, Field(pattern=r"^https?://"), AfterValidator(base_url)]
 
 
 class Settings(BaseModel):
-    """Base of every section: frozen, and an unknown key is an error.
+    """Base class of every section: frozen, and an unknown key is an error.
 
-    Four class variables say how a section counts in the fingerprint of a stage that is given it; a field that none of
-    them names counts with its value.
+    The first four class variables define how a section enters the fingerprint of a stage. Other fields enter by their
+    value.
 
     Args:
-        unkeyed (`frozenset[str]`): Fields that decide how something is done, not what comes of it. They do not count.
-        checkpoints (`Mapping[str, str]`): Fields that name a model, each with the field of its revision. They count
-            with the identity of the weights.
-        files (`frozenset[str]`): Fields that name a file or a folder. They count with its content.
-        code (`frozenset[str]`): Fields that name a function. They count with its source.
-
-    Two more: `added` (`frozenset[str]`) names fields that came after the section was first released. They count only
-    where they differ from their default, so that what was made before them stays as good as it was. `renamed`
-    (`Mapping[str, str]`) has the former names of fields with those that they have now. A former name is an error that
-    says so.
+        unkeyed (`frozenset[str]`): Fields that do not affect the result. They do not enter the fingerprint.
+        checkpoints (`Mapping[str, str]`): Fields that name a model, each with the field of its revision. They enter
+            by the identity of the weights.
+        files (`frozenset[str]`): Fields that name a file or a folder. They enter by its content.
+        code (`frozenset[str]`): Fields that name a function. They enter by its source.
+        added (`frozenset[str]`): Fields added after the section's first release. They enter only if they differ from
+            their default, so that earlier results stay valid.
+        renamed (`Mapping[str, str]`): Former names of fields, each with the current name. Using a former name is an
+            error that gives the current one.
     """
 
     unkeyed: ClassVar[frozenset[str]] = frozenset()
@@ -96,33 +98,33 @@ class Settings(BaseModel):
     added: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
 
-    # A text in a wrong place may be a key: errors do not repeat it.
+    # A misplaced text may be an API key, so errors do not repeat it.
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True)
 
 
 Section = TypeVar("Section", bound=Settings)
-#: A step on the way to a value: a key of a section, or the index of an entry in a list.
+#: One step in the path to a value: a key of a section, or the index of a list entry.
 Key = int | str
 
 
 def read_settings(
     section: type[Section],
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     source: str,
     flag: str = "",
     places: Collection[tuple[Key, ...]] = (),
 ) -> Section:
-    """Validates plain values; `source` names them in errors.
+    """Validates plain values as a section.
 
     Args:
-        section (`type[Settings]`): What the values are of.
-        data (`Mapping[str, Any]`): Plain values, as YAML gives them.
-        source (`str`): Where they come from.
-        flag (`str`, *optional*), places (`Collection[tuple]`, defaults to none): Where some of them come from
-            instead, and at which places these stand.
+        section (`type[Settings]`): Section to validate as.
+        data (`Mapping[str, object]`): Plain values, as loaded from YAML.
+        source (`str`): Name of `data` in errors.
+        flag (`str`, *optional*), places (`Collection[tuple]`, defaults to none): Command-line option that set some of
+            the values, and the paths of those values.
 
     Raises:
-        ConfigError: One line per problem: where, the key and what would be right.
+        ConfigError: One line per problem, with the source, the key and the expected value.
     """
     try:
         return section.model_validate(data)
@@ -131,13 +133,13 @@ def read_settings(
         for problem, line in zip(error.errors(include_url=False), _explain(error, section), strict=True):
             where = _where(problem["loc"], source, flag, places)
             if where == flag and problem["type"] == "string_type":
-                line = f"{line} Put a text that YAML reads as something else in quotes: {flag} 'key=\"…\"'."
+                line = f"{line} YAML did not read the value as a string; put it in quotes: {flag} 'key=\"…\"'."
             lines.append(f"{where}: {line}")
         raise ConfigError("\n".join(lines)) from None
 
 
 def _where(location: tuple[Key, ...], source: str, flag: str, places: Collection[tuple[Key, ...]]) -> str:
-    """Where a wrong value comes from: below an override, beside one (in a section that has one), or neither."""
+    """Names the origin of a wrong value: the flag, the source, or both if the flag set other keys of the section."""
     if any(location[: len(place)] == place for place in places):
         return flag
     if location and any(place[: len(location)] == location for place in places):
@@ -147,27 +149,28 @@ def _where(location: tuple[Key, ...], source: str, flag: str, places: Collection
 
 def merged(
     section: type[Section],
-    settings: Settings | Mapping[str, Any] | None,
-    options: Mapping[str, Any],
+    settings: Settings | Mapping[str, object] | None,
+    options: Mapping[str, object],
     source: str,
     only: Collection[str] | None = None,
 ) -> Section:
-    """The options of one call of a function: a whole section, single fields as keywords, or both.
+    """Merges a function's options: a whole section, single fields as keywords, or both.
 
-    Every public function takes its options through this one: a field's name, default and bounds stand in the section.
+    Every public function reads its options with this function, so that only the section declares names, defaults and
+    bounds.
 
     Args:
-        section (`type[Settings]`): Where the options are declared.
-        settings (`Settings` or `Mapping`, *optional*): The section, or its keys. Of a larger section only the fields
-            of `section` are taken.
-        options (`Mapping[str, Any]`): Fields given as keywords. They replace those of `settings`.
-        source (`str`): Names the function in errors.
-        only (`Collection[str]`, *optional*): The fields that may be given as keywords; as a mapping, the keywords with
-            the fields that they are for. Default: all.
+        section (`type[Settings]`): Section that declares the options.
+        settings (`Settings` or `Mapping`, *optional*): Section, or a mapping of its keys. If it is a subclass of
+            `section`, its other fields are ignored.
+        options (`Mapping[str, object]`): Fields given as keywords. They override those of `settings`.
+        source (`str`): Name of the function in errors.
+        only (`Collection[str]`, *optional*): Fields that may be given as keywords. A mapping gives the keywords, each
+            with its field. Default: all fields.
 
     Raises:
-        ConfigError: One line per problem: the option and what would be right. An unknown option is named with those
-            that there are.
+        ConfigError: One line per problem, with the option and the expected value. For an unknown option, the error
+            lists the known ones.
 
     Example:
         >>> from persyn_hf.config import Reward
@@ -201,15 +204,15 @@ def merged(
 def require_known(
     section: type[Settings], options: Collection[str], source: str, only: Collection[str] | None = None
 ) -> None:
-    """Refuses keywords that are no fields of a section.
+    """Raises an error for keywords that are not fields of a section.
 
     Args:
-        section (`type[Settings]`), options (`Collection[str]`): The section, and the names that were given.
-        source (`str`): Names the function in errors.
-        only (`Collection[str]`, *optional*): The names that are known. Default: all fields.
+        section (`type[Settings]`), options (`Collection[str]`): Section, and names of the keywords.
+        source (`str`): Name of the function in errors.
+        only (`Collection[str]`, *optional*): Known names. Default: all fields.
 
     Raises:
-        ConfigError: Naming each unknown option and those that there are.
+        ConfigError: If a keyword is unknown. The error lists the known ones.
     """
     known = sorted(section.model_fields if only is None else only)
     unknown = [name for name in options if name not in known]
@@ -218,7 +221,7 @@ def require_known(
 
 
 def default_of(section: type[Settings], field: str) -> Any:
-    """The default of a field, for what has a default of its own that must be the same.
+    """Returns the default of a field, for code that must use the same default.
 
     Example:
         >>> from persyn_hf.config import Reward
@@ -231,11 +234,11 @@ def default_of(section: type[Settings], field: str) -> Any:
 def _unknown(section: type[Settings], name: str, known: Collection[str]) -> str:
     if name in section.renamed:
         return f"is called `{section.renamed[name]}` now."
-    return f"is no option; there are {', '.join(known)}."
+    return f"is not an option; the options are {', '.join(known)}."
 
 
-def _plain_number(value: Any) -> Any:
-    """Numbers of NumPy as Python's, also in a mapping; anything else as it is."""
+def _plain_number(value: object) -> object:
+    """Converts NumPy numbers to Python's, also in a mapping. Other values are returned unchanged."""
     if isinstance(value, Mapping):
         return {name: _plain_number(one) for name, one in value.items()}
     if isinstance(value, bool | int | float):
@@ -246,7 +249,7 @@ def _plain_number(value: Any) -> Any:
 
 
 def _explain_call(error: ValidationError, section: type[Settings], fields: Collection[str]) -> list[str]:
-    """One line per problem. A text is repeated only where it stood in the call, for one of a few words."""
+    """Returns one line per problem. A text is repeated only if the caller gave it for an option of fixed values."""
     lines = []
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if len(problem["loc"]) == 1 else ""
@@ -261,41 +264,41 @@ def _explain_call(error: ValidationError, section: type[Settings], fields: Colle
     return lines
 
 
-#: How pydantic names the errors of numbers out of bounds.
+#: Pydantic's names of errors for numbers out of bounds.
 _BOUNDS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What a number counts, as part of its field's type: `Annotated[float, Unit("USD")]`."""
+    """Unit of a number, as part of its field's type: `Annotated[float, Unit("USD")]`."""
 
     name: str
 
 
 def _bounds(section: type[Settings], name: str) -> str:
-    """What a number may be: "between 0 and 1"."""
+    """Describes the bounds of a number: "between 0 and 1"."""
     metadata = section.model_fields[name].metadata
     unit = "".join(f" {one.name}" for one in metadata if isinstance(one, Unit))
     limits = {kind: getattr(one, kind) for one in metadata for kind in ("ge", "gt", "le", "lt") if hasattr(one, kind)}
     if limits.keys() == {"ge", "le"}:
         return f"between {limits['ge']:g} and {limits['le']:g}"
     if limits == {"ge": 0}:
-        return "a number that is not negative"
+        return "non-negative"
     words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     return " and ".join(f"{words[kind]} {limit:g}" for kind, limit in limits.items()) + unit
 
 
 def _explain(error: ValidationError, root: type[Settings]) -> list[str]:
-    """One line per problem. Only numbers are repeated: a text may be a secret in the wrong place."""
+    """Returns one line per problem. Only numbers are repeated, since a misplaced text may be a secret."""
     return [_line(problem, root) for problem in error.errors(include_url=False)]
 
 
-def _line(problem: Any, root: type[Settings]) -> str:
+def _line(problem: ErrorDetails, root: type[Settings]) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         section, name = _section_at(root, problem["loc"]), str(problem["loc"][-1])
-        message = f"unknown key; this section knows {', '.join(sorted(section.model_fields))}"
+        message = f"unknown key; this section has {', '.join(sorted(section.model_fields))}"
         if name in section.renamed:
             message = f"unknown key; it is called `{section.renamed[name]}` now"
     elif problem["type"] == "missing":

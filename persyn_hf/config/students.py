@@ -1,4 +1,4 @@
-"""How students are fine-tuned, and how several ways to build their training sets are compared."""
+"""Fine-tuning of students, and comparison of ways to build their training sets."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from persyn_hf.config.settings import Settings
 
 
 class Lora(Settings):
-    """Low-rank adapters instead of all weights (peft).
+    """Low-rank adapters (peft), trained instead of all weights.
 
     Args:
         r (`int`, defaults to 16): Rank of the adapters.
-        alpha (`int`, defaults to 32): Adapters count with `alpha / r`.
+        alpha (`int`, defaults to 32): Numerator of the adapters' scale, `alpha / r`.
         dropout (`float`, defaults to 0): Dropout on the adapters' input.
-        target_modules (`"all-linear"` or `tuple[str, ...]`): Layers that get one; the output layer never does.
-        merge (`bool`, defaults to `True`): Save an ordinary model with the adapters merged in, not the adapters.
+        target_modules (`"all-linear"` or `tuple[str, ...]`): Layers with an adapter; the output layer never has one.
+        merge (`bool`, defaults to `True`): Whether to merge the adapters and save an ordinary model. Otherwise the
+            adapters are saved.
     """
 
     r: int = Field(16, ge=1)
@@ -34,29 +35,30 @@ class Lora(Settings):
 
 
 class Training(Settings):
-    """The recipe of supervised fine-tuning. The names are those of TRL's `SFTConfig`.
+    """Recipe of supervised fine-tuning, with the names of TRL's `SFTConfig`.
 
     Args:
-        num_train_epochs (`float`, defaults to 2): Passes over the data.
-        max_steps (`int`, *optional*): Optimiser steps, instead of epochs.
-        learning_rate (`float`, defaults to 2e-5): The highest learning rate.
-        lr_scheduler_type (`str`, defaults to `"cosine"`): How the learning rate falls.
-        warmup_ratio (`float`, defaults to 0.03): Share of the steps in which the learning rate rises.
+        num_train_epochs (`float`, defaults to 2): Number of passes over the data.
+        max_steps (`int`, *optional*): Number of optimiser steps, which overrides `num_train_epochs`.
+        learning_rate (`float`, defaults to 2e-5): Peak learning rate.
+        lr_scheduler_type (`str`, defaults to `"cosine"`): Learning-rate schedule.
+        warmup_ratio (`float`, defaults to 0.03): Share of the steps spent on warm-up.
         weight_decay (`float`, defaults to 0): Weight decay of AdamW.
-        per_device_train_batch_size (`int`, defaults to 8): Rows of one forward pass on one device.
-        gradient_accumulation_steps (`int`, defaults to 4): Forward passes of one optimiser step.
-        max_length (`int`, defaults to 2048): Tokens of a row; a longer answer is cut and learns no end of turn.
-        packing (`bool`, defaults to `False`): Put several rows into one sequence of `max_length` tokens, each row
-            still attending to itself only.
-        bf16 (`bool`, *optional*): Compute in bfloat16. Left out: on GPUs that can.
-        gradient_checkpointing (`bool`, defaults to `False`): Recompute activations, for memory.
-        lora (`Lora`, *optional*): Train adapters. Left out: train all weights.
-        chat_template (`str`, *optional*): A Jinja file that replaces the student's chat template.
-        save_steps (`int`, *optional*): Optimiser steps between two checkpoints. Left out: none are written, and an
-            interrupted training starts again.
-        logging_steps (`int`, defaults to 10): Optimiser steps between two lines of a report.
-        report_to (`tuple[str, ...]`, defaults to `()`): `trackio`, `wandb` or `tensorboard`.
-        extra (`dict`): Any other argument of `SFTConfig`.
+        per_device_train_batch_size (`int`, defaults to 8): Rows per forward pass and device.
+        gradient_accumulation_steps (`int`, defaults to 4): Forward passes per optimiser step.
+        max_length (`int`, defaults to 2048): Maximum length of a row, in tokens. A longer answer is cut, so it does
+            not teach the end of turn.
+        packing (`bool`, defaults to `False`): Whether to pack several rows into one sequence of `max_length` tokens.
+            Each row attends only to itself.
+        bf16 (`bool`, *optional*): Whether to compute in bfloat16. Default: on GPUs that support it.
+        gradient_checkpointing (`bool`, defaults to `False`): Whether to recompute activations to save memory.
+        lora (`Lora`, *optional*): Adapters to train. Default: all weights are trained.
+        chat_template (`str`, *optional*): Path of a Jinja file that replaces the student's chat template.
+        save_steps (`int`, *optional*): Optimiser steps between checkpoints. Default: no checkpoints; an interrupted
+            training starts over.
+        logging_steps (`int`, defaults to 10): Optimiser steps between log lines.
+        report_to (`tuple[str, ...]`, defaults to `()`): Experiment trackers: `trackio`, `wandb` or `tensorboard`.
+        extra (`dict`): Other arguments of `SFTConfig`.
     """
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"save_steps", "logging_steps", "report_to"})
@@ -83,11 +85,11 @@ class Training(Settings):
 
 
 class ComparedStudent(Student):
-    """A student that is scored with, routed for and trained.
+    """A student of the comparison: it scores answers, has its own routes and is trained.
 
     Args:
-        name (`str`): Its name in tables and folders.
-        family (`str`, *optional*): Its model family, as teachers name theirs; for the policy `family-strong`.
+        name (`str`): Name of the student in tables and folders.
+        family (`str`, *optional*): Model family, spelled as in the teachers' `family`, for `family-strong`.
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
@@ -95,10 +97,10 @@ class ComparedStudent(Student):
 
 
 class Decoding(Sampling):
-    """A way to let the trained student answer the held-out prompts.
+    """Named sampling parameters with which trained students answer the held-out prompts.
 
     Args:
-        name (`str`): Its name in tables.
+        name (`str`): Name of the decoding in tables.
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
@@ -114,12 +116,13 @@ class LmEval(Settings):
     """Public benchmarks, run by lm-evaluation-harness (the extra `lm-eval`).
 
     Args:
-        tasks (`tuple[str, ...]`): As `lm-eval ls tasks` names them: `ifeval`, `truthfulqa_mc2`, `gsm8k` …
-        limit (`int`, *optional*): Only the first documents of each task.
-        num_fewshot (`int`, *optional*): Solved examples before each question. Left out: each task's own number.
-        batch_size (`int` or `"auto"`, defaults to `"auto"`): Requests in one forward pass; `"auto"` finds the most.
-        apply_chat_template (`bool`, defaults to `True`): Ask as a conversation, which is how the student is trained.
-        include_path (`str`, *optional*): A folder with further task definitions.
+        tasks (`tuple[str, ...]`): Task names, as listed by `lm-eval ls tasks`: `ifeval`, `truthfulqa_mc2`, `gsm8k` …
+        limit (`int`, *optional*): Number of documents of each task to use, from the first. Default: all.
+        num_fewshot (`int`, *optional*): Number of solved examples before each question. Default: the task's own.
+        batch_size (`int` or `"auto"`, defaults to `"auto"`): Requests in one forward pass; `"auto"` finds the maximum.
+        apply_chat_template (`bool`, defaults to `True`): Whether to ask in the chat format that the student is trained
+            on.
+        include_path (`str`, *optional*): Folder with additional task definitions.
     """
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"batch_size"})
@@ -134,25 +137,25 @@ class LmEval(Settings):
 
 
 class Compare(PolicyOptions):
-    """Several ways to build a training set, judged by the students that are trained on them.
+    """Comparison of policies by the students that are trained on their sets.
 
     Args:
-        students (`tuple[ComparedStudent, ...]`): All are trained with the recipe of `training`.
-        held_out (`Prompts`): The prompts that trained students are judged on; none of them may be a training prompt.
-        policies (`tuple[str, ...]`): Of `strong`, `mix`, `family-strong`, `car`, `random`, `persyn` and `oracle`. The
-            oracle needs every teacher's answer to every training prompt: N · M generations.
-        seeds (`tuple[int, ...]`, defaults to five): Seeds of the training and of the policies that draw at random. The
-            answers, the probe and the router are those of the run's own `seed`.
-        quality (`Quality`, *optional*): What judges held-out answers. Left out: the run's `quality`.
-        decodings (`tuple[Decoding, ...]`, defaults to greedy): How students answer the held-out prompts.
-        nll_teachers (`tuple[str, ...]`, *optional*): Teachers on whose answers to the held-out prompts the negative
-            log-likelihood is measured. Left out: all; empty: it is not measured.
-        lm_eval (`LmEval`, *optional*): Benchmarks.
-        strong_share (`float`, defaults to 0.5): Share of the strong teacher in `mix`.
+        students (`tuple[ComparedStudent, ...]`): Students to train, all with the recipe in `training`.
+        held_out (`Prompts`): Prompts for evaluating trained students; none of them may be a training prompt.
+        policies (`tuple[str, ...]`): Policies to compare: `strong`, `mix`, `family-strong`, `car`, `random`, `persyn`
+            or `oracle`. The oracle needs every teacher's answer to every training prompt: N · M generations.
+        seeds (`tuple[int, ...]`, defaults to five): Random seeds of the training and of the policies that draw at
+            random. The answers, the probe and the router use the run's own `seed`.
+        quality (`Quality`, *optional*): Measure of quality for held-out answers. Default: the run's `quality`.
+        decodings (`tuple[Decoding, ...]`, defaults to greedy): Sampling parameters for the held-out answers.
+        nll_teachers (`tuple[str, ...]`, *optional*): Teachers whose answers to the held-out prompts are used to
+            measure the student's negative log-likelihood. Default: all. An empty list skips the measurement.
+        lm_eval (`LmEval`, *optional*): Public benchmarks.
+        strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher, 0 to 1.
         beta (`float`, defaults to 3): Weight of the student's loss in `car` (arXiv 2411.07133).
-        keep_students (`bool`, defaults to `False`): Keep the weights of every trained student.
-        processes (`int`, defaults to 1): How many students are trained and judged side by side. Each process has one
-            GPU to itself, in turn, or its share of the cores.
+        keep_students (`bool`, defaults to `False`): Whether to keep the weights of every trained student.
+        processes (`int`, defaults to 1): Number of students that are trained and evaluated in parallel. The processes
+            are assigned to the GPUs in turn, or share the CPU cores.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"mix_strong_share": "strong_share", "car_beta": "beta"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,7 +12,7 @@ from persyn_hf.config.dialects import DIALECTS, DialectName, with_dialect
 from persyn_hf.config.sampling import Sampling, unknown_extras, wrong_locally
 from persyn_hf.config.settings import Dtype, base_url
 
-#: Keys of `extra_body` that Text Generation Inference's `/generate` knows, or that are honoured here.
+#: Keys of `extra_body` that `/generate` of Text Generation Inference or persyn_hf itself supports.
 TGI_EXTRAS = frozenset(
     {
         "adapter_id", "best_of", "chat_template_kwargs", "decoder_input_details", "frequency_penalty", "grammar",
@@ -22,26 +22,26 @@ TGI_EXTRAS = frozenset(
 
 
 class Teacher(Connection):
-    """A teacher: a model *and* how it is asked.
+    """A teacher: a model, its server and its sampling parameters.
 
     Args:
-        name (`str`): The name in tables, routes and the router's labels.
-        model (`str`): Hub repository id or local folder; for an endpoint, the model that it serves.
+        name (`str`): Name of the teacher in tables, routes and the router's labels.
+        model (`str`): Hub repository id or local folder; for an endpoint, the name of the model on the server.
         revision (`str`, *optional*): Commit, tag or branch of `model`.
-        backend (`"endpoint"` or `"local"`, defaults to `"endpoint"`): Over HTTP, or in this process.
+        backend (`"endpoint"` or `"local"`, defaults to `"endpoint"`): Place of generation: a server, or this process.
         endpoint (`str` or `tuple[str, ...]`, *optional*): Base URL of the server, or of several that serve the same
-            model; required for `backend: endpoint`. A host alone is asked under `/v1`, a base with a path as it
-            stands, and a full route (`…/chat/completions`) at that address.
-        api (`"chat"` or `"tgi"`, defaults to `"chat"`): Protocol of the endpoint: `/v1/chat/completions`, or the
-            `/generate` of Text Generation Inference, with the chat template rendered here.
-        dialect (`str`, *optional*): Form of the chat protocol that the service speaks, which sets defaults of
-            `sampling`, `api_key_header` and `stream_usage`. It is never guessed.
-        tokenizer (`str`, *optional*): Hub repository id or local folder of the tokenizer, where `model` is only the
-            name that a server gives it. With it, prompts that are too long are found before anything is asked.
-        system_prompt (`str`, *optional*): Put before the prompt's own messages, joined with their system message where
-            they have one; seen by the student only with `student.teacher_system_prompts`.
-        stream (`bool`, defaults to `False`): Read the answer as a stream of events, for services that give no other.
-        stream_usage (`bool`, defaults to `True`): Ask a stream for its token counts (`stream_options`).
+            model; required for `backend: endpoint`. `/v1` is added to a host without a path; any other path is used
+            as given, including a full route (`…/chat/completions`).
+        api (`"chat"` or `"tgi"`, defaults to `"chat"`): Protocol of the endpoint: `/v1/chat/completions`, or
+            `/generate` of Text Generation Inference, for which persyn_hf renders the chat template.
+        dialect (`str`, *optional*): Service whose variant of the chat protocol the endpoint uses. It sets defaults of
+            `sampling`, `api_key_header` and `stream_usage`, and is never guessed.
+        tokenizer (`str`, *optional*): Hub repository id or local folder of the tokenizer, if `model` is only a name on
+            the server. With it, prompts that are too long are found before any request is sent.
+        system_prompt (`str`, *optional*): System prompt, put before the prompt's own system message if it has one. The
+            student sees it only with `student.teacher_system_prompts`.
+        stream (`bool`, defaults to `False`): Whether to stream the answer, for services that offer nothing else.
+        stream_usage (`bool`, defaults to `True`): Whether to request token counts in a stream (`stream_options`).
         sampling (`Sampling`): Sampling parameters.
         reasoning (`"separate"`, `"keep"` or `"drop"`, defaults to `"separate"`): What becomes of a reasoning model's
             thoughts (`reasoning_content`, or `<think>` text): their own column, back into the completion between
@@ -55,7 +55,8 @@ class Teacher(Connection):
         timeout (`float`, defaults to 120): Seconds for one request.
         hedge_after (`float`, *optional*): Seconds after which a request without an answer is sent a second time, and
             the first answer counts. It may be paid for twice, so it is off unless set.
-        max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this.
+        max_response_bytes (`int`, defaults to 16 MiB): An answer is not read further than this; the events of a
+            stream, which take many bytes for each token, not further than 64 times this.
         down_after (`float`, *optional*): Seconds without any answer, after the first one, that show that an endpoint
             is down: more than it takes to start again. `None`: 300, five minutes.
         on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
@@ -75,14 +76,14 @@ class Teacher(Connection):
         license (`str`, *optional*): SPDX or Hub licence identifier, for the cards.
     """
 
-    #: How it is reached and run. The ledger's keys leave these out likewise.
+    #: Fields that say how to reach and run the teacher. The ledger's keys leave them out too.
     unkeyed: ClassVar[frozenset[str]] = Connection.reached | frozenset(
         {
             "backend",
             "endpoint",
             "api",
             "dialect",  # what it sets counts by itself
-            "tokenizer",
+            "tokenizer",  # but see `renderer`
             "stream",
             "stream_usage",
             "max_concurrency",
@@ -96,7 +97,7 @@ class Teacher(Connection):
             "device",
         }
     )
-    #: What is known of it and decides no answer.
+    #: Facts about the teacher that do not change its answers.
     facts: ClassVar[frozenset[str]] = frozenset(
         {
             "price_per_million_prompt_tokens",
@@ -144,18 +145,23 @@ class Teacher(Connection):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """The base URLs, without a trailing slash; none with `backend: local`."""
+        """Base URLs without a trailing slash; empty with `backend: local`."""
         given = (self.endpoint,) if isinstance(self.endpoint, str) else self.endpoint or ()
         return tuple(address.rstrip("/") for address in given)
 
     @property
+    def renderer(self) -> str | None:
+        """The `tokenizer`, where its template decides what the model reads: with `api: tgi`."""
+        return self.tokenizer if self.api == "tgi" else None
+
+    @property
     def has_price(self) -> bool:
-        """Whether its answers cost money."""
+        """True if a price is set."""
         return any(self.prices)
 
     @property
     def prices(self) -> tuple[float, float, float, float]:
-        """USD for a million tokens of the prompt, of the completion, of a cached prompt and of reasoning."""
+        """Prices of a million prompt, completion, cached and reasoning tokens, in USD."""
         asked, made = self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens
         cached, reasoning = self.price_per_million_cached_tokens, self.price_per_million_reasoning_tokens
         return asked, made, asked if cached is None else cached, made if reasoning is None else reasoning
@@ -163,30 +169,24 @@ class Teacher(Connection):
     def price(
         self, prompt_tokens: float, completion_tokens: float, cached_tokens: float = 0, reasoning_tokens: float = 0
     ) -> float:
-        """USD for so many tokens.
+        """Returns the cost of the tokens, in USD.
 
         Args:
-            prompt_tokens, completion_tokens (`float`): All of them.
-            cached_tokens (`float`, defaults to 0): Those of the prompt that came from the server's cache.
-            reasoning_tokens (`float`, defaults to 0): Those of the completion that went into reasoning.
+            prompt_tokens, completion_tokens (`float`): Tokens of the prompt and of the completion in total.
+            cached_tokens (`float`, defaults to 0): Prompt tokens from the server's cache.
+            reasoning_tokens (`float`, defaults to 0): Completion tokens spent on reasoning.
         """
-        asked, made, cached, reasoning = self.prices
-        return (
-            prompt_tokens * asked
-            + completion_tokens * made
-            + cached_tokens * (cached - asked)
-            + reasoning_tokens * (reasoning - made)
-        ) / 1e6
+        return priced(self.prices, (prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens))
 
     @model_validator(mode="before")
     @classmethod
-    def _speaks_its_dialect(cls, data: Any) -> Any:
+    def _speaks_its_dialect(cls, data: object) -> object:
         if not isinstance(data, Mapping) or data.get("dialect") not in DIALECTS:
             return data
         sampling = data.get("sampling", {})
         if isinstance(sampling, Sampling):
             sampling = {name: getattr(sampling, name) for name in sampling.model_fields_set}
-        return with_dialect(data, sampling) if isinstance(sampling, Mapping) else data
+        return with_dialect(data["dialect"], data, sampling) if isinstance(sampling, Mapping) else data
 
     @field_validator("endpoint")
     @classmethod
@@ -207,31 +207,52 @@ class Teacher(Connection):
 
     @model_validator(mode="after")
     def _only_what_is_understood(self) -> Teacher:
-        """Refuses what generation in this process, or TGI's own protocol, cannot honour."""
+        """Raises an error for settings that local generation, or TGI's own protocol, does not support."""
         problems = []
         if self.backend == "local":
             problems += wrong_locally(self.sampling)
             problems += [
-                f"`{name}` is of an endpoint; leave it out with `backend: local`"
+                f"`{name}` is a setting of endpoints; leave it out with `backend: local`"
                 for name in ("api_key_header", "dialect", "extra_headers", "extra_query", "stream", "tokenizer")
                 if getattr(self, name)
             ]
         elif self.api == "tgi":
             problems += unknown_extras(self.sampling, TGI_EXTRAS, "`api: tgi`")
             if self.stream:
-                problems.append("`stream` is for `api: chat`; `api: tgi` answers whole")
+                problems.append("`stream` is for `api: chat`; leave it out with `api: tgi`")
             if self.dialect not in (None, "tgi"):
-                problems.append(f"`dialect: {self.dialect}` is a form of `api: chat`")
+                problems.append(f"`dialect: {self.dialect}` is for `api: chat`; leave it out with `api: tgi`")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
 
+def priced(prices: Sequence[float], tokens: Sequence[float | None]) -> float:
+    """USD for tokens.
+
+    Args:
+        prices (`Sequence[float]`): USD for a million tokens of the prompt and of the completion, and, where they are
+            given, of a cached prompt and of reasoning ([`Teacher.prices`]); left out, these cost what others do.
+        tokens (`Sequence[float]`): Of the prompt and of the completion, all of them; then, where it is known, how many
+            of them were cached, and how many went into reasoning. `None` counts as 0.
+
+    Example:
+        >>> priced((1.0, 2.0, 0.5, 10.0), (1e6, 2e6, 1e6, 1e6))
+        12.5
+        >>> priced((1.0, 2.0), (1e6, 2e6, 1e6, 1e6))
+        5.0
+    """
+    asked, made, cached, reasoning = (*prices, *prices[:2])[:4]
+    counts = [count or 0 for count in tokens] + [0] * (4 - len(tokens))
+    own = (asked, made, cached - asked, reasoning - made)
+    return sum(count * price for count, price in zip(counts, own, strict=True)) / 1e6
+
+
 def require_distinct_teachers(teachers: Sequence[Teacher]) -> None:
-    """Refuses two teachers of one name.
+    """Raises an error if two teachers have the same name.
 
     Raises:
-        ValueError: Naming the repeated ones.
+        ValueError: If a name is repeated. The error lists the repeated names.
     """
     names = [teacher.name for teacher in teachers]
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -1,1 +1,1 @@
-"""The demonstration: prompts, teachers and real weights that need no network but the package registry."""
+"""The demo: prompts, teachers and real weights that need only the package registry."""

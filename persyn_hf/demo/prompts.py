@@ -1,7 +1,7 @@
-"""Instructions whose constraints a program can check, in the manner of IFEval: a topic × one or two constraints.
+"""Instructions with verifiable constraints, similar to IFEval: a topic with one or two constraints.
 
-The checks are our own because no checker on PyPI fits: those that were looked at (`if-verifiable`, the IFEval task of
-`lm-eval`) download NLTK data when they are imported, and judge lower case with an unseeded language detector.
+The checks are implemented here because the checkers on PyPI (`if-verifiable`, the IFEval task of `lm-eval`) download
+NLTK data on import and check for lower case with an unseeded language detector.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def demo_prompts(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Generates prompts with checkable constraints.
 
     Args:
-        count (`int`): How many, all different.
-        seed (`int`, defaults to 0): The same seed gives the same prompts.
+        count (`int`): Number of distinct prompts.
+        seed (`int`, defaults to 0): Random seed.
 
     Returns:
-        `list[dict]`: Rows of `prompt` and `answer`, the constraints as JSON, which [`share_met`] reads.
+        `list[dict]`: Rows of `prompt` and `answer`, which holds the constraints as JSON, for [`share_met`].
 
     Example:
         >>> len(demo_prompts(3))
@@ -131,15 +131,15 @@ def _instruction(constraint: Constraint) -> str:
 
 @verifier
 def share_met(prompt: str, completion: str, answer: str) -> float:
-    """The share of a prompt's constraints that a completion meets. A verifier for `quality`.
+    """Returns the share of a prompt's constraints that a completion meets. A verifier for `quality`.
 
     Args:
-        prompt (`str`): Unused; verifiers are called with it.
-        completion (`str`): The teacher's answer. An empty one meets nothing.
-        answer (`str`): The constraints as JSON, from [`demo_prompts`].
+        prompt (`str`): Unused argument, which verifiers receive.
+        completion (`str`): Teacher's answer. An empty answer meets no constraint.
+        answer (`str`): Constraints as JSON, from [`demo_prompts`].
 
     Returns:
-        `float`: In [0, 1].
+        `float`: Share in [0, 1].
 
     Raises:
         ScoringError: If `answer` holds no known constraints.
@@ -159,7 +159,7 @@ def share_met(prompt: str, completion: str, answer: str) -> float:
 
 
 def meets(constraint: Constraint, completion: str) -> bool:
-    """Whether a completion meets one constraint."""
+    """Returns True if a completion meets a constraint."""
     text = completion.strip()
     words = _WORD.findall(text.lower())
     if not words:

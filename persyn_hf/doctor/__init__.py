@@ -1,6 +1,6 @@
-"""What can be known before anything is paid for: the installation, and a configuration against its surroundings.
+"""Checks before the first paid request: the installation, and a configuration with its prompts, models and servers.
 
-The command `doctor` shows all findings; a run makes the same checks and stops with its failures, all in one message.
+The command `doctor` shows all findings. A run makes the same checks and reports all failures in one error.
 """
 
 from persyn_hf.doctor.configuration import check_configuration

@@ -1,4 +1,4 @@
-"""The prompts of a run as they are asked: read, and cleaned by the section `hygiene`."""
+"""Prompts of a run, read and filtered by the section `hygiene`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from persyn_hf.prompts.reading import read_prompts
 
 
 def load_clean_prompts(config: RunConfig, source: str = "configuration") -> Cleaned:
-    """Reads the prompts of a run as [`read_clean_prompts`] does."""
+    """Reads the prompts of a run like [`read_clean_prompts`], without the dropped rows."""
     return read_clean_prompts(config, source)[0]
 
 
 def read_clean_prompts(config: RunConfig, source: str = "configuration") -> tuple[Cleaned, Mapping[str, int]]:
-    """Reads the prompts of a run and leaves out those that `hygiene` names.
+    """Reads the prompts of a run and filters them by `hygiene`.
 
     Args:
-        config (`RunConfig`): The run.
-        source (`str`): Names the configuration in errors.
+        config (`RunConfig`): Configuration of the run.
+        source (`str`): Name of the configuration in errors.
 
     Returns:
-        `tuple[Cleaned, Mapping[str, int]]`: The prompts that are left, and the rows that `prompts.on_bad_prompt: drop`
-        left out before, by reason.
+        `tuple[Cleaned, Mapping[str, int]]`: Remaining prompts, and the counts of rows that `prompts.on_bad_prompt:
+        drop` dropped before the filters, by reason.
 
     Raises:
-        ConfigError: If prompts or benchmarks cannot be read, or lengths are to be counted without a student.
+        ConfigError: If prompts or benchmarks cannot be read, or a length limit is set without a student.
         DataError: If no prompt is left.
     """
     hygiene = config.hygiene
@@ -45,12 +45,12 @@ def read_clean_prompts(config: RunConfig, source: str = "configuration") -> tupl
     cleaned = clean_prompts(prompts, hygiene, benchmarks, counter, encoder)
     if not len(cleaned.prompts):
         reasons = ", ".join(f"{count} {reason}" for reason, count in cleaned.counts.items())
-        raise DataError(f"{source}: hygiene: no prompt is left of {len(prompts)}: {reasons}.")
+        raise DataError(f"{source}: hygiene: all {len(prompts)} prompts were dropped: {reasons}. Relax `hygiene`.")
     return cleaned, loaded.dropped
 
 
 def _token_counter(config: RunConfig, source: str) -> Callable[[Sequence[str]], Sequence[int]]:
-    """Counts the tokens of texts as the student reads them."""
+    """Returns a function that counts tokens with the student's tokenizer."""
     from persyn_hf.models.files import ModelFiles
     from persyn_hf.models.loading import identity, load_tokenizer
 

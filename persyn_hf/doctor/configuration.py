@@ -1,4 +1,4 @@
-"""A configuration against this installation and its own prompts: the checks that send no request to a model."""
+"""Checks of a configuration that send no request to a model: settings, packages, prompts, keys, models and disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import STAGES, RunConfig
+from persyn_hf.doctor.acceptability import check_acceptance, check_cleaning, check_target, possible_cleaning
 from persyn_hf.doctor.cleaning import read_clean_prompts
 from persyn_hf.doctor.contradictions import check_disk, check_probe_size, check_settings
 from persyn_hf.doctor.findings import Finding, Findings
@@ -22,20 +23,21 @@ if TYPE_CHECKING:
 
     from persyn_hf.generation.describe import EndpointLimits
 
-#: Rows that an error names.
+#: Maximum number of rows listed in an error.
 _NAMED = 10
 
 
 @dataclass
 class Examined:
-    """A configuration, looked at.
+    """Results of the checks of a configuration.
 
     Args:
-        findings (`Findings`): What was found.
-        prompts (`Dataset`, *optional*): The prompts of the run, those that were dropped left out.
-        dropped (`dict[str, str]`): Why prompts were dropped, by prompt id.
-        unread (`Mapping[str, int]`): Rows that were dropped as they hold no prompt or repeat one, by reason.
-        cleaned (`dict[str, int]`): Prompts that `hygiene` left out before that, by reason.
+        findings (`Findings`): Findings of the checks.
+        prompts (`Dataset`, *optional*): Prompts of the run, without those that were dropped.
+        dropped (`dict[str, str]`): Reason of every dropped prompt, by prompt id.
+        unread (`Mapping[str, int]`): Counts of rows that were dropped because they hold no prompt or repeat one, by
+            reason.
+        cleaned (`dict[str, int]`): Counts of prompts that `hygiene` dropped, by reason.
     """
 
     findings: Findings
@@ -46,16 +48,16 @@ class Examined:
 
     @property
     def dropped_counts(self) -> dict[str, int]:
-        """How many rows were dropped, by reason, the commonest first."""
+        """Counts of dropped rows by reason, the most common first."""
         return self.cleaned | dict((Counter(self.unread) + Counter(self.dropped.values())).most_common())
 
 
 def check_configuration(config: RunConfig, source: str = "configuration") -> list[Finding]:
-    """Makes every check that sends no request to a model. Loads no weight.
+    """Runs every check that sends no request to a model. No weights are loaded.
 
     Args:
-        config (`RunConfig`): The run.
-        source (`str`): Names the configuration in errors.
+        config (`RunConfig`): Configuration of the run.
+        source (`str`): Name of the configuration in errors.
     """
     examined = examine(config, source)
     if examined.prompts is not None:
@@ -64,23 +66,27 @@ def check_configuration(config: RunConfig, source: str = "configuration") -> lis
 
 
 def examine(config: RunConfig, source: str = "configuration", stages: Sequence[str] = STAGES) -> Examined:
-    """Looks at the settings, the packages, the prompts, the keys, the models and the disk.
+    """Checks the settings, the packages, the prompts, the keys, the models and the disk.
 
     Args:
-        config (`RunConfig`): The run.
-        source (`str`): Names the configuration in errors.
-        stages (`Sequence[str]`): The stages that are to run.
+        config (`RunConfig`): Configuration of the run.
+        source (`str`): Name of the configuration in errors.
+        stages (`Sequence[str]`): Names of the stages to run.
     """
     found = Findings()
     examined = Examined(found)
+    found += check_cleaning(config)
+    cleanable = possible_cleaning(config, found.failures)
     with found.failing("prompts", "prompts.source"):
-        cleaned, examined.unread = read_clean_prompts(config, source)
+        cleaned, examined.unread = read_clean_prompts(cleanable, source)
         examined.prompts, examined.cleaned = cleaned.prompts, cleaned.counts
         found.append(Finding("prompts", "ok", f"{len(examined.prompts)} in {config.prompts.location}"))
         if cleaned.drops:
-            found.append(Finding("prompts", "note", f"{len(cleaned.drops)} were left out: {_said(cleaned.counts)}"))
+            found.append(Finding("prompts", "note", f"{len(cleaned.drops)} were dropped: {_said(cleaned.counts)}"))
         found += check_probe_size(config, len(examined.prompts), source)
+        found += check_target(config, len(examined.prompts), source)
     found += check_settings(config, stages)
+    found += check_acceptance(config, stages)
     found += _keys(config, stages, source)
     before = len(found)
     with found.failing("packages"):
@@ -98,7 +104,7 @@ def _said(counts: Mapping[str, int]) -> str:
 
 
 def scores(config: RunConfig, stages: Sequence[str]) -> bool:
-    """Whether answers are scored in these stages."""
+    """Returns True if these stages score answers."""
     trains = config.router.pretrained is None
     chosen = config.allocation.top_k > 1 or config.accept is not None or config.hygiene.min_quality is not None
     return (trains and "score" in stages) or (chosen and "generate" in stages)
@@ -107,14 +113,14 @@ def scores(config: RunConfig, stages: Sequence[str]) -> bool:
 def sift_prompts(
     config: RunConfig, examined: Examined, limits: Mapping[tuple[str, str], EndpointLimits] | None = None
 ) -> None:
-    """Looks for prompts that a model or a verifier cannot read: failures, or dropped by `prompts.on_bad_prompt`.
+    """Finds prompts that a model or a verifier cannot read. They fail, or `prompts.on_bad_prompt: drop` drops them.
 
-    The models of all stages are looked at, so that the prompts of a run are the same up to whichever stage it goes.
+    The models of all stages are checked, so that a run has the same prompts for any last stage.
 
     Args:
-        config (`RunConfig`): The run.
-        examined (`Examined`): Its prompts; gets the findings.
-        limits (`Mapping`, *optional*): What the teachers' endpoints take.
+        config (`RunConfig`): Configuration of the run.
+        examined (`Examined`): Results to update, with the prompts to check.
+        limits (`Mapping`, *optional*): Limits of the teachers' endpoints.
     """
     assert examined.prompts is not None
     scoring, found, prompts = scores(config, STAGES), examined.findings, examined.prompts
@@ -122,7 +128,7 @@ def sift_prompts(
     wrong = {row: ("prompts.source", reason) for row, reason in unreadable_prompts(readers, prompts).items()}
     if scoring and config.quality is not None:
         try:
-            references = unreadable_references(config.quality, prompts)
+            references = unreadable_references(config.quality, prompts, config.teachers)
         except (PersynError, ImportError):  # likewise
             references = {}
         for row, reason in references.items():
@@ -133,7 +139,7 @@ def sift_prompts(
         ids = prompts[columns.PROMPT_ID][:]
         examined.dropped |= {ids[row]: reason for row, (_, reason) in wrong.items()}
         examined.prompts = prompts.select([row for row in range(len(prompts)) if row not in wrong])
-        found.append(Finding("prompts", "note", f"{len(wrong)} of {len(prompts)} are dropped, as they cannot be read"))
+        found.append(Finding("prompts", "note", f"{len(wrong)} of {len(prompts)} were dropped: they cannot be read"))
         return
     for key in ("prompts.source", "prompts.answer_column"):
         own = {row: reason for row, (where, reason) in wrong.items() if where == key}
@@ -143,7 +149,7 @@ def sift_prompts(
 
 
 def _bad_rows(wrong: Mapping[int, str], count: int, key: str) -> str:
-    """What is wrong with which rows: one line for each reason, the commonest first."""
+    """Describes bad rows with one line per reason, the most common first."""
     what = "prompts cannot be read" if key == "prompts.source" else "references cannot be read by the verifier"
     reasons: dict[str, list[int]] = {}
     for row, reason in wrong.items():
@@ -154,12 +160,12 @@ def _bad_rows(wrong: Mapping[int, str], count: int, key: str) -> str:
     ]
     more = len(reasons) - len(lines)
     lines += [f"  and {more} other reasons"] if more > 0 else []
-    mend = "Mend these rows (counted from 0), or set `prompts.on_bad_prompt: drop` to leave them out."
+    mend = "Fix these rows (counted from 0), or set `prompts.on_bad_prompt: drop` to drop them."
     return f"`{key}`: {len(wrong)} of {count} {what}. {mend}\n" + "\n".join(lines)
 
 
 def _keys(config: RunConfig, stages: Sequence[str], source: str) -> Iterator[Finding]:
-    """The keys that the servers of these stages want."""
+    """Checks the keys of the servers that these stages use."""
     from persyn_hf.endpoints.keys import require_keys
 
     for section in asked_sections(config, stages):
@@ -171,7 +177,7 @@ def _keys(config: RunConfig, stages: Sequence[str], source: str) -> Iterator[Fin
 
 
 def asked_sections(config: RunConfig, stages: Sequence[str]) -> list[tuple[str, object]]:
-    """The sections whose servers these stages ask, by their paths."""
+    """Returns the sections whose servers these stages use, each with its path."""
     trains = config.router.pretrained is None
     sections: list[tuple[str, object]] = []
     if trains or "generate" in stages:
@@ -182,14 +188,14 @@ def asked_sections(config: RunConfig, stages: Sequence[str]) -> list[tuple[str, 
 
 
 def require_run_packages(config: RunConfig, stages: Sequence[str]) -> None:
-    """Refuses a run whose later stages lack packages, as in a light installation.
+    """Raises an error if packages for any stage are missing, as in a light installation.
 
     Args:
-        config (`RunConfig`): The run.
-        stages (`Sequence[str]`): The stages that are to run, in order.
+        config (`RunConfig`): Configuration of the run.
+        stages (`Sequence[str]`): Names of the stages to run, in order.
 
     Raises:
-        MissingPackageError: Names all that are missing, with the pip command.
+        MissingPackageError: If packages are missing. The error lists all of them with the pip command.
     """
     local = [teacher.name for teacher in config.teachers if teacher.backend == "local"]
     if local:
@@ -239,7 +245,9 @@ def _model(topic: str, model: str, revision: str | None, chats: bool, key: str |
     except PersynError as error:
         return Finding(topic, "fail", str(error), key, error)
     if topic == "reward model" and loaded.num_labels != 1:
-        return Finding(topic, "fail", f"A reward model must have one label, `{model}` has {loaded.num_labels}.", key)
+        return Finding(topic, "fail", f"A reward model must have one label; `{model}` has {loaded.num_labels}.", key)
     if chats and not tokenizer.chat_template:
-        return Finding(topic, "note", f"{model} ({loaded.model_type}) has no chat template: read as a base model", key)
+        return Finding(
+            topic, "note", f"{model} ({loaded.model_type}) has no chat template, so it is used as a base model", key
+        )
     return Finding(topic, "ok", f"{model} ({loaded.model_type})", key)

@@ -1,4 +1,4 @@
-"""Settings that are each in range and cannot be met together."""
+"""Checks for settings that contradict each other."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from persyn_hf.config import STAGES, Allocation, RunConfig, Teacher
 from persyn_hf.doctor.findings import Finding, Findings
 from persyn_hf.errors import PersynError
 
-#: Bytes that a run keeps for every token of an answer: ledger and tables, text and numbers, generously.
+#: Disk space per token of an answer, in bytes: an upper estimate over ledger and tables.
 BYTES_PER_TOKEN = 24
 _ROUNDING = 1e-9
 
 
 def check_settings(config: RunConfig, stages: Sequence[str] = STAGES) -> Findings:
-    """Holds the settings of a run against each other. Reads no prompt and sends nothing.
+    """Checks the settings of a run against each other, without reading prompts or sending requests.
 
     Args:
-        config (`RunConfig`): The run.
-        stages (`Sequence[str]`): The stages that are to run.
+        config (`RunConfig`): Configuration of the run.
+        stages (`Sequence[str]`): Names of the stages to run.
     """
     found = Findings(_twins(config))
     found += _money(config)
@@ -37,7 +37,7 @@ def check_settings(config: RunConfig, stages: Sequence[str] = STAGES) -> Finding
 
 
 def check_probe_size(config: RunConfig, prompts: int, source: str) -> Iterator[Finding]:
-    """A probe is drawn from the prompts, so it has no more of them."""
+    """Checks that the probe is not larger than the set it is drawn from."""
     if config.router.pretrained is None and config.probe.size > prompts:
         size = config.probe.size
         yield _failure(
@@ -46,16 +46,17 @@ def check_probe_size(config: RunConfig, prompts: int, source: str) -> Iterator[F
 
 
 def check_disk(config: RunConfig, prompts: int) -> Finding:
-    """Looks for a folder that can be written to, with room for the longest answers that the run may get."""
+    """Checks that the run folder is writable and has space for the longest possible answers."""
     folder = Path(config.output_dir).absolute()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return Finding("disk", "fail", f"{folder} cannot be written to; set another `output_dir`", "output_dir")
+        return Finding("disk", "fail", f"{folder} is not writable; set another `output_dir`", "output_dir")
     free = shutil.disk_usage(folder).free
     probe = config.probe.size if config.router.pretrained is None else 0
     longest = max(teacher.sampling.max_tokens or 0 for teacher in config.teachers)
-    needed = (probe * len(config.teachers) + prompts) * longest * BYTES_PER_TOKEN
+    of_each = config.accept.attempts if config.accept is not None else config.allocation.top_k
+    needed = (probe * len(config.teachers) + prompts * of_each) * longest * BYTES_PER_TOKEN
     message = f"{free / 1e9:.1f} GB free for {config.output_dir}; the run writes at most about {needed / 1e9:.2g} GB"
     return Finding("disk", "ok" if free > needed else "fail", message, "output_dir")
 
@@ -70,7 +71,7 @@ def _twins(config: RunConfig) -> Iterator[Finding]:
 
     asked = []
     for teacher in config.teachers:
-        with suppress(PersynError):  # a model that is not there is told by its own check
+        with suppress(PersynError):  # the model checks report a missing model
             asked.append(resolved(teacher))
     places = {teacher.name: place for place, teacher in enumerate(config.teachers)}
     for twins in find_twins(asked):
@@ -100,22 +101,22 @@ def _a_scorer_has_price(config: RunConfig) -> bool:
 
 
 def _unused(config: RunConfig) -> Iterator[Finding]:
-    """What is paid for and decides nothing: worth knowing, and no reason to stop."""
+    """Notes scores that are paid for but not used."""
     alpha, student, quality = config.reward.alpha, config.student, config.quality
     if alpha == 0 and student is not None and student.endpoint is not None:
         yield Finding(
             "settings",
             "note",
-            "with `reward.alpha: 0` learnability decides nothing, but the student's server is asked for every answer; "
-            "leave out `student.endpoint` to save that, or raise `reward.alpha`",
+            "with `reward.alpha: 0` learnability is not used, but the student's server scores every answer; leave out "
+            "`student.endpoint` to save these requests, or raise `reward.alpha`",
             "reward.alpha",
         )
     if alpha == 1 and quality is not None and any(part.judge is not None for part in quality.parts):
         yield Finding(
             "settings",
             "note",
-            "with `reward.alpha: 1` quality decides nothing, but the judge is asked for every answer; use a verifier "
-            "to save that, or lower `reward.alpha`",
+            "with `reward.alpha: 1` quality is not used, but the judge scores every answer; use a verifier to save "
+            "these requests, or lower `reward.alpha`",
             "reward.alpha",
         )
 
@@ -127,8 +128,8 @@ def _ranks(config: RunConfig) -> Iterator[Finding]:
     if "rsr" in (*student.metrics, config.reward.learnability_metric):
         yield _failure(
             "student.endpoint.api",
-            f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or run '
-            "the student in process.",
+            f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or leave '
+            "out `student.endpoint` to run the student in this process.",
         )
 
 
@@ -156,8 +157,8 @@ def _shares(allocation: Allocation, teachers: Sequence[Teacher]) -> Iterator[Fin
         known = ", ".join(sorted({one.family for one in teachers if one.family})) or "none"
         yield _failure(
             "allocation.student_family",
-            f"`allocation.student_family` is {allocation.student_family}; no teacher has that `family` (there are "
-            f"{known}).",
+            f"`allocation.student_family` is {allocation.student_family}, but no teacher has that `family`; the "
+            f"teachers' families are {known}.",
         )
 
 
@@ -181,8 +182,10 @@ def _repositories(config: RunConfig) -> Iterator[Finding]:
             yield _failure(f"publish.{key}", f"`publish.{key}`: {error}")
             continue
         if "/" not in name:
-            yield _failure(f"publish.{key}", f"`publish.{key}` must name its owner too, as `me/{name}`; got `{name}`.")
+            yield _failure(
+                f"publish.{key}", f"`publish.{key}` must include the owner, such as `me/{name}`; got `{name}`."
+            )
     if publish.dataset_repo_id is not None and publish.dataset_repo_id == publish.router_repo_id:
         yield Finding(
-            "settings", "note", f"dataset and router are both pushed as `{publish.router_repo_id}`", "publish"
+            "settings", "note", f"dataset and router are both pushed to `{publish.router_repo_id}`", "publish"
         )

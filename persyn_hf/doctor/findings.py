@@ -1,4 +1,4 @@
-"""A finding: one line on what was looked at, and the errors that several of them make together."""
+"""Findings of the checks, and the error that reports several of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Finding:
     """One line of the doctor's table.
 
     Args:
-        topic (`str`): What was looked at.
-        state (`"ok"`, `"note"` or `"fail"`): A note is worth knowing and stops nothing; a failure stops a run.
-        message (`str`): What was found, and how to mend it.
-        key (`str`, *optional*): The key of the configuration to change, as `student.endpoint.url`.
-        error (`PersynError`, *optional*): The error that a run raises where this is its only failure.
+        topic (`str`): Subject of the check.
+        state (`"ok"`, `"note"` or `"fail"`): State of the subject. A failure stops a run; a note does not.
+        message (`str`): Description of the finding, and how to fix it.
+        key (`str`, *optional*): Key of the configuration to change, such as `student.endpoint.url`.
+        error (`PersynError`, *optional*): Error that a run raises if this is its only failure.
     """
 
     topic: str
@@ -32,11 +32,11 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """Findings in the order in which they were made."""
+    """List of findings, in the order of the checks."""
 
     @contextmanager
     def failing(self, topic: str, key: str | None = None) -> Iterator[None]:
-        """Takes an error of the block as a failure."""
+        """Records a `PersynError` of the block as a failure."""
         try:
             yield
         except PersynError as error:
@@ -44,20 +44,20 @@ class Findings(list[Finding]):
 
     @property
     def failures(self) -> list[Finding]:
-        """Those that stop a run."""
+        """Findings that stop a run."""
         return [finding for finding in self if finding.state == "fail"]
 
 
 def require_ready(findings: Iterable[Finding], source: str) -> None:
-    """Raises what stops a run, all of it in one message.
+    """Raises one error with all failures, if there are any.
 
     Args:
-        findings (`Iterable[Finding]`): From the checks.
-        source (`str`): Names the configuration in errors.
+        findings (`Iterable[Finding]`): Findings of the checks.
+        source (`str`): Name of the configuration in errors.
 
     Raises:
-        PersynError: The error of the only failure, as it is.
-        ConfigError: Where there are several: one numbered line for each, with the key to change.
+        PersynError: If there is one failure: its own error.
+        ConfigError: If there are several: one numbered line for each, with the key to change.
     """
     failures = [finding for finding in findings if finding.state == "fail"]
     if not failures:
@@ -74,7 +74,7 @@ def require_ready(findings: Iterable[Finding], source: str) -> None:
 
 
 def _line(finding: Finding, source: str) -> str:
-    """The message with its key in front, unless it has it already; further lines are indented."""
+    """Returns the message, preceded by its key unless it names the key, with continuation lines indented."""
     message = finding.message.removeprefix(f"{source}: ")
     named = finding.key is None or finding.key in message
     text = message if named else f"`{finding.key}`: {message}"

@@ -1,4 +1,4 @@
-"""The first prompt as it will be sent to every teacher."""
+"""Preview of the first request to every teacher."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from persyn_hf.text import tame
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Longest excerpt of a message.
+#: Maximum length of an excerpt of a message.
 _EXCERPT = 400
 
 
 @dataclass(frozen=True)
 class FirstRequest:
-    """What a teacher is sent for a prompt.
+    """Request to a teacher for one prompt.
 
     Args:
-        teacher (`str`): Its name.
-        messages (`list[Message]`): All messages, its system prompt included.
-        sampling (`str`): JSON of its sampling parameters.
-        most (`float`): USD that the answer costs at most; 0 without a price.
+        teacher (`str`): Name of the teacher.
+        messages (`list[Message]`): All messages, including the teacher's system prompt.
+        sampling (`str`): Sampling parameters, as JSON.
+        most (`float`): Maximum cost of the answer, in USD; 0 without a price.
     """
 
     teacher: str
@@ -35,7 +35,7 @@ class FirstRequest:
     most: float
 
     def lines(self) -> Iterator[str]:
-        """One line for the teacher and one for each message."""
+        """Yields one line for the teacher and one for each message."""
         cost = f", at most {self.most:.2g} USD" if self.most else ""
         yield f"{tame(self.teacher)} ({self.sampling}{cost}):"
         for message in self.messages:
@@ -47,11 +47,11 @@ class FirstRequest:
 
 
 def first_requests(config: RunConfig, prompts: Dataset) -> Iterator[FirstRequest]:
-    """Makes what every teacher is sent for the first prompt of a table.
+    """Builds every teacher's request for the first prompt of a table.
 
     Args:
-        config (`RunConfig`): The run.
-        prompts (`Dataset`): With `prompt_id` and `prompt`; at least one row.
+        config (`RunConfig`): Configuration of the run.
+        prompts (`Dataset`): Prompts with `prompt_id` and `prompt`; at least one row.
     """
     from persyn_hf.generation.budget import worst_case
     from persyn_hf.generation.jobs import Plan, resolved

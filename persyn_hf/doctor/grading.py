@@ -1,4 +1,4 @@
-"""The sources of quality before anything is scored: are they there, and can they read the references?"""
+"""Checks of the sources of quality: their packages, their templates and the references they must read."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from persyn_hf import columns
-from persyn_hf.config import Judge, Quality, QualitySource
+from persyn_hf.config import Judge, Quality, QualitySource, Teacher
 from persyn_hf.doctor.findings import Findings
 from persyn_hf.errors import ConfigError, PersynError, ScoringError
+from persyn_hf.scoring.json_schema import schema_of_body
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 #: A plain number, which every verifier reads.
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-#: The verifiers of this package that read a reference; others may do anything with it.
+#: Verifiers of this package that read a reference. Others are not called, since they may do anything.
 _OURS = ("math", "exact", "reasoning-gym", "json-schema")
-#: An answer that no template and no verifier has trouble with.
+#: Answer that every template and verifier accepts.
 _SOME_ANSWER = "1"
 
 
 def quality_parts(quality: Quality) -> Iterator[tuple[str, QualitySource]]:
-    """The sources of quality with their keys in the configuration: `quality`, or `quality.sources[0]` and so on."""
+    """Yields the sources of quality with their keys: `quality`, or `quality.sources[0]` and so on."""
     if quality.sources is None:
         yield "quality", quality.parts[0]
         return
@@ -32,11 +33,11 @@ def quality_parts(quality: Quality) -> Iterator[tuple[str, QualitySource]]:
 
 
 def check_quality(quality: Quality, sample: Dataset | None) -> Findings:
-    """Finds every verifier with its packages, and fills in every judge's template.
+    """Checks that every verifier can be loaded and every judge's template can be rendered.
 
     Args:
-        quality (`Quality`): The section.
-        sample (`Dataset`, *optional*): Prompts, of which the first fills in the templates.
+        quality (`Quality`): Section of the configuration.
+        sample (`Dataset`, *optional*): Prompts; the first one is rendered.
     """
     from persyn_hf.scoring.mixing import read_sources
     from persyn_hf.scoring.verifiers import find_verifier
@@ -58,7 +59,7 @@ def _fill_in(judge: Judge, sample: Dataset | None) -> None:
     """Renders a judge's template once.
 
     Raises:
-        ConfigError: If it is no template, or asks for what there is not.
+        ConfigError: If the template is invalid or uses an unknown variable.
     """
     from jinja2 import StrictUndefined, TemplateError
     from jinja2.sandbox import SandboxedEnvironment
@@ -69,43 +70,48 @@ def _fill_in(judge: Judge, sample: Dataset | None) -> None:
         template.render(prompt=columns.prompt_text(prompt), completion=_SOME_ANSWER, answer=_SOME_ANSWER)
     except TemplateError as error:
         raise ConfigError(
-            f"`judge.template`: {error}. It is a Jinja template over `prompt`, `completion` and `answer`."
+            f"`judge.template`: {error}. It must be a Jinja template over `prompt`, `completion` and `answer`."
         ) from error
 
 
-def unreadable_references(quality: Quality, prompts: Dataset) -> dict[int, str]:
+def unreadable_references(quality: Quality, prompts: Dataset, teachers: Sequence[Teacher] = ()) -> dict[int, str]:
     """Looks for references that a verifier cannot read.
 
-    Each different reference is given to each verifier once, with an answer that any of them can read. Functions of
-    the user's are not called: they may do anything.
+    Each verifier of this package is called once for each distinct reference, with an answer that every verifier
+    accepts. The user's own functions are not called, since they may do anything.
 
     Args:
         quality (`Quality`): The section, whose verifiers are there.
         prompts (`Dataset`): With `answer`, where there are references.
+        teachers (`Sequence[Teacher]`, *optional*): A schema that all of them are asked for stands where a prompt has
+            none.
 
     Returns:
-        `dict[int, str]`: Why, by row.
+        `dict[int, str]`: Problem by row.
     """
     verifiers = dict(_readers(quality))
     if not verifiers:
         return {}
-    # A schema may stand in the form that an answer is asked for.
-    own = (columns.ANSWER, columns.RESPONSE_FORMAT) if "json-schema" in verifiers else (columns.ANSWER,)
-    given = next((name for name in own if name in prompts.column_names), None)
-    references: Sequence[object] = [None] * len(prompts) if given is None else prompts[given][:]
+    answers, forms = (
+        prompts[name][:] if name in prompts.column_names else [None] * len(prompts)
+        for name in (columns.ANSWER, columns.RESPONSE_FORMAT)
+    )
+    asked = [schema_of_body(teacher.sampling.extra_body) for teacher in teachers]
     known: dict[str, str | None] = {}
     wrong: dict[int, str] = {}
-    for row, reference in enumerate(references):
-        text = repr(reference)
+    for row, (answer, form) in enumerate(zip(answers, forms, strict=True)):
+        text = repr((answer, form))
         if text not in known:
-            known[text] = _problem(verifiers, reference)
+            # A schema may stand in the form that an answer is asked for.
+            schemas = [form] if form is not None else asked
+            known[text] = _problem(verifiers, answer, schemas if answer is None else [])
         if (problem := known[text]) is not None:
             wrong[row] = problem
     return wrong
 
 
 def _readers(quality: Quality) -> Iterator[tuple[str, Callable[[object], None]]]:
-    """What reads a reference, by the verifiers of this package that need one."""
+    """Yields the verifiers of this package that need a reference, each with a function that reads one."""
     from persyn_hf.scoring.verifiers import find_verifier
 
     for part in quality.parts:
@@ -119,10 +125,14 @@ def _readers(quality: Quality) -> Iterator[tuple[str, Callable[[object], None]]]
         yield part.verifier, read
 
 
-def _problem(verifiers: Mapping[str, Callable[[object], None]], reference: object) -> str | None:
-    for name, read in verifiers.items():
+def _problem(
+    verifiers: Mapping[str, Callable[[object], None]], answer: object, schemas: Sequence[object]
+) -> str | None:
+    pairs = ((name, one) for name in verifiers for one in (schemas if name == "json-schema" else ()) or [answer])
+    for name, reference in pairs:
+        read = verifiers[name]
         if reference is None:
-            return f"`{name}` needs a reference and it has none (null)"
+            return f"`{name}` needs a reference, but the prompt has none (null)"
         if isinstance(reference, str) and _NUMBER.fullmatch(reference.strip()) and name in ("math", "exact"):
             continue
         try:

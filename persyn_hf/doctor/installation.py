@@ -1,4 +1,4 @@
-"""The installation that runs this process: packages, extras, devices and the Hub token."""
+"""Checks of the installation: packages, extras, devices and the Hub token."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from persyn_hf.version import __version__
 
 
 def check_installation() -> list[Finding]:
-    """Looks at this process's Python, packages, devices and token. Sends nothing."""
+    """Checks this process's Python, packages, devices and token, without sending a request."""
     python = ".".join(map(str, sys.version_info[:3]))
     findings = [Finding("persyn_hf", "ok", f"{__version__} on Python {python}")]
     return findings + check_packages() + check_extras() + check_devices() + [check_token()]
 
 
 def check_packages() -> list[Finding]:
-    """Holds every required package against the range in the installed metadata.
+    """Checks the version of every required package against the installed metadata.
 
-    What a light installation leaves out is a note where it is absent: much runs without.
+    A missing package that a light installation leaves out is a note, since many functions do not need it.
     """
     if not dependencies():
-        mend = "is not installed, so what it requires is not known: pip install --no-deps --editable . in its checkout"
+        mend = "is not installed, so its requirements are unknown: pip install --no-deps --editable . in its checkout"
         return [Finding("persyn-hf", "fail", mend)]
     findings = []
     for name, wanted in dependencies().items():
@@ -43,7 +43,7 @@ def check_packages() -> list[Finding]:
 
 
 def check_extras() -> list[Finding]:
-    """Says which extras are there; an absent one is a note."""
+    """Lists the installed extras; a missing extra is a note."""
     findings = []
     for extra, packages in extras().items():
         try:
@@ -55,25 +55,27 @@ def check_extras() -> list[Finding]:
 
 
 def check_devices() -> list[Finding]:
-    """Names every accelerator with its memory and whether it computes in bfloat16."""
+    """Lists every accelerator with its memory and its support for bfloat16."""
     if absent("torch"):
         cores = Finding("CPU", "ok", f"{os.cpu_count()} cores")
-        return [cores, Finding("GPU", "note", f"cannot be looked for without torch: {pip_command('torch')}")]
+        return [cores, Finding("GPU", "note", f"cannot be detected without torch: {pip_command('torch')}")]
     from persyn_hf.models.device import list_accelerators, thread_count
 
     found = [Finding("CPU", "ok", f"{thread_count()} threads")]
     found += [Finding(one.device, "ok", one.description) for one in list_accelerators()]
     if len(found) == 1:
-        found.append(Finding("GPU", "note", "none is seen: scoring and training run on the CPU"))
+        found.append(Finding("GPU", "note", "none was found: scoring and training run on the CPU"))
     return found
 
 
 def check_token() -> Finding:
-    """Whether a Hub token is at hand. It is not shown and not sent anywhere."""
+    """Checks for a Hub token. The token is neither shown nor sent."""
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        return Finding("Hub", "note", "HF_HUB_OFFLINE is set: models come from the cache, and nothing can be pushed")
+        return Finding(
+            "Hub", "note", "HF_HUB_OFFLINE is set: models are read from the cache, and pushing is not possible"
+        )
     if get_token() is None:
-        return Finding("Hub", "note", "no token: public models load, nothing can be pushed; run `hf auth login`")
-    return Finding("Hub", "ok", f"a token is at hand for {constants.ENDPOINT}")
+        return Finding("Hub", "note", "no token: public models load, but pushing needs a token; run `hf auth login`")
+    return Finding("Hub", "ok", f"found a token for {constants.ENDPOINT}")

@@ -1,4 +1,4 @@
-"""The models that read prompts (teachers, student, reward model), and the prompts that one of them cannot read."""
+"""Checks that every model that reads prompts (teachers, student, reward model) can read all of them."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ if TYPE_CHECKING:
 
     from persyn_hf.generation.describe import EndpointLimits
 
-#: Bytes that a chat template adds around one message, at most; so that short prompts need no tokenizer.
+#: Maximum size of the text that a chat template adds to one message, in bytes. Short prompts need no token count.
 _TEMPLATE_BYTES = 512
-#: A completion that no template has trouble with.
+#: Completion that every template accepts.
 _SOME_ANSWER = "Yes."
-#: Longest excerpt of a template's own words.
+#: Maximum length of an excerpt of a template's error.
 _EXCERPT = 200
 
-#: Tools that a prompt offers.
+#: Tools of a prompt.
 Tools = list[columns.Message] | None
-#: The roles of a prompt's messages and the kinds of their contents: what a chat template decides by.
+#: Roles of a prompt's messages and types of their contents, which determine if a chat template accepts the prompt.
 TurnKinds = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class PromptReader:
-    """A model that is given every prompt.
+    """A model that reads every prompt.
 
     Args:
-        role (`str`): Begins what is said of it: "the teacher `a`".
-        key (`str`): Its key in the configuration.
-        render (`Callable`, *optional*): Gives the text that it reads of messages; raises what its template raises.
-            `None` where its template is not known here.
-        count (`Callable`, *optional*): Tokens of a text.
-        room (`int`, *optional*): Tokens of a prompt that it reads at most.
-        system_prompt (`str`, *optional*): Put before every prompt.
+        role (`str`): Name of the model in messages: "the teacher `a`".
+        key (`str`): Key of the model in the configuration.
+        render (`Callable`, *optional*): Function that renders messages as text, and raises the template's errors.
+            `None` if the template is unknown.
+        count (`Callable`, *optional*): Function that counts the tokens of a text.
+        room (`int`, *optional*): Maximum number of prompt tokens.
+        system_prompt (`str`, *optional*): System prompt that precedes every prompt.
+        refusals (`dict`): Cache of the template's refusals, by the kinds of messages.
     """
 
     role: str
@@ -57,7 +58,7 @@ class PromptReader:
     refusals: dict[TurnKinds, str | None] = field(default_factory=dict, compare=False)
 
     def problem(self, prompt: columns.Prompt, tools: Tools = None) -> str | None:
-        """Why it cannot read a prompt; `None` where it can, or nobody knows."""
+        """Returns why the model cannot read a prompt, or `None` if it can or this is unknown."""
         messages = columns.canonical_messages(prompt)
         if self.system_prompt is not None:
             messages = joined_system([{"role": "system", "content": self.system_prompt}, *messages])
@@ -67,18 +68,18 @@ class PromptReader:
         return self.refusals[shape] or self._overlong(messages, tools)
 
     def _refusal(self, messages: list[columns.Message], tools: Tools) -> str | None:
-        """Why it refuses messages of this shape."""
+        """Returns why the chat template refuses messages of this shape."""
         roles = [message["role"] for message in messages]
         if self.system_prompt is not None and roles.count("system") > 1 and self.render is None:
-            return f"{self.role} has a `system_prompt`, and the prompt has a system message of its own"
+            return f"{self.role} has a `system_prompt`, and the prompt has its own system message"
         if self.render is None:
             return None
         try:
             text = self.render(messages, tools)
-        except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
+        except Exception as error:  # noqa: BLE001 - a template is code of the checkpoint and may raise any error
             return f"the chat template of {self.role} refuses it: {tame(error, _EXCERPT)}"
         if any(isinstance(message.get("content"), list) for message in messages) and _is_repr(text):
-            return f"{self.role} cannot read content that stands in parts"
+            return f"{self.role} cannot read content in parts"
         return None
 
     def _overlong(self, messages: list[columns.Message], tools: Tools) -> str | None:
@@ -92,7 +93,7 @@ class PromptReader:
 
 
 def turn_kinds(messages: Sequence[columns.Message]) -> TurnKinds:
-    """What a template decides by: roles, kinds of content, further keys."""
+    """Returns the properties that a template depends on: roles, types of content and other keys."""
     return tuple(
         (str(message["role"]), type(message.get("content")).__name__, *sorted(message.keys() - {"role", "content"}))
         for message in messages
@@ -100,7 +101,7 @@ def turn_kinds(messages: Sequence[columns.Message]) -> TurnKinds:
 
 
 def _is_repr(text: str) -> bool:
-    """Whether a template printed a list of parts as Python writes it."""
+    """Returns True if a template printed a list of parts as a Python literal."""
     return "[{'type'" in text or "[{'text'" in text or '[{"type"' in text
 
 
@@ -109,14 +110,14 @@ def _bytes(content: object) -> int:
 
 
 def unreadable_prompts(readers: Sequence[PromptReader], prompts: Dataset) -> dict[int, str]:
-    """Looks for prompts that a reader cannot read, or that end with an assistant's turn.
+    """Finds prompts that a model cannot read, or that end with an assistant's turn.
 
     Args:
-        readers (`Sequence[PromptReader]`): The models.
-        prompts (`Dataset`): With `prompt`.
+        readers (`Sequence[PromptReader]`): Models that read the prompts.
+        prompts (`Dataset`): Prompts with `prompt`.
 
     Returns:
-        `dict[int, str]`: Why, by row.
+        `dict[int, str]`: Problem by row.
     """
     wrong: dict[int, str] = {}
     offered = prompts[columns.TOOLS][:] if columns.TOOLS in prompts.column_names else [None] * len(prompts)
@@ -145,14 +146,14 @@ def _reasons(readers: Sequence[PromptReader], prompt: columns.Prompt, tools: Too
 def list_readers(
     config: RunConfig, limits: Mapping[tuple[str, str], EndpointLimits] | None = None, scoring: bool = True
 ) -> list[PromptReader]:
-    """The models of a run that read its prompts. Their tokenizers are loaded, no weights.
+    """Lists the models of a run that read its prompts. Tokenizers are loaded, weights are not.
 
-    One that cannot be loaded is left out: the checks of models tell why.
+    A model that cannot be loaded is left out; the checks of models report it.
 
     Args:
-        config (`RunConfig`): The run.
-        limits (`Mapping`, *optional*): What endpoints take, by teacher and address.
-        scoring (`bool`, defaults to `True`): Student and reward model too.
+        config (`RunConfig`): Configuration of the run.
+        limits (`Mapping`, *optional*): Limits of the endpoints, by teacher and address.
+        scoring (`bool`, defaults to `True`): Whether to include the student and the reward model.
     """
     readers = []
     for make in _makers(config, limits or {}, scoring):
@@ -193,7 +194,7 @@ def _here(
     answered: bool = False,
     special: bool = False,
 ) -> PromptReader:
-    """A model whose tokenizer and configuration are at hand."""
+    """Builds the reader of a model whose tokenizer and configuration can be loaded."""
     from persyn_hf.models.files import ModelFiles
     from persyn_hf.models.loading import context_of, identity, load_config, load_tokenizer
 
@@ -218,7 +219,7 @@ def _here(
 
 
 def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], EndpointLimits]) -> PromptReader:
-    """A teacher behind an endpoint: read as far as its tokenizer is at hand and the endpoint says what it takes."""
+    """Builds the reader of a served teacher, as far as its tokenizer is available and its endpoint reports limits."""
     from persyn_hf.generation.preflight import prompt_room
     from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens
 
@@ -226,7 +227,7 @@ def _served(teacher: Teacher, key: str, limits: Mapping[tuple[str, str], Endpoin
     own = [found for (name, _), found in limits.items() if name == teacher.name]
     try:
         room = prompt_room(teacher, own)
-    except PersynError:  # told by the checks of the endpoint
+    except PersynError:  # the checks of the endpoint report it
         room = None
     tokenizer: Any = TeacherTokenizer(teacher, download=teacher.api == "tgi").load_here() if room is not None else None
     if tokenizer is None:

@@ -1,10 +1,10 @@
-"""The servers of a run, asked what costs nothing: teachers and judges what they serve, the student for one score."""
+"""Free checks of a run's servers: the models that teachers and judges serve, and one score of the student's server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import Judge, Reward, RunConfig, Student, Teacher
@@ -15,16 +15,18 @@ from persyn_hf.errors import ConfigError, PersynError
 if TYPE_CHECKING:
     from persyn_hf.generation.preflight import Survey
 
+#: Seconds for which a student's server is waited for that refuses for load.
+_PATIENCE = 5.0
 #: An answer for the student's server to score before there is one.
 _SOME_ANSWER = "Yes."
 
 
 def check_endpoints(teachers: Sequence[Teacher], patience: float = 5.0) -> list[Finding]:
-    """Asks every endpoint what it serves, teacher by teacher; no answer is generated.
+    """Checks that every endpoint is reachable and serves its model, without generating an answer.
 
     Args:
-        teachers (`Sequence[Teacher]`): Those with `backend: local` are left out.
-        patience (`float`, defaults to 5): Seconds to wait for a silent endpoint.
+        teachers (`Sequence[Teacher]`): Teachers to check; those with `backend: local` are skipped.
+        patience (`float`, defaults to 5): Time to wait for a silent endpoint, in seconds.
     """
     asked = [
         teacher.model_copy(update={"preflight": True, "on_teacher_down": "error"})
@@ -36,11 +38,12 @@ def check_endpoints(teachers: Sequence[Teacher], patience: float = 5.0) -> list[
 
 
 def survey_teachers(teachers: Sequence[Teacher], patience: float) -> Survey:
-    """Asks the endpoints of teachers what they serve.
+    """Surveys the endpoints of teachers: reachability, served models and limits.
 
     Args:
-        teachers (`Sequence[Teacher]`): Those with `backend: local` or `preflight: false` are left out.
-        patience (`float`): Seconds to wait for a silent endpoint.
+        teachers (`Sequence[Teacher]`): Teachers to survey; those with `backend: local` or `preflight: false` are
+            skipped.
+        patience (`float`): Time to wait for a silent endpoint, in seconds.
     """
     from persyn_hf.endpoints.event_loop import run_to_end
     from persyn_hf.generation.preflight import survey_endpoints
@@ -49,7 +52,7 @@ def survey_teachers(teachers: Sequence[Teacher], patience: float) -> Survey:
 
 
 def check_survey(config: RunConfig, survey: Survey) -> Iterator[Finding]:
-    """What a survey of a run's teachers found, those that were asked."""
+    """Yields the findings of a survey of a run's teachers."""
     asked = [teacher for teacher in config.teachers if teacher.backend == "endpoint" and teacher.preflight]
     keys = {teacher.name: f"teachers[{place}].endpoint" for place, teacher in enumerate(config.teachers)}
     yield from _of_teachers(asked, keys, survey)
@@ -76,19 +79,22 @@ def _of_teachers(teachers: Sequence[Teacher], keys: dict[str, str], survey: Surv
 
 
 def check_services(config: RunConfig, prompt: columns.Prompt, patience: float = 5.0) -> Findings:
-    """Asks the servers that score: a judge what it serves, the student's for the score of a made-up answer.
+    """Checks the servers that score: that a judge serves its model, and that the student's server scores an answer.
 
     Args:
-        config (`RunConfig`): The run.
-        prompt (`str` or list of chat messages): The prompt that the made-up answer is of.
-        patience (`float`, defaults to 5): Seconds to wait for a silent judge.
+        config (`RunConfig`): Configuration of the run.
+        prompt (`str` or list of chat messages): Prompt of the sample answer.
+        patience (`float`, defaults to 5): Time to wait for a silent judge, in seconds.
     """
     found = Findings()
     for key, part in quality_parts(config.quality) if config.quality is not None else ():
         if part.judge is not None:
             with found.failing("judge", f"{key}.judge.url"):
-                _look_at_judge(part.judge, f"{key}.judge", patience)
-                found.append(Finding("judge", "ok", f"{part.judge.model} at {part.judge.url}"))
+                if part.judge.preflight:
+                    _look_at_judge(part.judge, f"{key}.judge", patience)
+                    found.append(Finding("judge", "ok", f"{part.judge.model} at {part.judge.url}"))
+                else:
+                    found.append(Finding("judge", "note", "not asked what it serves (`preflight: false`)"))
     if config.student is not None and config.student.endpoint is not None:
         with found.failing("student's server", "student.endpoint"):
             _score_once(config.student, config.reward, prompt)
@@ -97,43 +103,39 @@ def check_services(config: RunConfig, prompt: columns.Prompt, patience: float = 
 
 
 def _look_at_judge(judge: Judge, key: str, patience: float) -> None:
-    from persyn_hf.generation.describe import describe
+    from persyn_hf.generation.describe import describe_judge
 
-    asked = Teacher(
-        name=key,
-        model=judge.model,
-        endpoint=judge.url,
-        api_key_env=judge.api_key_env,
-        use_hub_token=judge.use_hub_token,
-        timeout=judge.timeout,
-        max_response_bytes=judge.max_response_bytes,
-    )
     try:
-        asyncio.run(describe(asked, asked.endpoints[0], patience))
+        asyncio.run(describe_judge(judge, patience))
+    except ConfigError as error:
+        way_out = f"Where it answers as `{judge.model}` all the same, set `preflight: false` of the judge."
+        raise ConfigError(f"the judge `{judge.model}` (`{key}`): {error} {way_out}") from error
     except PersynError as error:
-        raise ConfigError(f"the judge (`{key}`): {error}") from error
+        raise ConfigError(f"the judge `{judge.model}` (`{key}`): {error}") from error
 
 
 def _score_once(student: Student, reward: Reward, prompt: columns.Prompt) -> None:
-    """Lets the student's server score one answer, as it will score all.
+    """Scores one answer with the student's server, like the run will.
 
     Raises:
-        PersynError: If it cannot.
+        PersynError: If the server cannot score it.
     """
     from persyn_hf.scoring.learnability import load_scorer, score_batch
 
     asked = student.model_copy(update={"endpoint": _impatient(student)})
-    row: dict[str, list[Any]] = {
+    row: dict[str, list[object]] = {
         columns.PROMPT: [prompt],
         columns.COMPLETION: [_SOME_ANSWER],
         columns.PROMPT_ID: [columns.prompt_id(prompt)],
-        columns.TEACHER: ["a made-up answer"],
+        columns.TEACHER: ["sample answer"],
         columns.FINISH_REASON: ["stop"],
     }
     score_batch(load_scorer(asked), row, asked, (reward.learnability_metric, *student.metrics))
 
 
 def _impatient(student: Student) -> object:
-    """The student's server, tried fewer times: what it cannot do now stops the run before it begins."""
+    """Returns the student's server with fewer attempts, so that the check fails early."""
     assert student.endpoint is not None
-    return student.endpoint.model_copy(update={"attempts": min(student.endpoint.attempts, 3)})
+    server = student.endpoint
+    few = {"attempts": min(server.attempts, 3), "down_after": min(server.down_after or _PATIENCE, _PATIENCE)}
+    return server.model_copy(update=few)

@@ -1,1 +1,1 @@
-"""One way to speak HTTP: for teachers, judges, remote students and routers behind a server."""
+"""HTTP requests to teachers, judges, remote students and routers behind a server."""

@@ -1,27 +1,27 @@
-"""How many requests an endpoint bears at once, found out while asking it."""
+"""Adaptive concurrency: finds the number of parallel requests that an endpoint can handle, while it is in use."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-#: Answers between two tries to go one above what was refused: few until the cap is confirmed, then so many that the
-#: tries stay under 1% of the requests.
+#: Answers between two attempts to exceed the refused number by one: few until the cap is confirmed, then enough to
+#: keep the attempts under 1% of the requests.
 _FIRST_PROBE, _LAST_PROBE = 8, 200
-#: Share of recent requests that must fail with 503 or a timeout before the limit is halved: single ones say nothing
-#: about load.
+#: Share of recent requests that must fail with 503 or a timeout before the limit is halved: single failures say
+#: nothing about load.
 _UNAVAILABLE_SHARE = 0.3
 _MEMORY = 0.05
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment in a server's life.
+    """Snapshot of a server's load; two of them give the mean number of requests in flight between them.
 
     Args:
-        at (`float`): Seconds.
-        area (`float`): Requests in flight, summed over the seconds until then.
-        in_flight (`int`): Requests in flight.
+        at (`float`): Time of the snapshot, in seconds.
+        area (`float`): Integral of the requests in flight over time, in request-seconds.
+        in_flight (`int`): Number of requests in flight.
     """
 
     at: float
@@ -30,19 +30,19 @@ class Mark:
 
 
 class AdaptiveLimit:
-    """The requests in flight to one endpoint: additive increase, decrease on refusal and on waiting.
+    """Limit on the requests in flight to one endpoint: additive increase, decrease on refusals and on queueing.
 
-    A 429 says that the server bears what is in flight without the refused request, so the limit falls to exactly
-    that: a burst of 128 against a cap of 64 ends at 64 in one round trip. From there one more is tried after 8
-    answers, 16, 32 and so on up to every 200, as long as it is refused; when it is not, the cap is higher and every
-    answer raises the limit, so that it doubles in a round trip.
-    A server that refuses nothing and queues (vLLM) is found out by [`Pace`]: more in flight, not more answers.
-    503 pages and timeouts say nothing about the number in flight until they are many; then the limit is halved.
+    A 429 means that the server can handle the requests in flight without the refused one, so the limit falls to
+    exactly that number: a burst of 128 against a cap of 64 ends at 64 in one round trip. From there the limit tries
+    one more after 8 answers, then 16, 32 and so on up to every 200, as long as the server refuses it. If the server
+    accepts it, the cap is higher: every answer then raises the limit, which doubles it in a round trip.
+    [`Pace`] detects a server that queues instead of refusing (vLLM): more requests in flight, but no higher rate.
+    503 pages and timeouts count only when there are many of them; then the limit is halved.
 
     Args:
-        maximum (`int`): Never more than this.
-        start (`int`, *optional*): Where to begin; by default at the maximum, which is right where it is known.
-        watch_latency (`bool`, defaults to `True`): Whether long waits lower the limit.
+        maximum (`int`): Upper bound of the limit.
+        start (`int`, *optional*): Initial limit; defaults to `maximum`, which is right if the server's cap is known.
+        watch_latency (`bool`, defaults to `True`): Whether to lower the limit when requests queue.
     """
 
     def __init__(self, maximum: int, start: int | None = None, watch_latency: bool = True) -> None:
@@ -60,20 +60,21 @@ class AdaptiveLimit:
 
     @property
     def free(self) -> int:
-        """Requests that may start now."""
+        """Number of requests that may start now."""
         return self.current - self.in_flight
 
     @property
     def learnt(self) -> bool:
-        """Whether the server has shown that it bears no more than [`current`]."""
+        """`True` if the server has shown that it cannot handle more than [`current`] requests."""
         return self.refused > 0 or self._pace.held
 
     def bound(self, maximum: int, known: bool) -> None:
-        """Sets another maximum, where other callers share the limit.
+        """Sets another maximum, when callers that share the limit change.
 
         Args:
-            maximum (`int`): Never more than this from now on.
-            known (`bool`): Whether the server bears so many; then all of them at once, unless it has shown otherwise.
+            maximum (`int`): New upper bound of the limit.
+            known (`bool`): Whether the server is known to handle `maximum` requests; the limit then rises to it at
+                once, unless the server has shown a lower cap.
         """
         self.maximum = maximum
         self.current = maximum if known and not self.learnt else min(self.current, maximum)
@@ -81,19 +82,19 @@ class AdaptiveLimit:
     def answered(
         self, seconds: float | None = None, beside: float = 1, tokens: int | None = None, *, exact: bool = False
     ) -> None:
-        """A request that is still counted in flight succeeded.
+        """Records the success of a request that is still counted in flight.
 
         Args:
-            seconds (`float`, *optional*): How long it took; without, waiting is not looked at.
-            beside (`float`, defaults to 1): Requests in flight when it started, itself included.
-            tokens (`int`, *optional*): Length of the answer.
-            exact (`bool`, defaults to `False`): Whether `beside` is their mean over its time.
+            seconds (`float`, *optional*): Latency of the request; without it, queueing is not measured.
+            beside (`float`, defaults to 1): Number of requests in flight when it started, including itself.
+            tokens (`int`, *optional*): Length of the answer, in tokens.
+            exact (`bool`, defaults to `False`): Whether `beside` is the mean over the duration of the request.
         """
         self._unavailable *= 1 - _MEMORY
         self._settle = max(0, self._settle - 1)
         self._calm += 1
         if seconds is not None and self._watch_latency:
-            # The first requests are sent one by one, and yet run beside those that follow them.
+            # The first requests start one by one, but run in parallel with those that follow.
             number = beside if exact or self._pace.began else max(beside, self.in_flight)
             fewer = self._pace.note(number, seconds, tokens or 1)
             if fewer is not None:
@@ -102,24 +103,24 @@ class AdaptiveLimit:
         if self.current >= self.maximum or self._pace.held:
             return
         if not self._cautious or self.current < self.refused:
-            # Answers come in bursts, so that the places are not all taken now: what counts is that they were.
+            # Answers come in bursts, so not all slots are in use now; it is enough that they were when it started.
             self.current += 2 * max(beside, self.in_flight) > self.current
         elif self.in_flight >= self.current and self._calm % self._probe == 0:
-            # A limit above the refused one that was used and lasted until the next try: the cap is higher.
+            # The limit exceeded the refused one, was fully used, and met no refusal since: the cap is higher.
             self._cautious = self.current <= self.refused
             self.current += 1
 
     def overloaded(self) -> None:
-        """A request that is still counted in flight was refused for load (429)."""
+        """Records the refusal for load (429) of a request that is still counted in flight."""
         lowered = max(1, min(self.current, self.in_flight - 1))
-        if self._calm >= self._probe // 2:  # else it belongs to the same burst of refusals
+        if self._calm >= self._probe // 2:  # otherwise it belongs to the same burst of refusals
             confirmed = abs(lowered - self.refused) <= 1
             self._probe = min(_LAST_PROBE, 2 * self._probe) if confirmed else _FIRST_PROBE
         self.current = self.refused = lowered
         self._cautious, self._calm = True, 0
 
     def unavailable(self) -> None:
-        """A request that is still counted in flight met a 503, a broken connection or its deadline."""
+        """Records a 503, a broken connection or a timeout of a request that is still counted in flight."""
         self._unavailable += _MEMORY * (1 - self._unavailable)
         if self._unavailable > _UNAVAILABLE_SHARE and not self._settle:
             self._settle = self.current
@@ -127,27 +128,29 @@ class AdaptiveLimit:
             self._cautious = False
 
 
-#: Answers of one window, at least; a window also holds one round trip of all that is in flight.
+#: Minimum number of answers in a window; a window also holds one round trip of all requests in flight.
 _WINDOW = 16
-#: Two windows are of the same number in flight when they differ by less than this factor.
+#: Two windows count as having the same number in flight if they differ by less than this factor.
 _APART = 1.25
-#: With twice as many in flight the rate must be at least `2 ** 0.25` = 1.19 times as high to go on.
+#: Required gain: with twice as many in flight, the rate must be at least `2 ** 0.25` = 1.19 times as high.
 _GAIN = 0.25
-#: The rate that has collapsed, as a share of what the same number in flight gave before; and what follows.
+#: A rate below this share of the earlier one, at the same number in flight, has collapsed; the factor that the limit
+#: is then multiplied by.
 _COLLAPSE, _DECREASE = 0.6, 0.7
-#: Share of a new window in the remembered rate.
+#: Weight of a new window in the remembered rate.
 _RATE_MEMORY = 0.2
-#: Windows of rest before more is tried again; doubled each time that it does not help.
+#: Windows to wait before a higher number is tried again; doubled each time that it does not help.
 _FIRST_REST, _LAST_REST = 1, 64
 
 
 class Pace:
-    """Watches the rate of answers over the number in flight.
+    """Measures the rate of answers as a function of the number of requests in flight.
 
-    By Little's law the number in flight over the latency *is* the rate, so that every answer is a sample of it, at the
-    number that was in flight when it was asked for. Where that number grows and the rate does not, requests queue: the
-    limit goes back to the number that gave the same rate. Where the rate collapses at the same number (others load the
-    server too), the limit falls by a factor. Latency is taken per token, since long answers take long.
+    By Little's law the rate equals the number in flight divided by the latency, so every answer is a sample of the
+    rate at the number that was in flight when its request was sent. If that number grows and the rate does not,
+    requests queue: the limit returns to the number that gave the same rate. If the rate collapses at the same number
+    (other users load the server too), the limit is multiplied by a factor below 1. Latency is measured per token,
+    because long answers take longer.
     """
 
     def __init__(self) -> None:
@@ -159,7 +162,7 @@ class Pace:
 
     @property
     def began(self) -> bool:
-        """Whether a window has been measured that others are compared with."""
+        """`True` once a reference window has been measured."""
         return self._best is not None
 
     def _clear(self) -> None:
@@ -167,7 +170,7 @@ class Pace:
         self._numbers = self._seconds = 0.0
 
     def note(self, in_flight: float, seconds: float, tokens: int) -> int | None:
-        """Takes one answer into account; gives the number to go down to, where it is too high."""
+        """Records one answer; returns the lower limit if the number in flight is too high, else `None`."""
         self._size = self._size or max(_WINDOW, round(in_flight))
         self._count += 1
         self._numbers += in_flight

@@ -1,4 +1,4 @@
-"""Where a server is asked and in whose name: address, model and key of one endpoint."""
+"""Address, model and key of one endpoint."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from persyn_hf.config import Service, Teacher
 from persyn_hf.endpoints.keys import find_key, with_variables
 from persyn_hf.text import tame
 
-#: Longest excerpt of a server's own words in an error.
+#: Maximum length of a server's message in an error, in characters.
 _EXCERPT = 200
-#: The version under which the chat protocol's routes stand where only a host is named.
+#: Path prefix of the chat protocol's routes, added if the address is only a host.
 _VERSION = "/v1"
-#: Routes of the chat protocol, and another protocol's, that some write behind the base URL.
+#: Routes of the chat protocol, and TGI's, that users sometimes append to the base URL.
 _CHAT_ROUTES = ("/chat/completions", "/completions")
 _ROUTES = (*_CHAT_ROUTES, "/generate")
 
@@ -25,15 +25,15 @@ class Endpoint:
 
     Args:
         address (`str`): Base URL or full route, as configured.
-        model (`str`, *optional*): What it is to serve.
-        key (`str`, *optional*): Sent to this address and nowhere else. Never shown.
-        key_name (`str`, *optional*): Where the key comes from, for errors.
-        setting (`str`, defaults to `"endpoint"`): What the address is called where it is configured, for errors.
-        key_header (`str`, *optional*): Header that carries the key by itself; by default it is a bearer token.
-        headers, query (`tuple[tuple[str, str], ...]`, defaults to none): More headers and query parameters of every
-            request, with the values of the variables that they name. Never shown.
-        secrets (`tuple[str, ...]`, defaults to none): Values of variables in them.
-        options (`str`, *optional*): Where sampling settings stand in the section of this server, for errors.
+        model (`str`, *optional*): Model that the server should serve.
+        key (`str`, *optional*): API key, sent to this address only. Never shown.
+        key_name (`str`, *optional*): Source of the key, for errors.
+        setting (`str`, defaults to `"endpoint"`): Name of the setting that holds the address, for errors.
+        key_header (`str`, *optional*): Header that carries the plain key; defaults to a bearer token.
+        headers, query (`tuple[tuple[str, str], ...]`, defaults to none): Additional headers and query parameters of
+            every request, with environment variables filled in. Never shown.
+        secrets (`tuple[str, ...]`, defaults to none): Values of the environment variables in them.
+        options (`str`, *optional*): Path of the sampling settings in the section of this server, for errors.
     """
 
     address: str
@@ -51,16 +51,16 @@ class Endpoint:
     def of(
         cls, server: Teacher | Service, address: str | None = None, *, model: str | None = None, setting: str = "url"
     ) -> Endpoint:
-        """The endpoint of a teacher, by default its first, or of a service.
+        """Creates the endpoint of a teacher, by default its first, or of a service.
 
         Args:
-            server (`Teacher` or `Service`): Whom.
+            server (`Teacher` or `Service`): Configuration of the server.
             address (`str`, *optional*): One of a teacher's endpoints.
-            model (`str`, *optional*): What a service is to serve.
-            setting (`str`, defaults to `"url"`): What a service's address is called where it is configured.
+            model (`str`, *optional*): Model that a service should serve.
+            setting (`str`, defaults to `"url"`): Name of the setting that holds a service's address.
 
         Raises:
-            ConfigError: If a key, the Hub token or a variable is wanted and there is none.
+            ConfigError: If a required key, Hub token or environment variable is missing.
         """
         options = ""
         if isinstance(server, Teacher):
@@ -85,28 +85,28 @@ class Endpoint:
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """Everything that no message may repeat, the longest first."""
+        """Secrets that no message may contain, the longest first."""
         return tuple(sorted({*self.secrets, *([self.key] if self.key else [])}, key=len, reverse=True))
 
     @property
     def base(self) -> str:
-        """The address without the route that some write: `/chat/completions`, `/completions`, `/generate`."""
+        """The address without a trailing route (`/chat/completions`, `/completions` or `/generate`)."""
         bare = self.address.rstrip("/")
         return next((bare.removesuffix(route) for route in _ROUTES if bare.endswith(route)), bare)
 
     @property
     def root(self) -> str:
-        """The base without `/v1`: where a server has pages beside those of the chat protocol."""
+        """The base without `/v1`, for pages outside the chat protocol."""
         return self.base.removesuffix(_VERSION)
 
     def url(self, path: str) -> str:
-        """The address of a page.
+        """Returns the URL of a page.
 
-        A route of the chat protocol (`/v1/chat/completions`, `/v1/models`) stands under the base URL; `/v1` is put
-        between only where the base is a host alone. A route that is configured in full is taken as it is.
+        A route of the chat protocol (`/v1/chat/completions`, `/v1/models`) is appended to the base URL; `/v1` is added
+        only if the base is a host without a path. A route that is configured in full is used unchanged.
 
         Args:
-            path (`str`): As a server with a bare host has it: `/v1/chat/completions`, `/generate`, `/info`.
+            path (`str`): Path relative to the host: `/v1/chat/completions`, `/generate`, `/info`.
 
         Example:
             >>> Endpoint("https://host/v1beta/openai").url("/v1/chat/completions")
@@ -124,21 +124,21 @@ class Endpoint:
         return self.base + ("" if explicit else _VERSION) + route
 
     def asked(self, url: str) -> str:
-        """An address with the query parameters of every request."""
+        """Adds the configured query parameters to a URL."""
         if not self.query:
             return url
         return f"{url}?{urlencode(self.query, quote_via=quote)}"
 
     @property
     def sent_headers(self) -> Mapping[str, str]:
-        """The headers of every request that are this server's own: its key, and the configured ones."""
+        """Headers sent with every request to this server: its key and the configured ones."""
         own = dict(self.headers)
         if self.key is not None:
             own |= {self.key_header: self.key} if self.key_header else {"authorization": f"Bearer {self.key}"}
         return own
 
     def clean(self, text: str, limit: int = _EXCERPT) -> str:
-        """A short excerpt of foreign text, fit for a terminal, that surely holds no key."""
+        """Returns a short excerpt of a server's text, safe for a terminal and without secrets."""
         words = text
         for secret in self.hidden:
             words = tame(words, None, secret)

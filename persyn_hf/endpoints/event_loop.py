@@ -1,4 +1,4 @@
-"""The event loop of everything that asks servers, with Ctrl-C and SIGTERM: the first lets what is in flight end."""
+"""The event loop for requests to servers; the first Ctrl-C or SIGTERM lets the requests in flight finish."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from persyn_hf.text import tame_lines
 
 Result = TypeVar("Result")
 
-#: How the signals are called where their effect is told.
+#: Names of the signals in messages.
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-#: What a shell shows of a command that SIGTERM ended.
+#: Exit code of a command that SIGTERM ended, as shells report it.
 TERMINATED = 128 + signal.SIGTERM
-#: Seconds between two looks at signals where a wait cannot be interrupted (Windows).
+#: Seconds between two checks for signals on systems where a wait cannot be interrupted (Windows).
 _LOOK = 0.5
 
 
 class Interrupt:
-    """What Ctrl-C and SIGTERM do to a run.
+    """Applies Ctrl-C and SIGTERM to a run.
 
-    The first signal drains the run, where it can be drained, and else stops it at once; the second stops it at once.
+    The first signal drains the run if it can be drained, and otherwise stops it at once; the second stops it at once.
 
     Attributes:
-        pressed (`int`): Signals that came.
-        name (`str`): What came first, for messages.
+        pressed (`int`): Number of signals received.
+        name (`str`): Name of the first signal, for messages.
         terminated (`bool`): Whether one of them was SIGTERM.
     """
 
@@ -42,20 +42,20 @@ class Interrupt:
         self.terminated = False
         self._drain: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[object] | None = None
 
     def attach(self, drain: Callable[[], None]) -> None:
-        """Says what the first signal calls; without, it stops the run at once."""
+        """Sets the function that the first signal calls; without one, the first signal stops the run at once."""
         self._drain = drain
 
     def enter(self) -> None:
-        """Takes the running task for the run's."""
+        """Registers the running task as the task of the run."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         for count in range(1, self.pressed + 1):  # before there was a loop
             self._loop.call_soon(self._act, count)
 
     def press(self, number: int = signal.SIGINT) -> None:
-        """A signal came; may be called from any thread."""
+        """Handles a signal; may be called from any thread."""
         self.pressed += 1
         self.terminated |= number == signal.SIGTERM
         if self.pressed == 1:
@@ -68,25 +68,26 @@ class Interrupt:
             self._drain()
         elif self._task is not None and not self._task.done():
             if count == 1:
-                say(f"{self.name}: what is in flight is given up.")
+                say(f"{self.name}: cancelling the requests in flight.")
             self._task.cancel()
 
 
-def run_to_end(make: Callable[[Interrupt], Coroutine[Any, Any, Result]]) -> Result:
-    """Runs a coroutine to its end, in a thread of its own where a loop is running already (Jupyter).
+def run_to_end(make: Callable[[Interrupt], Coroutine[object, None, Result]]) -> Result:
+    """Runs a coroutine to its end, in a separate thread if a loop is already running (Jupyter).
 
-    In the main thread Ctrl-C and SIGTERM are taken while it runs; a handler of the caller's own stays as it is.
+    In the main thread, Ctrl-C and SIGTERM are handled while it runs; the caller's own handlers are kept.
 
     Args:
-        make (`Callable[[Interrupt], Coroutine]`): Makes it; it may [`Interrupt.attach`] what drains it.
+        make (`Callable[[Interrupt], Coroutine]`): Creates the coroutine; it may [`Interrupt.attach`] a function that
+            drains the run.
 
     Returns:
-        What the coroutine returns.
+        The result of the coroutine.
 
     Raises:
-        KeyboardInterrupt: If Ctrl-C was pressed, once what was in flight has ended, or at once where it was pressed
-            twice or nothing drains the run.
-        SystemExit: With 143 (128 + 15), if SIGTERM came; in the same way.
+        KeyboardInterrupt: If Ctrl-C was pressed: after the requests in flight have finished, or at once if it was
+            pressed twice or the run cannot be drained.
+        SystemExit: With code 143 (128 + 15), if SIGTERM was received, at the same times.
     """
     interrupt = Interrupt()
     try:
@@ -106,17 +107,17 @@ def run_to_end(make: Callable[[Interrupt], Coroutine[Any, Any, Result]]) -> Resu
         raise SystemExit(TERMINATED)
     if interrupt.pressed:
         raise KeyboardInterrupt
-    return result  # type: ignore[return-value] # nothing was interrupted, so that it is there
+    return result  # type: ignore[return-value] # set, because nothing was interrupted
 
 
-async def _watched(make: Callable[[Interrupt], Coroutine[Any, Any, Result]], interrupt: Interrupt) -> Result:
+async def _watched(make: Callable[[Interrupt], Coroutine[object, None, Result]], interrupt: Interrupt) -> Result:
     interrupt.enter()
     return await make(interrupt)
 
 
 @contextmanager
 def _signals_to(interrupt: Interrupt) -> Iterator[None]:
-    """Gives the signals that nobody else handles to an interrupt."""
+    """Passes the signals without a custom handler to an interrupt."""
     taken: dict[int, Any] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -135,8 +136,8 @@ def _signals_to(interrupt: Interrupt) -> Iterator[None]:
             signal.signal(taken_number, handler)
 
 
-def _is_nobodys(number: int, handler: Any) -> bool:
-    """Whether a handler is what Python, `asyncio.run` or [`exit_on_sigterm`] put there."""
+def _is_nobodys(number: int, handler: object) -> bool:
+    """Returns whether a handler was set by Python, `asyncio.run` or [`exit_on_sigterm`]."""
     if number == signal.SIGTERM:
         return handler is signal.SIG_DFL or isinstance(handler, _Exit)
     of_asyncio = isinstance(handler, functools.partial) and isinstance(
@@ -145,8 +146,8 @@ def _is_nobodys(number: int, handler: Any) -> bool:
     return handler is signal.default_int_handler or of_asyncio
 
 
-def _in_a_thread(interrupt: Interrupt, work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs a coroutine in a thread of its own, and waits for it."""
+def _in_a_thread(interrupt: Interrupt, work: Coroutine[object, None, Result]) -> Result:
+    """Runs a coroutine in a separate thread, and waits for it."""
     results: list[Result] = []
     failures: list[BaseException] = []
 
@@ -161,7 +162,7 @@ def _in_a_thread(interrupt: Interrupt, work: Coroutine[Any, Any, Result]) -> Res
     while thread.is_alive():
         try:
             thread.join(_LOOK)
-        except KeyboardInterrupt:  # of a handler of the caller's
+        except KeyboardInterrupt:  # raised by a handler of the caller
             interrupt.press()
     if failures:
         raise failures[0]
@@ -169,28 +170,28 @@ def _in_a_thread(interrupt: Interrupt, work: Coroutine[Any, Any, Result]) -> Res
 
 
 class _Exit:
-    """Handles SIGTERM outside of [`run_to_end`]: the process ends as after an error, so that files are cleaned up."""
+    """Handles SIGTERM outside of [`run_to_end`]: the process exits as after an error, so files are cleaned up."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
 
     def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
-        if os.getpid() == self._process:  # a worker that was forked ends without words
-            say("SIGTERM: stopped. What is finished is kept; run again to go on.")
+        if os.getpid() == self._process:  # a forked worker exits silently
+            say("SIGTERM: stopped. Finished work is kept; run again to resume.")
         raise SystemExit(TERMINATED)
 
 
 def exit_on_sigterm() -> None:
-    """Lets SIGTERM raise `SystemExit(143)`, with a line, where nothing handles it yet; for a command's main function.
+    """Makes SIGTERM raise `SystemExit(143)` with a message, unless it has a handler; for a command's main function.
 
-    Batch systems (Slurm, Kubernetes) send it some seconds before they kill.
+    Batch systems (Slurm, Kubernetes) send SIGTERM some seconds before they kill the process.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _Exit())
 
 
 def say(*lines: object) -> None:
-    """Writes lines to standard error; what is in them cannot command a terminal."""
+    """Writes lines to standard error, without control characters."""
     for line in lines:
         sys.stderr.write(tame_lines(line) + "\n")
     sys.stderr.flush()

@@ -1,18 +1,18 @@
-"""What goes wrong at an endpoint, and what it means: for the row, for the number in flight, for the teacher.
+"""Failures of an endpoint, mapped to errors that say what they mean for the row, the concurrency and the teacher.
 
-It holds for every server: teachers, judges, students and routers. The scheduler of teachers acts on it as the last
-column says; for the others, `requests` asks again what may pass, up to a number of attempts.
+The table applies to every server: teachers, judges, students and routers. The scheduler of teachers follows the last
+column; for the other servers, `requests` retries transient failures up to a number of attempts.
 
-| seen | error | again? |
+| failure | error | retried? |
 |---|---|---|
 | connection refused, 502, 503, 504, 520 to 527, 530 | `UnavailableError` | while patience lasts; opens the circuit |
-| a 500 whose words say that nobody serves behind a gateway | `UnavailableError` | likewise |
+| a 500 whose message says that no server is running behind a gateway | `UnavailableError` | the same |
 | connection broken, 408, 409, 425, other 5xx | `RetryableError` | yes |
 | 429, 498, 529, `overloaded_error`, `capacity_exceeded` | `RetryableError(overloaded)` | yes, with fewer in flight |
 | 424, `incomplete_generation`, an empty completion | `RetryableError` | once |
 | 400, 413, 422 and other 4xx | `RowError` | never |
-| 402, 501, a redirect, a compressed answer | `TeacherDownError` | never, by no row |
-| 401, 403, 404, 405, 410 | `TeacherDownError(doubtful)` | other rows show whether the row was meant, or the key |
+| 402, 501, a redirect, a compressed answer | `TeacherDownError` | never, for any row |
+| 401, 403, 404, 405, 410 | `TeacherDownError(doubtful)` | other rows show whether the row or the key was refused |
 | an error event under 200 | as its `error_type` | |
 """
 
@@ -24,7 +24,6 @@ import math
 import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
 
 import httpx2
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -33,7 +32,7 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.refusals import advice, named_parameters
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, TeacherError, UnavailableError
 
-#: The status that stands for an `error_type` of an event under 200.
+#: The HTTP status equivalent to the `error_type` of an error event under 200.
 _STATUS_OF = {
     "overloaded": 429,
     "validation": 422,
@@ -47,42 +46,42 @@ _STATUS_OF = {
 #: Refusals for load: Groq's 498, Anthropic's 529, and their names under other statuses.
 _OVERLOADED = frozenset({429, 498, 529})
 _OVERLOADED_TYPES = frozenset({"overloaded_error", "capacity_exceeded"})
-#: Nobody serves there now; from 520 on Cloudflare's names for that.
+#: No server is available at the moment; from 520 on, Cloudflare's statuses for that.
 _UNAVAILABLE = frozenset({502, 503, 504, *range(520, 528), 530})
 _PASSING = frozenset({408, 409, 425})
-#: Statuses that say something of the server, and not of the page that was asked for.
+#: Statuses that are about the server and not about the requested page.
 OF_THE_SERVER = frozenset({401, 402, 403, 408, 425}) | _OVERLOADED | _UNAVAILABLE
-#: Refusals of a request, which may be of a parameter in it.
+#: Refusals of a request, possibly because of one of its parameters.
 _REFUSALS = frozenset({400, 422})
-#: Nothing is served at that address, or not by this method.
+#: The address does not exist, or does not support the method.
 _NOT_THERE = frozenset({404, 405, 410, 501})
-#: Refusals of a key or a model that services also send for one prompt: moderation, a firewall, a gateway's lapse.
+#: Refusals of a key or a model that services also send for a single prompt: moderation, a firewall, a gateway error.
 _DOUBTFUL = frozenset({401, 403, 404, 405, 410})
-#: Names of a refused key under a status of another meaning, as LiteLLM sends them under 400.
+#: Error types of a refused key under another status; LiteLLM sends them under 400.
 _WRONG_KEY = frozenset({"auth_error", "authentication_error", "invalid_api_key", "invalid_authentication"})
-#: Words of a gateway that answers 500 where nobody serves behind it.
+#: Messages of a gateway that answers 500 when no server is running behind it.
 _UPSTREAM = re.compile(
     r"connection (error|refused)|cannot connect|connect call failed|service ?unavailable|upstream|no healthy",
     re.IGNORECASE,
 )
-#: Problems of one request that are repeated, at most.
+#: Maximum number of problems of one request that an error lists.
 _PROBLEMS = 4
-#: A quota that waiting does not refill, as OpenAI names it under 429.
+#: OpenAI's error code under 429 for a quota that waiting does not refill.
 _SPENT = "insufficient_quota"
 
 
 def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
-    """What is meant by a request that brought no whole response."""
+    """Converts the exception of a request without a complete response into an error."""
     if isinstance(error, TimeoutError | httpx2.TimeoutException):
         return perhaps_charged(RetryableError(f"no answer from {endpoint.address} in time", attempts=3))
     if isinstance(error, OfflineModeIsEnabled):
-        return TeacherDownError(f"HF_HUB_OFFLINE blocks {endpoint.address}, which is the Hub's; unset it to ask there")
+        return TeacherDownError(f"HF_HUB_OFFLINE blocks {endpoint.address}, a server of the Hub; unset it to connect")
     if isinstance(error, httpx2.InvalidURL):
-        return TeacherDownError(f"nobody can be asked at {endpoint.address}: it is no valid address")
+        return TeacherDownError(f"{endpoint.address} is not a valid address; fix `{endpoint.setting}`")
     if isinstance(error, httpx2.ConnectError):
         words = endpoint.clean(str(error))
         if "CERTIFICATE_VERIFY_FAILED" in words:
-            return TeacherDownError(f"{endpoint.address} has no certificate that can be trusted ({words})")
+            return TeacherDownError(f"the certificate of {endpoint.address} cannot be trusted ({words})")
         return UnavailableError(f"cannot connect to {endpoint.address}: {words}")
     if isinstance(error, httpx2.TransportError):
         return perhaps_charged(RetryableError(f"the connection broke: {type(error).__name__}"))
@@ -90,7 +89,7 @@ def transport_error(endpoint: Endpoint, error: Exception) -> TeacherError:
 
 
 def perhaps_charged(error: TeacherError) -> TeacherError:
-    """Marks a failure of which the server may think that it was an answer."""
+    """Marks a failure that the server may have charged for."""
     error.maybe_charged = True
     return error
 
@@ -103,15 +102,15 @@ def status_error(
     url: str | None = None,
     sent: bytes | None = None,
 ) -> TeacherError:
-    """What is meant by a response whose status is not 200.
+    """Converts a response whose status is not 200 into an error.
 
     Args:
-        endpoint (`Endpoint`): Who sent it.
-        status (`int`): Its status.
-        text (`str`): Its body, or the beginning of it.
-        headers (`Mapping[str, str]`): Its headers.
-        url (`str`, *optional*): The address that was asked, where it is not the configured one.
-        sent (`bytes`, *optional*): The request's body.
+        endpoint (`Endpoint`): Endpoint that sent the response.
+        status (`int`): HTTP status.
+        text (`str`): Body, or the beginning of it.
+        headers (`Mapping[str, str]`): Response headers.
+        url (`str`, *optional*): Requested address, if it is not the configured one.
+        sent (`bytes`, *optional*): Body of the request.
     """
     kind, words, named = _error_body(text)
     said = _said(endpoint, status, kind, words)
@@ -134,14 +133,14 @@ def _status_error(
     if 300 <= status < 400:
         target = endpoint.clean(headers.get("location", "nowhere"))
         return TeacherDownError(
-            f"{endpoint.address} redirects to {target}, and a key or a prompt is never sent on to another address; "
-            f"configure the final one as `{endpoint.setting}`"
+            f"{endpoint.address} redirects to {target}, and persyn_hf never sends a key or a prompt to another "
+            f"address; configure the final one as `{endpoint.setting}`"
         )
     if status == 403:
         key = endpoint.key_name or "`api_key_env`, which is not set"
         return TeacherDownError(
-            f"{endpoint.address} refused the request ({said}): moderation or a firewall objects to what was sent, or "
-            f"the key may not use the model (see {key})"
+            f"{endpoint.address} refused the request ({said}): moderation or a firewall rejected it, or the key may "
+            f"not use the model (see {key})"
         )
     if status == 401 or (status in _REFUSALS and kind in _WRONG_KEY):
         mend = f"check {endpoint.key_name}" if endpoint.key_name else "name its variable (set `api_key_env`)"
@@ -150,17 +149,17 @@ def _status_error(
         what = "this" if endpoint.model is None else f"`{endpoint.model}`"
         return TeacherDownError(f"{url or endpoint.address} does not serve {what} there ({said})")
     if status == 402 or kind == _SPENT:
-        return TeacherDownError(f"{endpoint.address} wants payment ({said})")
+        return TeacherDownError(f"{endpoint.address} requires payment ({said})")
     return _by_status(status, kind, said, retry_after(headers))
 
 
 def body_error(endpoint: Endpoint, text: str, wanted: str = "completion") -> TeacherError:
-    """What is meant by 200 with a body that is no answer: an error in JSON or SSE, a page, half an answer.
+    """Converts a 200 whose body is not an answer into an error: an error in JSON or SSE, a page, half an answer.
 
     Args:
-        endpoint (`Endpoint`): Who sent it.
-        text (`str`): Its body.
-        wanted (`str`, defaults to `"completion"`): What it should have been.
+        endpoint (`Endpoint`): Endpoint that sent the response.
+        text (`str`): Body of the response.
+        wanted (`str`, defaults to `"completion"`): Expected kind of answer.
     """
     lines = text.splitlines() if "data:" in text[:4096] else [text]
     for line in lines:
@@ -168,6 +167,9 @@ def body_error(endpoint: Endpoint, text: str, wanted: str = "completion") -> Tea
         if line.lstrip()[:1] in ("{", "d") and (kind or words):
             said = f"error event in a stream ({endpoint.clean(kind)}): {endpoint.clean(words)}"
             return _by_status(_STATUS_OF.get(kind, 500), kind, said, None)
+    if text.lstrip("\ufeff \t\r\n")[:1] == "<":
+        page = endpoint.clean(_title(text))
+        return RetryableError(f"the answer is a web page{f' ({page!r})' if page else ''} and no {wanted}")
     return RetryableError(f"the answer is no {wanted} (malformed or cut JSON, or another format)")
 
 
@@ -184,8 +186,8 @@ def _by_status(status: int, kind: str, said: str, wait: float | None) -> Teacher
 
 
 def _error_body(text: str) -> tuple[str, str, list[str]]:
-    """The type, the words and the named parameters of an error, from TGI's form, OpenAI's form (and Anthropic's),
-    FastAPI's (and Mistral's) or a list of one (Gemini's)."""
+    """Parses the type, the message and the named parameters of an error, in the format of TGI, OpenAI (and Anthropic),
+    FastAPI (and Mistral) or Gemini (a list of one)."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -194,7 +196,7 @@ def _error_body(text: str) -> tuple[str, str, list[str]]:
         body = body[0]
     if not isinstance(body, dict):
         return "", "", []
-    inner: Any = body.get("error", body.get("detail", body.get("message")))
+    inner: object = body.get("error", body.get("detail", body.get("message")))
     kinds = [body.get("error_type")]
     if isinstance(inner, dict):
         kinds += [inner.get("type"), inner.get("code")]
@@ -208,13 +210,13 @@ def _error_body(text: str) -> tuple[str, str, list[str]]:
 
 
 def _title(text: str) -> str:
-    """What a page is called; nothing where it is no page."""
+    """Returns the title of an HTML page; empty if the text is not one."""
     found = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
     return html.unescape(found[1]).strip() if found else ""
 
 
-def _located(problem: Any) -> str:
-    """One problem of FastAPI's list: where, and what."""
+def _located(problem: object) -> str:
+    """Formats one problem of FastAPI's list as location and message."""
     if not isinstance(problem, dict):
         return str(problem)
     location = problem.get("loc")
@@ -223,10 +225,10 @@ def _located(problem: Any) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: `retry-after-ms`, else `retry-after`, else what a rate limit says.
+    """Returns the seconds that a server asks to wait: `retry-after-ms`, else `retry-after`, else the rate-limit reset.
 
-    A date is measured against the response's own `Date`, so that neither a wrong clock here nor one that is set
-    meanwhile counts; without a `Date` it is left to the backoff.
+    A date is measured against the response's own `Date`, so that a wrong or changing local clock has no effect;
+    without a `Date` header the date is ignored, and the backoff applies.
     """
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         value = headers.get(name)
@@ -245,7 +247,7 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+
 
 
 def _reset(headers: Mapping[str, str]) -> float | None:
-    """Seconds until a limit that is used up is filled again, as OpenAI writes them: `1s`, `6m0s`, `20ms`."""
+    """Returns the seconds until an exhausted rate limit resets, in OpenAI's notation: `1s`, `6m0s`, `20ms`."""
     waits = []
     for what in ("requests", "tokens"):
         found = _DURATION.fullmatch(headers.get(f"x-ratelimit-reset-{what}", ""))

@@ -1,4 +1,4 @@
-"""A gate for requests to a server: no more of them at once than all that ask it may have in flight together."""
+"""A gate that keeps the requests to a server within the limit that all of its callers share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from persyn_hf.errors import RetryableError, UnavailableError
 
 
 class Gate:
-    """Lets one request at a time through a [`Share`]: `async with gate: ...` around every request.
+    """Admits requests to a server in order of arrival: `async with gate: ...` around every request.
 
-    Requests pass in the order in which they came. What a request raises counts: a `RetryableError` that is
-    `overloaded` lowers the server's limit, an `UnavailableError` does where there are many.
+    The exception of a request adjusts the server's limit: a `RetryableError` that is `overloaded` lowers it, and many
+    `UnavailableError`s do.
 
     Args:
-        share (`Share`): Of the server that is asked.
+        share (`Share`): The caller's share of the server.
     """
 
     def __init__(self, share: Share) -> None:
@@ -48,7 +48,7 @@ class Gate:
     async def _wait(self) -> None:
         self._changed.clear()
         self._share.wait(self._changed.set)
-        # Nobody tells when another process gives a slot back.
+        # Other processes do not notify this one when they release a slot.
         timer = asyncio.get_running_loop().call_later(SLOT_POLL, self._changed.set) if self._share.free > 0 else None
         try:
             await self._changed.wait()
@@ -60,11 +60,12 @@ class Gate:
 
 @contextmanager
 def gate(address: str, max_concurrency: int | None = None) -> Iterator[Gate]:
-    """A gate for requests to an address, for as long as the block runs.
+    """Opens a gate for requests to an address, for the duration of the block.
 
     Args:
-        address (`str`): A base URL.
-        max_concurrency (`int`, *optional*): Requests that the server bears at once; learnt where it is not known.
+        address (`str`): Base URL of the server.
+        max_concurrency (`int`, *optional*): Number of requests that the server can handle at once; measured if it is
+            not given.
 
     Example:
         >>> async def ask_all(requests):

@@ -1,4 +1,4 @@
-"""The one place where keys are looked up: in an environment variable, or the Hub token where a setting says so."""
+"""Lookup of API keys: from an environment variable, or the Hub token if `use_hub_token` is set."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from persyn_hf.errors import ConfigError
 
 
 def find_key(variable: str | None, use_hub_token: bool, needed_by: str) -> str | None:
-    """A key, or `None` where none is configured.
+    """Looks up a key; returns `None` if none is configured.
 
     Args:
-        variable (`str`, *optional*): The environment variable that holds it. A line break at its value's end, which a
-            `.env` file written on Windows leaves there, is taken off.
-        use_hub_token (`bool`): Take the Hugging Face token.
-        needed_by (`str`): What needs it, for errors.
+        variable (`str`, *optional*): Environment variable that holds the key. A trailing line break, as left by a
+            `.env` file written on Windows, is removed.
+        use_hub_token (`bool`): Whether to use the Hugging Face token.
+        needed_by (`str`): Name of the section that needs the key, for errors.
 
     Raises:
-        ConfigError: If the variable or the token is not there, or holds what cannot be a key. Neither the key nor
-            a text that may be one is in the message.
+        ConfigError: If the variable or the token is missing, or its value cannot be a key. The message contains
+            neither the key nor a text that may be one.
     """
     if use_hub_token:
         token = get_token()
@@ -48,17 +48,18 @@ def find_key(variable: str | None, use_hub_token: bool, needed_by: str) -> str |
 def with_variables(
     server: Connection, needed_by: str
 ) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """The headers and query parameters of a server's requests, with the values of the variables that they name.
+    """Fills the environment variables into the headers and query parameters of a server.
 
     Args:
-        server (`Connection`): With `extra_headers` and `extra_query`.
-        needed_by (`str`): What needs them, for errors.
+        server (`Connection`): Configuration with `extra_headers` and `extra_query`.
+        needed_by (`str`): Name of the section that needs them, for errors.
 
     Returns:
-        `tuple`: Headers, query parameters, and the variables' values, which nothing may show.
+        `tuple`: Headers, query parameters, and the values of the variables, which must not be shown.
 
     Raises:
-        ConfigError: If a variable is not set, or holds what no header can carry. Its value is not in the message.
+        ConfigError: If a variable is not set, or its value is not valid in a header. The message does not contain
+            the value.
     """
     secrets: list[str] = []
 
@@ -80,8 +81,8 @@ def _variable_value(variable: str, needed_by: str) -> str:
         raise ConfigError(f"{needed_by}: the environment variable {variable} is not set; export it before the run.")
     if not (value.isascii() and value.isprintable()):
         raise ConfigError(
-            f"{needed_by}: the environment variable {variable} holds a line break or another character that no header "
-            "can carry."
+            f"{needed_by}: the environment variable {variable} contains a line break or another character that is not "
+            "allowed in a header; remove it."
         )
     return value
 
@@ -90,20 +91,20 @@ def _whole(key: str, where: str, needed_by: str) -> str:
     if key.isascii() and key.isprintable() and " " not in key:
         return key
     raise ConfigError(
-        f"{needed_by}: {where} holds white space, a line break or another character that no key has; set it to the "
-        "key alone."
+        f"{needed_by}: {where} contains white space, a line break or another character that is not allowed in a key; "
+        "set it to the key alone."
     )
 
 
 def require_keys(sections: Iterable[tuple[str, object]], source: str) -> None:
-    """Looks every key up that sections of a configuration name, before anything is asked.
+    """Checks that every key that a configuration names is set, before any request is sent.
 
     Args:
-        sections (`Iterable[tuple[str, object]]`): Sections, or tuples of them, with their paths.
-        source (`str`): Names the configuration in errors.
+        sections (`Iterable[tuple[str, object]]`): Sections, or tuples of sections, with their paths.
+        source (`str`): Name of the configuration, for errors.
 
     Raises:
-        ConfigError: One line per key that is not there, with the path of its setting.
+        ConfigError: If keys are missing, with one line per key and the path of its setting.
     """
     problems = [problem for path, section in sections for problem in _missing(section, path)]
     if problems:

@@ -1,4 +1,4 @@
-"""The environment's rules for addresses: who goes through a proxy, which key must not, and what is offline."""
+"""The environment's rules for addresses: proxies, keys that a proxy must not read, and `HF_HUB_OFFLINE`."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from huggingface_hub import constants
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.errors import ConfigError
 
-#: Domains of the Hub. Inference Endpoints (`huggingface.cloud`) are servers of their own.
+#: Domains of the Hub. Inference Endpoints (`huggingface.cloud`) are separate servers.
 _HUB = ("huggingface.co", "hf.co", "hf.space")
 
 
 def proxy_of(address: str) -> str | None:
-    """The proxy that the environment names for an address; this machine itself is never asked through one."""
+    """Returns the proxy that the environment names for an address; loopback addresses have none."""
     return None if _is_loopback(urlsplit(address).hostname or "") else _named_for(address)
 
 
 def keep_key_from_proxies(endpoint: Endpoint, own_sessions: bool = False) -> None:
-    """Refuses plain HTTP with a key through a proxy, which would read the key.
+    """Refuses to send a key over plain HTTP through a proxy, which could read it.
 
     Args:
-        endpoint (`Endpoint`): Whom a key is to be sent to.
-        own_sessions (`bool`, defaults to `False`): The user's own sessions are used, which may take a proxy for this
-            machine too.
+        endpoint (`Endpoint`): Endpoint that the key is sent to.
+        own_sessions (`bool`, defaults to `False`): Whether the user's own sessions are used, which may use a proxy for
+            loopback addresses too.
 
     Raises:
-        ConfigError: Naming `NO_PROXY`.
+        ConfigError: If a proxy could read the key; the message names `NO_PROXY`.
     """
     parts = urlsplit(endpoint.address)
     if not endpoint.hidden or parts.scheme == "https":
@@ -37,13 +37,13 @@ def keep_key_from_proxies(endpoint: Endpoint, own_sessions: bool = False) -> Non
     if (_named_for if own_sessions else proxy_of)(endpoint.address) is not None:
         named = endpoint.key_name or "of `extra_headers` or `extra_query`"
         raise ConfigError(
-            f"{endpoint.address} would be asked through the proxy that HTTP_PROXY names, and over plain HTTP a proxy "
-            f"reads the key ({named}): use https, or add {parts.hostname} to NO_PROXY."
+            f"{endpoint.address} would be reached through the proxy in HTTP_PROXY, and over plain HTTP a proxy can "
+            f"read the key ({named}): use https, or add {parts.hostname} to NO_PROXY."
         )
 
 
 def is_of_the_hub(address: str) -> bool:
-    """Tells whether an address is the Hub's own, which `HF_HUB_OFFLINE` blocks; this machine never is.
+    """Returns whether an address belongs to the Hub, which `HF_HUB_OFFLINE` blocks; loopback addresses never do.
 
     Example:
         >>> [is_of_the_hub(f"https://{host}/v1") for host in ("router.huggingface.co", "10.0.0.7:8000", "localhost")]

@@ -1,37 +1,36 @@
-"""A server's refusal of a request: the setting that it speaks of, and when equal refusals are enough."""
+"""Refusals of a server: the setting that each one concerns, and the number of equal ones that stops the requests."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Collection, Iterator
-from typing import Any
 
 from persyn_hf.errors import RowError, TeacherDownError
 
-#: Equal refusals in a row, with no answer between: of a server that has not answered yet, and of one that has, or
-#: whose words may be about the prompt.
+#: Consecutive equal refusals that stop the requests to a server: one that has not answered yet, and one that has
+#: answered or whose message may be about the prompt.
 _ENOUGH, _ENOUGH_OF_PROMPTS = 8, 32
-#: Refusals in a row that read as if they were meant for every request (403, 404), before that is believed: before the
-#: server's first answer, and after it. Moderation and firewalls refuse single prompts so.
+#: Consecutive refusals that seem to apply to every request (403, 404) before they are taken to: before the server's
+#: first answer, and after it. Moderation and firewalls refuse single prompts with the same statuses.
 _FIRST_DOUBTS, _DOUBTS = 3, 16
-#: Words that a refusal of one prompt has, and not of every request.
+#: Words that occur in refusals of a single prompt only.
 _OF_A_PROMPT = re.compile(
     r"context.{0,12}(length|window|size)|prompt|too (long|many tokens)|moderat|flagged|policy|filter|safety|harmful"
     r"|inappropriate|unsafe|unicode|image|audio",
     re.IGNORECASE,
 )
-#: What differs between two refusals for one reason: identifiers of requests, times.
+#: Parts that differ between two refusals with the same reason: request ids, times.
 _IDENTIFIERS = re.compile(r"\b(?=[\w-]*\d)[\w-]{8,}\b")
 
-#: Words with which a server refuses a parameter by its name, and not for its value.
+#: Words of a server that does not accept a parameter with any value.
 _UNKNOWN = re.compile(
     r"unsupported|(not|n't|only) support|unknown|unrecogni[sz]ed|unexpected|not (allowed|permitted|a valid|exist)"
     r"|forbidden|cannot (both|find field)|invalid (field|parameter|argument)|deprecated|instead|only the default"
     r"|must be (omitted|left out)|no longer",
     re.IGNORECASE,
 )
-#: Words of a server that answers in a stream of events only.
+#: Words of a server that only supports streamed answers.
 _STREAM_ONLY = re.compile(
     r"only.{0,20}stream(ing)? (mode|mod|is)|only.{0,12}support.{0,12}stream|stream.{0,12}false.{0,20}not"
     r"|stream.{0,40}(required|must be (true|enabled|set))|(must|please|should).{0,40}(enable|use|set).{0,12}stream"
@@ -41,7 +40,7 @@ _STREAM_ONLY = re.compile(
 _OF_TOP_P = re.compile(
     r"top_p.{0,20}must be.{0,20}< ?1|top_p.{0,40}cannot both|cannot both.{0,40}top_p", re.IGNORECASE
 )
-#: What to do, by the parameter that was refused; `{}` is where sampling settings stand.
+#: The fix for each refused parameter; `{}` is the path of the sampling settings.
 _MEND = {
     "max_tokens": "set `{}max_tokens_field: max_completion_tokens`",
     "max_completion_tokens": "set `{}max_tokens_field: max_tokens`",
@@ -52,29 +51,29 @@ _MEND = {
     "stop": "give fewer strings in `{}stop`, or none",
     "stream_options": "set `stream_usage: false`",
 }
-#: Keys that every request has.
+#: Keys of every request.
 _ALWAYS = frozenset({"model", "messages", "stream"})
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def advice(words: str, named: Collection[str], sent: bytes | None, options: str) -> str:
-    """Names the line of the configuration that mends a refusal.
+    """Finds the change to the configuration that fixes a refusal.
 
     Args:
-        words (`str`): The server's own.
-        named (`Collection[str]`): Parameters that its error names beside the words.
-        sent (`bytes`, *optional*): The request's body.
-        options (`str`): Where sampling settings stand: `"sampling."` of a teacher, nothing of a service.
+        words (`str`): Message of the server.
+        named (`Collection[str]`): Parameters that the error names outside the message.
+        sent (`bytes`, *optional*): Body of the request.
+        options (`str`): Path of the sampling settings: `"sampling."` for a teacher, empty for a service.
 
     Returns:
-        `str`: The line, empty where the refusal names no parameter that was sent.
+        `str`: The change; empty if the refusal names no parameter of the request.
 
     Example:
         >>> advice("Unsupported parameter: 'seed'", [], b'{"seed": 1, "messages": []}', "sampling.")
         'set `sampling.seed: null`'
     """
     body = _body(sent)
-    keys = sorted(set(body) - _ALWAYS, key=len, reverse=True)  # `stop` is a part of `stop_token_ids`
+    keys = sorted(set(body) - _ALWAYS, key=len, reverse=True)  # `stop` is a substring of `stop_token_ids`
     if "messages" in body and body.get("stream") is not True and _STREAM_ONLY.search(words):
         return "set `stream: true`"
     if "top_p" in body and _OF_TOP_P.search(words):
@@ -88,7 +87,7 @@ def advice(words: str, named: Collection[str], sent: bytes | None, options: str)
     return ""
 
 
-def _body(sent: bytes | None) -> dict[str, Any]:
+def _body(sent: bytes | None) -> dict[str, object]:
     try:
         body = json.loads(sent or b"{}")
     except (ValueError, RecursionError):
@@ -100,8 +99,8 @@ def _names(words: str, key: str) -> bool:
     return re.search(rf"(?<![\w]){re.escape(key)}(?![\w])", words) is not None
 
 
-def named_parameters(body: Any) -> Iterator[str]:
-    """The parameters that an error's body names: OpenAI's `param`, the last key of FastAPI's `loc`."""
+def named_parameters(body: object) -> Iterator[str]:
+    """Yields the parameters that the body of an error names: OpenAI's `param`, the second key of FastAPI's `loc`."""
     if isinstance(body, list):
         for one in body:
             yield from named_parameters(one)
@@ -117,14 +116,14 @@ def named_parameters(body: Any) -> Iterator[str]:
 
 
 class Refusals:
-    """Counts a server's equal refusals in a row.
+    """Counts the consecutive equal refusals of a server.
 
-    A server that refuses every request in the same words refuses the settings and not the prompts: after some of them
-    nothing more is asked.
+    A server that refuses every request with the same message refuses the settings and not the prompts; after a number
+    of them no more requests are sent.
 
     Attributes:
         seen (`bool`): Whether the server has answered.
-        doubts (`int`): Refusals since its last answer that may have been meant for all requests.
+        doubts (`int`): Number of refusals since its last answer that may apply to all requests.
     """
 
     def __init__(self) -> None:
@@ -134,16 +133,16 @@ class Refusals:
         self.seen = False
 
     def answered(self) -> None:
-        """The server answered."""
+        """Records an answer of the server."""
         self._count, self.doubts, self.seen = 0, 0, True
 
     def believes(self, error: TeacherDownError) -> bool:
-        """Whether a refusal of all requests is meant so: one that may be meant for its row has to come repeatedly."""
+        """Returns whether a refusal applies to all requests; one that may apply to its row only has to repeat."""
         self.doubts += 1
         return not error.doubtful or self.doubts >= (_DOUBTS if self.seen else _FIRST_DOUBTS)
 
     def refused(self, error: RowError) -> str | None:
-        """The server refused a request; gives the reason to stop, once there is one."""
+        """Records the refusal of a request; returns the reason to stop, or `None` if there is none yet."""
         if error.status is None or not 400 <= error.status < 500:
             return None
         words = _IDENTIFIERS.sub("#", str(error))

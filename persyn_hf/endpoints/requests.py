@@ -1,15 +1,17 @@
-"""Many requests at once to a server that is no teacher (a judge, a student, a router), each again where that helps."""
+"""Parallel requests, with retries, to a server that is not a teacher: a judge, a student or a router."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 
 from persyn_hf.config import Service
@@ -33,24 +35,34 @@ from persyn_hf.errors import (
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-#: Sends one request and gives the JSON of its answer: `await send(url)` gets a page, `await send(url, body)` posts.
+#: Sends one request and returns the JSON of its answer: `await send(url)` is a GET, `await send(url, body)` a POST.
 Send = Callable[..., Awaitable[Any]]
 
+#: Seconds without any answer after which a server that has answered before is down.
+_DOWN_AFTER = 300.0
+#: Where it refuses for load it is alive (its limit may be per minute), and waited for so many times as long.
+_LOAD_PATIENCE = 5
+#: Seconds for which one is waited for that has refused for load from the start: longer than a limit per minute.
+_LOAD_UNSEEN = 90.0
+#: Tries of a request that is refused for load.
+_LOAD_ATTEMPTS = 100
 #: First pause between two tries, and the most by which chance lengthens one, seconds.
 _FIRST_PAUSE = 0.3
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How much is asked of a server at once, and how long it is waited for.
+    """Limits for the requests to a server: concurrency, timeout, attempts and pauses.
 
     Args:
         max_concurrency (`int`): Requests in flight at once.
         timeout (`float`): Seconds for one request.
-        attempts (`int`): Tries of one request.
+        attempts (`int`): Tries of one request that fails for other reasons than load.
         max_response_bytes (`int`): An answer is not read further than this.
         longest_pause (`float`, defaults to 30): Seconds between two tries; ten times as many where the server asks for
             them.
+        down_after (`float`, defaults to 300): Seconds without any answer after which a server that has answered
+            before is down; five times as many where it refuses for load.
     """
 
     max_concurrency: int
@@ -58,11 +70,42 @@ class Patience:
     attempts: int
     max_response_bytes: int
     longest_pause: float = 30.0
+    down_after: float = _DOWN_AFTER
 
     @classmethod
     def of(cls, service: Service) -> Patience:
         """As a service is configured."""
-        return cls(service.max_concurrency, service.timeout, service.attempts, service.max_response_bytes)
+        return cls(
+            service.max_concurrency,
+            service.timeout,
+            service.attempts,
+            service.max_response_bytes,
+            down_after=service.down_after or _DOWN_AFTER,
+        )
+
+
+@dataclass
+class _Pulse:
+    """Whether a server lives: since when it has answered nobody."""
+
+    down_after: float
+    seen: bool = False
+    failing_since: float | None = None
+
+    def answered(self) -> None:
+        """A request was answered."""
+        self.seen, self.failing_since = True, None
+
+    def may_come_back(self, error: RetryableError) -> bool:
+        """Whether a request that failed for load, or since nobody was there, is asked again."""
+        now = time.monotonic()
+        self.failing_since = now if self.failing_since is None else self.failing_since
+        gone = isinstance(error, UnavailableError)
+        if self.seen:
+            bound = self.down_after * (1 if gone else _LOAD_PATIENCE)
+        else:
+            bound = 0.0 if gone else min(_LOAD_UNSEEN, self.down_after)
+        return now - self.failing_since < bound
 
 
 async def ask_all(
@@ -70,43 +113,45 @@ async def ask_all(
     patience: Patience,
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
-    answered: Callable[[Item], Any] | None = None,
+    answered: Callable[[Item], object] | None = None,
     again: str = "the next run sends all again",
 ) -> list[Result | RowError | RetryableError]:
-    """Asks a server for every item, as many at once as it bears of all that ask its address.
+    """Sends the requests of every item to a server, in parallel, within the limit that all callers of it share.
 
-    Where it is cancelled, a line says how far it was.
+    If the call is cancelled, it writes the progress to standard error.
 
     Args:
-        endpoint (`Endpoint`): Whom.
-        patience (`Patience`): How much at once, and how patiently.
-        items (`Sequence`): What is asked.
-        ask (`Callable`): Sends what is to be asked of one item and reads the answer. A `RetryableError`, of `send` or
-            its own, has it called again; any other error that is no `RowError` ends everything.
-        answered (`Callable`, *optional*): Called with every item that is through, answered or not.
-        again (`str`, *optional*): What becomes of the answers where it is cancelled, as the end of that line.
+        endpoint (`Endpoint`): Endpoint of the server.
+        patience (`Patience`): Limits for the requests.
+        items (`Sequence`): Items to send requests for.
+        ask (`Callable`): Sends the requests of one item and reads the answer. If it raises a `RetryableError`, it is
+            called again; any error that is neither that nor a `RowError` stops all items.
+        answered (`Callable`, *optional*): Callback, called with every finished item, answered or not.
+        again (`str`, *optional*): What the next run does with the answers, for the message on cancellation.
 
     Returns:
-        `list`: In order, what `ask` gave, or the last error of an item that has no answer.
+        `list`: The result of `ask` for every item, in order, or the last error of an item without an answer.
 
     Raises:
-        ConfigError: If a proxy of the environment would read the key.
-        TeacherDownError: If nothing can succeed: a refused key, no such path, a redirect, nobody listening, every
-            request refused in the same words.
+        ConfigError: If a proxy of the environment could read the key.
+        TeacherDownError: If no request can succeed: a refused key, an unknown path, a redirect, a server that is not
+            reachable, or the same refusal of every request.
     """
     wire = open_wire(endpoint, patience.timeout, patience.max_response_bytes)
     through = 0
     refusals = Refusals()
+    pulse = _Pulse(patience.down_after)
 
-    async def send(url: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def send(url: str, body: Mapping[str, object] | None = None) -> Any:
         return await _json(wire, endpoint, patience.timeout, url, body)
 
     async def one(item: Item, places: Gate) -> Result | RowError | RetryableError:
         nonlocal through
         found: Result | RowError | RetryableError
         try:
-            found = await _retried(patience, places, lambda: ask(send, item))
+            found = await _retried(patience, places, pulse, lambda: ask(send, item))
             refusals.answered()
+            pulse.answered()
         except TeacherDownError as error:
             if refusals.believes(error):
                 raise
@@ -114,6 +159,7 @@ async def ask_all(
             found.doubtful = True
         except RowError as error:
             found = error
+            pulse.answered()
             if (reason := refusals.refused(error)) is not None:
                 raise TeacherDownError(f"{endpoint.address}: {reason}") from None
         except RetryableError as error:
@@ -136,7 +182,7 @@ async def ask_all(
             raise errors.exceptions[0] from None
     results = [task.result() for task in tasks]
     doubtful = next((one for one in results if isinstance(one, RowError) and one.doubtful), None)
-    if doubtful is not None and not refusals.seen:  # no other request has shown that one item was meant
+    if doubtful is not None and not refusals.seen:  # no answer has shown that the refusal was about a single item
         raise TeacherDownError(str(doubtful))
     return results
 
@@ -146,21 +192,21 @@ async def ask_service(
     service: Service,
     items: Sequence[Item],
     ask: Callable[[Send, Item], Awaitable[Result]],
-    answered: Callable[[Item], Any] | None = None,
+    answered: Callable[[Item], object] | None = None,
     again: str = "the next run sends all again",
 ) -> list[Result | RequestError]:
-    """The same of a server that scores, whose errors are `ScoringError`s.
+    """Like [`ask_all`], for a server that scores: errors are raised as `ScoringError`.
 
     Args:
         endpoint, items, ask, answered, again: As for [`ask_all`].
-        service (`Service`): How it is configured.
+        service (`Service`): Configuration of the server.
 
     Returns:
-        `list`: In order, what `ask` gave, or the `RequestError` of an item that has no answer.
+        `list`: The result of `ask` for every item, in order, or the `RequestError` of an item without an answer.
 
     Raises:
-        ConfigError: If a proxy of the environment would read the key.
-        ScoringError: If nothing can succeed.
+        ConfigError: If a proxy of the environment could read the key.
+        ScoringError: If no request can succeed.
     """
     try:
         found = await ask_all(endpoint, Patience.of(service), items, ask, answered, again)
@@ -174,7 +220,7 @@ def _of_scoring(endpoint: Endpoint, error: RowError | RetryableError) -> Request
     return PassingError(words, error.retry_after) if isinstance(error, RetryableError) else RequestError(words)
 
 
-async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: Mapping[str, Any] | None) -> Any:
+async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: Mapping[str, object] | None) -> Any:
     content = None if body is None else encoded(body)
     reply = await exchange(wire, endpoint, "GET" if body is None else "POST", url, content, timeout)
     try:
@@ -186,20 +232,27 @@ async def _json(wire: Wire, endpoint: Endpoint, timeout: float, url: str, body: 
     return answer
 
 
-async def _retried(patience: Patience, places: Gate, ask: Callable[[], Awaitable[Result]]) -> Result:
+async def _retried(patience: Patience, places: Gate, pulse: _Pulse, ask: Callable[[], Awaitable[Result]]) -> Result:
+    failed: Counter[bool] = Counter()  # tries, by whether they failed for load or since nobody was there
+
+    def spent(state: RetryCallState) -> bool:
+        """Whether it is asked no more."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        assert isinstance(error, RetryableError)
+        passing = error.overloaded or isinstance(error, UnavailableError)
+        failed[passing] += 1
+        if passing and pulse.may_come_back(error):
+            return failed[True] >= _LOAD_ATTEMPTS
+        return (failed.total() if passing else failed[False]) >= patience.attempts
+
     def pause(state: RetryCallState) -> float:
-        """Growing, with chance in it; longer where the server says so."""
+        """Exponential backoff with jitter; longer if the server asks for it."""
         grown = float(wait_exponential_jitter(_FIRST_PAUSE, patience.longest_pause, jitter=_FIRST_PAUSE)(state))
         error = state.outcome.exception() if state.outcome is not None else None
         asked = error.retry_after if isinstance(error, RetryableError) else None
         return max(grown, min(asked or 0.0, 10 * patience.longest_pause))
 
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(RetryableError),
-        wait=pause,
-        stop=stop_after_attempt(patience.attempts),
-        reraise=True,
-    )
+    retrying = AsyncRetrying(retry=retry_if_exception_type(RetryableError), wait=pause, stop=spent, reraise=True)
     try:
         async for attempt in retrying:
             with attempt:
@@ -207,6 +260,6 @@ async def _retried(patience: Patience, places: Gate, ask: Callable[[], Awaitable
                     return await ask()
     except UnavailableError as error:
         if error.status is None:  # nobody listens, so that other requests fare no better
-            raise TeacherDownError(f"{error} ({patience.attempts} attempts)") from None
+            raise TeacherDownError(f"{error} ({failed.total()} attempts)") from None
         raise
     raise AssertionError("tenacity raises or returns")

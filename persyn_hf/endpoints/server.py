@@ -1,4 +1,4 @@
-"""One address is one server: all that ask it share its limit, in this process and beside others of this user."""
+"""One server per address: all of its callers share its limit, within this process and between the user's processes."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.slots import Slots
 
 _log = logging.getLogger(__name__)
-#: Where a server's limit is known to nobody: the first guess, and what is never exceeded.
+#: Initial limit and upper bound for a server whose limit is not known.
 _FIRST_GUESS, _HIGHEST = 16, 1024
-#: Seconds for which a server's limit is remembered when nobody asks it: `persyn_generate` may be called for every row.
+#: Seconds for which an unused server's limit is remembered: `persyn_generate` may be called once per row.
 _FRESH = 300.0
-#: Seconds without any slot after which a line says who holds them, and seconds between two looks at them.
+#: Seconds without a slot before a warning names the processes that hold them; seconds between two checks for one.
 _PATIENCE, SLOT_POLL = 5.0, 0.02
-#: Answers of a caller that tell how its answers' times compare with those of the others.
+#: Answers of a caller that are needed to compare its latency with that of the other callers.
 _SAMPLE = 8
-#: Weight of the latest answer in what is typical of a server.
+#: Weight of the latest answer in a server's typical latency.
 _MEMORY = 0.1
-#: A number in flight that has fallen by this factor while a request ran is falling.
+#: The number in flight counts as falling if it fell by this factor during a request.
 _ENDING = 1.25
 _PORTS = {"http": 80, "https": 443}
 
 
 class Server:
-    """What one server bears, and who asks it.
+    """Limit and callers of one server.
 
-    Callers [`join`] it. Of those that wait for a place, the one with the fewest requests in flight comes first, then
-    the one that has waited longest; whoever has no work leaves its places to the others. All methods may be called
-    from any thread.
+    Callers [`join`] the server. Of the callers that wait for a slot, the one with the fewest requests in flight comes
+    first, then the one that has waited longest; a caller without work leaves its slots to the others. All methods may
+    be called from any thread.
 
     Args:
-        limit (`AdaptiveLimit`): Requests in flight, of all callers together.
-        address (`str`, *optional*): Where it is; with one, a known limit is shared with other processes.
-        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
+        limit (`AdaptiveLimit`): Limit on the requests in flight of all callers together.
+        address (`str`, *optional*): Address of the server; with it, a known limit is shared with other processes.
+        clock (`Callable[[], float]`, *optional*): Monotonic clock, in seconds.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class Server:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody asks it."""
+        """`True` if the server has no callers."""
         return not self._shares
 
     def join(self, known: int | None = None) -> Share:
-        """One more that asks the server, until it [`Share.close`]s.
+        """Adds a caller, until it calls [`Share.close`].
 
         Args:
-            known (`int`, *optional*): Requests that the server bears at once, as far as this caller knows. The least
-                of all callers' holds for all of them together.
+            known (`int`, *optional*): Number of requests that the server can handle at once, if this caller knows it.
+                The smallest number of all callers applies to all of them together.
         """
         with self.lock:
             share = Share(self, known)
@@ -80,7 +80,7 @@ class Server:
             return share
 
     def leave(self, share: Share) -> None:
-        """The caller asks no more."""
+        """Removes a caller."""
         with self.lock:
             self._shares.remove(share)
             self._waiting.pop(share, None)
@@ -92,7 +92,7 @@ class Server:
             self._offer()
 
     def enter(self, share: Share) -> bool:
-        """Counts a request in flight; false where there is no place, or other processes hold all slots."""
+        """Counts a request in flight; returns `False` if no slot is free here or in the other processes."""
         with self.lock:
             if self.free(share) <= 0 or not self._take_slot():
                 return False
@@ -104,7 +104,7 @@ class Server:
             return True
 
     def exit(self, share: Share) -> None:
-        """The request is no more in flight."""
+        """Counts a request as no longer in flight."""
         with self.lock:
             self.mark()
             self.limit.in_flight -= 1
@@ -114,13 +114,13 @@ class Server:
             self._offer()
 
     def settle(self) -> None:
-        """Leaves slots that were left, and not taken again, to other processes."""
+        """Unlocks the spare slots, so that other processes can take them."""
         with self.lock:
             if self._slots is not None:
                 self._slots.settle()
 
     def mark(self) -> Mark:
-        """The sum of requests in flight over time, up to now: two of them give the mean between."""
+        """Returns a snapshot of the load; two of them give the mean number of requests in flight between them."""
         with self.lock:
             now = self._clock()
             self._area += self.limit.in_flight * (now - self._at)
@@ -128,7 +128,7 @@ class Server:
             return Mark(now, self._area, self.limit.in_flight)
 
     def free(self, share: Share) -> int:
-        """Requests that a caller may start now."""
+        """Returns the number of requests that a caller may start now."""
         limit = self.limit
         free = limit.current - limit.in_flight
         if free <= 0 or not self._waiting:
@@ -138,7 +138,7 @@ class Server:
             return free - sum(other.turn < own for other in self._waiting if other is not share)
 
     def wait(self, share: Share, wake: Callable[[], None] | None) -> None:
-        """Notes what to call when there may be a place for a caller; `None` where it waits no more."""
+        """Sets the function to call when a slot may be free for a caller; `None` ends its wait."""
         with self.lock:
             if wake is None:
                 self._waiting.pop(share, None)
@@ -148,22 +148,22 @@ class Server:
             self._offer(looked=share)
 
     def is_waiting(self, share: Share) -> bool:
-        """Whether a caller waits for a place."""
+        """Returns whether a caller waits for a slot."""
         return share in self._waiting
 
     def pass_on(self, share: Share) -> None:
-        """Wakes the caller whose turn it is, where there is a place that another one, which has just looked, left."""
+        """Wakes the next waiting caller if `share` has just checked and left a slot free."""
         if self.limit.free > 0:
             with self.lock:
                 self._offer(looked=share)
 
     def forget(self) -> None:
-        """In a process that was forked: leaves the slots to the one that it was forked from."""
+        """Leaves the slots to the parent process; for use after a fork."""
         if self._slots is not None:
             self._slots.close()
 
     def _offer(self, looked: Share | None = None) -> None:
-        """Wakes the caller whose turn it is, where there is a place; not the one that has just looked for one."""
+        """Wakes the next waiting caller if a slot is free, except the one that has just checked (`looked`)."""
         if self._waiting and self.limit.free > 0:
             first = min(self._waiting, key=lambda share: share.turn)
             if first is not looked:
@@ -177,7 +177,7 @@ class Server:
         if len(given) > 1 and not given <= self._told:
             self._told = given
             _log.warning(
-                "%s is one server, so one `max_concurrency` holds for all that ask it: %d, the least of %s",
+                "%s is one server, so one `max_concurrency` applies to all of its callers: %d, the smallest of %s",
                 self.address,
                 known,
                 ", ".join(map(str, sorted(given))),
@@ -196,7 +196,7 @@ class Server:
         try:
             self._slots = Slots(self.address, known)
         except OSError as error:
-            _log.warning("%s: processes side by side do not share its limit: %s", self.address, error)
+            _log.warning("%s: parallel processes do not share the limit of this server: %s", self.address, error)
 
     def _take_slot(self) -> bool:
         if self._slots is None or self._known is None or self._slots.acquire():
@@ -208,18 +208,18 @@ class Server:
         elif self._blocked_since is None:
             self._blocked_since = now
         elif now - self._blocked_since > _PATIENCE:
-            self._blocked_since = float("inf")  # said once
+            self._blocked_since = float("inf")  # warned once
             holders = ", ".join(f"{number} ({state})" for number, state in sorted(self._slots.holders().items()))
-            _log.warning("%s: other processes hold all %d places: %s; waiting", self.address, self._known, holders)
+            _log.warning("%s: other processes hold all %d slots: %s; waiting", self.address, self._known, holders)
         return False
 
 
 class Share:
-    """One caller's part in a [`Server`].
+    """One caller's share of a [`Server`].
 
     Args:
-        server (`Server`): Whom it asks.
-        known (`int`, *optional*): Requests that the server bears at once, as far as this caller knows.
+        server (`Server`): Server that the caller uses.
+        known (`int`, *optional*): Number of requests that the server can handle at once, if this caller knows it.
     """
 
     def __init__(self, server: Server, known: int | None = None) -> None:
@@ -235,38 +235,38 @@ class Share:
 
     @property
     def turn(self) -> tuple[int, int]:
-        """Its place in the order of those that wait."""
+        """Sort key of this caller among the waiting ones."""
         return self.in_flight, self.entered
 
     @property
     def free(self) -> int:
-        """Requests that it may start now."""
+        """Number of requests that the caller may start now."""
         return self.server.free(self)
 
     @property
     def beside(self) -> int:
-        """Requests in flight to the server, whoever asked."""
+        """Number of requests in flight to the server, of all callers."""
         return self.server.limit.in_flight
 
     @property
     def current(self) -> int:
-        """Requests that the server bears at once, as far as is known now."""
+        """Current limit of the server."""
         return self.server.limit.current
 
     def enter(self) -> bool:
-        """Counts a request in flight; false where there is no place, or other processes hold all slots."""
+        """Counts a request in flight; returns `False` if no slot is free here or in the other processes."""
         return self.server.enter(self)
 
     def exit(self) -> None:
-        """The request is no more in flight."""
+        """Counts a request as no longer in flight."""
         self.server.exit(self)
 
     def settle(self) -> None:
-        """Leaves slots that were left, and not taken again, to other processes."""
+        """Unlocks the spare slots, so that other processes can take them."""
         self.server.settle()
 
     def wait(self, wake: Callable[[], None]) -> None:
-        """Asks to be woken in the running event loop when there may be a place, until it [`waits_no_more`]."""
+        """Calls `wake` in the running event loop when a slot may be free, until [`waits_no_more`] is called."""
         if wake == self._wake and self.server.is_waiting(self):
             self.server.pass_on(self)
             return
@@ -282,27 +282,27 @@ class Share:
         self.server.wait(self, from_anywhere)
 
     def waits_no_more(self) -> None:
-        """Leaves the places to others."""
+        """Ends the wait, and leaves the slots to the other callers."""
         if self.server.is_waiting(self):
             self.server.wait(self, None)
 
     def answered(self, seconds: float | None = None, beside: int = 1, tokens: int | None = None) -> None:
-        """A request that is still counted in flight succeeded; the arguments are as in [`AdaptiveLimit`]."""
+        """Records the success of a request that is still counted in flight; arguments as in [`AdaptiveLimit`]."""
         with self.server.lock:
             comparable = None if seconds is None else self._comparable(seconds, max(1, tokens or 1))
             self.server.limit.answered(comparable, beside, tokens)
 
     def answered_since(self, mark: Mark, seconds: float, tokens: int | None) -> None:
-        """A request that is still counted in flight succeeded.
+        """Records the success of a request that is still counted in flight.
 
-        How many others ran beside it is their mean over its time. Two kinds of requests say nothing of the server's
-        pace: those that were sent before the caller's first answer, while the number in flight was still growing, and
-        those at the end of its work, while that number falls. Both make few in flight look faster than they are.
+        The concurrency of the request is the mean over its duration. Two kinds of requests do not count towards the
+        server's pace: those sent before the caller's first answer, while the number in flight still grows, and those
+        at the end of its work, while that number falls. Both would make low concurrency look faster than it is.
 
         Args:
-            mark (`Mark`): When it was sent; see [`Server.mark`].
-            seconds (`float`): How long it took.
-            tokens (`int`, *optional*): Length of the answer.
+            mark (`Mark`): Snapshot taken when the request was sent; see [`Server.mark`].
+            seconds (`float`): Latency of the request.
+            tokens (`int`, *optional*): Length of the answer, in tokens.
         """
         with self.server.lock:
             now = self.server.mark()
@@ -315,26 +315,26 @@ class Share:
             self.server.limit.answered(comparable, beside, tokens, exact=True)
 
     def overloaded(self) -> None:
-        """A request that is still counted in flight was refused for load (429)."""
+        """Records the refusal for load (429) of a request that is still counted in flight."""
         with self.server.lock:
             self.server.limit.overloaded()
 
     def unavailable(self) -> None:
-        """A request that is still counted in flight met a 503, a broken connection or its deadline."""
+        """Records a 503, a broken connection or a timeout of a request that is still counted in flight."""
         with self.server.lock:
             self.server.limit.unavailable()
 
     def close(self) -> None:
-        """Asks no more; what was counted in flight is not."""
+        """Leaves the server; the caller's requests no longer count as in flight."""
         while self.in_flight:
             self.exit()
         self.server.leave(self)
 
     def _comparable(self, seconds: float, tokens: int) -> float | None:
-        """Seconds as they count among those of other callers; `None` until that is known.
+        """Scales a latency to be comparable with that of other callers; `None` until the scale is known.
 
-        Callers may ask for different models behind one address. So that a change of who asks is not taken for a change
-        of the server, a caller's first answers are set equal to what was typical when they came.
+        Callers may use different models behind one address. A change of callers must not look like a change of the
+        server, so a caller's first answers are scaled to the latency that was typical when they arrived.
         """
         if self._scale is None:
             self._sample.append(seconds / tokens)
@@ -356,16 +356,16 @@ _lock = threading.Lock()
 
 
 def server(address: str) -> Server:
-    """The server at an address: one object for all that ask it in this process.
+    """Returns the server at an address: one object for all of its callers in this process.
 
     Args:
-        address (`str`): A base URL, with or without a route such as `/v1`.
+        address (`str`): Base URL, with or without a route such as `/v1`.
     """
     global _servers_of
     name = server_name(address)
     now = time.monotonic()
     with _lock:
-        if _servers_of != os.getpid():  # forked: requests and slots are the parent's
+        if _servers_of != os.getpid():  # forked: requests and slots belong to the parent
             for known in _servers.values():
                 known.forget()
             _servers.clear()
@@ -379,7 +379,7 @@ def server(address: str) -> Server:
 
 
 def server_name(address: str) -> str:
-    """The address of a server as it is compared: scheme, host, port and path, in one spelling.
+    """Normalises the address of a server: scheme, host, port and path in one spelling.
 
     Example:
         >>> server_name("HTTP://Localhost:80/v1/") == server_name("http://127.0.0.1")

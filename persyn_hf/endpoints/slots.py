@@ -1,4 +1,4 @@
-"""A limit that several processes share: `map(num_proc=…)` and runs side by side stay under one `max_concurrency`."""
+"""Request slots shared between processes: `map(num_proc=…)` and parallel runs stay under one `max_concurrency`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from collections.abc import Callable, Iterator
 if sys.platform != "win32":
     import fcntl
 
-#: `struct flock`: type, whence, start, length, process (0, as locks of an open file want it).
+#: `struct flock`: type, whence, start, length, process (0, as open-file-description locks require).
 _FLOCK = struct.Struct("hhqqi4x")
-#: What stands at a slot: the process that took it last, and the namespace in which that is its number.
+#: Record of a slot: the id of the last process that took it, and the PID namespace of that id.
 _HOLDER = struct.Struct("<QQ")
-#: Slots that an address may have. The stand-in of a slot lies this many slots behind it.
+#: Maximum number of slots per address. The stand-in of a slot is this many slots after it.
 _MOST = 4096
-#: Seconds between two looks for holders that are stopped.
+#: Seconds between two checks for stopped holders.
 _LOOK = 1.0
 
 
 class Slots:
-    """As many slots as requests may be in flight to a server, over all processes of this user on this machine.
+    """Limit on the requests in flight to a server, shared by all processes of this user on this machine.
 
-    A slot is one byte of a file in a folder of the user's own, locked while its request is in flight. The kernel frees
-    what a process held when it dies, whatever killed it. The slots of a process that is stopped (`SIGSTOP`, Ctrl-Z)
-    do not count: each has a stand-in that others may take.
+    A slot is one byte of a file in a folder that only the user can access, locked while its request is in flight. The
+    kernel releases the locks of a process when it ends, even if it was killed. The slots of a stopped process
+    (`SIGSTOP`, Ctrl-Z) do not count: each has a stand-in that other processes may take.
 
     Args:
-        name (`str`): What is limited; equal names share their slots.
-        count (`int`): How many.
-        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
+        name (`str`): Name of the limited resource; equal names share their slots.
+        count (`int`): Number of slots.
+        clock (`Callable[[], float]`, *optional*): Monotonic clock, in seconds.
 
     Raises:
-        OSError: If no file can be made and locked.
+        OSError: If no file can be created and locked.
     """
 
     def __init__(self, name: str, count: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -46,23 +46,23 @@ class Slots:
         self._count = min(count, _MOST)
         self._free = list(range(self._count - 1, -1, -1))
         self._held: list[int] = []
-        self._spare: list[int] = []  # locked, of no request
+        self._spare: list[int] = []  # locked, but used by no request
         self._clock = clock
         self._looked = -_LOOK
         self._stopped: list[int] = []
 
     @staticmethod
     def supported() -> bool:
-        """Whether this system has locks that belong to an open file (Linux)."""
+        """Returns whether the system has open-file-description locks (Linux)."""
         return sys.platform != "win32" and hasattr(fcntl, "F_OFD_SETLK")
 
     @property
     def held(self) -> int:
-        """Slots that requests of this process hold."""
+        """Number of slots that requests of this process hold."""
         return len(self._held)
 
     def resize(self, count: int) -> None:
-        """Changes how many there are; those that are held beyond are given back when their requests end."""
+        """Changes the number of slots; held slots above it are released when their requests end."""
         count = min(count, _MOST)
         if count != self._count:
             self.settle()
@@ -82,11 +82,11 @@ class Slots:
         return any(self._take(_MOST + slot) for slot in self._of_stopped() if _MOST + slot not in self._held)
 
     def release(self) -> None:
-        """Gives one slot back, at the next [`settle`] for good: mostly it is taken again at once."""
+        """Marks one slot as spare; [`settle`] unlocks it, because the next request usually takes it again at once."""
         self._spare.append(self._held.pop())
 
     def settle(self) -> None:
-        """Leaves what was given back to other processes."""
+        """Unlocks the spare slots, so that other processes can take them."""
         while self._spare:
             slot = self._spare.pop()
             self._lock(slot, fcntl.F_UNLCK)
@@ -94,14 +94,15 @@ class Slots:
                 self._free.append(slot)
 
     def holders(self) -> dict[int, str]:
-        """The processes that hold what is not free: by number, whether each is `running`, `stopped` or `elsewhere`.
+        """Maps the id of every process that holds a slot to its state: `running`, `stopped` or `elsewhere`.
 
-        A process is `elsewhere` where its number means nothing here: in another container, or on another machine.
+        A process is `elsewhere` if it runs in another container or on another machine, where its id has no meaning
+        for this process.
         """
         return {number: state for _, number, state in self._others()}
 
     def close(self) -> None:
-        """Gives all slots back."""
+        """Releases all slots."""
         os.close(self._file)
 
     def _of_stopped(self) -> list[int]:
@@ -112,7 +113,7 @@ class Slots:
         return self._stopped
 
     def _others(self) -> Iterator[tuple[int, int, str]]:
-        """Slot, process and state of what other processes took last."""
+        """Yields slot, process id and state of every slot that another process took last."""
         for slot in self._free:
             record = os.pread(self._file, _HOLDER.size, slot * _HOLDER.size)
             number, namespace = _HOLDER.unpack(record) if len(record) == _HOLDER.size else (0, 0)
@@ -139,10 +140,10 @@ def _set_lock(file: int, place: int, kind: int) -> bool:
 
 
 def _open(name: str) -> int:
-    """Opens a file that only this user can reach, in his cache or else in the folder for temporary files.
+    """Opens a file that only this user can access, in the user's cache or else in the folder for temporary files.
 
     Raises:
-        OSError: If neither folder can be used: another user owns it, or its file system knows no locks.
+        OSError: If neither folder can be used: another user owns it, or its file system does not support locks.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folders = [os.path.join(cache, "persyn-hf", "slots")] if os.path.isabs(cache) else []
@@ -160,7 +161,7 @@ def _open_in(folder: str, name: str) -> int:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise PermissionError(f"{folder} must be a folder of your own; remove it")
+        raise PermissionError(f"{folder} must be a folder that you own; remove it")
     if found.st_mode & 0o077:
         os.chmod(folder, 0o700)
     file = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -183,7 +184,7 @@ def _state(number: int) -> str:
 
 @functools.cache
 def _namespace() -> int:
-    """Which processes a number speaks of: those of this container on this machine."""
+    """Id of this process's PID namespace: the container in which a process id has a meaning."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:

@@ -1,4 +1,4 @@
-"""How bytes go to an endpoint and come back: one request, one response, made safe for strangers' servers."""
+"""The wire to an endpoint: one request, one response, with limits that make untrusted servers safe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import httpx2
 from huggingface_hub import get_async_session
@@ -18,10 +18,10 @@ from persyn_hf.endpoints.faults import perhaps_charged, status_error, transport_
 from persyn_hf.errors import RowError, TeacherDownError
 from persyn_hf.version import __version__
 
-#: Requests per session of httpx2. A session has 100 connections, above which waiting counts as timeout; and it looks
-#: through all of its connections at every request, so that several small ones cost less than one large one.
+#: Requests per session of httpx2. A session has 100 connections, beyond which waiting counts towards the timeout, and
+#: it scans all of its connections at every request, so several small sessions are cheaper than one large one.
 POOL = 32
-#: What is read of the body of an error.
+#: Bytes read from the body of an error.
 _ERROR_BYTES = 64 * 2**10
 
 Held = TypeVar("Held")
@@ -34,12 +34,12 @@ def _is_success(status: int) -> bool:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole response.
+    """A complete response.
 
     Args:
-        status (`int`): Its status.
-        headers (`Mapping[str, str]`): Its headers, whatever the case of their names.
-        content (`bytes`): Its body; of an error's, the beginning.
+        status (`int`): HTTP status.
+        headers (`Mapping[str, str]`): Response headers, with case-insensitive names.
+        content (`bytes`): Body; for an error, the beginning of it.
     """
 
     status: int
@@ -48,7 +48,7 @@ class Reply:
 
     @property
     def is_success(self) -> bool:
-        """Whether the status is 2xx."""
+        """`True` if the status is 2xx."""
         return _is_success(self.status)
 
     @property
@@ -61,14 +61,14 @@ class Wire(Protocol):
     """A way to send requests to one endpoint; belongs to one event loop."""
 
     async def ask(self, method: str, url: str, content: bytes | None = None) -> Reply:
-        """Sends one request, and reads its response as far as the rules allow.
+        """Sends one request and reads its response, within the limits of the rules.
 
         Raises:
-            httpx2.TransportError: If there is no whole response.
-            httpx2.InvalidURL: If nobody can be asked there.
+            httpx2.TransportError: If there is no complete response.
+            httpx2.InvalidURL: If the URL is not valid.
             OfflineModeIsEnabled: If `HF_HUB_OFFLINE` is set.
             RowError: If the response is longer than allowed.
-            TeacherDownError: If it is compressed.
+            TeacherDownError: If the response is compressed.
         """
         ...
 
@@ -80,19 +80,20 @@ class Wire(Protocol):
 async def exchange(
     wire: Wire, endpoint: Endpoint, method: str, url: str, content: bytes | None = None, within: float | None = None
 ) -> Reply:
-    """Sends one request; whatever goes wrong has the meaning that the table of `faults` gives it.
+    """Sends one request and converts every failure to an error, as in the table of `faults`.
 
     Args:
-        wire (`Wire`): To the endpoint.
-        endpoint (`Endpoint`): Whom.
-        method, url (`str`), content (`bytes`, *optional*): The request.
-        within (`float`, *optional*): Seconds for all of it. Without it, only a pause of the wire's timeout ends it.
+        wire (`Wire`): Wire to the endpoint.
+        endpoint (`Endpoint`): Endpoint to send to.
+        method, url (`str`), content (`bytes`, *optional*): Method, URL and body of the request.
+        within (`float`, *optional*): Deadline for the whole exchange, in seconds. Without it, only the wire's timeout
+            between two bytes applies.
 
     Returns:
-        `Reply`: With a status of 2xx.
+        `Reply`: Response with a status of 2xx.
 
     Raises:
-        TeacherError: If there is none.
+        TeacherError: If there is no such response.
     """
     try:
         async with asyncio.timeout(within):
@@ -104,41 +105,43 @@ async def exchange(
     return reply
 
 
-def encoded(body: Mapping[str, Any]) -> bytes:
-    """A request's body as JSON.
+def encoded(body: Mapping[str, object]) -> bytes:
+    """Encodes the body of a request as JSON.
 
     Raises:
-        RowError: If a text in it is no Unicode.
+        RowError: If a text in it is not valid Unicode.
     """
     try:
         return _encode(body).encode()
     except UnicodeEncodeError:
-        raise RowError("the prompt is no valid Unicode (it holds half of a surrogate pair)") from None
+        raise RowError("the prompt is not valid Unicode (it contains half of a surrogate pair)") from None
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is sent to an endpoint beside the requests, and what is accepted of it.
+    """Headers sent to an endpoint, and limits of the responses accepted from it.
 
     Args:
         endpoint (`Endpoint`): Its key, where it has one, and its own headers are sent.
         timeout (`float`): Seconds without a byte.
         max_bytes (`int`): Of one answer.
+        room (`int`, defaults to 1): How many times as much is read, of a stream whose answer is in many events.
     """
 
     endpoint: Endpoint
     timeout: float
     max_bytes: int
+    room: int = 1
 
     @property
     def headers(self) -> dict[str, str]:
         """Headers of every request."""
-        # What is compressed has no bound: 16 MB of gzip can be 16 GB.
+        # Compressed data has no size limit: 16 MB of gzip can be 16 GB.
         sent = {"user-agent": f"persyn-hf/{__version__}", "accept": "*/*", "accept-encoding": "identity"}
         return {**sent, "content-type": "application/json", **self.endpoint.sent_headers}
 
     def bound(self, status: int, headers: Mapping[str, str]) -> int:
-        """Bytes that may be read of a response.
+        """Returns the maximum number of bytes to read from a response.
 
         Raises:
             RowError, TeacherDownError: As for [`Wire.ask`].
@@ -148,29 +151,33 @@ class Rules:
             return 0 if compressed else _ERROR_BYTES
         if compressed:
             raise TeacherDownError(
-                f"{self.endpoint.address} compresses its answers, though `identity` was asked for; reach it without "
-                "a proxy"
+                f"{self.endpoint.address} compresses its answers, although the request asks for `identity`; connect "
+                "to it without a proxy"
             )
-        if int(headers.get("content-length") or 0) > self.max_bytes:
+        if int(headers.get("content-length") or 0) > self.max_bytes * self.room:
             self.too_long(status)
-        return self.max_bytes
+        return self.max_bytes * self.room
 
     def too_long(self, status: int) -> None:
-        """A response goes on beyond its bound: an error's is cut there, an answer is refused.
+        """Handles a response beyond its limit: an error is cut there, an answer is refused.
 
         Raises:
-            RowError: If it is an answer.
+            RowError: If the response is an answer.
         """
         if _is_success(status):
             words = f"the answer is longer than {self.max_bytes} bytes (`max_response_bytes`)"
+            if self.room > 1:
+                words = (
+                    f"the answer's stream is longer than {self.room} × {self.max_bytes} bytes (`max_response_bytes`)"
+                )
             raise perhaps_charged(RowError(words))
 
 
 class SessionWire:
-    """One endpoint asked through the sessions of huggingface_hub's factory.
+    """Sends requests to one endpoint through the sessions of huggingface_hub's factory.
 
     Args:
-        rules (`Rules`): Headers to send, and what is not waited for or read.
+        rules (`Rules`): Headers to send, and limits of time and size.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -196,11 +203,11 @@ class SessionWire:
 
 
 def harden(session: httpx2.AsyncClient, rules: Rules) -> None:
-    """Lets a session follow no redirect and read no body beyond a number of bytes.
+    """Makes a session follow no redirects and read no more than the allowed number of bytes.
 
     Args:
-        session (`httpx2.AsyncClient`): Fresh.
-        rules (`Rules`): What is accepted.
+        session (`httpx2.AsyncClient`): New session.
+        rules (`Rules`): Limits of the responses.
     """
     session.follow_redirects = False
     session.headers["accept-encoding"] = rules.headers["accept-encoding"]
@@ -214,7 +221,7 @@ def harden(session: httpx2.AsyncClient, rules: Rules) -> None:
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A body that ends, or is refused, after a number of bytes; what is unread then closes its connection."""
+    """A body that ends, or is refused, after a number of bytes; the unread rest closes the connection."""
 
     def __init__(self, stream: object, max_bytes: int, too_long: Callable[[], None]) -> None:
         assert isinstance(stream, httpx2.AsyncByteStream)
@@ -235,10 +242,10 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 class Sessions(Generic[Held]):
-    """As many sessions as the requests in flight need, each used by up to [`POOL`] of them.
+    """Sessions for the requests in flight, each used by up to [`POOL`] of them.
 
     Args:
-        make (`Callable[[], Held]`): Opens one.
+        make (`Callable[[], Held]`): Opens a session.
     """
 
     def __init__(self, make: Callable[[], Held]) -> None:
@@ -248,7 +255,7 @@ class Sessions(Generic[Held]):
 
     @contextmanager
     def one(self) -> Iterator[Held]:
-        """Lends the session with the fewest requests in flight, or a new one where all are full."""
+        """Lends the session with the fewest requests in flight, or a new one if all are full."""
         place = min(range(len(self.opened)), key=self._in_flight.__getitem__, default=-1)
         if place < 0 or self._in_flight[place] >= POOL:
             place = len(self.opened)

@@ -1,1 +1,1 @@
-"""Generation: ask every teacher for what it must answer, pay for no answer twice, lose none."""
+"""Generation: collects the teachers' answers, pays for no answer twice and loses none."""

@@ -1,4 +1,4 @@
-"""From what a server says to a `Completion`: finish reasons by one name, no empty answers, honest counts."""
+"""Conversion of a server's answer to a `Completion`: finish reasons, reasoning, and errors for empty answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from persyn_hf.config import Teacher
 from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.finish import BROKEN_OFF, Finish, read_finish
+from persyn_hf.generation.reasoning import CLOSE, OPEN, split_marked
 from persyn_hf.generation.special_tokens import Stripped, without_leaks
 from persyn_hf.generation.usage import Usage
 from persyn_hf.ledger.completion import Completion
@@ -16,16 +17,16 @@ from persyn_hf.ledger.completion import Completion
 
 @dataclass(frozen=True)
 class Said:
-    """What a server says of one answer, as it gave it; `None` where it gave nothing.
+    """The raw fields of a server's answer; `None` for a field that the server did not send.
 
     Args:
-        text (`object`): What the model wrote.
-        finish (`object`): The finish reason.
-        reasoning (`object`): What the model thought before, where the server told it apart.
-        refusal (`object`): What the model said instead of an answer (OpenAI's `refusal`).
-        calls (`object`): Tools that it called.
-        stopped_by (`object`): The stop string that ended it (vLLM's `stop_reason`).
-        usage (`Usage`): The tokens.
+        text (`object`): Text of the answer.
+        finish (`object`): Finish reason.
+        reasoning (`object`): Reasoning before the answer, if the server separates it.
+        refusal (`object`): Message instead of an answer (OpenAI's `refusal`).
+        calls (`object`): Tool calls.
+        stopped_by (`object`): Stop string that ended the answer (vLLM's `stop_reason`).
+        usage (`Usage`): Token counts.
     """
 
     text: object
@@ -38,24 +39,24 @@ class Said:
 
 
 def read_answer(said: Said, request: Request, clean: Callable[[str], str] = str) -> Completion:
-    """Makes a `Completion` of a server's words, or says why they are none.
+    """Converts a server's answer to a `Completion`.
 
     Args:
-        said (`Said`): The server's words.
-        request (`Request`): What was asked for.
-        clean (callable): Makes the server's own words fit for an error.
+        said (`Said`): Fields of the server's answer.
+        request (`Request`): Request that was answered.
+        clean (`Callable[[str], str]`): Function that makes a server's text safe for an error.
 
     Raises:
-        RetryableError: If the answer is empty or was broken off.
-        RowError: If asking again cannot help: it was filtered or refused, it is a call of a tool, thinking took all
-            of `max_tokens`, or the same request can only have the same answer.
+        RetryableError: If the answer is empty or was interrupted.
+        RowError: If a retry cannot help: the answer was filtered or refused, it is a tool call, reasoning used all of
+            `max_tokens`, or the same request always gives the same answer.
     """
     sampling, usage = request.sampling, said.usage
     whole = said.text if isinstance(said.text, str) else ""
     size = len(whole.encode("utf-8", "replace"))
     finish = read_finish(said.finish, usage.completion, sampling.max_tokens, size, clean)
     if finish.reason == BROKEN_OFF:
-        raise RetryableError(f"the server broke the answer off (finish reason {finish.given!r})", attempts=2)
+        raise RetryableError(f"the server interrupted the answer (finish reason {finish.given!r})", attempts=2)
     answer, thoughts = split_reasoning(whole, said.reasoning if isinstance(said.reasoning, str) else None)
     if finish.reason == "stop":
         answer = _without_stop(answer, sampling.stop)
@@ -77,26 +78,29 @@ def read_answer(said: Said, request: Request, clean: Callable[[str], str] = str)
 def _no_answer(
     said: Said, finish: Finish, thoughts: str | None, left: str, request: Request, clean: Callable[[str], str]
 ) -> TeacherError:
-    """Why there is no answer, and whether the same request can have one."""
+    """Returns the error of an empty answer; it is retryable if the same request may have an answer."""
     sampling = request.sampling
     if thoughts and finish.reason == "length":
-        return RowError(f"all of `max_tokens` ({sampling.max_tokens}) went into reasoning; raise it")
+        return RowError(f"reasoning used all of `max_tokens` ({sampling.max_tokens}); raise it")
     if finish.reason == "content_filter":
-        return RowError("the server's content filter left nothing of the answer")
+        return RowError("the server's content filter removed the whole answer")
     if isinstance(said.refusal, str) and said.refusal.strip():
         return RowError(f"the model refused to answer: {clean(said.refusal)}")
+    if said.calls and finish.reason == "length":
+        called = _called(said.calls, clean)
+        return RowError(f"`max_tokens` ({sampling.max_tokens}) cut the answer in a call of a tool{called}; raise it")
     if said.calls or finish.reason == "tool_calls":
         return RowError(f"the teacher called a tool and wrote no text{_called(said.calls, clean)}")
     same = sampling.temperature == 0 or request.seed is not None
     told: Callable[..., TeacherError] = RowError if same else _once_more
     if thoughts:
         return told(
-            f"the server put the whole answer ({len(thoughts):,} characters) into `reasoning` and left none of it as "
-            f"the answer (finish reason {finish.given!r}): its reasoning parser found no end of the thoughts. Start "
-            "the server without a reasoning parser, or with the one of this model, or switch its thinking off"
+            f"the server put the whole answer ({len(thoughts):,} characters) into `reasoning` (finish reason "
+            f"{finish.given!r}): its reasoning parser found no end of the reasoning. Start the server without a "
+            "reasoning parser, or with the one of this model, or turn reasoning off"
         )
     if left.strip():
-        return told(f"the answer holds nothing but special tokens ({clean(repr(left.strip()))})")
+        return told(f"the answer contains only special tokens ({clean(repr(left.strip()))})")
     if finish.reason == "stop" and said.text is not None and (which := _stopped_at_once(said, sampling.stop)):
         return told(f"the answer is empty: {clean(which)} came first (finish reason {finish.given!r}); change `stop`")
     what = "no content" if said.text is None else "an empty completion"
@@ -104,7 +108,7 @@ def _no_answer(
 
 
 def _stopped_at_once(said: Said, stops: Sequence[str]) -> str | None:
-    """The stop string that an empty answer began with: one that the server names, or one with so many tokens."""
+    """Finds the stop string at the start of an empty answer: the one that the server names, or any that is as long."""
     if isinstance(said.stopped_by, str) and said.stopped_by in stops:
         return f"the stop string {said.stopped_by!r}"
     made, longest = said.usage.completion, max((len(stop.encode("utf-8", "replace")) for stop in stops), default=0)
@@ -123,25 +127,22 @@ def _called(calls: object, clean: Callable[[str], str]) -> str:
 
 
 def _without_stop(text: str, stops: Sequence[str]) -> str:
-    """Cuts a stop string off the end: TGI leaves it there, other servers do not."""
+    """Removes a trailing stop string, which TGI leaves in the answer and other servers do not."""
     return next((text.removesuffix(stop) for stop in stops if stop and text.endswith(stop)), text)
 
 
-_OPEN, _CLOSE = "<think>", "</think>"
-
-
 def split_reasoning(text: str, given: str | None = None) -> tuple[str, str | None]:
-    """Splits an answer from the thoughts before it.
+    """Splits a text into the answer and the reasoning before it.
 
-    Thoughts are what a server reports as such, or what stands between `<think>` tags at the start. A template may
-    have opened the tag itself, so that the text has the closing one only. A tag that is never closed leaves no answer.
+    Thoughts are what a server reports as such, or what stands between marks at the start ([`split_marked`]). Some
+    servers do both: the copy in the text is no part of the answer.
 
     Args:
-        text (`str`): What the model wrote.
+        text (`str`): Text of the model.
         given (`str`, *optional*): The server's `reasoning_content`.
 
     Returns:
-        `tuple[str, str | None]`: The answer, unchanged where there are no thoughts, and the thoughts.
+        `tuple[str, str | None]`: The answer, unchanged if there is no reasoning, and the reasoning.
 
     Example:
         >>> split_reasoning("<think>2 and 2</think>\\n\\n4")
@@ -149,31 +150,27 @@ def split_reasoning(text: str, given: str | None = None) -> tuple[str, str | Non
         >>> split_reasoning("4")
         ('4', None)
     """
-    if given is not None and given.strip():
-        return text, given.strip()
-    opened = text.lstrip().startswith(_OPEN)
-    if not opened and (_CLOSE not in text or _OPEN in text):
-        return text, None
-    thoughts, _, answer = text.lstrip().removeprefix(_OPEN).partition(_CLOSE)
-    return answer.lstrip(), thoughts.strip() or None
+    told = (given or "").strip()
+    answer, thoughts = split_marked(text, told_apart=bool(told)) or (text, None)
+    return answer, told or thoughts
 
 
 def presented(completion: Completion, mode: str) -> tuple[str, str | None]:
-    """The completion and the reasoning as a teacher's `reasoning` setting wants them in the table.
+    """Formats the completion and the reasoning for the table, by a teacher's `reasoning` setting.
 
     Args:
-        completion (`Completion`): From a client or the ledger, split.
-        mode (`str`): `separate`, `keep` (back into the completion, between `<think>` tags) or `drop`.
+        completion (`Completion`): Answer from a client or the ledger, with its reasoning split off.
+        mode (`str`): `separate`, `keep` (in the completion, between `<think>` tags) or `drop`.
 
     Example:
         >>> presented(Completion("4", "stop", 1, 1, reasoning="2 and 2"), "keep")
-        ('<think>\n2 and 2\n</think>\n\n4', None)
+        ('<think>\\n2 and 2\\n</think>\\n\\n4', None)
     """
     if mode == "keep" and completion.reasoning:
-        return f"{_OPEN}\n{completion.reasoning}\n{_CLOSE}\n\n{completion.text}", None
+        return f"{OPEN}\n{completion.reasoning}\n{CLOSE}\n\n{completion.text}", None
     return completion.text, completion.reasoning if mode == "separate" else None
 
 
 def cleaned(completion: Completion, request: Request, teacher: Teacher) -> Stripped:
-    """The answer without leaked tokens and invented turns, as a teacher's `leaks` setting wants it in the table."""
+    """Removes leaked tokens and invented turns from an answer, by a teacher's `leaks` setting."""
     return without_leaks(completion.text, request.messages, teacher.leaks)

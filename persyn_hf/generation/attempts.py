@@ -1,4 +1,4 @@
-"""Rows on their way through a pool: what is to be asked, the attempts at it, and refusals whose meaning is open."""
+"""Jobs of a pool, the attempts at each, and refusals that may apply to one row or to all requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from persyn_hf.ledger.completion import Completion
 
 @dataclass(frozen=True)
 class Job:
-    """One row to be answered, under the key of its answer."""
+    """Request of one row, with the key of its answer."""
 
     key: str
     request: Request
@@ -21,11 +21,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who hears of what becomes of a pool's jobs.
+    """Callbacks for the results of a pool's jobs.
 
     Args:
         on_answer (`Callable[[Job, Completion], None]`): Called once for each answered job.
-        on_error (`Callable[[Job, str], None]`): Called once for each job that failed for good.
+        on_error (`Callable[[Job, str], None]`): Called once for each job that failed permanently.
         on_turn (`Callable[[], None]`, *optional*): Called after every few answers, before new requests.
     """
 
@@ -36,14 +36,14 @@ class Listener:
 
 @dataclass(order=True)
 class Attempt:
-    """A row that is asked, or waits to be asked again.
+    """A job in flight, or waiting for its next attempt.
 
     Args:
-        due (`float`): When it may be asked, in the pool's seconds.
-        order (`int`): When it was drawn.
-        job (`Job`): What is asked.
-        tried (`int`): How often it was asked.
-        failed (`dict[int, int]`): Failures, by how often failures of that kind may be.
+        due (`float`): Earliest time of the next attempt, in seconds of the pool's clock.
+        order (`int`): Sequence number of the job.
+        job (`Job`): Job to answer.
+        tried (`int`): Number of attempts so far.
+        failed (`dict[int, int]`): Number of failures, by the allowed number of failures of that kind.
     """
 
     due: float
@@ -55,13 +55,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Doubt:
-    """A refusal that reads as if it were meant for every request (403, 404), of a server that may mean one row.
+    """A refusal that seems to apply to every request (403, 404), but may apply to one row only.
 
     Args:
-        lane (`Lane`): The endpoint.
-        attempt (`Attempt`): The row.
-        error (`TeacherDownError`): The refusal.
-        since (`float`): When it came, in the pool's seconds.
+        lane (`Lane`): Endpoint that refused.
+        attempt (`Attempt`): Refused attempt.
+        error (`TeacherDownError`): Error of the refusal.
+        since (`float`): Time of the refusal, in seconds of the pool's clock.
     """
 
     lane: Lane
@@ -71,7 +71,7 @@ class Doubt:
 
 
 class Doubts:
-    """Refusals whose meaning is open, until requests that were sent later are answered, or refused likewise."""
+    """Open refusals, kept until later requests are answered or refused in the same way."""
 
     def __init__(self) -> None:
         self._open: list[Doubt] = []
@@ -80,11 +80,11 @@ class Doubts:
         return bool(self._open)
 
     def add(self, doubt: Doubt) -> None:
-        """One more."""
+        """Adds a refusal."""
         self._open.append(doubt)
 
     def take(self, lane: Lane | None = None, before: float | None = None) -> list[Doubt]:
-        """Takes out those of an endpoint, by default of all, that came before a time, by default at any."""
+        """Removes and returns the refusals of an endpoint (default: all) that came before a time (default: any)."""
         taken = [
             doubt
             for doubt in self._open
@@ -95,5 +95,5 @@ class Doubts:
 
 
 def last_words(attempt: Attempt, error: TeacherError) -> str:
-    """The error of a row that has failed for good."""
+    """Formats the error of a row that has failed permanently."""
     return f"{error} (after {attempt.tried} attempts)" if attempt.tried > 1 else str(error)

@@ -1,31 +1,25 @@
-"""Money: what an answer of a teacher costs, and what its requests set aside."""
+"""Cost of a teacher's answers, and the amounts that its requests reserve."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.generation.client import Request
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.money import Budget
 
-#: Tokens that a chat template adds around one message, at most.
+#: Maximum number of tokens that a chat template adds around one message.
 _TEMPLATE_TOKENS = 64
 
 
-def price(teacher: Teacher, prompt_tokens: int | None, completion_tokens: int | None) -> float:
-    """USD for so many tokens of a teacher."""
-    return teacher.price(prompt_tokens or 0, completion_tokens or 0)
-
-
 def worst_case(teacher: Teacher, request: Request, most: int = 0) -> float:
-    """USD that a request can cost at most.
+    """Returns the maximum cost of a request, in USD; a text has no more tokens than bytes.
 
     Args:
-        teacher (`Teacher`): With its prices.
-        request (`Request`): A text has no more tokens than bytes.
-        most (`int`, defaults to 0): Tokens of an answer, where they may be more than `max_tokens`.
+        teacher (`Teacher`): Teacher with its prices.
+        request (`Request`): Request to price.
+        most (`int`, defaults to 0): Maximum tokens of an answer, if they can exceed `max_tokens`.
     """
     asked = sum(_bytes(message.get("content")) + _TEMPLATE_TOKENS for message in request.messages)
     per_prompt, per_answer, per_cached, per_thought = teacher.prices
@@ -33,13 +27,13 @@ def worst_case(teacher: Teacher, request: Request, most: int = 0) -> float:
     return (asked * max(per_prompt, per_cached) + made * max(per_answer, per_thought)) / 1e6
 
 
-def _bytes(content: Any) -> int:
+def _bytes(content: object) -> int:
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     return len(text.encode("utf-8", "replace"))
 
 
 def cost_of(teacher: Teacher, request: Request, completion: Completion) -> float:
-    """USD of one answer: by its usage, or the worst case where nobody could count."""
+    """Returns the cost of one answer in USD: by its token counts, or the worst case if they are unknown."""
     if completion.prompt_tokens is None or completion.completion_tokens is None:
         return worst_case(teacher, request)
     return teacher.price(
@@ -51,15 +45,15 @@ def cost_of(teacher: Teacher, request: Request, completion: Completion) -> float
 
 
 class Purse:
-    """The budget as one teacher's requests see it.
+    """The budget for the requests of one teacher.
 
-    `max_tokens` does not bound the reasoning of every service. So where there is a limit, one request goes ahead and
-    shows how many tokens are counted; and where an answer has had more than `max_tokens`, half as many again as the
-    longest had are set aside for each that follows, and for those in flight.
+    Some services do not limit reasoning by `max_tokens`. If there is a cost limit, one request is therefore sent first
+    and shows how many tokens the service counts. Once an answer has exceeded `max_tokens`, 1.5 times the tokens of the
+    longest answer are reserved for each following request, and for those in flight.
 
     Args:
-        budget (`Budget`): The run's.
-        teacher (`Teacher`): With its prices.
+        budget (`Budget`): Budget of the run.
+        teacher (`Teacher`): Teacher with its prices.
     """
 
     def __init__(self, budget: Budget, teacher: Teacher) -> None:
@@ -69,10 +63,13 @@ class Purse:
         self._in_flight = 0
         self._shown = budget.limit is None
         self._most = 0
-        self._short, self._missing = 0, 0.0  # requests in flight for which too little is set aside, USD for each
+        self._short, self._missing = (
+            0,
+            0.0,
+        )  # requests in flight that reserved too little, and the USD missing for each
 
     def hold(self, request: Request) -> float | None:
-        """Sets a request's worst case aside; `None` where it does not fit now."""
+        """Reserves the worst-case cost of a request; returns the amount, or `None` if it does not fit now."""
         if self._free:
             return 0.0
         if not self._shown and self._in_flight:
@@ -84,14 +81,14 @@ class Purse:
         return amount
 
     def paid(self, held: float, request: Request, completion: Completion) -> None:
-        """The request was answered."""
+        """Records the cost of an answered request."""
         if not self._free:
             self._landed()
             self._learn(request, completion)
             self.budget.paid(held, cost_of(self._teacher, request, completion))
 
     def failed(self, held: float, charged: bool) -> None:
-        """The request was not answered; one that the server may have charged for counts with its worst case."""
+        """Releases a failed request; if the server may have charged for it, its worst case counts as lost."""
         if not self._free:
             self._landed()
             self.budget.failed(held, held if charged else 0.0)
@@ -101,7 +98,7 @@ class Purse:
         self._short = max(0, self._short - 1)
 
     def _learn(self, request: Request, completion: Completion) -> None:
-        """Takes into account how many tokens an answer was counted with."""
+        """Updates the maximum tokens from the counts of an answer."""
         self._shown = True
         made = completion.completion_tokens or 0
         if made > max(self._most, request.sampling.max_tokens):

@@ -1,32 +1,35 @@
-"""Answers that call tools: from a server's message to one text of the ledger, and back."""
+"""Tool calls: conversion of a server's message to one text of the ledger, and back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.messages import Message, called_text, without_nulls
 
-#: What the text of such an answer begins with in the ledger, before JSON of its content and calls; no model writes it.
+#: Prefix of an answer with tool calls in the ledger, before the JSON of its content and calls; no model writes it.
 _MARK = "\x1etool_calls\n"
-#: What servers say where `max_tokens` cut an answer: half a call is none.
+#: Finish reasons of truncated answers, whose tool calls are incomplete.
 _CUT = frozenset({"length", "max_tokens", "max_length", "model_length"})
 
 
-def calls_of(message: Mapping[str, Any], reason: object) -> list[Message] | None:
-    """The tool calls of a server's message; `None` where it has none that are whole.
+def calls_of(message: Mapping[str, object], reason: object) -> list[Message] | None:
+    """Reads the tool calls of a server's message; returns `None` if there are none or one is incomplete.
 
     Args:
-        message (`Mapping`): As the server gave it.
-        reason (`object`): Its finish reason.
+        message (`Mapping`): Message of the server.
+        reason (`object`): Finish reason of the answer.
     """
     calls = message.get("tool_calls")
     if not isinstance(calls, list) or str(reason).lower() in _CUT:
         return None
-    named = [without_nulls(call) for call in calls if isinstance(call, Mapping)]
+    # `index` is of the pieces of a stream.
+    given = [
+        {key: part for key, part in call.items() if key != "index"} for call in calls if isinstance(call, Mapping)
+    ]
+    named = [without_nulls(call) for call in given]
     whole = [call for call in named if isinstance(call.get("function"), dict) and call["function"].get("name")]
     return whole if whole and len(whole) == len(calls) else None
 
@@ -38,7 +41,9 @@ def enveloped(content: object, calls: list[Message]) -> str:
 
 
 def opened(completion: Completion) -> tuple[Completion, str | None]:
-    """The answer with its calls shown as text, and the calls as JSON; other answers as they are.
+    """Unpacks an answer with tool calls into its text, which shows the calls, and the calls as JSON.
+
+    Other answers are returned unchanged, with `None`.
 
     Example:
         >>> calls = [{"type": "function", "function": {"name": "now", "arguments": "{}"}}]

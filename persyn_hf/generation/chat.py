@@ -1,4 +1,4 @@
-"""The chat protocol (`/v1/chat/completions`), which every inference server speaks."""
+"""Client for the chat protocol (`/v1/chat/completions`), which every inference server supports."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
-from persyn_hf.endpoints.conversation import assembled, chat_body, is_stream
+from persyn_hf.endpoints.conversation import assembled, chat_body, content_texts, first_choice, is_stream
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.faults import body_error, perhaps_charged
 from persyn_hf.endpoints.wire import encoded, exchange
-from persyn_hf.errors import RetryableError, TeacherError
+from persyn_hf.errors import RetryableError, RowError, TeacherError
 from persyn_hf.generation.answer import Said, read_answer, split_reasoning
 from persyn_hf.generation.calls import calls_of, enveloped
 from persyn_hf.generation.client import Request
@@ -22,20 +22,23 @@ from persyn_hf.generation.usage import read_usage
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.prompts.sending import joined_system
 
+#: Bytes of a stream for each byte of its answer, at most: an event of a few hundred bytes may hold one token.
+_STREAM_ROOM = 64
+
 
 class ChatClient:
     """A teacher behind an OpenAI-compatible endpoint.
 
-    Requests go through a `wire`, and not through `AsyncInferenceClient.chat_completion`: that one follows redirects,
-    reads answers of any length, sends the user's Hub token to any address that has no key, and takes three times as
-    much of the processor.
+    Requests go through a `wire` and not through `AsyncInferenceClient.chat_completion`, which follows redirects, reads
+    answers of any length, sends the user's Hub token to every address without a key, and takes three times as much
+    processor time.
 
     Args:
-        teacher (`Teacher`): With `backend: endpoint`.
-        address (`str`, *optional*): One of its endpoints; by default the first.
+        teacher (`Teacher`): Teacher with `backend: endpoint`.
+        address (`str`, *optional*): One of its endpoints; defaults to the first.
 
     Raises:
-        ConfigError: If the teacher wants a key or the Hub token and there is none.
+        ConfigError: If the teacher needs a key or the Hub token and it is missing.
     """
 
     def __init__(self, teacher: Teacher, address: str | None = None) -> None:
@@ -45,17 +48,19 @@ class ChatClient:
         self._no_whole_top_p = False
         self._url = endpoint.url("/v1/chat/completions")
         self._tokenizer = TeacherTokenizer(teacher, download=False)
-        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes)
+        room = _STREAM_ROOM if teacher.stream else 1
+        self._wire = open_wire(endpoint, teacher.timeout, teacher.max_response_bytes, room)
 
     def __repr__(self) -> str:
         return f"ChatClient(model={self._endpoint.model!r}, endpoint={self._endpoint.address!r})"
 
     def adapt(self, model: str | None, no_whole_top_p: bool) -> None:
-        """Lets requests be as the endpoint wants them.
+        """Adapts the requests to the endpoint.
 
         Args:
-            model (`str`, *optional*): What it calls the model, where that is not what is configured.
-            no_whole_top_p (`bool`): Whether it refuses a `top_p` of 1, which is then left out and means the same.
+            model (`str`, *optional*): Name of the model at the endpoint, if it differs from the configured one.
+            no_whole_top_p (`bool`): Whether to omit a `top_p` of 1, which means the same, because the endpoint refuses
+                it.
         """
         self._endpoint = replace(self._endpoint, model=model or self._endpoint.model)
         self._no_whole_top_p = no_whole_top_p
@@ -90,37 +95,42 @@ class ChatClient:
         )
 
     def _read(self, content: bytes, request: Request) -> Completion:
-        """Reads the first choice."""
+        """Reads the first choice of a response."""
         try:
-            streamed = self._teacher.stream and is_stream(content)
+            streamed = is_stream(content)
             answer = assembled(content) if streamed else json.loads(content)
         except (ValueError, RecursionError):
             raise body_error(self._endpoint, content.decode("utf-8", "replace")) from None
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, dict) else None
+        choice = first_choice(answer.get("choices"), any_index=True) if isinstance(answer, dict) else None
+        message = choice.get("message") if choice is not None else None
+        if isinstance(answer, dict) and any(said.get("error") for said in (answer, choice or {})):
+            raise body_error(self._endpoint, json.dumps(answer if answer.get("error") else choice))
         if choice is None or not isinstance(message, dict):
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError("the answer has no choices", attempts=3)
-        text, reason = text_of(message), choice.get("finish_reason")
+        if streamed:
+            self._require_bound(message)
+        text, thoughts = content_texts(message.get("content"))
+        reason = choice.get("finish_reason")
         # DeepSeek's name for it, and the one that vLLM and OpenRouter have moved to.
-        thoughts = message.get("reasoning_content") or message.get("reasoning")
+        thoughts = message.get("reasoning_content") or message.get("reasoning") or thoughts
         refusal, called = message.get("refusal"), message.get("tool_calls") or message.get("function_call")
         calls = calls_of(message, reason) if request.more.get("tools") else None
         if calls is not None:
-            words, thoughts = split_reasoning(text if isinstance(text, str) else "", thoughts)
+            words, thoughts = split_reasoning(text or "", thoughts if isinstance(thoughts, str) else None)
             text, reason, refusal, called = enveloped(words, calls), "stop", None, None
         said = Said(
             text, reason, thoughts, refusal, called, choice.get("stop_reason"), read_usage(answer.get("usage"))
         )
         return read_answer(said, request, self._endpoint.clean)
 
+    def _require_bound(self, message: Mapping[str, Any]) -> None:
+        """Holds the answer that a stream is put together to within `max_response_bytes`.
 
-def text_of(message: Mapping[str, Any]) -> object:
-    """The text of a message; some servers give it in parts, `[{"type": "text", "text": …}]`."""
-    content = message.get("content")
-    if not isinstance(content, list):
-        return content
-    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(text for text in texts if isinstance(text, str))
+        Raises:
+            RowError: If it is longer.
+        """
+        most = self._teacher.max_response_bytes
+        if len(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")) > most:
+            raise RowError(f"the answer is longer than {most} bytes (`max_response_bytes`)")

@@ -1,4 +1,4 @@
-"""What every teacher looks like to the scheduler: one request in, one completion out."""
+"""The interface of a teacher to the scheduler: one request in, one completion out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from persyn_hf.ledger.completion import Completion
 
 @dataclass(frozen=True)
 class Request:
-    """One question to one teacher, complete: two equal requests have the same answer.
+    """One complete request to one teacher; two equal requests have the same answer.
 
     Args:
-        prompt_id (`str`): Identity of the prompt.
-        messages (`tuple[Message, ...]`): What is sent, the teacher's system prompt included.
-        sampling (`Sampling`): How the teacher samples.
-        seed (`int`, *optional*): The request's seed; `None` where none is sent.
+        prompt_id (`str`): Id of the prompt.
+        messages (`tuple[Message, ...]`): Messages to send, including the teacher's system prompt.
+        sampling (`Sampling`): Sampling parameters of the teacher.
+        seed (`int`, *optional*): Seed of the request; `None` if none is sent.
         numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt` of the row; not sent.
-        own_body (`Mapping[str, Any]`, defaults to none): Keys of the request's body that this row has of its own, such
-            as `response_format`. They go before the teacher's `extra_body`.
+        own_body (`Mapping[str, object]`, defaults to none): Keys of the body that are specific to this row, such as
+            `response_format`. They take precedence over the teacher's `extra_body`.
     """
 
     prompt_id: str
@@ -30,16 +30,16 @@ class Request:
     sampling: Sampling
     seed: int | None
     numbers: RowNumbers = UNNUMBERED
-    own_body: Mapping[str, Any] = field(default_factory=dict)
+    own_body: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def more(self) -> dict[str, Any]:
-        """The keys of the body beside those that every request has: the teacher's, and the row's own."""
+        """Additional keys of the body: the teacher's `extra_body` and the row's own."""
         return {**self.sampling.extra_body, **self.own_body}
 
 
 class TeacherClient(Protocol):
-    """A way to ask a teacher: over HTTP, in process, or a double in a test.
+    """Client of a teacher: over HTTP, in process, or a test double.
 
     A client belongs to one event loop.
     """

@@ -1,4 +1,4 @@
-"""Finish reasons: the names that servers give them, and what each one says of the answer."""
+"""Finish reasons: the names that servers use, and their meaning for the answer."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from persyn_hf.text import tame
 
-#: The server gave none, and its counts do not tell either.
+#: The server sent no reason, and its token counts do not reveal one.
 NOT_GIVEN = "not given"
-#: The server gave up in the middle: the text is no answer.
+#: The server interrupted the answer, so the text is incomplete.
 BROKEN_OFF = "broken off"
-#: Longest name of an unknown reason in the table.
+#: Maximum length of an unknown reason in the table, in characters.
 _LONGEST = 60
 
-#: The name by which the table knows a reason → the names by which servers do, in lower case and without `_`.
+#: Reason in the table → names that servers use for it, in lower case and without `_`.
 #: OpenAI, Anthropic, Gemini and Vertex, Mistral, DeepSeek, Zhipu, Cohere, Bedrock, TGI, vLLM, SGLang, llama.cpp,
 #: Ollama, LM Studio, OpenRouter.
 _NAMES = {
@@ -46,12 +45,12 @@ _KNOWN = {name: reason for reason, names in _NAMES.items() for name in names.spl
 
 @dataclass(frozen=True)
 class Finish:
-    """Why an answer ended.
+    """Finish reason of an answer.
 
     Args:
-        reason (`str`): One of `columns.FINISH_REASONS`, [`BROKEN_OFF`], [`NOT_GIVEN`], or an unknown reason as the
-            server gave it.
-        given (`str`): What the server said, for errors.
+        reason (`str`): One of `columns.FINISH_REASONS`, [`BROKEN_OFF`], [`NOT_GIVEN`], or the server's own name of an
+            unknown reason.
+        given (`str`): Reason as sent by the server, for errors.
     """
 
     reason: str
@@ -63,16 +62,16 @@ def read_finish(
 ) -> Finish:
     """Reads a server's finish reason.
 
-    Case, `_`, `-` and the name of an enumeration before a dot do not count (`FinishReason.MAX_TOKENS`). A mapping is
-    known by its `type` (SGLang and TGI: `{"type": "length", "length": 9}`). Where no reason is given, the number of
-    tokens tells whether `max_tokens` cut the answer; a text has no more tokens than bytes.
+    Case, `_`, `-` and the name of an enumeration before a dot (`FinishReason.MAX_TOKENS`) are ignored. A mapping is
+    read by its `type` (SGLang and TGI: `{"type": "length", "length": 9}`). Without a reason, the token count shows
+    whether `max_tokens` truncated the answer; a text has no more tokens than bytes.
 
     Args:
-        given (`object`): The reason as it stands in the answer; `None` where there is none.
-        made (`int`, *optional*): Tokens of the answer, where they are known.
-        max_tokens (`int`): The most that were asked for.
-        size (`int`): Bytes of the answer's text.
-        clean (callable): Makes the server's own words fit for the table and for errors.
+        given (`object`): Reason in the answer; `None` if there is none.
+        made (`int`, *optional*): Number of tokens of the answer, if known.
+        max_tokens (`int`): Requested maximum number of tokens.
+        size (`int`): Size of the answer's text, in bytes.
+        clean (`Callable[[str], str]`): Function that makes a server's text safe for the table and for errors.
 
     Example:
         >>> read_finish("MAX_TOKENS", None, 64, 100).reason
@@ -100,10 +99,10 @@ def _by_count(made: int | None, max_tokens: int, size: int) -> str:
 
 
 def settled(reason: str, made: int | None, max_tokens: int) -> str:
-    """A finish reason that was not given, once the tokens have been counted."""
+    """Fills in a missing finish reason, once the tokens have been counted."""
     return _by_count(made, max_tokens, max_tokens) if reason == NOT_GIVEN else reason
 
 
-def _named(given: Mapping[str, Any]) -> object:
+def _named(given: Mapping[str, object]) -> object:
     keys = [key for key in ("type", "reason") if key in given]
     return next((given[key] for key in keys if given[key]), None) if keys or not given else given

@@ -1,4 +1,4 @@
-"""The forms that prompts ask their answers to have, looked at before anything is asked."""
+"""Checks of the column `response_format`, before any request is sent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from persyn_hf.prompts.sending import canonical_format
 
 
 def require_forms(table: Dataset) -> None:
-    """Reads the column `response_format`, where there is one.
+    """Checks the column `response_format`, if there is one.
 
     Raises:
-        DataError: If a row's is none; the row is named.
+        DataError: If a value is not a valid format; the message names the row.
     """
     if columns.RESPONSE_FORMAT not in table.column_names:
         return
@@ -28,7 +28,7 @@ def require_forms(table: Dataset) -> None:
 
 
 def require_forms_understood(table: Dataset, teachers: Sequence[Teacher]) -> None:
-    """Checks that every teacher can be held to the forms that prompts ask for.
+    """Checks that every teacher supports the response formats of the prompts.
 
     Raises:
         ConfigError: If a prompt has a `response_format` and a teacher runs in this process.
@@ -38,6 +38,6 @@ def require_forms_understood(table: Dataset, teachers: Sequence[Teacher]) -> Non
         return
     if any(canonical_format(value) is not None for value in table[columns.RESPONSE_FORMAT]):
         raise ConfigError(
-            f"teacher `{local[0]}`: generation in this process cannot hold an answer to a `response_format`, which "
-            "some prompts have; ask the model through a server, or drop the column."
+            f"teacher `{local[0]}`: generation in this process does not support `response_format`, which some prompts "
+            "have; serve the model with a server, or drop the column."
         )

@@ -1,4 +1,4 @@
-"""The three ways to generate: every teacher answers, each its own, and the map function."""
+"""Generation of answers: by every teacher, by the routed teacher, and as a map function."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from persyn_hf.generation.table import (
 from persyn_hf.ledger.ledger import Ledger, LedgerLike, open_ledger
 from persyn_hf.tables import require_batch
 
-TeacherLike = Teacher | Mapping[str, Any]
+TeacherLike = Teacher | Mapping[str, object]
 
 
 def generate_parallel(
-    prompts: Dataset | Iterable[Mapping[str, Any] | str],
+    prompts: Dataset | Iterable[Mapping[str, object] | str],
     teachers: Sequence[TeacherLike],
     ledger: LedgerLike = None,
     seed: int = 0,
@@ -42,32 +42,32 @@ def generate_parallel(
     policy: RetryPolicy | None = None,
     **options: Any,
 ) -> Dataset:
-    """Lets every teacher answer every prompt.
+    """Generates an answer to every prompt by every teacher.
 
-    A row that fails for good has `error` set and a null `completion`; the run goes on.
+    A row that fails permanently has `error` set and a null `completion`; the run continues.
 
     Args:
-        prompts (`Dataset` or iterable): With `prompt` (strings, or lists of chat messages); other columns are kept.
-            A prompt may stand several times where whole numbers in `turn`, `sample` and `attempt` (0 where absent or
-            null) tell its rows apart: each is asked by itself, with a seed and a place in the ledger of its own.
-        teachers (`Sequence[Teacher]`): Or mappings with the same keys.
-        ledger (`Ledger`, path or `None`): Where answers are kept as they arrive; what it has is not asked again.
-        seed (`int`, defaults to 0): Seeds each row together with its prompt.
-        progress (`bool`, defaults to `True`): One line per teacher, on a terminal.
-        policy (`RetryPolicy`, *optional*): When to ask again.
+        prompts (`Dataset` or iterable): Rows with `prompt` (strings, or lists of chat messages); other columns are
+            kept. A prompt may occur several times if integers in `turn`, `sample` and `attempt` (0 if absent or null)
+            distinguish its rows: each row gets its own answer, seed and ledger key.
+        teachers (`Sequence[Teacher]`): Teachers, or mappings with the same keys.
+        ledger (`Ledger`, path or `None`): Ledger that stores answers as they arrive; existing answers are reused.
+        seed (`int`, defaults to 0): Random seed; the seed of a row also depends on its prompt.
+        progress (`bool`, defaults to `True`): Whether to show progress.
+        policy (`RetryPolicy`, *optional*): Retries and circuit breaker.
         options: Keys of [`GenerationOptions`]: `max_cost` and `drop_truncated`.
 
     Returns:
         `Dataset`: One row per prompt row and teacher, prompt by prompt, with the columns `teacher`, `completion`,
         `reasoning`, `finish_reason`, `leak`, `prompt_tokens`, `completion_tokens`, `cached_tokens`,
-        `reasoning_tokens`, `usage_source`, how it was asked (`temperature`, `top_p`, `max_tokens`, `stop`, `seed`,
-        `system_prompt`), `rerouted_from` and `error` added (and `prompt_id` where absent).
+        `reasoning_tokens`, `usage_source`, the sampling parameters (`temperature`, `top_p`, `max_tokens`, `stop`,
+        `seed`), `system_prompt`, `rerouted_from` and `error` added (and `prompt_id` if absent).
 
     Raises:
-        ConfigError: If a teacher is wrong or named twice, or a local model is not there.
-        DataError: If a prompt is empty or stands twice under the same numbers. No requests were sent then.
-        LedgerError: If the ledger cannot be used, or there is no room for a large table.
-        KeyboardInterrupt: After Ctrl-C, once what was in flight has been kept; at once after a second one.
+        ConfigError: If a teacher is not valid or its name is used twice, or a local model cannot be found.
+        DataError: If a prompt is empty or occurs twice with the same numbers. No requests were sent then.
+        LedgerError: If the ledger cannot be used, or the disk has no space for a large table.
+        KeyboardInterrupt: After Ctrl-C, once the requests in flight have finished; at once after a second one.
 
     Example:
         >>> answers = generate_parallel(
@@ -81,7 +81,7 @@ def generate_parallel(
 
 
 def generate_routed(
-    routed: Dataset | Iterable[Mapping[str, Any]],
+    routed: Dataset | Iterable[Mapping[str, object]],
     teachers: Sequence[TeacherLike],
     ledger: LedgerLike = None,
     seed: int = 0,
@@ -91,18 +91,18 @@ def generate_routed(
     policy: RetryPolicy | None = None,
     **options: Any,
 ) -> Dataset:
-    """Lets each prompt be answered by the teacher that its `route` names.
+    """Generates an answer to each prompt by the teacher that its `route` names.
 
     Args:
-        routed (`Dataset` or iterable): With `prompt` and `route`; other columns are kept. `turn`, `sample` and
+        routed (`Dataset` or iterable): Rows with `prompt` and `route`; other columns are kept. `turn`, `sample` and
             `attempt` as in [`generate_parallel`].
         teachers, ledger, seed, progress, policy, options: As in [`generate_parallel`].
-        score_names (`Sequence[str]`, *optional*): The router's `teachers`, in the order of `route_scores`; by default
-            the teachers in theirs. Read where a teacher has `on_teacher_down: reroute`.
+        score_names (`Sequence[str]`, *optional*): The router's `teachers`, in the order of `route_scores`; defaults to
+            the names of `teachers`. Used if a teacher has `on_teacher_down: reroute`.
 
     Returns:
-        `Dataset`: The same rows, in the same order, with the same columns added. Where a teacher was down and
-        another one took its row, `teacher` is that one and `rerouted_from` the one that was down.
+        `Dataset`: The same rows, in the same order, with the same columns added. If a teacher was down and another one
+        took its row, `teacher` is the latter and `rerouted_from` the former.
 
     Raises:
         RouterMismatchError: If a route names none of the teachers.
@@ -125,15 +125,16 @@ def persyn_generate(
     seed: int = 0,
     score_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Map function: answers one row or a batch, by one teacher or by each row's `route`.
+    """Generates the answers of one row or a batch, by one teacher or by each row's `route`; for `Dataset.map`.
 
     Args:
         example (`Mapping[str, Any]`): A row, or a batch of rows, with `prompt` (and `route` with `teachers`). `turn`,
             `sample` and `attempt` as in [`generate_parallel`].
-        teacher (`Mapping` or `Teacher`, *optional*): Answers every row. Plain values hash the same everywhere.
-        teachers (`Sequence`, *optional*): Those that `route` names. Exactly one of the two is given.
-        ledger (`str`, *optional*): Path; strongly advised, since one exception makes `map` drop finished rows.
-        seed (`int`, defaults to 0): As in [`generate_parallel`], so that both give the same answers.
+        teacher (`Mapping` or `Teacher`, *optional*): Teacher of every row; a mapping has a stable fingerprint.
+        teachers (`Sequence`, *optional*): Teachers that `route` names. Pass exactly one of `teacher` and `teachers`.
+        ledger (`str`, *optional*): Path of the ledger; strongly advised, since one exception makes `map` drop finished
+            rows.
+        seed (`int`, defaults to 0): Random seed, as in [`generate_parallel`], so that both give the same answers.
         score_names (`Sequence[str]`, *optional*): As in [`generate_routed`].
 
     Returns:
@@ -162,7 +163,7 @@ def persyn_generate(
 
 
 def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[str, list[Any]]]:
-    """Tells a row from a batch (a row's prompt is a string or messages, a batch's a list of those); gives a batch."""
+    """Converts a row to a batch, and returns whether it was one already: a list of prompts, each text or messages."""
     prompt = example[columns.PROMPT]
     batched = not isinstance(prompt, str) and not (len(prompt) > 0 and isinstance(prompt[0], Mapping))
     if teacher is None:
@@ -178,13 +179,13 @@ def _batch(example: Mapping[str, Any], teacher: str | None) -> tuple[bool, dict[
 
 @dataclass(frozen=True)
 class GenerationSummary:
-    """What one teacher did.
+    """Counts of one teacher's answers.
 
     Args:
-        answers, errors, truncated (`int`): Rows with an answer, without, and with one that was cut.
-        leaks (`int`): Answers with special tokens or an invented turn.
-        cached_tokens, reasoning_tokens (`int`): Those of the prompts from a cache, of the completions for reasoning.
-        prompt_tokens, completion_tokens (`int`): Sums over the rows whose counts are known.
+        answers, errors, truncated (`int`): Number of rows with an answer, with an error, and with a truncated answer.
+        prompt_tokens, completion_tokens (`int`): Sums over the rows whose token counts are known.
+        leaks (`int`): Number of answers with special tokens or an invented turn.
+        cached_tokens, reasoning_tokens (`int`): Prompt tokens from a cache, and completion tokens for reasoning.
     """
 
     answers: int
@@ -198,10 +199,10 @@ class GenerationSummary:
 
 
 def summarize_generation(dataset: Dataset) -> dict[str, GenerationSummary]:
-    """Counts answers, failures, cut answers, leaks and tokens by teacher.
+    """Counts answers, failures, truncated answers, leaks and tokens by teacher.
 
     Args:
-        dataset (`Dataset`): From [`generate_parallel`] or [`generate_routed`].
+        dataset (`Dataset`): Table from [`generate_parallel`] or [`generate_routed`].
     """
     columns.require_columns(dataset.column_names, columns.GENERATED_STAGE, "summarize_generation")
     counts: dict[str, list[int]] = {}
@@ -228,11 +229,11 @@ def _teachers(teachers: Sequence[TeacherLike]) -> list[Teacher]:
         try:
             chosen.append(teacher if isinstance(teacher, Teacher) else Teacher.model_validate(dict(teacher)))
         except ValidationError as error:
-            # Inputs are not repeated: a text may be a secret in the wrong place.
+            # The error omits the inputs, because a text may be a misplaced secret.
             lines = [f"`{'.'.join(map(str, e['loc']))}`: {e['msg']}" for e in error.errors(include_url=False)]
             raise ConfigError(f"teachers[{position}]: {'; '.join(lines)}.") from None
     if not chosen:
-        raise ConfigError("`teachers` is empty; give at least one.")
+        raise ConfigError("`teachers` is empty; pass at least one.")
     try:
         require_distinct_teachers(chosen)
     except ValueError as error:
@@ -258,7 +259,7 @@ def _options(
 
 
 def _routed_plan(
-    routed: Dataset | Iterable[Mapping[str, Any]],
+    routed: Dataset | Iterable[Mapping[str, object]],
     teachers: Sequence[Teacher],
     seed: int,
     score_names: Sequence[str] | None,

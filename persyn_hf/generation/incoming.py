@@ -1,9 +1,8 @@
-"""Prompts in: the table that generation starts from."""
+"""Input of generation: checks the prompts and builds the table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from datasets import Dataset, Value
@@ -18,15 +17,15 @@ from persyn_hf.prompts.reading import prompt_feature
 from persyn_hf.tables import require_table
 
 
-def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: str) -> Dataset:
-    """Checks prompts and gives them as a table with `prompt_id`.
+def prompt_table(prompts: Dataset | Iterable[Mapping[str, object] | str], stage: str) -> Dataset:
+    """Checks prompts and returns them as a table with `prompt_id`.
 
-    A prompt may stand several times where `turn`, `sample` and `attempt` tell its rows apart.
+    A prompt may occur several times if `turn`, `sample` and `attempt` distinguish its rows.
 
     Raises:
-        DataError: If there is no `prompt`, one is empty or not a prompt (the row is named), one stands twice, one of
-            `turn`, `sample` and `attempt` is no whole number, or the table already has columns that generation would
-            add.
+        DataError: If there is no column `prompt`, a prompt is empty or not valid (the row is named) or occurs twice,
+            one of `turn`, `sample` and `attempt` is not an integer, or the table already has columns that generation
+            would add.
     """
     require_table(prompts, stage, "routed" if stage == "generate_routed" else "prompts", rows=True)
     table = _as_table(prompts).with_format(None)
@@ -54,20 +53,20 @@ def prompt_table(prompts: Dataset | Iterable[Mapping[str, Any] | str], stage: st
     columns.require_unique(
         (identity + columns.numbered(own) for identity, own in zip(ids, numbers, strict=True)),
         stage,
-        also=", or number them in the column `sample` to have each answered by itself",
+        also=", or number them in the column `sample` to have each answered separately",
     )
     if columns.PROMPT_ID not in table.column_names:
-        # As an array, which is fingerprinted at once; of a list, every string is pickled.
+        # As an array, which is fingerprinted at once; in a list, every string would be pickled.
         table = table.add_column(columns.PROMPT_ID, np.array(ids, dtype=np.str_), feature=Value("string"))
         names = [name for name in table.column_names if name != columns.PROMPT_ID]
         table = table.select_columns([columns.PROMPT_ID, *names])
     elif table[columns.PROMPT_ID][:] != ids:
         first = next(i for i, (a, b) in enumerate(zip(table[columns.PROMPT_ID], ids, strict=True)) if a != b)
-        raise DataError(f"Row {first}: `prompt_id` is not that of its prompt ({ids[first]}); drop the column.")
+        raise DataError(f"Row {first}: `prompt_id` does not match its prompt ({ids[first]}); drop the column.")
     return table
 
 
-def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
+def _as_table(prompts: Dataset | Iterable[Mapping[str, object] | str]) -> Dataset:
     if isinstance(prompts, Dataset):
         return prompts
     rows = [_as_row(row, index) for index, row in enumerate(prompts)]
@@ -76,16 +75,16 @@ def _as_table(prompts: Dataset | Iterable[Mapping[str, Any] | str]) -> Dataset:
     return rows_table(rows, types={columns.PROMPT: prompt_feature})
 
 
-def _as_row(row: Any, index: int) -> dict[str, Any]:
+def _as_row(row: object, index: int) -> dict[str, object]:
     if isinstance(row, Mapping):
         return dict(row)
-    if isinstance(row, str | list):  # a prompt by itself
+    if isinstance(row, str | list):  # a plain prompt
         return {columns.PROMPT: row}
     raise DataError(f"Row {index}: expected a mapping with `{columns.PROMPT}`, or a prompt, got {type(row).__name__}.")
 
 
 def _numbered(table: Dataset) -> tuple[Dataset, list[columns.RowNumbers]]:
-    """The table with those of `turn`, `sample` and `attempt` that it has as int64, and the numbers of its rows."""
+    """Converts the columns `turn`, `sample` and `attempt` to int64; returns the table and the numbers of its rows."""
     numbers = columns.row_numbers(table)
     names = table.column_names
     for name in columns.ROW_NUMBERS:

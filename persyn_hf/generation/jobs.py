@@ -1,4 +1,4 @@
-"""Who is to answer what: the teachers with their identities, and the jobs of each, made as they are drawn."""
+"""Teachers with their model identities, and the jobs of each, built as they are drawn."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from persyn_hf.generation.budget import cost_of
 from persyn_hf.generation.client import Request
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Origin
-from persyn_hf.models.identity import teacher_identity
+from persyn_hf.models.identity import named_identity, teacher_identity
 from persyn_hf.prompts.sending import canonical_format
 
-#: Rows of the finished table that are read, keyed and looked up at once.
+#: Rows of the finished table per batch of reading, keying and lookup.
 CHUNK = 256
-#: The same of jobs, between two requests: what is asked meanwhile waits.
+#: Jobs per batch; small, because requests wait while a batch is built.
 AHEAD = 32
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A teacher with the identity of its model, as it stands in the ledger's keys."""
+    """A teacher with the identity of its model, as used in the ledger's keys."""
 
     teacher: Teacher
     model: str
@@ -43,11 +43,16 @@ class Asked:
         return self.teacher.name
 
     @cached_property
+    def _renderer(self) -> str:
+        """The tokenizer that renders the prompts here, where that is not the model's own."""
+        return "" if self.teacher.renderer is None else named_identity(self.teacher.renderer)
+
+    @cached_property
     def _sampling(self) -> str:
         return json.dumps(self.teacher.sampling.values, ensure_ascii=False, sort_keys=True)
 
     def messages(self, prompt: columns.Prompt) -> tuple[columns.Message, ...]:
-        """What is sent for a prompt: its messages after the teacher's own system prompt."""
+        """Builds the messages to send for a prompt, with the teacher's system prompt first."""
         messages = columns.canonical_messages(prompt)
         if self.teacher.system_prompt is not None:
             messages = [{"role": "system", "content": self.teacher.system_prompt}, *messages]
@@ -59,22 +64,22 @@ class Asked:
         prompt_id: str,
         seed: int,
         numbers: columns.RowNumbers = columns.UNNUMBERED,
-        own_body: Mapping[str, Any] | None = None,
+        own_body: Mapping[str, object] | None = None,
     ) -> Job:
-        """The request for one row, under its key."""
+        """Builds the request for one row, with its key."""
         sampling = self.teacher.sampling
         own = row_seed(seed, prompt_id, numbers) if sampling.seed == "per-row" else sampling.seed
         request = Request(prompt_id, self.messages(prompt), sampling, own, numbers, own_body or {})
-        return Job(completion_key(self.model, self.revision, request), request)
+        return Job(completion_key(self.model, self.revision, request, self._renderer), request)
 
     def origin(self, request: Request, completion: Completion) -> Origin:
-        """What the ledger tells a reader about an answer."""
+        """Builds the origin of an answer for the ledger."""
         cost = cost_of(self.teacher, request, completion)
         return Origin(request.prompt_id, self.teacher.model, self.revision, request.seed, self._sampling, cost)
 
 
 def resolved(teacher: Teacher) -> Asked:
-    """A teacher with the identity of its model.
+    """Resolves the identity of a teacher's model.
 
     Raises:
         ConfigError: If a local model cannot be found.
@@ -84,14 +89,13 @@ def resolved(teacher: Teacher) -> Asked:
 
 
 def row_seed(seed: int, prompt_id: str, numbers: columns.RowNumbers = columns.UNNUMBERED) -> int:
-    """The seed of one row: the first 31 bits of a SHA-256 of the run's seed, the prompt's identity and, where any of
-    them is set, the row's numbers; never 0, which TGI refuses.
+    """Derives the seed of one row: the first 31 bits of a SHA-256 of the run's seed, the prompt's id and, unless all
+    are 0, the row's numbers; never 0, which TGI refuses.
 
     Args:
-        seed (`int`): The run's.
-        prompt_id (`str`): The prompt's identity.
-        numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt`. All 0 leaves the seed as it is
-            without them.
+        seed (`int`): Seed of the run.
+        prompt_id (`str`): Id of the prompt.
+        numbers (`RowNumbers`, defaults to all 0): `turn`, `sample` and `attempt` of the row.
     """
     parts = (seed, prompt_id) if numbers == columns.UNNUMBERED else (seed, prompt_id, *numbers)
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
@@ -100,17 +104,17 @@ def row_seed(seed: int, prompt_id: str, numbers: columns.RowNumbers = columns.UN
 
 @dataclass
 class Plan:
-    """Who is to answer what, and what became of it.
+    """Assignment of rows to teachers, and the errors of a run.
 
     Args:
-        table (`Dataset`): From `tables.prompt_table`.
-        asked (`Sequence[Asked]`): The teachers.
-        seed (`int`): The run's.
-        routed (`bool`): Whether each prompt is answered by its `route` only.
+        table (`Dataset`): Prompts from `incoming.prompt_table`.
+        asked (`Sequence[Asked]`): Teachers.
+        seed (`int`): Seed of the run.
+        routed (`bool`): Whether to answer each prompt by its `route` only.
         ranking (`Sequence[str]`, *optional*): Names of the teachers in the order of `route_scores`.
-        errors (`dict[str, str]`): Why a row has no answer, by key.
-        left (`dict[str, str]`): Why the rows of a teacher that were never asked have none, by teacher.
-        rerouted (`dict[int, str]`): The teacher that answers in the place of the routed one, by row of `table`.
+        errors (`dict[str, str]`): Error of each row without an answer, by key.
+        left (`dict[str, str]`): Error of the rows that were never sent, by teacher.
+        rerouted (`dict[int, str]`): Teacher that answers instead of the routed one, by row of `table`.
     """
 
     table: Dataset
@@ -132,33 +136,33 @@ class Plan:
         if not self.routed:
             return {asked.name: range(len(self.table)) for asked in self.asked}
         rows: dict[str, array[int]] = {asked.name: array("q") for asked in self.asked}
-        batches = self.table.select_columns([columns.ROUTE]).iter(CHUNK)  # a column by itself is read row by row
+        batches = self.table.select_columns([columns.ROUTE]).iter(CHUNK)  # a single column would be read row by row
         for row, name in enumerate(name for batch in batches for name in batch[columns.ROUTE]):
             rows[name].append(row)
         return dict(rows)
 
     def rows(self, asked: Asked) -> Sequence[int]:
-        """The rows of the table that a teacher is to answer."""
+        """Returns the rows of the table that a teacher answers."""
         return self._rows[asked.name]
 
     def jobs(self, asked: Asked, rows: Sequence[int] | None = None) -> Iterator[Job]:
-        """The jobs of one teacher in the order of the table, or of some rows, made as they are drawn."""
+        """Yields the jobs of one teacher, for all of its rows in order or for some rows, built as they are drawn."""
         for batch in self._batches(self.rows(asked) if rows is None else rows):
             for prompt, prompt_id, numbers, own_body in _identified(batch):
                 yield asked.job(prompt, prompt_id, self.seed, numbers, own_body)
 
-    def messages(self, asked: Asked) -> Iterator[tuple[columns.Message, ...]]:
-        """What one teacher is sent for each of its prompts."""
+    def messages(self, asked: Asked) -> Iterator[tuple[tuple[columns.Message, ...], Mapping[str, Any]]]:
+        """What one teacher is sent for each of its prompts: messages, and the prompt's own keys (`tools` …)."""
         for batch in self._batches(self.rows(asked)):
-            for prompt in batch[columns.PROMPT]:
-                yield asked.messages(prompt)
+            for prompt, _, _, own_body in _identified(batch):
+                yield asked.messages(prompt), own_body
 
     @cached_property
     def _paired(self) -> Dataset:
         return self.table.select_columns([*self._identity, *([columns.ROUTE] if self.routed else [])])
 
     def pairs(self, start: int, stop: int) -> list[tuple[int, Asked, Job, str | None]]:
-        """Some of the finished table's rows: row of `table`, who answers it, its job, who should have."""
+        """Returns some rows of the finished table: row of `table`, teacher, job, and the teacher it replaces."""
         batch = self._paired[start:stop]
         made = []
         for offset, (prompt, prompt_id, numbers, own_body) in enumerate(_identified(batch)):
@@ -175,7 +179,7 @@ class Plan:
         return [(self.by_name[taken or route], route if taken else None)]
 
     def next_best(self, rows: Sequence[int], gone: Collection[str]) -> Iterator[tuple[int, str | None]]:
-        """For rows: the row, and the best-scored teacher that is not gone, if there is one."""
+        """Yields each row with its best-scored teacher that is not gone, or `None`."""
         known = [(place, name) for place, name in enumerate(self.ranking or ()) if name in self.by_name]
         scored = columns.ROUTE_SCORES in self.table.column_names
         only = self.table.select_columns([columns.ROUTE_SCORES]) if scored else None
@@ -188,7 +192,7 @@ class Plan:
 
     @cached_property
     def _identity(self) -> list[str]:
-        """The columns that a row's request is made of."""
+        """Columns that determine a row's request."""
         asked_for = (*columns.ROW_NUMBERS, columns.RESPONSE_FORMAT, columns.TOOLS)
         present = [name for name in asked_for if name in self.table.column_names]
         return [columns.PROMPT_ID, columns.PROMPT, *present]
@@ -202,8 +206,8 @@ class Plan:
 
 def _identified(
     batch: dict[str, list[Any]],
-) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers, dict[str, Any]]]:
-    """Prompt, identity, numbers and own keys of the request of every row of a batch."""
+) -> Iterator[tuple[columns.Prompt, str, columns.RowNumbers, dict[str, object]]]:
+    """Yields prompt, prompt id, numbers and row-specific keys of the request for every row of a batch."""
     prompts, ids = batch[columns.PROMPT], batch[columns.PROMPT_ID]
     nothing = [None] * len(prompts)
     formats = map(canonical_format, batch.get(columns.RESPONSE_FORMAT, nothing))
@@ -211,18 +215,18 @@ def _identified(
     named = [
         {columns.RESPONSE_FORMAT: form, columns.TOOLS: offered} for form, offered in zip(formats, tools, strict=True)
     ]
-    own = [{key: value for key, value in keys.items() if value is not None} for keys in named]
+    own: list[dict[str, object]] = [{key: value for key, value in keys.items() if value is not None} for keys in named]
     return zip(prompts, ids, columns.row_numbers(batch), own, strict=True)
 
 
-#: Version of [`completion_key`]: raised when the same question gets another key.
+#: Version of [`completion_key`], increased when the same request gets another key.
 _KEY_VERSION = 1
 
 
-def completion_key(model: str, revision: str, request: Request) -> str:
+def completion_key(model: str, revision: str, request: Request, renderer: str = "") -> str:
     """The identity of an answer: SHA-256 over everything that it depends on, and nothing else.
 
-    Not in it: the teacher's name and the endpoint's address, so that a renamed teacher or a moved server keeps its
+    The teacher's name and the endpoint's address are not included, so a renamed teacher or a moved server keeps its
     answers.
 
     Args:
@@ -230,11 +234,13 @@ def completion_key(model: str, revision: str, request: Request) -> str:
         revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
         request (`Request`): Messages, sampling parameters, seed, the row's numbers where any is set, and the row's
             own keys of the body where it has any.
+        renderer (`str`, defaults to none): The tokenizer whose template rendered the messages before they were sent,
+            where one is configured for that.
 
     Returns:
         `str`: 64 hex digits.
     """
-    head, sampling, seed = _key_head(model, revision), request.sampling.canonical, _canonical(request.seed)
+    head, sampling, seed = _key_head(model, revision, renderer), request.sampling.canonical, _canonical(request.seed)
     numbers = "" if request.numbers == columns.UNNUMBERED else f",{_canonical(request.numbers)}"
     own = f",{_canonical(request.own_body)}" if request.own_body else ""
     text = f"[{head},{_canonical(request.messages)},{sampling},{seed}{numbers}{own}]"
@@ -245,17 +251,17 @@ _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 
 
 @lru_cache(maxsize=256)
-def _key_head(model: str, revision: str) -> str:
-    return _canonical([_KEY_VERSION, model, revision])[1:-1]
+def _key_head(model: str, revision: str, renderer: str = "") -> str:
+    return _canonical([_KEY_VERSION, model, revision, *([{"tokenizer": renderer}] if renderer else [])])[1:-1]
 
 
 class Exchange:
-    """Rows on their way from teachers that are down to the next best ones.
+    """Hands rows of teachers that are down over to the next best ones.
 
-    A teacher that has finished its own rows waits here, until it is handed some or nobody is left who could.
+    A teacher that has finished its own rows waits here until it receives rows or none can come any more.
 
     Args:
-        names (`Iterable[str]`): The teachers, all of them at work.
+        names (`Iterable[str]`): Names of the teachers, all of them active.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -265,14 +271,14 @@ class Exchange:
         self._changed = asyncio.Condition()
 
     async def hand(self, rows: Sequence[tuple[int, str]]) -> None:
-        """Hands over rows: which, and to whom."""
+        """Hands over rows, each with the name of its new teacher."""
         async with self._changed:
             for row, name in rows:
                 self._rows[name].append(row)
             self._changed.notify_all()
 
     async def take(self, name: str) -> list[int]:
-        """The rows that a teacher was handed; none once no more can come. It counts as idle meanwhile."""
+        """Waits for the rows handed to a teacher, which counts as idle meanwhile; empty once no more can come."""
         async with self._changed:
             self._at_work -= 1
             self._changed.notify_all()
@@ -282,7 +288,7 @@ class Exchange:
             return rows
 
     async def leave(self, name: str) -> list[int]:
-        """A teacher takes no more rows; gives those that it was handed and has not taken."""
+        """Removes a teacher; returns the rows that it was handed and has not taken."""
         async with self._changed:
             self.gone.add(name)
             self._at_work -= 1
@@ -291,7 +297,7 @@ class Exchange:
 
     @property
     def _under_way(self) -> bool:
-        """Whether rows may still be handed to somebody."""
+        """`True` if rows may still be handed over."""
         return self._at_work > 0 or any(self._rows.values())
 
     def _drawn(self, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""One endpoint of a teacher, as the scheduler sees it: a client, a limit and a circuit breaker."""
+"""One endpoint of a teacher for the scheduler: a client, a limit and a circuit breaker."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from persyn_hf.endpoints.server import SLOT_POLL, Server, Share
 from persyn_hf.errors import RetryableError, RowError, TeacherDownError, UnavailableError
 from persyn_hf.generation.client import TeacherClient
 
-#: A teacher that refuses everything for load is alive (its limit may be per minute): it is waited for longer.
+#: Factor on `down_after` for a server that refuses every request for load: it is alive, and its limit may be per
+#: minute.
 _RATE_LIMIT_PATIENCE = 5
-#: Share of the even spacing over one answer's time between two requests. Requests that were answered together
-#: would otherwise be sent and answered together for ever, each waiting for the others.
+#: Minimum spacing of two requests, as a share of the even spacing over one answer's duration. Without it, requests
+#: that are answered together would always be sent and answered together, each waiting for the others.
 _SPACING = 1 / 6
-#: Longest pause between two requests, in seconds.
+#: Maximum pause between two requests, in seconds.
 _LONGEST_SPACING = 0.002
-#: Time of an answer before the first one is known, in seconds: the first requests are spread over it.
+#: Assumed duration of an answer before the first one, in seconds: the first requests are spread over it.
 _FIRST_ANSWER = 0.1
 #: Tolerance for the timer's resolution, in seconds.
 _EARLY = 0.001
-#: Rows that must fail, with no answer between, for the endpoint to be what fails.
+#: Number of rows that must fail without an answer in between before the endpoint counts as the cause.
 _FAILING = 3
-#: Weight of the latest answer in the time that one takes.
+#: Weight of the latest answer in the mean duration of an answer.
 _MEMORY = 0.1
 
 
@@ -34,13 +35,13 @@ class Lane:
     """All requests of one run to one endpoint.
 
     Args:
-        client (`TeacherClient`): How it is asked.
-        limit (`Share` or `AdaptiveLimit`): Its part in a server that others ask too, or a limit of its own.
-        policy (`RetryPolicy`): When the circuit opens, and when the endpoint is down.
-        patient (`bool`, defaults to `False`): Never give an endpoint up for not answering.
-        spaced (`bool`, defaults to `False`): Let a moment pass between two requests.
-        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
-        rng (`random.Random`, *optional*): Draws the jitter.
+        client (`TeacherClient`): Client of the endpoint.
+        limit (`Share` or `AdaptiveLimit`): Share of a server with several callers, or a separate limit.
+        policy (`RetryPolicy`): Retries and circuit breaker.
+        patient (`bool`, defaults to `False`): Whether to wait without limit for an endpoint that does not answer.
+        spaced (`bool`, defaults to `False`): Whether to keep a minimum spacing between two requests.
+        clock (`Callable[[], float]`, *optional*): Monotonic clock, in seconds.
+        rng (`random.Random`, *optional*): Source of the jitter.
     """
 
     def __init__(
@@ -73,17 +74,17 @@ class Lane:
 
     @property
     def is_open(self) -> bool:
-        """Whether the circuit is open: so many failures in a row that one request at a time suffices."""
+        """`True` if the circuit is open: after many consecutive failures, only one request at a time is sent."""
         return self._failures >= self._policy.breaker_after
 
     @property
     def opens_at(self) -> float:
-        """When the next request may start, as far as time decides."""
+        """Earliest time of the next request, in seconds of the clock."""
         return max(self.resume_at, self._next - _EARLY)
 
     @property
     def places(self) -> int:
-        """Requests that may start now."""
+        """Number of requests that may start now."""
         if self.down is not None or self._clock() < self.opens_at:
             return 0
         free = self.share.free
@@ -92,18 +93,18 @@ class Lane:
 
     @property
     def in_flight(self) -> int:
-        """Requests of this teacher that the endpoint is answering now."""
+        """Number of requests of this teacher in flight to the endpoint."""
         return self.share.in_flight
 
     @property
     def is_full(self) -> bool:
-        """Whether another request may start as soon as one of those in flight, of whatever teacher, has ended."""
+        """`True` if the next request can start only when a request in flight, of any teacher, has finished."""
         if self.down is not None or self._clock() < self.resume_at:
             return False
         return self.places <= 0 and not (self.is_open and self.in_flight > 0)
 
     def enter(self) -> bool:
-        """Counts a request in flight; false, and a short pause, where other processes hold all slots."""
+        """Counts a request in flight; returns `False` and pauses shortly if other processes hold all slots."""
         if not self.share.enter():
             self.resume_at = self._clock() + SLOT_POLL
             return False
@@ -113,15 +114,15 @@ class Lane:
         return True
 
     def leave(self) -> None:
-        """The request is no more in flight."""
+        """Counts a request as no longer in flight."""
         self.share.exit()
 
     def settle(self) -> None:
-        """Leaves places that were left, and not entered again, to other processes."""
+        """Unlocks the spare slots, so that other processes can take them."""
         self.share.settle()
 
     def succeeded(self, seconds: float | None = None) -> None:
-        """The server answered, in so many seconds; or it refused the row, which says nothing against it either."""
+        """Records an answer with its latency in seconds, or, without one, the refusal of a row by a healthy server."""
         self._failures, self._failing_since, self._seen = 0, None, True
         self._failing.clear()
         if seconds is not None:
@@ -130,31 +131,31 @@ class Lane:
             self._answer_takes = (1 - _MEMORY) * before + _MEMORY * seconds
 
     def refused(self, error: RowError) -> None:
-        """The server refused a row; where it refuses every one in the same words, the endpoint is down."""
+        """Records the refusal of a row; the same refusal of every row marks the endpoint as down."""
         self.succeeded()
         self.down = self.down or self._refusals.refused(error)
 
     def doubted(self, error: TeacherDownError) -> None:
-        """The server refused a request as if it would refuse all; believed where it does so again and again."""
+        """Records a refusal that may apply to all requests; repeated ones mark the endpoint as down."""
         if self._refusals.believes(error):
             self.down = self.down or str(error)
 
     @property
     def seen(self) -> bool:
-        """Whether the server has answered, or refused a row by itself."""
+        """`True` if the server has answered, or has refused a single row."""
         return self._seen
 
     @property
     def fails_all(self) -> bool:
-        """Whether several rows have failed and none was answered since: the endpoint fails, and not the rows."""
+        """`True` if several rows have failed without an answer in between, so that the endpoint is the cause."""
         return len(self._failing) >= _FAILING
 
     def failed(self, error: RetryableError, row: str | None = None) -> None:
-        """Takes into account what a failure says about the endpoint as a whole; call before [`leave`].
+        """Records a failure for the state of the endpoint; call it before [`leave`].
 
         Args:
-            error (`RetryableError`): The failure.
-            row (`str`, *optional*): The row that failed, by its key.
+            error (`RetryableError`): Error of the request.
+            row (`str`, *optional*): Key of the failed row.
         """
         now = self._clock()
         if row is not None and error.status is not None and error.status >= 500 and not self.fails_all:
@@ -167,7 +168,7 @@ class Lane:
         elif error.overloaded:
             self.share.overloaded()
             if self.share.beside > 1:
-                return  # refused beside others that were accepted: the server is well
+                return  # refused while others were accepted: the server is healthy
         self._failures += 1
         self._failing_since = now if self._failing_since is None else self._failing_since
         if self.is_open:
@@ -184,19 +185,19 @@ class Lane:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """When to ask again.
+    """Retry policy and circuit breaker of an endpoint.
 
     Args:
-        attempts (`int`, defaults to 6): Attempts of a row that fails for other reasons than load.
-        patience (`int`, defaults to 100): Attempts of a row that is refused for load.
-        base_delay, max_delay (`float`, defaults to 0.25 and 30): Seconds; the n-th delay is drawn uniformly from
-            `[0, min(max_delay, base_delay * 2**(n - 1))]` (full jitter).
-        longest_pause (`float`, defaults to 300): Seconds; a longer `Retry-After` is cut to this.
-        breaker_after (`int`, defaults to 16): Failures in a row, with no answer between, that open the circuit of an
-            endpoint: then one request at a time tries whether the server is back.
-        down_after (`float`, defaults to 300): Seconds without any answer after which an endpoint is down: more than
-            most servers take to start again.
-        down_after_unseen (`float`, defaults to 10): The same before the first answer of all.
+        attempts (`int`, defaults to 6): Maximum attempts of a row that fails for reasons other than load.
+        patience (`int`, defaults to 100): Maximum attempts of a row that is refused for load.
+        base_delay, max_delay (`float`, defaults to 0.25 and 30): Bounds of the backoff, in seconds; the n-th delay is
+            drawn uniformly from `[0, min(max_delay, base_delay * 2**(n - 1))]` (full jitter).
+        longest_pause (`float`, defaults to 300): Maximum pause in seconds; a longer `Retry-After` is cut to it.
+        breaker_after (`int`, defaults to 16): Consecutive failures that open the circuit of an endpoint; it is then
+            probed with one request at a time.
+        down_after (`float`, defaults to 300): Seconds without any answer after which an endpoint is down; longer than
+            most servers take to restart.
+        down_after_unseen (`float`, defaults to 10): Seconds without a first answer after which an endpoint is down.
     """
 
     attempts: int = 6
@@ -209,5 +210,5 @@ class RetryPolicy:
     down_after_unseen: float = 10.0
 
     def bound(self, step: int) -> float:
-        """The longest delay before the attempt after `step` failures (1 or more), in seconds."""
+        """Returns the maximum delay before the attempt after `step` failures (1 or more), in seconds."""
         return min(self.max_delay, self.base_delay * 2.0 ** min(step - 1, 20))

@@ -1,4 +1,4 @@
-"""Teachers in this process: batched `generate`, and sampling that depends on the row's own seed."""
+"""Teachers in this process: batched `generate`, with sampling by each row's seed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from persyn_hf.models.device import choose_device
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.workers import calm_worker
 
-#: Tokens between two looks at which rows have finished and leave the batch.
+#: Tokens between two checks for finished rows, which then leave the batch.
 _CHUNK = 16
-#: Candidates looked at for `top_p` before all of the vocabulary is sorted.
+#: Number of most likely tokens examined for `top_p` before the whole vocabulary is sorted.
 _TOP = 512
 
 
@@ -35,7 +35,7 @@ Outcome = Completion | RowError
 
 @dataclass
 class LocalModel:
-    """A loaded model with what `generate` must know about it."""
+    """A loaded model with its tokenizer, context length and end-of-sequence tokens."""
 
     model: Any
     tokenizer: Any
@@ -45,7 +45,7 @@ class LocalModel:
 
 
 def load_local_model(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
-    """Loads a teacher once per process, however many ask for it at once; see [`_load_once`]."""
+    """Loads a teacher once per process, also for parallel calls; see [`_load_once`]."""
     calm_worker()
     with loading.LOADING:
         return _load_once(model, revision, dtype, device, identity)
@@ -53,17 +53,17 @@ def load_local_model(model: str, revision: str | None, dtype: str, device: str |
 
 @lru_cache(maxsize=2)
 def _load_once(model: str, revision: str | None, dtype: str, device: str | None, identity: str) -> LocalModel:
-    """Loads a teacher once per process, however many teachers are asked through it.
+    """Loads a teacher once per process, for all teachers with the same model.
 
     Args:
         model (`str`): Hub repository id or local folder.
-        revision (`str`, *optional*): Branch, tag or commit of a repository; what `identity` says is loaded.
-        dtype (`str`): `auto` is the checkpoint's.
-        device (`str`, *optional*): Defaults to CUDA where there is one.
-        identity (`str`): `resolve_revision`'s answer, so that a replaced folder is loaded anew.
+        revision (`str`, *optional*): Branch, tag or commit of a repository; `identity` determines what is loaded.
+        dtype (`str`): Data type; `auto` is that of the checkpoint.
+        device (`str`, *optional*): Device; defaults to CUDA if available.
+        identity (`str`): Identity from `resolve_revision`, so that a replaced folder is loaded again.
 
     Raises:
-        TeacherDownError: If it cannot be loaded.
+        TeacherDownError: If the model cannot be loaded.
     """
     files = ModelFiles(model, identity, "The teacher", TeacherDownError)
     tokenizer = loading.load_tokenizer(files)
@@ -72,7 +72,7 @@ def _load_once(model: str, revision: str | None, dtype: str, device: str | None,
         raise TeacherDownError(f"`{model}` has no chat template; a teacher must be a chat model")
     named = loaded.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
-    # Only the configured sampling counts, not what the checkpoint recommends: the ledger's key must say it all.
+    # Only the configured sampling applies, not the checkpoint's defaults, which are not part of the ledger's key.
     loaded.generation_config = GenerationConfig()
     context = getattr(loaded.config.get_text_config(), "max_position_embeddings", None) or 2**31
     return LocalModel(loaded, tokenizer, context, frozenset(ends))
@@ -80,7 +80,7 @@ def _load_once(model: str, revision: str | None, dtype: str, device: str | None,
 
 @dataclass
 class _Row:
-    """One request on its way through a batch."""
+    """One request in a batch."""
 
     position: int
     request: Request
@@ -93,19 +93,20 @@ class _Row:
 def complete_batch(
     local: LocalModel, requests: Sequence[Request], stop: threading.Event
 ) -> list[Completion | RowError]:
-    """Answers requests, which may come from several teachers, in one batch.
+    """Answers requests, possibly of several teachers, in one batch.
 
-    Rows are padded on the left under a mask made of lengths (a pad id may be a real token, as SmolLM2's is), leave
-    the batch when they have ended, and draw from generators of their own: `uniform(seed)[t]` picks token `t` by
-    inverting the distribution, so a row's text does not depend on the others but for rounding in the matrix products.
+    Rows are padded on the left, with a mask computed from their lengths (the pad id may be a real token, as in
+    SmolLM2), and leave the batch when they have ended. Each row has its own random generator: `uniform(seed)[t]` picks
+    token `t` by inverting the distribution, so a row's text depends on the other rows only through rounding in the
+    matrix products.
 
     Args:
-        local (`LocalModel`): The model.
-        requests (`Sequence[Request]`): Any number that fits the memory.
-        stop (`threading.Event`): When set, the batch is given up and rows without an end get a `RowError`.
+        local (`LocalModel`): Model.
+        requests (`Sequence[Request]`): Requests, as many as fit in memory.
+        stop (`threading.Event`): Event that cancels the batch; unfinished rows then get a `RowError`.
 
     Returns:
-        `list[Outcome]`: In the order of `requests`.
+        `list[Outcome]`: Results in the order of `requests`.
     """
     results: list[Outcome | None] = [None] * len(requests)
     rows = []
@@ -129,7 +130,9 @@ def _row(local: LocalModel, position: int, request: Request) -> _Row | RowError:
     ids = local.tokenizer(text, add_special_tokens=False)["input_ids"]
     room = local.context - len(ids)
     if room < 1:
-        return RowError(f"the prompt has {len(ids)} tokens, the context holds {local.context} with the answer")
+        return RowError(
+            f"the prompt has {len(ids)} tokens, but the context is {local.context} tokens, answer included; shorten it"
+        )
     budget = min(request.sampling.max_tokens, room)
     generator = torch.Generator()
     if request.seed is None:
@@ -171,7 +174,7 @@ def _decode(local: LocalModel, rows: list[_Row], results: list[Outcome | None], 
 
 
 def _advance(local: LocalModel, row: _Row, new: list[int]) -> Completion | RowError | None:
-    """Adds new tokens to a row; gives its result once it has ended."""
+    """Adds new tokens to a row; returns its result once it has ended."""
     for token in new[: row.budget - len(row.tokens)]:
         row.tokens.append(token)
         if token in local.ends:
@@ -204,14 +207,14 @@ def _result(local: LocalModel, row: _Row, reason: str, cut: int | None = None) -
 
 
 class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships no types
-    """Penalty, temperature, limits and the draw of every row by itself; greedy decoding then takes the one token left.
+    """Applies penalty, temperature, limits and the draw to each row, and leaves one token for greedy decoding.
 
-    `do_sample=True` would draw all rows from one stream, so that a row's text depended on its neighbours.
+    `do_sample=True` would draw all rows from one stream, so a row's text would depend on the other rows.
     """
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         self._rows = rows
-        self._steps = 0  # tokens of this chunk that no row has been given yet
+        self._steps = 0  # tokens of this chunk that have not been added to the rows yet
         self._penalties = [float(row.request.more.get("repetition_penalty", 1.0)) for row in rows]
         self._sampled = [index for index, row in enumerate(rows) if not row.request.sampling.is_greedy]
         samplings: list[Sampling] = [rows[index].request.sampling for index in self._sampled]
@@ -242,12 +245,12 @@ class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships n
         return scores
 
     def _penalised(self, scores: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """Lowers the logits of tokens that a row holds already, prompt included, by its repetition penalty."""
+        """Lowers the logits of tokens that already occur in a row, prompt included, by its repetition penalty."""
         if all(penalty == 1.0 for penalty in self._penalties):
             return scores
         scores = scores.clone()
         for index, (row, penalty) in enumerate(zip(self._rows, self._penalties, strict=True)):
-            if penalty != 1.0:  # padding is no token of the row
+            if penalty != 1.0:  # padding does not belong to the row
                 own = len(row.ids) + len(row.tokens) + self._steps
                 seen = torch.unique(input_ids[index, input_ids.shape[1] - own :])
                 logits = scores[index, seen]
@@ -255,7 +258,7 @@ class _RowSampler(LogitsProcessor):  # type: ignore[misc] # transformers ships n
         return scores
 
     def _limited(self, logits: torch.Tensor) -> torch.Tensor:
-        """Leaves the `top_k` most likely tokens, and those at least `min_p` times as likely as the first."""
+        """Keeps the `top_k` most likely tokens that are at least `min_p` times as likely as the first."""
         for place, top_k in enumerate(self._top_k):
             if 0 < top_k < logits.shape[-1]:
                 least = logits[place].topk(top_k).values[-1]
@@ -270,7 +273,7 @@ def _draw(logits: torch.Tensor, top_p: torch.Tensor, draws: torch.Tensor) -> tor
     values, indices = logits.topk(min(_TOP, logits.shape[-1]), dim=-1)
     cumulative = (values - norm).exp().double().cumsum(dim=-1)
     chosen = _invert(cumulative, indices, top_p, draws)
-    # Where the best few hold less than top_p, the nucleus is known only after sorting all of the vocabulary.
+    # If the examined tokens have less mass than top_p, the nucleus requires sorting the whole vocabulary.
     short = (cumulative[:, -1:] < torch.where(top_p < 1, top_p, draws))[:, 0].nonzero()[:, 0]
     if len(short) and values.shape[-1] < logits.shape[-1]:
         values, indices = logits[short].sort(dim=-1, descending=True)
@@ -288,11 +291,11 @@ def _invert(cumulative: torch.Tensor, indices: torch.Tensor, top_p: torch.Tensor
 
 
 class LocalBatcher:
-    """Gathers the requests of all teachers of one model and answers them in batches of similar length.
+    """Collects the requests of all teachers with one model and answers them in batches of similar length.
 
     Args:
         teachers (`Sequence[Teacher]`): Teachers with equal model, revision, dtype and device.
-        identity (`str`): `resolve_revision`'s answer for the model.
+        identity (`str`): Identity of the model from `resolve_revision`.
     """
 
     def __init__(self, teachers: Sequence[Teacher], identity: str) -> None:
@@ -304,7 +307,7 @@ class LocalBatcher:
         self._stop = threading.Event()
 
     async def complete(self, request: Request) -> Completion:
-        """Answers one request, together with others; see [`TeacherClient`]."""
+        """Answers one request in a batch with others; see [`TeacherClient`]."""
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._pending.append((request, future))
         if self._worker is None or self._worker.done():
@@ -312,20 +315,20 @@ class LocalBatcher:
         return await future
 
     async def aclose(self) -> None:
-        """Gives up the batch in progress."""
+        """Cancels the current batch."""
         self._stop.set()
         if self._worker is not None:
             await asyncio.gather(self._worker, return_exceptions=True)
 
     async def _work(self) -> None:
-        await asyncio.sleep(0.01)  # all that is asked at once arrives before the first batch is cut
+        await asyncio.sleep(0.01)  # requests that are sent together arrive before the first batch is formed
         while self._pending and not self._stop.is_set():
-            # Long answers first, together: the last batches are short ones.
+            # Long answers first, in common batches, so that the last batches are short.
             self._pending.sort(key=lambda item: (item[0].sampling.max_tokens, _length(item[0])), reverse=True)
             batch, self._pending = self._pending[: self._size], self._pending[self._size :]
             try:
                 results = await asyncio.to_thread(self._run, [request for request, _ in batch])
-            except Exception as error:  # noqa: BLE001 - whatever stops the model stops its teachers, not the run
+            except Exception as error:  # noqa: BLE001 - any error of the model stops its teachers, not the run
                 results = [TeacherDownError(f"{type(error).__name__}: {error}")] * len(batch)
             for (_, future), result in zip(batch, results, strict=True):
                 if future.done():

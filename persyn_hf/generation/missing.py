@@ -1,4 +1,4 @@
-"""The rows of one teacher that are still to be asked: those without an answer that nobody else is at work on."""
+"""The missing rows of one teacher: those without an answer that no other run has claimed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from persyn_hf.generation.jobs import AHEAD
 from persyn_hf.generation.progress import Tally
 from persyn_hf.ledger.claims import Claims
 
-#: Seconds between two looks for answers that another run is to bring, and rows that are looked for at once.
+#: Seconds between two checks for another run's answers, and rows per check.
 _LOOK, _AT_ONCE = 0.2, 2_000
 
 
 class Missing:
-    """Claims the rows of one teacher before they are asked, and waits for those that another run has claimed.
+    """Claims the rows of one teacher before their requests are sent, and waits for those that another run has claimed.
 
     Args:
-        claims (`Claims`): The run's part in the ledger.
-        tally (`Tally`): Counts the answers that are found.
+        claims (`Claims`): Claims of the run in the ledger.
+        tally (`Tally`): Counter of the answers found in the ledger.
     """
 
     def __init__(self, claims: Claims, tally: Tally) -> None:
@@ -30,7 +30,7 @@ class Missing:
         self._elsewhere: dict[str, Job] = {}
 
     def draw(self, jobs: Iterator[Job]) -> Iterator[Job]:
-        """The jobs that this run is to ask, claimed as they are drawn."""
+        """Yields the jobs that this run must send, claimed as they are drawn."""
         while chunk := {job.key: job for job in itertools.islice(jobs, AHEAD)}:
             found, own = self._claims.take(chunk)
             self._tally.found += len(found)
@@ -39,16 +39,16 @@ class Missing:
             yield from (chunk[key] for key in own)
 
     def settled(self, key: str) -> None:
-        """A row has been answered: keeping its answer frees it."""
+        """Marks a row as answered; storing its answer releases the claim."""
         self._open.discard(key)
 
     def failed(self, key: str) -> None:
-        """A row has failed for good; another run may try it."""
+        """Marks a row as failed and releases it, so that another run may try it."""
         self._open.discard(key)
         self._claims.release([key])
 
     def leave(self) -> None:
-        """Frees the rows that are not asked any more."""
+        """Releases the rows that will not be sent."""
         self._claims.release(self._open)
         self._open.clear()
 
@@ -56,14 +56,15 @@ class Missing:
         """Waits for the rows that another run has claimed.
 
         Args:
-            stopped (`Callable[[], bool]`): Whether the wait is over.
+            stopped (`Callable[[], bool]`): Function that returns whether to end the wait.
 
         Returns:
-            `list[Job]`: Rows that it gave up, and that are this run's now; none once there is nothing to wait for.
+            `list[Job]`: Rows that the other run released and this run has claimed; empty once there is nothing to wait
+            for.
         """
         if self._elsewhere and not stopped():
             count = f"{len(self._elsewhere):,} rows"
-            say(f"{self._tally.name}: another run on this ledger is asking {count}; its answers are taken over.")
+            say(f"{self._tally.name}: waiting for the answers of another run on this ledger to {count}.")
         while self._elsewhere and not stopped():
             found, own = self._claims.take(itertools.islice(self._elsewhere, _AT_ONCE))
             self._tally.found += len(found)

@@ -1,4 +1,4 @@
-"""What a teacher's answers say of its server that a person should know, each thing once."""
+"""Warnings about a teacher's server, derived from its answers, each given once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from persyn_hf.ledger.completion import Completion
 from persyn_hf.text import tame
 
 _log = logging.getLogger(__name__)
-#: Different unknown reasons of one teacher that are told.
+#: Maximum number of unknown finish reasons of one teacher to warn about.
 _REASONS = 5
 
 
 class Notices:
-    """Warns once of each oddity in one teacher's answers.
+    """Warns once about each anomaly in one teacher's answers.
 
     Args:
-        teacher (`Teacher`): Whose answers.
+        teacher (`Teacher`): Teacher that gives the answers.
     """
 
     def __init__(self, teacher: Teacher) -> None:
@@ -28,28 +28,28 @@ class Notices:
         self._told: set[str] = set()
 
     def heed(self, completion: Completion) -> None:
-        """Looks at one answer."""
+        """Checks one answer."""
         reason, made = completion.finish_reason, completion.completion_tokens
         if reason == NOT_GIVEN:
             self._tell(
                 reason,
-                "gives no finish reason and no token counts, so that a cut answer cannot be told from a whole one; "
-                "its longer answers count as cut",
+                "sends no finish reason and no token counts, so truncated answers cannot be recognised; its longer "
+                "answers count as truncated",
             )
         elif reason not in columns.FINISH_REASONS and len(self._told) < _REASONS:
-            self._tell(reason, f"ended an answer for the unknown reason `{tame(reason)}`; such answers count as cut")
+            self._tell(reason, f"ended an answer for the unknown reason `{tame(reason)}`; it counts as truncated")
         if reason == "length" and made is not None and made < self._max_tokens:
             self._tell(
                 "length below `max_tokens`",
-                f"was cut after {made:,} tokens, though `max_tokens` is {self._max_tokens:,}: its server has a limit "
-                "of its own, or the context was full",
+                f"was cut off after {made:,} tokens, although `max_tokens` is {self._max_tokens:,}: its server has a "
+                "lower limit, or the context was full",
             )
 
         if made is not None and made > self._max_tokens and completion.usage_source == "server":
             self._tell(
                 "more than `max_tokens`",
-                f"counts {made:,} tokens for an answer, though `max_tokens` is {self._max_tokens:,}: reasoning stands "
-                "outside of it, and is paid for; `max_cost` sets more aside from now on",
+                f"counts {made:,} tokens for an answer, although `max_tokens` is {self._max_tokens:,}: reasoning is "
+                "charged in addition to it; `max_cost` reserves more from now on",
             )
 
     def _tell(self, what: str, words: str) -> None:

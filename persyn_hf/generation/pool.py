@@ -1,4 +1,4 @@
-"""The scheduler: keeps one teacher saturated, retries what may succeed, and ends in every case."""
+"""The scheduler: keeps one teacher saturated, retries transient failures, and always terminates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from persyn_hf.generation.client import Request
 from persyn_hf.generation.lane import Lane, RetryPolicy
 from persyn_hf.ledger.completion import Completion
 
-#: Jobs that are drawn ahead of the requests.
+#: Jobs that are prepared before a slot is free for them.
 _READY = 16
-#: Refusals that may be a gateway's lapse, and attempts of such a row.
+#: Statuses of refusals that may be a transient gateway error, and the number of attempts of such a row.
 _LAPSES, _LAPSED_ATTEMPTS = frozenset({401, 404, 405, 410}), 3
 
 __all__ = ["Job", "Listener", "RetryPolicy", "TeacherPool"]
@@ -27,18 +27,18 @@ __all__ = ["Job", "Listener", "RetryPolicy", "TeacherPool"]
 class TeacherPool:
     """All requests of one run to one teacher, over all of its endpoints.
 
-    At most as many workers exist as the endpoints' limits allow, jobs are drawn from the iterator as places get free,
-    and rows that wait for another attempt hold no place; so memory does not grow with the number of rows.
+    The number of workers is bounded by the endpoints' limits, jobs are drawn from the iterator as slots become free,
+    and rows that wait for another attempt hold no slot, so memory does not grow with the number of rows.
 
     Args:
-        lanes (`Sequence[Lane]`): The endpoints; a request goes to the one with the smallest load.
-        listener (`Listener`): Who hears of it.
-        timeout (`float`, *optional*): Seconds that one request may take in all, whatever arrives meanwhile.
-        policy (`RetryPolicy`): When to ask again.
-        purse (`Purse`, *optional*): What may be spent.
+        lanes (`Sequence[Lane]`): Endpoints of the teacher; a request goes to the one with the smallest load.
+        listener (`Listener`): Callbacks for the results.
+        timeout (`float`, *optional*): Deadline of one request, in seconds.
+        policy (`RetryPolicy`, *optional*): Retries and circuit breaker.
+        purse (`Purse`, *optional*): Budget of the teacher.
         hedge_after (`float`, *optional*): Seconds after which a request is sent a second time.
-        clock (`Callable[[], float]`, *optional*): Monotonic seconds.
-        rng (`random.Random`, *optional*): Draws the jitter.
+        clock (`Callable[[], float]`, *optional*): Monotonic clock, in seconds.
+        rng (`random.Random`, *optional*): Source of the jitter.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TeacherPool:
         self._jobs: Iterator[Job] = iter(())
         self._waiting: list[Attempt] = []
         self._ready: deque[Job] = deque()
-        self._stalled: Attempt | None = None  # drawn, but there is no money for it now
+        self._stalled: Attempt | None = None  # drawn, but the budget does not allow it now
         self._doubts = Doubts()
         self._tasks: set[asyncio.Task[None]] = set()
         self._order = 0
@@ -79,7 +79,7 @@ class TeacherPool:
 
     @property
     def down(self) -> str | None:
-        """Why no endpoint of the teacher answers, once that is so."""
+        """Reasons why all endpoints of the teacher are down; `None` while one of them is not."""
         reasons = [lane.down for lane in self.lanes]
         if None in reasons:
             return None
@@ -87,30 +87,30 @@ class TeacherPool:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered now."""
+        """Number of requests in flight."""
         return sum(lane.in_flight for lane in self.lanes)
 
     @property
     def drawn(self) -> bool:
-        """Whether every job has been asked for at least once: what is left is waiting."""
+        """`True` if every job has been attempted at least once; the remaining ones wait for a retry."""
         return self._exhausted and not self._ready
 
     def stop(self, reason: str) -> None:
-        """Starts nothing more; what is in flight is waited for."""
+        """Stops sending requests; those in flight may finish."""
         self.stopped = self.stopped or reason
         self._changed.set()
 
     async def run(self, jobs: Iterator[Job]) -> None:
-        """Asks until every job is answered or has failed, the teacher is down, or nothing more may be spent.
+        """Sends requests until every job is answered or has failed, the teacher is down, or the budget is used up.
 
-        Afterwards [`down`] and `stopped` say whether jobs were left, with neither an answer nor an error.
+        Afterwards, [`down`] and `stopped` say whether jobs remain without an answer or an error.
 
         Args:
-            jobs (`Iterator[Job]`): What is to be asked, drawn as places get free; may be endless.
+            jobs (`Iterator[Job]`): Jobs, drawn as slots become free; may be endless.
 
         Raises:
-            PersynError: Whatever the callbacks raise (a ledger that cannot be written); requests in flight are
-                cancelled then.
+            PersynError: If a callback raises it (for example, the ledger cannot be written); the requests in flight
+                are then cancelled.
         """
         self._jobs, self._exhausted = jobs, False
         try:
@@ -139,7 +139,7 @@ class TeacherPool:
 
     @property
     def _ended(self) -> bool:
-        """Whether nothing more is to be launched."""
+        """`True` if no more requests may start."""
         if self.down is not None or self.stopped is not None:
             return True
         return self._exhausted and not self._ready and not self._waiting and self._stalled is None
@@ -151,16 +151,16 @@ class TeacherPool:
         return True
 
     def _launch(self) -> None:
-        """Starts as many workers as there are places and rows."""
+        """Starts a worker for every free slot, as long as there are rows."""
         while (taken := self._take()) is not None:
             task = asyncio.create_task(self._work(*taken))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
 
     async def _work(self, lane: Lane, attempt: Attempt, held: float) -> None:
-        """A worker: makes one attempt after the other, as long as there is a place for it.
+        """Runs a worker, which makes one attempt after the other as long as there is a slot for it.
 
-        The next request is sent before the next answer is read, so that answers which came at once are spread out.
+        The next request is sent before the next answer is read, so that answers that arrive together are spread out.
         """
         taken: tuple[Lane, Attempt, float] | None = lane, attempt, held
         while taken is not None:
@@ -169,7 +169,7 @@ class TeacherPool:
             taken = self._take() if self._fatal is None else None
 
     def _take(self) -> tuple[Lane, Attempt, float] | None:
-        """The next attempt with the endpoint and the money for it; `None` where there is none now."""
+        """Returns the next attempt with its endpoint and reserved amount; `None` if none can start now."""
         while not self._ended:
             lane = max(self.lanes, key=_room)
             attempt = self._next(lane) if lane.places > 0 else None
@@ -189,7 +189,7 @@ class TeacherPool:
         if self._stalled is not None:
             attempt, self._stalled = self._stalled, None
             return attempt
-        # An open circuit is tried with a row that has failed already, not with ever new ones.
+        # An open circuit is probed with a row that has failed already, not with new rows.
         if self._waiting and (self._waiting[0].due <= self._clock() or lane.is_open):
             return heapq.heappop(self._waiting)
         job = self._ready.popleft() if self._ready else self._draw()
@@ -204,15 +204,15 @@ class TeacherPool:
         return job
 
     def _prepare(self) -> None:
-        """Draws the next jobs while nothing waits for them: making one takes longer than sending it."""
+        """Prepares the next jobs ahead of time, because building one takes longer than sending it."""
         while len(self._ready) < _READY and (job := self._draw()) is not None:
             self._ready.append(job)
 
     async def _wait(self) -> None:
-        """Waits for an answer, a place, the next attempt's time or the end of a pause."""
+        """Waits for an answer, a free slot, the time of the next attempt or the end of a pause."""
         times = []
         now = self._clock()
-        # What there is no money for waits for some, and all else behind it.
+        # A row that the budget does not allow now blocks all rows after it.
         ready = not self._ended and self._stalled is None and not self.drawn
         due = self._waiting[0].due if self._waiting and not self._ended and self._stalled is None else None
         for lane in self.lanes:
@@ -228,7 +228,7 @@ class TeacherPool:
             ]
             free = any(lane.places > 0 for lane in self.lanes)
             times += [due] if due is not None and (free or due > now) else []
-            times += [now] if ready and free else []  # a pause has ended since the places were given out
+            times += [now] if ready and free else []  # a pause has ended since the slots were assigned
         if not times:
             await self._changed.wait()
             return
@@ -245,11 +245,11 @@ class TeacherPool:
             self._fatal = error
 
     async def _ask(self, lane: Lane, attempt: Attempt, held: float) -> None:
-        """Makes one attempt and settles what it was: for the endpoint, for the money, for the row."""
+        """Makes one attempt and records its outcome for the endpoint, the budget and the row."""
         attempt.tried += 1
         request = attempt.job.request
         sent, began = lane.share.server.mark(), self._clock()
-        charged = True  # unless the server says otherwise: one that was cancelled may have answered
+        charged = True  # unless the server says otherwise: a cancelled request may have been charged for
         try:
             async with asyncio.timeout(self._timeout):
                 completion = await self._complete(lane, request)
@@ -289,14 +289,14 @@ class TeacherPool:
                 self._give_back(held, charged)
 
     def _settle_doubts(self, lane: Lane, began: float) -> None:
-        """A request that began then was answered: refusals before it were meant for their rows."""
+        """Resolves the refusals before `began`, the start of an answered request: they applied to their rows."""
         if not self._doubts:
             return
         for doubt in self._doubts.take(lane, began):
             self._convict(doubt)
 
     def _convict(self, doubt: Doubt) -> None:
-        """The row was meant: it has failed, or is asked again where a gateway may have lapsed."""
+        """Fails the row of a refusal, or retries it if the refusal may be a transient gateway error."""
         attempt = doubt.attempt
         if doubt.error.status in _LAPSES and attempt.tried < _LAPSED_ATTEMPTS:
             attempt.due = self._clock()
@@ -305,7 +305,7 @@ class TeacherPool:
             self._on_error(attempt.job, last_words(attempt, doubt.error))
 
     def _close_doubts(self) -> None:
-        """Nothing else is left to ask: without an answer all were meant, otherwise the rows."""
+        """Resolves the remaining refusals: without any answer they applied to all requests, else to their rows."""
         for doubt in self._doubts.take():
             if doubt.lane.down is None and not doubt.lane.seen:
                 doubt.lane.down = str(doubt.error)
@@ -319,7 +319,7 @@ class TeacherPool:
             self._purse.failed(held, charged)
 
     async def _complete(self, lane: Lane, request: Request) -> Completion:
-        """Asks, and where there is no answer for long asks a second time; the first answer counts."""
+        """Sends a request, and a second one after `hedge_after` seconds without an answer; the first answer counts."""
         if self._hedge_after is None:
             return await lane.client.complete(request)
         first = asyncio.create_task(lane.client.complete(request))
@@ -340,7 +340,7 @@ class TeacherPool:
             await asyncio.gather(*asked, return_exceptions=True)
 
     def _hedge(self, lane: Lane, request: Request) -> set[asyncio.Task[Completion]]:
-        """A second request, to another endpoint where there is one with a free place; none where there is no place."""
+        """Sends a second request, preferably to another endpoint; returns no task if there is no slot or budget."""
         others = [other for other in self.lanes if other is not lane and other.places > 0]
         chosen = max(others, key=_room, default=lane)
         held = self._purse.hold(request) if self._purse is not None else 0.0
@@ -352,37 +352,37 @@ class TeacherPool:
 
         def ended(task: asyncio.Task[Completion]) -> None:
             chosen.leave()
-            self._give_back(held, True)  # one of the two is paid for nothing
+            self._give_back(held, True)  # one of the two requests is paid for without use
 
         task = asyncio.create_task(chosen.client.complete(request))
         task.add_done_callback(ended)
         return {task}
 
     def _retry(self, lane: Lane, attempt: Attempt, error: RetryableError) -> None:
-        """Puts a failed attempt back, or ends it."""
+        """Schedules a retry of a failed attempt, or fails its row."""
         if lane.down is not None:
             self._hand_on(attempt)
             return
         gone = isinstance(error, UnavailableError)
         patient = error.overloaded or gone
         allowed = error.attempts or (self._policy.patience if patient else self._policy.attempts)
-        attempt.failed[allowed] = attempt.failed.get(allowed, 0) + 1  # a 503 leaves a timeout's attempts alone
+        attempt.failed[allowed] = attempt.failed.get(allowed, 0) + 1  # a 503 does not use up the attempts for timeouts
         waits = (patient and lane.is_open) or (lane.fails_all and attempt.tried < self._policy.patience)
         if attempt.failed[allowed] >= allowed and not waits:
             self._on_error(attempt.job, last_words(attempt, error))
             return
-        # What was refused for load is as good as any other row: the limit has fallen already.
+        # A row refused for load needs no longer delay than others, because the limit has already been lowered.
         step = 1 if error.overloaded and not gone else attempt.tried
         attempt.due = self._clock() + self._rng.uniform(0, self._policy.bound(step)) + (error.retry_after or 0.0)
         heapq.heappush(self._waiting, attempt)
 
     def _hand_on(self, attempt: Attempt) -> None:
-        """Leaves an attempt whose endpoint is down to the others, or to the end of the run."""
+        """Returns an attempt whose endpoint is down to the queue, for the other endpoints or the end of the run."""
         attempt.due = self._clock()
         heapq.heappush(self._waiting, attempt)
 
 
 def _room(lane: Lane) -> float:
-    """The share of an endpoint that is free; no room at all comes last."""
+    """Returns the free share of an endpoint; -1 if it has no free slot."""
     places = lane.places
     return places / lane.share.current if places > 0 else -1.0

@@ -1,4 +1,4 @@
-"""Checks before anything is spent: the endpoints answer, serve what is configured, and the prompts fit."""
+"""Checks before any cost: every endpoint answers and serves the model, and the prompts fit its context."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ from persyn_hf.errors import (
 from persyn_hf.generation.describe import EndpointLimits, describe
 from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens, render
 
-#: Seconds for which an endpoint that has passed is not asked again: `persyn_generate` may be called for every row.
+#: Seconds for which a passed check of an endpoint is reused: `persyn_generate` may be called once per row.
 _FRESH = 300.0
-#: Bytes that a chat template adds around one message, at most; so that short prompts need no tokenizer.
+#: Maximum number of bytes that a chat template adds around one message; short prompts then need no tokenizer.
 _TEMPLATE_BYTES = 512
-#: Prompts that an error names.
+#: Maximum number of prompts that an error names.
 _NAMED = 10
 _passed: dict[tuple[Endpoint, str, str | None], tuple[float, EndpointLimits]] = {}
 
-#: Gives the messages of every prompt of a teacher, its system prompt included.
-Prompts = Callable[[], Iterable[Sequence[Message]]]
+#: What is sent for one prompt: its messages, the teacher's system prompt included, and its own keys (`tools` …).
+Sent = tuple[Sequence[Message], Mapping[str, Any]]
+#: Gives what is sent for every prompt of a teacher.
+Prompts = Callable[[], Iterable[Sent]]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What endpoints say of themselves.
+    """Limits and problems of the teachers' endpoints.
 
     Args:
-        limits (`Mapping[tuple[str, str], EndpointLimits]`): By teacher and address, for those that answered.
-        problems (`Mapping[str, Sequence[str]]`): What is wrong, by teacher; those with nothing wrong are left out.
+        limits (`Mapping[tuple[str, str], EndpointLimits]`): Limits by teacher and address, for those that answered.
+        problems (`Mapping[str, Sequence[str]]`): Problems by teacher; teachers without problems are omitted.
     """
 
     limits: Mapping[tuple[str, str], EndpointLimits]
     problems: Mapping[str, Sequence[str]]
 
     def of(self, teacher: Teacher) -> list[EndpointLimits]:
-        """The limits of one teacher's endpoints."""
+        """Returns the limits of one teacher's endpoints."""
         return [limits for (name, _), limits in self.limits.items() if name == teacher.name]
 
 
 async def survey_endpoints(teachers: Sequence[Teacher], patience: float = 10.0) -> Survey:
-    """Asks every endpoint of every teacher at once what it serves.
+    """Queries every endpoint of every teacher, in parallel, for its model and limits.
 
-    An endpoint that does not answer is waited for; that it still does not is a problem only where `on_teacher_down`
-    is `error` and no other endpoint of the teacher answers. Servers that list no models are taken at their word.
+    An endpoint that does not answer within `patience` is a problem only if `on_teacher_down` is `error` and no other
+    endpoint of the teacher answers. A server that lists no models is assumed to serve the configured one.
 
     Args:
-        teachers (`Sequence[Teacher]`): Those with `backend: local` or `preflight: false` are left out.
+        teachers (`Sequence[Teacher]`): Teachers; those with `backend: local` or `preflight: false` are skipped.
         patience (`float`, defaults to 10): Seconds to wait for an endpoint that does not answer.
     """
     checked = [teacher for teacher in teachers if teacher.backend == "endpoint" and teacher.preflight]
@@ -72,19 +74,19 @@ async def survey_endpoints(teachers: Sequence[Teacher], patience: float = 10.0) 
 async def preflight(
     asked: Sequence[tuple[Teacher, Prompts]], patience: float = 10.0, problems: Sequence[str] = ()
 ) -> dict[tuple[str, str], EndpointLimits]:
-    """Surveys the endpoints, and then holds the prompts against their limits.
+    """Checks the endpoints, and then the prompts against their limits.
 
     Args:
-        asked (`Sequence[tuple[Teacher, Prompts]]`): The teachers that something is to be asked of.
+        asked (`Sequence[tuple[Teacher, Prompts]]`): Teachers that will receive requests, with their prompts.
         patience (`float`, defaults to 10): Seconds to wait for an endpoint that does not answer.
-        problems (`Sequence[str]`): Problems that are known already, told with the others.
+        problems (`Sequence[str]`): Problems found before, reported with the others.
 
     Returns:
-        `dict[tuple[str, str], EndpointLimits]`: By teacher and address, for those that answered.
+        `dict[tuple[str, str], EndpointLimits]`: Limits by teacher and address, for those that answered.
 
     Raises:
-        ConfigError: If an endpoint serves another model, refuses the key or does not answer; all of them are named.
-        PromptTooLongError: If only prompts are wrong, which do not fit; says how many, and which come first.
+        ConfigError: If an endpoint serves another model, refuses the key or does not answer; all problems are listed.
+        PromptTooLongError: If the only problem is prompts that do not fit; the message says how many and which.
     """
     survey = await survey_endpoints([teacher for teacher, _ in asked], patience)
     unfit: list[ConfigError | PromptTooLongError] = []
@@ -149,30 +151,30 @@ async def _described(teacher: Teacher, address: str, patience: float) -> Endpoin
 
 
 def _least(limits: Iterable[EndpointLimits]) -> EndpointLimits:
-    """What every endpoint takes."""
+    """Returns the smallest limits of several endpoints."""
     known = list(limits)
     smallest: dict[str, Any] = {
         field.name: min((value for each in known if (value := getattr(each, field.name)) is not None), default=None)
         for field in fields(EndpointLimits)
-        if field.name not in ("served_model", "no_whole_top_p")  # no limits, and each endpoint's own
+        if field.name not in ("served_model", "no_whole_top_p")  # not limits, and specific to each endpoint
     }
     return EndpointLimits(**smallest)
 
 
-def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequence[Message]]) -> None:
+def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sent]) -> None:
     """Checks that a teacher's settings and prompts fit what its server takes.
 
-    A text has no more tokens than bytes, so that only long prompts are tokenized, and the tokenizer is loaded for the
-    first of them. Where it is not at hand they are left to the server.
+    A text has no more tokens than bytes, so only long prompts are tokenized, and the tokenizer is loaded for the first
+    of them. If it is not available, the server checks them.
 
     Args:
         teacher (`Teacher`): With its sampling.
         limits (`EndpointLimits`): The server's.
-        prompts (`Iterable[Sequence[Message]]`): What is to be sent.
+        prompts (`Iterable[Sent]`): What is to be sent.
 
     Raises:
-        ConfigError: If `max_tokens` or the number of `stop` strings alone is too much.
-        PromptTooLongError: With the number of prompts that do not fit.
+        ConfigError: If `max_tokens` or the number of `stop` strings alone exceeds a limit.
+        PromptTooLongError: If prompts do not fit; the message says how many.
     """
     room = _room(teacher, limits)
     if room is None:
@@ -180,8 +182,8 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequ
     tokenizer = TeacherTokenizer(teacher, download=teacher.api == "tgi")
     count, longest = 0, 0
     long: list[int] = []
-    for messages in prompts:
-        tokens = _tokens_over(tokenizer, messages, teacher.sampling.extra_body, room)
+    for messages, own in prompts:
+        tokens = _tokens_over(tokenizer, messages, {**own, **teacher.sampling.extra_body}, room)
         if tokens:
             long.append(count)
         count += 1
@@ -189,18 +191,18 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sequ
     if long:
         named = ", ".join(map(str, long[:_NAMED])) + (", …" if len(long) > _NAMED else "")
         raise PromptTooLongError(
-            f"teacher `{teacher.name}`: {len(long)} of {count} prompts do not fit. The server takes {room} tokens "
-            f"beside `max_tokens` {teacher.sampling.max_tokens}, the longest prompt has {longest}. They are number "
-            f"{named} of its prompts, counted from 0. Shorten or drop them, lower `max_tokens`, or set "
-            "`preflight: false`, so that each gets an error of its own."
+            f"teacher `{teacher.name}`: {len(long)} of {count} prompts do not fit. The server accepts {room} tokens "
+            f"in addition to `max_tokens` {teacher.sampling.max_tokens}, the longest prompt has {longest}. They are "
+            f"number {named} of its prompts, counted from 0. Shorten or drop them, lower `max_tokens`, or set "
+            "`preflight: false`, so that each row gets its own error."
         )
 
 
 def prompt_room(teacher: Teacher, limits: Sequence[EndpointLimits]) -> int | None:
-    """Tokens that a prompt may have for each of a teacher's endpoints; `None` where they do not say.
+    """Returns the maximum number of prompt tokens for all of a teacher's endpoints; `None` if it is not known.
 
     Raises:
-        ConfigError: If `max_tokens` or the number of `stop` strings alone is too much.
+        ConfigError: If `max_tokens` or the number of `stop` strings alone exceeds a limit.
     """
     return _room(teacher, _least(limits)) if limits else None
 
@@ -209,13 +211,14 @@ def _room(teacher: Teacher, limits: EndpointLimits) -> int | None:
     sampling = teacher.sampling
     if limits.max_stop is not None and len(sampling.stop) > limits.max_stop:
         raise ConfigError(
-            f"teacher `{teacher.name}`: the server takes {limits.max_stop} `stop` strings, got {len(sampling.stop)}."
+            f"teacher `{teacher.name}`: the server accepts at most {limits.max_stop} `stop` strings, got "
+            f"{len(sampling.stop)}."
         )
     total = limits.max_total_tokens
     if total is not None and sampling.max_tokens >= total:
         raise ConfigError(
-            f"teacher `{teacher.name}`: `max_tokens` must be under {total}, what the server takes with the prompt, "
-            f"got {sampling.max_tokens}."
+            f"teacher `{teacher.name}`: `max_tokens` must be under {total}, the server's limit for prompt and answer "
+            f"together, got {sampling.max_tokens}."
         )
     rooms = [] if limits.max_input_tokens is None else [limits.max_input_tokens]
     rooms += [] if total is None else [total - sampling.max_tokens]
@@ -223,8 +226,10 @@ def _room(teacher: Teacher, limits: EndpointLimits) -> int | None:
 
 
 def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], more: Mapping[str, Any], room: int) -> int:
-    """The length of a prompt that does not fit; 0 for one that does."""
+    """Returns the number of tokens of a prompt that does not fit; 0 for one that does."""
     size = sum(len(str(message.get("content")).encode("utf-8", "replace")) + _TEMPLATE_BYTES for message in messages)
+    if more.get("tools"):
+        size += len(str(more["tools"]).encode("utf-8", "replace")) + _TEMPLATE_BYTES
     if size <= room:
         return 0
     loaded = tokenizer.load_here()
@@ -232,6 +237,6 @@ def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], more:
         return 0
     try:
         tokens = count_tokens(loaded, render(loaded, messages, more))
-    except RowError:  # its own error, when its turn comes
+    except RowError:  # the row gets this error when it is sent
         return 0
     return tokens if tokens > room else 0

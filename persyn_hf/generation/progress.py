@@ -1,4 +1,4 @@
-"""What is seen of a run: a bar per teacher on a terminal, plain lines elsewhere, and what it came to."""
+"""Progress of a run: a bar per teacher on a terminal, plain lines elsewhere, and a summary."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from persyn_hf import columns, text
 from persyn_hf.endpoints.event_loop import say
 from persyn_hf.ledger.completion import Completion
 
-#: Seconds between two looks at the counters.
+#: Seconds between two updates of the bars.
 _TICK = 0.5
-#: Seconds between two lines where there is no terminal: a batch job's log says that it goes on, and how far it is.
+#: Seconds between two lines without a terminal, so that the log of a batch job shows its progress.
 _LINE = 30.0
-#: Share of the last tick in the shown tokens per second.
+#: Weight of the last update in the shown tokens per second.
 _MEMORY = 0.2
 
 
 @dataclass
 class Tally:
-    """What one teacher has done so far.
+    """Counters of one teacher.
 
     Args:
-        name (`str`): The teacher.
-        total (`int`): Rows that it is to answer.
-        in_flight (`Callable[[], int]`): How many requests it is answering now.
-        found (`int`): Rows that the ledger had.
-        answered, failed, truncated, leaked (`int`): Rows of this run; truncated ones, and those with special tokens or
-            an invented turn, are answered.
-        prompt_tokens, completion_tokens (`int`): Of this run's answers.
-        cost (`float`): USD of this run's answers.
+        name (`str`): Name of the teacher.
+        total (`int`): Number of rows that it must answer.
+        in_flight (`Callable[[], int]`): Function that returns its number of requests in flight.
+        found (`int`): Number of rows found in the ledger.
+        answered, failed, truncated, leaked (`int`): Number of rows in this run. `answered` includes truncated answers
+            and those with special tokens or an invented turn.
+        prompt_tokens, completion_tokens (`int`): Tokens of this run's answers.
+        cost (`float`): Cost of this run's answers, in USD.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Tally:
     cost: float = 0.0
 
     def count(self, completion: Completion, cost: float, leak: str | None = None) -> None:
-        """One more answer."""
+        """Counts an answer."""
         self.answered += 1
         self.truncated += columns.is_cut(completion.finish_reason)
         self.leaked += leak is not None
@@ -62,13 +62,13 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Rows that are through, for better or worse."""
+        """Number of finished rows, answered or failed."""
         return self.found + self.answered + self.failed
 
     def __str__(self) -> str:
         parts = [f"{self.found + self.answered:,} of {self.total:,} rows"]
         if self.found:
-            parts.append(f"{self.found:,} of them in the ledger before")
+            parts.append(f"{self.found:,} of them from the ledger")
         if self.failed:
             parts.append(f"{self.failed:,} failed")
         if self.truncated:
@@ -83,15 +83,13 @@ class Tally:
 
 @contextmanager
 def progress_shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[bool]:
-    """Shows a bar per teacher while the block runs; where there is no terminal, a line now and then.
+    """Shows a bar per teacher while the block runs; without a terminal, a line every 30 seconds.
 
-    Gives whether it ends with lines that tell what each teacher did.
-
-    Belongs to the running event loop, whose turns it uses.
+    Yields whether it ends with one summary line per teacher. It runs in the current event loop.
 
     Args:
-        tallies (`Sequence[Tally]`): The teachers.
-        wanted (`bool`): Whether anything is shown.
+        tallies (`Sequence[Tally]`): Counters of the teachers.
+        wanted (`bool`): Whether to show progress.
     """
     console = Console(stderr=True)
     if not wanted:
@@ -106,16 +104,16 @@ def progress_shown(tallies: Sequence[Tally], wanted: bool) -> Iterator[bool]:
 
 @contextmanager
 def _lines(tallies: Sequence[Tally]) -> Iterator[None]:
-    """Writes a plain line at the start and every so often, and one per teacher at the end."""
+    """Writes a plain line at the start and every 30 seconds, and one per teacher at the end."""
     began = time.monotonic()
     teachers = "1 teacher" if len(tallies) == 1 else f"{len(tallies)} teachers"
-    say(f"{teachers}, {sum(tally.total for tally in tallies):,} rows: asking")
+    say(f"{teachers}, {sum(tally.total for tally in tallies):,} rows: sending requests")
     ticking = asyncio.get_running_loop().create_task(_say_often(tallies, began))
     try:
         yield
     finally:
         ticking.cancel()
-        say(*tallies, f"{teachers}: {_clock(time.monotonic() - began)} in all")
+        say(*tallies, f"{teachers}: {_clock(time.monotonic() - began)} in total")
 
 
 async def _say_often(tallies: Sequence[Tally], began: float) -> None:

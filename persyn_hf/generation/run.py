@@ -1,4 +1,4 @@
-"""One run: a pool of requests for every teacher, all in one event loop, each answer kept as it arrives."""
+"""One run: a pool of requests for every teacher in one event loop; each answer is stored as it arrives."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ from persyn_hf.packages import require
 from persyn_hf.text import tame
 
 _log = logging.getLogger(__name__)
-#: Batches of a local model that are gathered, so that rows of similar length meet.
+#: Batches of a local model that are collected, so that rows of similar length share a batch.
 _BATCHES_AHEAD = 4
-#: Answers that are held back for a common commit, at most: what a killed process asks for again.
+#: Maximum number of answers per commit; a killed process must request so many again.
 _COMMIT = 3
-#: Seconds between two pieces of work ahead; none is done while the loop is late by half as much, with answers to read.
+#: Seconds between two calls of `ahead`; none is made while the loop is late by half as much, with answers to read.
 _AHEAD_EVERY = 0.02
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run goes.
+    """Options of a run.
 
     Args:
-        progress (`bool`): Show it, on a terminal.
-        policy (`RetryPolicy`): When to ask again.
-        max_cost (`float`, *optional*): USD that all answers of the ledger may cost.
+        progress (`bool`): Whether to show progress.
+        policy (`RetryPolicy`): Retries and circuit breaker.
+        max_cost (`float`, *optional*): Limit on the cost of all answers of the ledger, in USD.
     """
 
     progress: bool
@@ -62,19 +62,20 @@ class Options:
 async def ask_teachers(
     plan: Plan, ledger: Ledger, options: Options, interrupt: Interrupt, ahead: Callable[[], object] = lambda: None
 ) -> None:
-    """Asks every teacher for what the ledger does not have; what failed is noted in the plan.
+    """Collects the answers that the ledger does not have from every teacher; failures are recorded in the plan.
 
     Args:
-        plan (`Plan`): Who is to answer what.
-        ledger (`Ledger`): Where answers are kept.
-        options (`Options`): How the run goes.
-        interrupt (`Interrupt`): Told what drains the run.
-        ahead (`Callable[[], object]`, *optional*): Does some milliseconds' work on what is answered, beside the run.
+        plan (`Plan`): Assignment of rows to teachers.
+        ledger (`Ledger`): Ledger that stores the answers.
+        options (`Options`): Options of the run.
+        interrupt (`Interrupt`): Signal handling, to which the function that drains the run is attached.
+        ahead (`Callable[[], object]`, *optional*): Function that processes finished answers for a few milliseconds,
+            called during the run.
 
     Raises:
-        ConfigError: If a teacher's key is missing, or its endpoint fails a check; nothing has been asked then.
-        PromptTooLongError: If prompts do not fit a teacher; nothing has been asked then.
-        LedgerError: If an answer cannot be kept.
+        ConfigError: If a teacher's key is missing, or its endpoint fails a check. No requests were sent then.
+        PromptTooLongError: If prompts do not fit a teacher. No requests were sent then.
+        LedgerError: If an answer cannot be stored.
     """
     async with AsyncExitStack() as stack:
         clients = _clients(plan)
@@ -86,7 +87,7 @@ async def ask_teachers(
         work = [own.draw(plan.jobs(asked)) for asked, own in zip(plan.asked, missing, strict=True)]
         first = [next(jobs, None) for jobs in work]
         twins = [one for one in find_twins(plan.asked) if one.apart]
-        twinned = {name for one in twins for name in one.names}  # one has claimed the others' rows
+        twinned = {name for one in twins for name in one.names}  # one of them has claimed the rows of the others
         limits = await preflight(
             [
                 (asked.teacher, functools.partial(plan.messages, asked))
@@ -131,7 +132,7 @@ class _Run:
         limits: Mapping[tuple[str, str], EndpointLimits],
         stack: AsyncExitStack,
     ) -> None:
-        """Makes a teacher ready to be asked."""
+        """Adds a teacher with its pool of requests."""
         teacher, notices = asked.teacher, Notices(asked.teacher)
 
         def answered(job: Job, completion: Completion) -> None:
@@ -169,7 +170,7 @@ class _Run:
         self._missing[teacher.name] = missing
 
     async def go(self, jobs: Sequence[Iterator[Job]], ahead: Callable[[], object]) -> None:
-        """Asks all teachers; ends when each is through."""
+        """Runs all teachers until each has finished."""
         try:
             async with asyncio.TaskGroup() as group:
                 beside = group.create_task(self._beside(ahead))
@@ -184,7 +185,7 @@ class _Run:
             raise group_error.exceptions[0] from None
 
     async def _beside(self, ahead: Callable[[], object]) -> None:
-        """Works ahead, a little at a time, while the loop has time to spare."""
+        """Calls `ahead` regularly, while the loop is not busy."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _AHEAD_EVERY
@@ -193,18 +194,18 @@ class _Run:
                 ahead()
 
     def drain(self, interrupt: Interrupt) -> None:
-        """Starts nothing more."""
+        """Stops sending requests; those in flight may finish."""
         count = sum(pool.in_flight for pool in self._pools.values())
         again = "A second one stops at once." if interrupt.terminated else "Press it again to stop at once."
-        say(f"{interrupt.name}: {count} requests in flight are waited for. {again}")
+        say(f"{interrupt.name}: waiting for {count} requests in flight. {again}")
         for pool in self._pools.values():
             pool.stop("the run was interrupted")
 
     def report(self, interrupted: bool, told: bool) -> None:
-        """Says what is missing, where anything is; what each teacher did, unless that is told anyway."""
+        """Reports missing answers, and after an interrupt each teacher's counters unless they are shown anyway."""
         if interrupted:
             did = [] if told else self._tallies.values()
-            say("Interrupted. What was answered is in the ledger; run again to go on.", *did)
+            say("Interrupted. The answers so far are in the ledger; run again to resume.", *did)
         for name, tally in self._tallies.items():
             missing = tally.total - tally.found - tally.answered
             if missing and not interrupted:
@@ -238,7 +239,7 @@ class _Run:
             jobs = missing.draw(self._plan.jobs(asked, rows))
 
     async def _hand_on(self, asked: Asked, rows: Sequence[int]) -> None:
-        """Hands the rows of a teacher that is down to the next best ones."""
+        """Hands the unanswered rows of a teacher that is down over to the next best teachers."""
         assert self._exchange is not None
         unanswered: list[int] = []
         for row, job in zip(rows, self._plan.jobs(asked, rows), strict=True):
@@ -281,7 +282,7 @@ def _lane(
 
 
 def _clients(plan: Plan) -> list[list[TeacherClient]]:
-    """One client for every endpoint of every teacher; local teachers of one model share theirs."""
+    """Creates a client for every endpoint of every teacher; local teachers with the same model share one."""
 
     def kind(asked: Asked) -> tuple[str, str, str | None]:
         return asked.revision, asked.teacher.dtype, asked.teacher.device
@@ -300,7 +301,7 @@ def _clients(plan: Plan) -> list[list[TeacherClient]]:
 
 
 class _LocalClient:
-    """Loads torch and the model only when something is asked, so that a rerun with nothing to ask is quick."""
+    """Loads torch and the model with the first request, so that a rerun without requests is quick."""
 
     def __init__(self, teachers: Sequence[Teacher], identity: str) -> None:
         self._teachers, self._identity = teachers, identity
@@ -308,7 +309,7 @@ class _LocalClient:
 
     async def complete(self, request: Request) -> Completion:
         if self._batcher is None:
-            require("ask a teacher with `backend: local`", "torch", "transformers")
+            require("run a teacher with `backend: local`", "torch", "transformers")
             from persyn_hf.generation.local import LocalBatcher
 
             self._batcher = LocalBatcher(self._teachers, self._identity)
@@ -320,13 +321,13 @@ class _LocalClient:
 
 
 def endpoint_client(teacher: Teacher, address: str) -> TeacherClient:
-    """A client for one endpoint of a teacher.
+    """Creates a client for one endpoint of a teacher.
 
     Args:
-        teacher (`Teacher`): With `backend: endpoint`.
+        teacher (`Teacher`): Teacher with `backend: endpoint`.
         address (`str`): One of `teacher.endpoints`.
 
     Raises:
-        ConfigError: If the teacher wants a key and there is none.
+        ConfigError: If the teacher needs a key and it is missing.
     """
     return (TgiClient if teacher.api == "tgi" else ChatClient)(teacher, address)

@@ -1,14 +1,14 @@
 """Special tokens that leaked into an answer, and turns that the model invented after its own.
 
-A server whose stop tokens are not those of the model's template returns `42<|im_end|>`, or goes on: the model closes
-its turn and writes the user's next one, and answers that too. An answer may also *speak of* such tokens. So a token
-counts only where it stands outside of code, and it is cut off only at the end of the answer or before a turn:
+A server whose stop tokens differ from those of the model's template returns `42<|im_end|>`, or does not stop: the
+model closes its turn, writes the user's next one and answers that too. An answer may also be *about* such tokens. So a
+token counts only outside of code, and it is cut off only at the end of the answer or before a turn:
 
 | found | cut | mark |
 |---|---|---|
 | an end-of-turn token at the end | yes | `end-token` |
-| a role's marker of a chat template, and text after it | there | `invented-turn` |
-| a role's marker of the assistant at the very start | yes | `special-token` |
+| a role marker of a chat template, and text after it | from there | `invented-turn` |
+| a role marker of the assistant at the very start | yes | `special-token` |
 | an end-of-turn token in the middle, with no role after it | no | `special-token` |
 | a line that starts with `User:`, `Human:` or `### Instruction` | no, unless configured | `turn-words` |
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Mode = Literal["cut", "cut-words", "mark"]
 
@@ -45,7 +45,7 @@ _ENDS = (
     "[e~[",
 )
 _ROLE = "(?i:user|human|assistant|model|chatbot|system|developer|tool|ipython|observation)"
-#: Markers of a role, which open a turn.
+#: Role markers, which open a turn.
 _OPENINGS = (
     rf"<\|im_start\|>[ \t]*{_ROLE}\b",
     rf"<\|(?:start_header_id|header_start)\|>[ \t]*{_ROLE}[ \t]*<\|(?:end_header_id|header_end)\|>",
@@ -58,22 +58,22 @@ _OPENINGS = (
     r"(?:<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<s>)(?=\s*\Z)",
 )
 _TOKEN = re.compile(rf"(?P<end>{'|'.join(map(re.escape, _ENDS))})|(?P<role>{'|'.join(_OPENINGS)})")
-#: A role on a line of its own, as it is left of a marker whose tokens were dropped; counts behind an end of turn only.
+#: A role alone on a line: the rest of a marker whose tokens were dropped; counts only after an end-of-turn token.
 _BARE = re.compile(rf"\s*{_ROLE}[ \t]*:?[ \t]*(?=\n|\Z)")
-#: Markers that come before the answer, where a server's template shows them.
+#: Markers before the answer, which some servers include.
 _OWN = re.compile(r"(?i:assistant|model|chatbot)|\[/INST\]")
 _WORDS = re.compile(
     r"^(?:(?:User|Human|USER|HUMAN)[ \t]*:|#{2,4}[ \t]*(?:Instruction|Human|User)\b[ \t]*:?)"
     r"|(?<=[.!?)\]\d\"*])assistant(?=\n\n\S)",
     re.MULTILINE,
 )
-#: Code, in which nothing counts: fenced blocks, of which the last may be open, spans and indented lines.
+#: Code, in which tokens do not count: fenced blocks (the last may be unclosed), spans and indented lines.
 _CODE = re.compile(
     r"^[ \t]*(?P<fence>```+|~~~+)[\s\S]*?(?:^[ \t]*(?P=fence)[`~]*(?=[ \t]*(?:$|<|\[))|(?P<open>\Z))"
     r"|(?P<tick>`+)(?!`)[^\n]*?(?<!`)(?P=tick)(?!`)|^(?: {4}|\t).*$",
     re.MULTILINE,
 )
-#: Words by which a text shows that it speaks of such tokens.
+#: Words of a text that is about such tokens.
 _SPEAKS = re.compile(
     r"\b(?:special|control|stop|end|role|turn|delimiter|separator|marker|eos|bos)[- ]?tokens?\b|\btokeni[sz]"
     r"|\btokens? (?:that|which|ends?|is|are|for)\b|\b(?:which|what) tokens?\b|\bchatml\b|\bchat[- ]?templates?\b"
@@ -85,26 +85,26 @@ _NEAR = re.compile(r"\b(?:tokens?|markers?|tags?|delimiters?)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Stripped:
-    """An answer without what its model should not have shown.
+    """An answer without leaked tokens and invented turns.
 
     Args:
-        text (`str`): What is left of the answer.
-        leak (`str`, *optional*): The mark, one of `columns.LEAKS`; `None` where nothing was found.
+        text (`str`): Remaining text of the answer.
+        leak (`str`, *optional*): Kind of leak, one of `columns.LEAKS`; `None` if none was found.
     """
 
     text: str
     leak: str | None = None
 
 
-def without_leaks(text: str, prompt: Iterable[Mapping[str, Any]] = (), mode: Mode = "cut") -> Stripped:
-    """Cuts leaked tokens and invented turns off an answer, and says what was found.
+def without_leaks(text: str, prompt: Iterable[Mapping[str, object]] = (), mode: Mode = "cut") -> Stripped:
+    """Cuts leaked tokens and invented turns off an answer, and names the kind of leak.
 
-    Tokens that the prompt shows itself are left where they are. So is an invented turn in an answer that speaks of
-    tokens or templates: it is marked only.
+    Tokens that also occur in the prompt are kept. An invented turn in an answer about tokens or templates is marked,
+    but kept.
 
     Args:
-        text (`str`): The answer, without reasoning.
-        prompt (`Iterable[Mapping]`, *optional*): The messages that were answered.
+        text (`str`): Answer without reasoning.
+        prompt (`Iterable[Mapping]`, *optional*): Messages of the prompt.
         mode (`str`, defaults to `"cut"`): `cut`, `cut-words` (also at a line that starts with `User:`) or `mark`.
 
     Example:
@@ -115,7 +115,7 @@ def without_leaks(text: str, prompt: Iterable[Mapping[str, Any]] = (), mode: Mod
     """
     words = _WORDS.search(text)
     if words is None and "<" not in text and "[" not in text:
-        return Stripped(text)  # as most answers are
+        return Stripped(text)  # the common case
     shown = "\n".join(str(message.get("content")) for message in prompt)
     found = _found(text, shown)
     cleaned = _cut(text, found, _SPEAKS.search(shown) is not None, mode) if found else Stripped(text)
@@ -125,14 +125,14 @@ def without_leaks(text: str, prompt: Iterable[Mapping[str, Any]] = (), mode: Mod
 
 
 def _found(text: str, shown: str) -> list[re.Match[str]]:
-    """Tokens and markers outside of code that neither the prompt shows nor HTML explains."""
+    """Finds tokens and markers outside of code that are neither in the prompt nor HTML."""
     found = [match for match in _TOKEN.finditer(text) if match[0] not in shown and not _is_html(match, text)]
     code = list(_CODE.finditer(text)) if found else []
     return [match for match in found if not any(_holds(block, match, found, text) for block in code)]
 
 
 def _holds(code: re.Match[str], match: re.Match[str], found: Sequence[re.Match[str]], text: str) -> bool:
-    """Whether a token is shown as code. One at the end of a block that was never closed, and alone in it, is none."""
+    """Returns whether a token is part of a code block; the only token of an unclosed block, at its end, is not."""
     if not code.start() <= match.start() < code.end():
         return False
     alone = all(other is match or not code.start() <= other.start() < code.end() for other in found)
@@ -140,7 +140,7 @@ def _holds(code: re.Match[str], match: re.Match[str], found: Sequence[re.Match[s
 
 
 def _is_html(match: re.Match[str], text: str) -> bool:
-    """Whether `</s>` closes a `<s>` of the answer's own."""
+    """Returns whether `</s>` closes a `<s>` of the same answer."""
     return match[0] == "</s>" and text.count("<s>", 0, match.start()) >= text.count("</s>", 0, match.end())
 
 
@@ -164,7 +164,7 @@ def _cut(text: str, found: Sequence[re.Match[str]], asked: bool, mode: Mode) -> 
 
 
 def _after_own_markers(text: str, found: Sequence[re.Match[str]]) -> int:
-    """Where the answer begins, behind markers of the assistant's own turn."""
+    """Returns the start of the answer, after the markers of the assistant's own turn."""
     start = 0
     for match in found:
         if match["role"] is None or text[start : match.start()].strip() or not _OWN.search(match[0]):
@@ -174,7 +174,7 @@ def _after_own_markers(text: str, found: Sequence[re.Match[str]]) -> int:
 
 
 def _turn(text: str, found: Sequence[re.Match[str]], start: int) -> int | None:
-    """Where another turn is opened: by a marker at the start of a line, glued to the text or behind an end of turn."""
+    """Finds the start of another turn: a marker at a line start, right after the text or after an end of turn."""
     ends = {match.end() for match in found if match["end"]}
     for match in found:
         if match["end"]:
@@ -192,7 +192,7 @@ def _turn(text: str, found: Sequence[re.Match[str]], start: int) -> int | None:
 
 
 def _goes_on(text: str, found: Sequence[re.Match[str]], place: int) -> bool:
-    """Whether there is text behind the markers of another turn."""
+    """Returns whether there is text after the markers of another turn."""
     for match in found:
         if match.start() >= place and text[place : match.start()].strip() == "":
             place = match.end()
@@ -202,7 +202,7 @@ def _goes_on(text: str, found: Sequence[re.Match[str]], place: int) -> bool:
 
 
 def _end(text: str, found: Sequence[re.Match[str]], asked: bool) -> int | None:
-    """Where the end-of-turn tokens at the end begin; `None` where there are none, or the answer speaks of them."""
+    """Finds the end-of-turn token at the end; `None` if there is none, or the answer is about such tokens."""
     last = found[-1] if found else None
     if last is None or not last["end"] or text[last.end() :].strip():
         return None
@@ -213,7 +213,7 @@ def _end(text: str, found: Sequence[re.Match[str]], asked: bool) -> int | None:
 
 
 def _back(text: str, found: Sequence[re.Match[str]], place: int) -> int:
-    """The end of the text before a place, in front of white space and end-of-turn tokens."""
+    """Returns the end of the text before a position, without trailing white space and end-of-turn tokens."""
     while True:
         place = len(text[:place].rstrip())
         before = next((match.start() for match in found if match["end"] and match.end() == place), None)
@@ -223,7 +223,7 @@ def _back(text: str, found: Sequence[re.Match[str]], place: int) -> int:
 
 
 def _words(cleaned: Stripped, shown: str, mode: Mode) -> Stripped:
-    """Marks, or cuts, a turn that is opened by plain words."""
+    """Marks or cuts a turn that starts with plain words."""
     text = cleaned.text
     code = list(_CODE.finditer(text))
     for match in _WORDS.finditer(text):

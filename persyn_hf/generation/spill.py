@@ -1,4 +1,4 @@
-"""A finished table that is too large for the memory, in a temporary file."""
+"""Temporary file for a finished table that is too large for the memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from persyn_hf.errors import LedgerError
 
 
 class Spill:
-    """A temporary file that a table is written to, piece by piece; there is none before the first piece.
+    """Writes a table to a temporary file, piece by piece; the file is created with the first piece.
 
-    It is removed when the process that made it ends.
-
-    What cannot be written is raised at the end: a full disk for temporary files stops no run whose answers the ledger
-    still takes.
+    The file is removed when the process that created it ends. A write error is raised only by [`close`], because a
+    full disk for temporary files must not stop a run whose answers the ledger can still store.
 
     Args:
-        schema (`pyarrow.Schema`): The table's.
-        rows (`int`): Rows of one piece in the file, at most.
+        schema (`pyarrow.Schema`): Schema of the table.
+        rows (`int`): Maximum number of rows per record batch.
     """
 
     def __init__(self, schema: pa.Schema, rows: int) -> None:
@@ -46,10 +44,10 @@ class Spill:
             self._failed = error
 
     def close(self) -> str:
-        """The path of the whole file.
+        """Closes the file and returns its path.
 
         Raises:
-            LedgerError: If it could not be written.
+            LedgerError: If the file could not be written.
         """
         try:
             self._stack.close()
@@ -57,8 +55,8 @@ class Spill:
                 raise self._failed
         except OSError as error:
             raise LedgerError(
-                f"The finished table cannot be written to {tempfile.gettempdir()}: {error}. Make room there, or set "
-                "TMPDIR, and run again; answers that are in the ledger are not asked for twice."
+                f"The finished table cannot be written to {tempfile.gettempdir()}: {error}. Free some space there, or "
+                "set TMPDIR, and run again; answers in the ledger are not requested twice."
             ) from error
         return self._path
 

@@ -1,4 +1,4 @@
-"""Answers out: the finished table, put together from the ledger."""
+"""Output of generation: the finished table, built from the ledger."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger
 from persyn_hf.messages import read_calls
 
-#: The largest finished table that is held in memory.
+#: Maximum size of a finished table in memory, in bytes.
 IN_MEMORY_BYTES = 8 * 2**20
-#: Rows that are added at once while a run goes on (two milliseconds), and rows of one piece.
+#: Rows added per step during a run (two milliseconds), and rows per piece of the table.
 _AHEAD, _BATCH = 64, 1000
-#: Of a row that nothing else is known about.
-_NEVER_ASKED = "the run ended before this row was asked"
-#: Of an answer of an old ledger.
-_NOTHING_LEFT = "the answer holds nothing but special tokens"
+#: Error of a row that was never sent.
+_NEVER_ASKED = "the run ended before this row was sent"
+#: Error of an answer in an older ledger.
+_NOTHING_LEFT = "the answer contains only special tokens"
 
 
 class FinishedTable:
-    """The prompts' own columns and the generated ones, one row per prompt row and teacher, in their order.
+    """The finished table: the prompts' columns and the generated ones, one row per prompt row and teacher, in order.
 
-    A table that grows beyond `IN_MEMORY_BYTES` goes on in a temporary file and is mapped from there, so that memory
-    does not grow with it; the file lives as long as the process.
+    A table larger than `IN_MEMORY_BYTES` is written to a temporary file and memory-mapped, so memory does not grow
+    with it; the file exists as long as the process.
 
     Args:
-        plan (`Plan`): Who was to answer what.
-        ledger (`Ledger`): The answers.
-        drop_truncated (`bool`, defaults to `False`): Leave cut answers out.
+        plan (`Plan`): Assignment of rows to teachers.
+        ledger (`Ledger`): Ledger with the answers.
+        drop_truncated (`bool`, defaults to `False`): Whether to omit truncated answers.
     """
 
     def __init__(self, plan: Plan, ledger: Ledger, drop_truncated: bool = False) -> None:
@@ -63,10 +63,10 @@ class FinishedTable:
         self._awaited: str | None = None
 
     def advance(self) -> bool:
-        """Adds the next rows while a run goes on; false where some of them may still be answered, or none are left."""
+        """Adds the next rows during a run; returns `False` if one may still be answered, or no rows are left."""
         if self._next >= len(self._prompts):
             return False
-        # What is waited for is looked for by itself: a part of many teachers' rows takes longer to look through.
+        # The awaited row is looked up alone, which is faster than a lookup of all teachers' rows.
         if self._awaited is not None and not self._settled(self._awaited, self._ledger.get_many([self._awaited])):
             return False
         part = self._part(self._ahead, only_settled=True)
@@ -75,7 +75,7 @@ class FinishedTable:
         return part is not None
 
     def finish(self) -> Dataset:
-        """Adds the rest; what has no answer now has an error."""
+        """Adds the remaining rows and returns the table; rows without an answer get an error."""
         for part in self._rest():
             self._add(part)
         self._bind()
@@ -84,7 +84,7 @@ class FinishedTable:
         return Dataset(pa.concat_tables(self._parts) if self._parts else self._schema.empty_table())
 
     def _settled(self, key: str, found: Mapping[str, Completion]) -> bool:
-        """Whether a row has its answer, or failed for good."""
+        """Returns whether a row has an answer, or has failed permanently."""
         return key in found or key in self._plan.errors
 
     def _add(self, part: pa.Table) -> None:
@@ -94,9 +94,9 @@ class FinishedTable:
             self._bind()
 
     def _bind(self) -> None:
-        """Makes one piece of the loose parts, whose many small buffers take as much room again as what is in them.
+        """Combines the loose parts, whose many small buffers double their size, into one piece.
 
-        Where the pieces are too large together, they go to the file.
+        If the pieces are too large in total, they are written to the file.
         """
         if self._loose:
             self._parts.append(pa.concat_tables(self._loose).combine_chunks())
@@ -112,7 +112,7 @@ class FinishedTable:
             yield part
 
     def _part(self, count: int, only_settled: bool) -> pa.Table | None:
-        """The rows of the next prompts; `None` where they are not settled and should be."""
+        """Builds the rows of the next prompts; `None` if they must be settled and are not."""
         start = self._next
         made = self._columns(start, start + count, only_settled)
         if made is None:
@@ -125,11 +125,11 @@ class FinishedTable:
         return part.cast(self._schema)
 
     def _columns(self, start: int, stop: int, only_settled: bool) -> dict[str, list[Any]] | None:
-        """The generated columns of some rows, with the row of the prompts' table that each belongs to."""
+        """Builds the generated columns of some rows, with the row of the prompts' table that each belongs to."""
         plan, pairs = self._plan, self._plan.pairs(start, stop)
         found = self._ledger.get_many({job.key for _, _, job, _ in pairs})
         if only_settled:
-            # The last one: rows are answered about in their order.
+            # The last unsettled row, because rows are answered roughly in order.
             unsettled = (job.key for _, _, job, _ in reversed(pairs) if not self._settled(job.key, found))
             self._awaited = next(unsettled, None)
             if self._awaited is not None:
@@ -155,7 +155,7 @@ class FinishedTable:
 
 
 class FinishedColumns(FinishedTable):
-    """`prompt_id` and the generated columns as Python values: for `map`, which makes its own table of them.
+    """`prompt_id` and the generated columns as Python values, for `map`, which builds its own table.
 
     Args:
         plan, ledger: As in [`FinishedTable`].
@@ -163,10 +163,10 @@ class FinishedColumns(FinishedTable):
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
         super().__init__(plan, ledger)
-        self._values: dict[str, list[Any]] = {name: [] for name in (columns.PROMPT_ID, *self._added)}
+        self._values: dict[str, list[object]] = {name: [] for name in (columns.PROMPT_ID, *self._added)}
 
-    def values(self) -> dict[str, list[Any]]:
-        """Adds the rest; a list for each column."""
+    def values(self) -> dict[str, list[object]]:
+        """Adds the remaining rows and returns a list for each column."""
         for part in self._rest():
             self._add(part)
         return self._values
@@ -177,7 +177,7 @@ class FinishedColumns(FinishedTable):
             values += map(read_calls, cells) if name == columns.TOOL_CALLS else cells
 
 
-def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any, ...]:
+def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[object, ...]:
     if completion is None:
         return (asked.name, *[None] * 9)
     completion, calls = opened(completion)
@@ -197,7 +197,7 @@ def _answer(asked: Asked, job: Job, completion: Completion | None) -> tuple[Any,
     )
 
 
-def _asked_how(asked: Asked, job: Job) -> tuple[Any, ...]:
+def _asked_how(asked: Asked, job: Job) -> tuple[object, ...]:
     sampling = asked.teacher.sampling
     return (
         sampling.temperature,
@@ -214,7 +214,7 @@ def _extra_body(teacher: Teacher) -> str | None:
     return json.dumps(extra, ensure_ascii=False, sort_keys=True) if extra else None
 
 
-#: The columns that generation adds, with their types, so that a column of nulls keeps its type.
+#: Columns that generation adds, with their types, so that a column of nulls keeps its type.
 GENERATED_FEATURES = {
     columns.TEACHER: Value("string"),
     columns.COMPLETION: Value("string"),
@@ -237,10 +237,10 @@ GENERATED_FEATURES = {
 }
 
 
-def generated_features(teachers: Iterable[Teacher], tools: bool = False) -> dict[str, Any]:
-    """The columns that generation by these teachers adds.
+def generated_features(teachers: Iterable[Teacher], tools: bool = False) -> dict[str, Value | List | Json]:
+    """Returns the columns that generation by these teachers adds.
 
-    `extra_body` is there where one of them sends more keys, and `tool_calls` where prompts offer tools.
+    `extra_body` is included if a teacher sends additional keys, and `tool_calls` if prompts offer tools.
     """
     more = any(teacher.sampling.extra_body for teacher in teachers)
     added = {columns.EXTRA_BODY: Value("string")} if more else {}
@@ -252,7 +252,7 @@ def require_known_routes(table: Dataset, teachers: Sequence[Teacher]) -> None:
 
     Raises:
         MissingColumnError: If there is no `route`.
-        RouterMismatchError: If one names another teacher.
+        RouterMismatchError: If a route names another teacher.
     """
     columns.require_columns(table.column_names, [columns.ROUTE], "generate_routed")
     names = [teacher.name for teacher in teachers]
@@ -260,17 +260,17 @@ def require_known_routes(table: Dataset, teachers: Sequence[Teacher]) -> None:
     if unknown:
         raise RouterMismatchError(
             f"`route` names {', '.join(unknown)}, but the teachers are {', '.join(names)}. "
-            "Route with a router that was trained for these teachers, or configure those it names."
+            "Use a router that was trained for these teachers, or configure the teachers that it names."
         )
 
 
 def require_ranking(
     table: Dataset, teachers: Sequence[Teacher], ranking: Sequence[str] | None
 ) -> Sequence[str] | None:
-    """The names that `route_scores` stand for, checked against the table.
+    """Returns the teachers' names in the order of `route_scores`, checked against the table.
 
     Raises:
-        ConfigError: If a teacher is to be rerouted and the table has no scores, or they are not of these names.
+        ConfigError: If a teacher has `on_teacher_down: reroute` and the table has no scores, or not one per name.
     """
     wanted = [teacher.name for teacher in teachers if teacher.on_teacher_down == "reroute"]
     if not wanted:
@@ -279,12 +279,12 @@ def require_ranking(
     if columns.ROUTE_SCORES not in table.column_names:
         raise ConfigError(
             f"teacher `{wanted[0]}`: `on_teacher_down: reroute` needs the column `{columns.ROUTE_SCORES}`, which "
-            "routing adds; route with a router, or choose `wait` or `error`."
+            "routing adds; use a router, or choose `wait` or `error`."
         )
     lengths = {len(scores) for scores in table[columns.ROUTE_SCORES][:CHUNK]} - {len(names)}
     if lengths:
         raise ConfigError(
-            f"`{columns.ROUTE_SCORES}` has {lengths.pop()} scores a row for the {len(names)} teachers "
-            f"{', '.join(names)}; give the router's `teachers` as `score_names`."
+            f"`{columns.ROUTE_SCORES}` has {lengths.pop()} scores per row for the {len(names)} teachers "
+            f"{', '.join(names)}; pass the router's `teachers` as `score_names`."
         )
     return names

@@ -1,10 +1,9 @@
-"""Text Generation Inference's own protocol: `/generate`, with the model's chat template rendered here."""
+"""Client for Text Generation Inference's `/generate`, which renders the model's chat template locally."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from persyn_hf.config import Teacher
 from persyn_hf.endpoints.aiohttp_wire import open_wire
@@ -22,15 +21,15 @@ from persyn_hf.ledger.completion import Completion
 class TgiClient:
     """A teacher behind Text Generation Inference.
 
-    Requests go through a `wire`, and not through `AsyncInferenceClient.text_generation`: that one follows redirects,
-    reads answers of any length, and asks again without the parameters that a 400 names.
+    Requests go through a `wire` and not through `AsyncInferenceClient.text_generation`, which follows redirects, reads
+    answers of any length, and retries without the parameters that a 400 names.
 
     Args:
-        teacher (`Teacher`): With `api: tgi`; its `model` must have a tokenizer with a chat template.
-        address (`str`, *optional*): One of its endpoints; by default the first.
+        teacher (`Teacher`): Teacher with `api: tgi`; its `model` must have a tokenizer with a chat template.
+        address (`str`, *optional*): One of its endpoints; defaults to the first.
 
     Raises:
-        ConfigError: If the teacher wants a key or the Hub token and there is none.
+        ConfigError: If the teacher needs a key or the Hub token and it is missing.
     """
 
     def __init__(self, teacher: Teacher, address: str | None = None) -> None:
@@ -64,14 +63,14 @@ class TgiClient:
             answer = json.loads(content)
         except (ValueError, RecursionError):
             raise body_error(self._endpoint, content.decode("utf-8", "replace")) from None
-        if isinstance(answer, list) and answer:  # of a server that takes several inputs
+        if isinstance(answer, list) and answer:  # from a server that accepts several inputs
             answer = answer[0]
-        details: Any = answer.get("details") if isinstance(answer, dict) else None
+        details: object = answer.get("details") if isinstance(answer, dict) else None
         if not isinstance(details, dict):
             if isinstance(answer, dict) and ("error" in answer or "error_type" in answer):
                 raise body_error(self._endpoint, content.decode("utf-8", "replace"))
             raise RetryableError(
-                "the answer has no `generated_text` with `details`; a server that is no TGI wants `api: chat`",
+                "the answer has no `generated_text` with `details`; for a server other than TGI, set `api: chat`",
                 attempts=3,
             )
         prefill = details.get("prefill")
@@ -81,10 +80,10 @@ class TgiClient:
         return read_answer(said, request, self._endpoint.clean)
 
 
-def _parameters(request: Request) -> dict[str, Any]:
+def _parameters(request: Request) -> dict[str, object]:
     sampling = request.sampling
-    parameters: dict[str, Any] = {
-        "details": True,  # the finish reason and the number of tokens are there
+    parameters: dict[str, object] = {
+        "details": True,  # contains the finish reason and the number of tokens
         "do_sample": not sampling.is_greedy,
         "max_new_tokens": sampling.max_tokens,
         "return_full_text": False,
@@ -99,16 +98,16 @@ def _parameters(request: Request) -> dict[str, Any]:
         if sampling.top_p is not None and sampling.top_p < 1:
             parameters["top_p"] = sampling.top_p
     more = request.more
-    more.pop("chat_template_kwargs", None)  # the template is rendered here
+    more.pop("chat_template_kwargs", None)  # the template is rendered locally
     form = more.pop("response_format", None)
     return parameters | more | ({} if form is None else {"grammar": _grammar(form)})
 
 
-def _grammar(form: Mapping[str, Any]) -> dict[str, Any]:
-    """TGI's own name for the form of an answer.
+def _grammar(form: Mapping[str, object]) -> dict[str, object]:
+    """Converts a `response_format` to TGI's `grammar`.
 
     Raises:
-        RowError: If it has none.
+        RowError: If TGI has no equivalent.
     """
     schema = form.get("json_schema")
     if form.get("type") == "json_schema" and isinstance(schema, Mapping) and "schema" in schema:

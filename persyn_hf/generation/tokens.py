@@ -1,4 +1,4 @@
-"""A teacher's tokenizer: renders prompts where the server does not, and counts where the server does not count."""
+"""A teacher's tokenizer, which renders prompts and counts tokens if the server does not."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from persyn_hf.prompts.sending import joined_system
 
 
 class TeacherTokenizer:
-    """A teacher's `tokenizer`, or that of its `model` and `revision`, loaded when it is first needed.
+    """The tokenizer of a teacher (`tokenizer`, or `model` at `revision`), loaded on first use.
 
     Args:
-        teacher (`Teacher`): Whose.
-        download (`bool`): Whether it may come from the Hub. Otherwise only a local folder or the cache is looked at,
-            and there may be none.
+        teacher (`Teacher`): Teacher that the tokenizer belongs to.
+        download (`bool`): Whether to download it from the Hub if needed. Otherwise only a local folder or the cache is
+            used, and there may be no tokenizer.
     """
 
     def __init__(self, teacher: Teacher, download: bool) -> None:
@@ -38,22 +38,22 @@ class TeacherTokenizer:
         self._loading: asyncio.Task[Any] | None = None
 
     def load_here(self) -> Any | None:
-        """The tokenizer; `None` where it is not at hand. Imports transformers, so that it takes seconds at first.
+        """Loads the tokenizer; returns `None` if it is not available. The first call takes seconds (transformers).
 
         Raises:
-            TeacherDownError: If it may be downloaded and there is none, or it has no chat template.
+            TeacherDownError: If it may be downloaded and does not exist, or it has no chat template.
         """
-        with loading.LOADING:  # one teacher's forty requests load one tokenizer
+        with loading.LOADING:  # parallel requests of one teacher load one tokenizer
             return _load(*self._of, os.environ.get("HF_HOME"))
 
     async def load(self) -> Any | None:
-        """The same, without holding up the event loop."""
+        """Loads the tokenizer like [`load_here`], without blocking the event loop."""
         if self._loading is None:
             self._loading = asyncio.create_task(asyncio.to_thread(self.load_here))
         return await asyncio.shield(self._loading)
 
     async def counted(self, request: Request, completion: Completion) -> Completion:
-        """Counts what the server did not, as far as that can be done, and marks it so."""
+        """Adds the token counts that the server did not send, if possible, and sets `usage_source`."""
         asked, made = completion.prompt_tokens, completion.completion_tokens
         if asked is not None and made is not None:
             return completion
@@ -64,7 +64,7 @@ class TeacherTokenizer:
                 made = count_tokens(tokenizer, (completion.reasoning or "") + completion.text)
                 source = "tokenizer"
             if asked is None:
-                # A template here may refuse what the server's took; the answer is there all the same.
+                # The template may refuse messages that the server accepted; the answer is valid anyway.
                 with suppress(RowError):
                     asked = count_tokens(tokenizer, render(tokenizer, request.messages, request.more))
                     source = "tokenizer"
@@ -87,8 +87,8 @@ def _load(model: str, revision: str | None, download: bool, home: str | None) ->
         if not download:
             return None
         raise TeacherDownError(
-            f"the tokenizer of `{model}`, with which prompts are rendered here, cannot be loaded ({error}); name "
-            "another one as `tokenizer`, or use `api: chat` without it, where the server renders them"
+            f"the tokenizer of `{model}`, which renders the prompts, cannot be loaded ({error}); name another one as "
+            "`tokenizer`, or use `api: chat` without it, where the server renders them"
         ) from error
     if tokenizer.chat_template:
         return tokenizer
@@ -101,27 +101,27 @@ def _load(model: str, revision: str | None, download: bool, home: str | None) ->
 
 
 def render(tokenizer: Any, messages: Sequence[Message], more: Mapping[str, Any]) -> str:
-    """Messages as the one text that the model was trained to continue.
+    """Renders messages with the chat template.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): With a chat template.
-        messages (`Sequence[Message]`): A conversation; its first system messages are joined.
-        more (`Mapping[str, Any]`): More keys of the request, of which the template is given `tools` and
-            `chat_template_kwargs`.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer with a chat template.
+        messages (`Sequence[Message]`): Conversation; its first system messages are joined.
+        more (`Mapping[str, Any]`): Additional keys of the request; `tools` and `chat_template_kwargs` are passed to
+            the template.
 
     Raises:
-        RowError: If the chat template refuses them.
+        RowError: If the chat template refuses the messages.
     """
     options = more.get("chat_template_kwargs") or {}
     joined = joined_system(messages)
     try:
         return apply_template(tokenizer, joined, more.get("tools"), add_generation_prompt=True, **options)
-    except Exception as error:  # noqa: BLE001 - a template is a program of the checkpoint's and raises what it likes
+    except Exception as error:  # noqa: BLE001 - a template is a program and may raise any error
         raise RowError(f"the chat template refused the messages: {error}") from None
 
 
 def without_begin(tokenizer: Any, text: str) -> str:
-    """Rendered text for a server that tokenizes with special tokens: one that it will put in front is taken off."""
+    """Removes the BOS token from a rendered text, for a server that adds it when it tokenizes."""
     begin = tokenizer.bos_token
     if begin and text.startswith(begin) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
         return text.removeprefix(begin)
@@ -129,5 +129,5 @@ def without_begin(tokenizer: Any, text: str) -> str:
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
-    """How many tokens a text is, special ones that stand in it included and no others."""
+    """Counts the tokens of a text, including special tokens that it contains, but without adding any."""
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])

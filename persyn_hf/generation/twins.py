@@ -1,4 +1,4 @@
-"""Teachers that the ledger cannot tell apart: they are asked by different addresses and share their answers."""
+"""Teachers that the ledger cannot distinguish, so that they would share their answers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 from persyn_hf.generation.jobs import Asked
 
-#: The prompt by which keys are compared; every other one tells the same teachers apart.
+#: Prompt whose keys are compared; any other prompt gives the same result.
 _ANY_PROMPT, _ANY_ID = "Hi", "0" * 16
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Teachers whose answers have one key in the ledger.
+    """Teachers whose answers have the same key in the ledger.
 
     Args:
-        names (`Sequence[str]`): Their names, in the order of the configuration.
-        model (`str`): The model that all of them name.
-        addresses (`Sequence[str]`): Where they are, each address once; empty for models in this process.
-        apart (`bool`): Whether they are two of them have no address in common, so that they may be different models.
+        names (`Sequence[str]`): Names of the teachers, in the order of the configuration.
+        model (`str`): Model that all of them name.
+        addresses (`Sequence[str]`): Their distinct addresses; empty for models in this process.
+        apart (`bool`): Whether two of them have no address in common, so that they may be different models.
     """
 
     names: Sequence[str]
@@ -29,26 +29,26 @@ class Twins:
     apart: bool
 
     def __str__(self) -> str:
-        """What is wrong, and how to tell them apart."""
+        """Describes the problem and its fix."""
         same = f"{' and '.join(f'`{name}`' for name in self.names)} have the same `model`, `revision`, sampling and "
         if not self.apart:
             return (
                 f"teachers {same}`system_prompt`, so they are one teacher and give the same answers (`{self.model}`). "
-                "Remove one, or change what it is asked with."
+                "Remove one, or change its settings."
             )
         return (
             f"teachers {same}`system_prompt` (`{self.model}`) at different addresses ({', '.join(self.addresses)}). "
             "The ledger finds an answer by these and not by its address, so each would get the other's answers. If "
-            "they are different models, give each a `revision` of its own (any text), or the name under which its "
-            "server serves it; if they are one model, give one teacher both addresses: `endpoint: [..., ...]`."
+            "they are different models, give each its own `revision` (any text), or the name that its server uses; "
+            "if they are one model, give one teacher both addresses: `endpoint: [..., ...]`."
         )
 
 
 def find_twins(asked: Sequence[Asked]) -> Iterator[Twins]:
-    """Finds teachers with one key in the ledger.
+    """Finds teachers whose answers have the same key in the ledger.
 
     Args:
-        asked (`Sequence[Asked]`): The teachers with their identities.
+        asked (`Sequence[Asked]`): Teachers with their model identities.
     """
     groups: dict[str, list[Asked]] = {}
     for one in asked:

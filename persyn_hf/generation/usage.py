@@ -1,24 +1,23 @@
-"""Usage: the tokens that a server counts, read with the oddities that servers have."""
+"""Token counts of an answer, read from the usage formats of different servers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-#: A larger count is an error of the server's.
+#: Largest plausible count; larger ones are errors of the server.
 _MOST = 10**8
 
 
 @dataclass(frozen=True)
 class Usage:
-    """The tokens of one answer; `None` where nobody counted them.
+    """Token counts of one answer; `None` for unknown counts.
 
     Args:
-        prompt (`int`, *optional*): Of the prompt.
-        completion (`int`, *optional*): Of all that was generated, reasoning included.
-        cached (`int`, *optional*): Those of the prompt that came from the server's cache.
-        reasoning (`int`, *optional*): Those of the completion that went into reasoning.
+        prompt (`int`, *optional*): Tokens of the prompt.
+        completion (`int`, *optional*): Generated tokens, reasoning included.
+        cached (`int`, *optional*): Prompt tokens read from the server's cache.
+        reasoning (`int`, *optional*): Completion tokens used for reasoning.
     """
 
     prompt: int | None = None
@@ -28,13 +27,13 @@ class Usage:
 
 
 def read_usage(usage: object) -> Usage:
-    """Reads the `usage` of an answer, by OpenAI's names or Anthropic's.
+    """Reads the `usage` of an answer, in OpenAI's or Anthropic's format.
 
-    Some services (xAI, Gemini's) count reasoning beside `completion_tokens` and charge for it. So the completion is
-    the larger of `completion_tokens` and what `total_tokens` leaves beside the prompt.
+    Some services (xAI, Gemini) do not include reasoning in `completion_tokens`, but charge for it. The completion is
+    therefore the larger of `completion_tokens` and `total_tokens` minus the prompt.
 
     Args:
-        usage (`object`): What stands in the answer; anything that is no mapping counts nothing.
+        usage (`object`): The field `usage` of the answer; without a mapping, all counts are unknown.
 
     Example:
         >>> read_usage({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 1015})
@@ -43,7 +42,7 @@ def read_usage(usage: object) -> Usage:
     if not isinstance(usage, Mapping):
         return Usage()
     prompt = _first(usage, "prompt_tokens", "input_tokens") or None
-    made = _first(usage, "completion_tokens", "output_tokens") or None  # nobody makes an answer of no tokens
+    made = _first(usage, "completion_tokens", "output_tokens") or None  # an answer has at least one token
     total = count(usage.get("total_tokens"))
     reasoning = _detail(usage, "reasoning_tokens", "completion_tokens_details", "output_tokens_details")
     cached = _detail(usage, "cached_tokens", "prompt_tokens_details", "input_tokens_details")
@@ -57,8 +56,8 @@ def read_usage(usage: object) -> Usage:
     return Usage(prompt, made, _within(cached, prompt), _within(reasoning, made))
 
 
-def count(value: Any) -> int | None:
-    """A token count that can be believed and stored: a whole number, also as `12.0` or `"12"`, and not negative."""
+def count(value: object) -> int | None:
+    """Parses a plausible token count: a non-negative integer, also written as `12.0` or `"12"`."""
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         value = int(value) if len(value) < 20 else None
     if isinstance(value, float) and value.is_integer():
@@ -66,12 +65,12 @@ def count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST else None
 
 
-def _first(usage: Mapping[str, Any], *names: str) -> int | None:
+def _first(usage: Mapping[str, object], *names: str) -> int | None:
     return next((found for name in names if (found := count(usage.get(name))) is not None), None)
 
 
-def _detail(usage: Mapping[str, Any], name: str, *places: str) -> int | None:
-    """A part of a count; it stands under the details, or beside the counts."""
+def _detail(usage: Mapping[str, object], name: str, *places: str) -> int | None:
+    """Reads a partial count from the details, or from the top level."""
     for place in (*places, ""):
         details = usage.get(place) if place else usage
         found = count(details.get(name)) if isinstance(details, Mapping) else None

@@ -1,1 +1,1 @@
-"""Which prompts and answers leave a set, and why: duplicates, benchmarks' own texts, lengths, refusals, copies."""
+"""Cleaning of prompts and answers: duplicates, contamination, lengths, refusals and copies."""

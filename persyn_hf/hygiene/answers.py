@@ -1,4 +1,4 @@
-"""Why an answer leaves the published set: it refuses, it repeats its prompt, or it is not good enough."""
+"""Filters of answers for the published set: refusals, copies of the prompt, and low quality."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from persyn_hf import columns
 from persyn_hf.config import Hygiene
 from persyn_hf.hygiene.words import ngrams, words
 
-#: Reasons, in the order in which they are looked for.
+#: Reasons for dropping an answer, in the order of the checks.
 REFUSED, COPIED, LOW_QUALITY = "refused", "copied", "low_quality"
 
 _ASSISTANT = r"(?:an?|your)\s+(?:\w+\s+){0,3}(?:ai|language model|assistant|llm|chatbot)\b"
@@ -20,9 +20,9 @@ _UNABLE = (
     r"|(?:must|have\s+to|will)\s+(?:respectfully\s+|politely\s+)?(?:decline|refuse)(?:\s+to)?)"
 )
 _ADVERB = r"(?:(?:directly|actually|really|in\s+good\s+conscience|ethically|feel\s+comfortable|be\s+able\s+to)\s+)?"
-#: Declining these needs no object; "can't help but" and "can't answer for others" decline nothing.
+#: Verbs that refuse without an object; "can't help but" and "can't answer for others" are not refusals.
 _HELP = r"(?:help(?!\s+(?:but|it|feeling|being|\w+ing\b))|assist|comply|fulfill?|engage|participate\s+in|support)\b"
-#: These decline only what a request can be about.
+#: Verbs that refuse only with an object that a request can be about.
 _MAKE = (
     r"(?:provide|create|generate|write|answer|discuss|share|give|complete|continue|offer|respond\s+to|produce|do"
     r"|providing|creating|generating|writing|answering|discussing|sharing|helping|assisting)\s+(?:you\s+(?:with\s+)?)?"
@@ -35,7 +35,7 @@ _SORRY = (
     r"|i\s+apologi[sz]e)"
 )
 _BEFORE = rf"(?:(?:{_SORRY}|unfortunately|no)\b(?:\W+(?:but|that|however|for\s+any\s+confusion)\b)*\W+)?"
-#: How refusals begin. One must stand at the start of the answer: an answer may speak of refusals anywhere else.
+#: Openings of refusals. Only the start of an answer is matched, because an answer may discuss refusals elsewhere.
 _REFUSAL = re.compile(
     rf"{_BEFORE}(?:as\s+{_ASSISTANT}[^.!?\n]{{0,60}}?,?\s+)?i\s*{_UNABLE}\s+{_ADVERB}(?:{_HELP}|{_MAKE})"
     rf"|{_SORRY}\b(?:\W+(?:but|that|however)\b)*\W+i\s*(?:{_UNABLE})\s+(?:do\s+(?:that|this)\b|$)"
@@ -51,7 +51,7 @@ _RUN = 5
 
 
 def is_refusal(text: str) -> bool:
-    """Whether an answer refuses the request: one of the forms with which assistants decline stands at its start.
+    """Tells whether an answer starts with a refusal of the request.
 
     Example:
         >>> is_refusal("I'm sorry, but I can't help with that.")
@@ -64,7 +64,9 @@ def is_refusal(text: str) -> bool:
 
 
 def copied_share(prompt: str, answer: str) -> float:
-    """The share of an answer's runs of five words that stand in its prompt, 0 to 1; of a shorter answer, all or none.
+    """The share of an answer's 5-grams of words that occur in its prompt, 0 to 1.
+
+    An answer of fewer than five words gives 1 if it equals the prompt, else 0.
 
     Example:
         >>> copied_share("Name the capital city of France in a word.", "Name the capital city of France in a word.")
@@ -85,11 +87,11 @@ def copied_share(prompt: str, answer: str) -> float:
 
 
 def reasons(rows: Mapping[str, Sequence[Any]], hygiene: Hygiene) -> list[str | None]:
-    """Why each answer leaves the set; `None` for one that stays, and for one that is missing.
+    """The reason for dropping each answer; `None` for one that stays, and for one that is missing.
 
     Args:
-        rows (`Mapping[str, Sequence]`): A batch with `prompt`, `completion` and, where it is known, `quality`.
-        hygiene (`Hygiene`): What is looked for.
+        rows (`Mapping[str, Sequence]`): A batch with `prompt`, `completion` and, if known, `quality`.
+        hygiene (`Hygiene`): Settings of the filters.
 
     Returns:
         `list[str | None]`: `"refused"`, `"copied"` or `"low_quality"`.

@@ -1,4 +1,4 @@
-"""Cleans a set of prompts: which rows leave, and why, before anything is asked."""
+"""Cleaning of a set of prompts before requests are sent, with the reason for every dropped row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persyn_hf.hygiene.duplicates import near_duplicates, same_meaning
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Reasons, in the order in which they are looked for.
+#: Reasons for dropping a prompt.
 DUPLICATE, NEAR_DUPLICATE, TOO_SHORT, TOO_LONG, CONTAMINATED = (
     "duplicate",
     "near_duplicate",
@@ -27,13 +27,13 @@ DUPLICATE, NEAR_DUPLICATE, TOO_SHORT, TOO_LONG, CONTAMINATED = (
 
 @dataclass(frozen=True)
 class Drop:
-    """A prompt that leaves.
+    """A dropped prompt.
 
     Args:
-        row (`int`): Its row in the source, from 0.
-        prompt_id (`str`): Its identity.
+        row (`int`): Row in the source, from 0.
+        prompt_id (`str`): Identity of the prompt.
         reason (`str`): `"duplicate"`, `"near_duplicate"`, `"too_short"`, `"too_long"` or `"contaminated"`.
-        repeats (`int`, *optional*): The row that a duplicate repeats.
+        repeats (`int`, *optional*): Row that a duplicate repeats.
     """
 
     row: int
@@ -44,11 +44,11 @@ class Drop:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A set of prompts without those that leave.
+    """A cleaned set of prompts.
 
     Args:
-        prompts (`Dataset`): Those that stay, in their order.
-        drops (`tuple[Drop, ...]`): Those that leave, in their order.
+        prompts (`Dataset`): Kept prompts, in order.
+        drops (`tuple[Drop, ...]`): Dropped prompts, in order.
     """
 
     prompts: Dataset
@@ -56,7 +56,7 @@ class Cleaned:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of prompts that leave, by reason, the commonest first."""
+        """Reason → number of dropped prompts, the most frequent reason first."""
         return dict(Counter(drop.reason for drop in self.drops).most_common())
 
 
@@ -67,14 +67,15 @@ def clean_prompts(
     count_tokens: Callable[[Sequence[str]], Sequence[int]] | None = None,
     encoder: Any = None,
 ) -> Cleaned:
-    """Leaves out prompts that repeat an earlier one, are too short or too long, or stand in a benchmark.
+    """Drops prompts that repeat an earlier one, are too short or too long, or share words with a benchmark.
 
     Args:
-        prompts (`Dataset`): `prompt_id` and `prompt`.
-        hygiene (`Hygiene`): What is looked for.
-        benchmarks (`Contamination`, *optional*): What no prompt may share words with.
-        count_tokens (`Callable`, *optional*): Counts the tokens of texts; needed for `min_tokens` and `max_tokens`.
-        encoder (`StaticModel`, *optional*): Finds near-duplicates by meaning, in place of words.
+        prompts (`Dataset`): The columns `prompt_id` and `prompt`.
+        hygiene (`Hygiene`): Settings of the filters.
+        benchmarks (`Contamination`, *optional*): Word runs of benchmarks.
+        count_tokens (`Callable`, *optional*): Function that counts the tokens of texts; required for `min_tokens` and
+            `max_tokens`.
+        encoder (`StaticModel`, *optional*): Model that finds near-duplicates by meaning; required for `dedup_model`.
     """
     if hygiene.dedup_model is not None and encoder is None:
         raise ValueError("`dedup_model` needs `encoder`")
@@ -122,7 +123,7 @@ def _row_reasons(
     benchmarks: Contamination | None,
     count_tokens: Callable[[Sequence[str]], Sequence[int]] | None,
 ) -> list[str | None]:
-    """Why each text leaves on its own account, whatever the others are: shards can be done apart."""
+    """The reasons that do not depend on other texts, so that shards can be processed separately."""
     lengths: Sequence[int] = []
     if texts and (hygiene.min_tokens is not None or hygiene.max_tokens is not None):
         if count_tokens is None:

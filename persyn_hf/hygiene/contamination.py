@@ -1,4 +1,4 @@
-"""Finds prompts that share words with a benchmark: runs of n words, after Brown et al. 2020 (arXiv 2005.14165)."""
+"""Detection of prompts that share an n-gram of words with a benchmark (Brown et al. 2020, arXiv 2005.14165)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from persyn_hf.hygiene.words import ngrams, words
 
-#: A benchmark's text of fewer words stands in too many prompts by chance; it must be the whole prompt.
+#: Shortest benchmark text, in words, that is searched inside prompts; a shorter one must equal the whole prompt.
 _SHORTEST = 6
 
 
 @dataclass(frozen=True)
 class Contamination:
-    """The runs of words of one or more benchmarks. It is small, picklable and asked prompt by prompt.
+    """The n-grams of one or more benchmarks; small and picklable.
 
     Args:
-        size (`int`): Words of a run.
-        runs (`Mapping[int, frozenset[int]]`): Digests of runs by their number of words.
-        whole (`frozenset[int]`): Digests of texts that are too short to be looked for inside another.
+        size (`int`): Words per n-gram.
+        runs (`Mapping[int, frozenset[int]]`): Number of words → digests of n-grams.
+        whole (`frozenset[int]`): Digests of texts too short to be searched inside another.
     """
 
     size: int
@@ -30,8 +30,8 @@ class Contamination:
         """Reads the texts of benchmarks.
 
         Args:
-            texts (`Iterable[str]`): Their questions.
-            size (`int`, defaults to 13): Words of a run, as GPT-3 was checked with.
+            texts (`Iterable[str]`): Questions of the benchmarks.
+            size (`int`, defaults to 13): Words per n-gram; 13 is GPT-3's.
         """
         runs: dict[int, set[int]] = {}
         whole: set[int] = set()
@@ -48,7 +48,7 @@ class Contamination:
         return bool(self.runs or self.whole)
 
     def holds(self, text: str) -> bool:
-        """Whether a prompt shares a run of words with a benchmark.
+        """Tells whether a prompt shares an n-gram with a benchmark.
 
         Example:
             >>> benchmark = Contamination.of(["How many apples does Ada have after lunch?"], size=5)

@@ -1,4 +1,4 @@
-"""Finds prompts that say what an earlier one says: by their words (MinHash), or by their meaning (semhash)."""
+"""Detection of prompts that repeat an earlier one, by their words (MinHash) or by their meaning (semhash)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Words of a run: "What is 17 + 25?" and "What is 18 + 25?" share none.
+#: Words per run. The runs of "What is 17 + 25?" and "What is 18 + 25?" share none.
 _RUN = 3
 _PERMUTATIONS, _SEED, _SCHEME = 128, 1, "affine32"
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """MinHash signatures of texts, `(texts, 128)`. Each depends on its own text only, so shards can be done apart.
+    """MinHash signatures of texts, `(texts, 128)`; each depends only on its text, so shards can be done separately.
 
     Raises:
         MissingExtraError: If datasketch is not installed.
@@ -35,16 +35,15 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
 def near_duplicates(
     texts: Sequence[str], threshold: float, hashes: NDArray[np.uint32] | None = None
 ) -> dict[int, int]:
-    """Finds texts that are nearly an earlier one: those whose sets of three words have a Jaccard similarity of at
-    least `threshold` with a text that stays.
+    """Finds texts whose sets of word trigrams are similar to those of an earlier text that stays.
 
     Args:
-        texts (`Sequence[str]`): In order; the first of similar ones stays.
-        threshold (`float`): 0 to 1.
-        hashes (`ndarray`, *optional*): From [`signatures`], where they are known.
+        texts (`Sequence[str]`): Texts in order; the first of similar ones stays.
+        threshold (`float`): Lowest Jaccard similarity of near-duplicates, 0 to 1.
+        hashes (`ndarray`, *optional*): Signatures from [`signatures`]; computed by default.
 
     Returns:
-        `dict[int, int]`: Row → the earlier row that it repeats.
+        `dict[int, int]`: Row → earlier row that it repeats.
     """
     require("find near-duplicates", "datasketch")
     from datasketch import LeanMinHash, MinHashLSH
@@ -72,14 +71,15 @@ def near_duplicates(
 
 
 def same_meaning(texts: Sequence[str], threshold: float, encoder: Any) -> dict[int, int]:
-    """Finds texts that mean what an earlier one means: cosine similarity of their model2vec embeddings, by semhash.
+    """Finds texts with the meaning of an earlier one, by semhash on the cosine similarity of model2vec embeddings.
 
     Args:
-        texts (`Sequence[str]`), threshold (`float`): As in [`near_duplicates`].
-        encoder (`StaticModel`): From [`models.loading.load_static_model`].
+        texts (`Sequence[str]`): Texts in order; the first of similar ones stays.
+        threshold (`float`): Lowest cosine similarity of duplicates.
+        encoder (`StaticModel`): Model from [`models.loading.load_static_model`].
 
     Returns:
-        `dict[int, int]`: Row → the row that it repeats.
+        `dict[int, int]`: Row → earlier row that it repeats.
 
     Raises:
         MissingExtraError: If semhash is not installed.

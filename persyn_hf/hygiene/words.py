@@ -1,4 +1,4 @@
-"""The words of a text, as duplicates and contamination compare them."""
+"""The words of a text, for comparison by `duplicates` and `contamination`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-#: A letter of a script without spaces is a word of its own; so is a number with its decimals.
+#: A word: a letter of a script without spaces, a number with its decimals, or a run of letters.
 _WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿]|\d+(?:[.,]\d+)*|[^\W\d_぀-ヿ㐀-䶿一-鿿豈-﫿]+")
 
 
 def words(text: str) -> list[str]:
-    """The words and numbers of a text, folded: no case, no accents of compatibility, no punctuation.
+    """The words and numbers of a text without punctuation, NFKC-normalised and case-folded.
 
     Example:
         >>> words("What is 3.5 + 2?")
@@ -22,13 +22,13 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(sequence: Sequence[str], size: int) -> Iterator[int]:
-    """64-bit digests of all runs of `size` words; they are the same in every process."""
+    """Yields 64-bit digests of all n-grams of `size` words; they are the same in every process."""
     for start in range(len(sequence) - size + 1):
         yield _digest(sequence[start : start + size])
 
 
 def shingles(text: str, size: int) -> set[int]:
-    """Digests of a text's runs of `size` words. A shorter text is one run; one without words stands for itself."""
+    """Digests of a text's n-grams of `size` words. A shorter text is one n-gram; without words, the text itself is."""
     found = words(text)
     if len(found) >= size:
         return set(ngrams(found, size))

@@ -1,1 +1,1 @@
-"""The ledger: answers and scores that were paid for, who is at work on which, and what all of it costs."""
+"""The ledger: paid answers and scores, the rows that each run works on, and their cost."""

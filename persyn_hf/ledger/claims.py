@@ -1,13 +1,13 @@
-"""Rows that a run has taken for itself, and money that it has set aside, in a ledger that other runs use too.
+"""Claims of a run on rows and money, in a ledger that several runs share.
 
-A row is claimed before it is asked and free again once it is answered or has failed, so that no two runs pay for it:
-neither two processes nor two threads of one. What is in flight is set aside in the ledger with its worst case, so that
-all runs together keep within `max_cost`. The claims of a run end with its process; and with a lease, where a process
-is there but gives no sign of life (stopped, or in a container whose processes cannot be seen from here). What such a
-run had set aside counts as spent in vain: its requests may have been answered and charged for.
+A run claims a row before it sends the request, and releases it once the row is answered or has failed, so no two runs
+pay for the same row, neither two processes nor two threads of one. The worst-case cost of the requests in flight is
+reserved in the ledger, so all runs together stay within `max_cost`. The claims of a run end with its process, or with
+a lease if the process exists but sends no heartbeat (it is stopped, or runs in a container that cannot be seen from
+here). The money that such a run had reserved counts as lost: its requests may have been answered and charged for.
 
-All processes that use a ledger run on one machine: SQLite's WAL needs memory that they share, which a network file
-system does not give. A ledger on one may be used from one machine at a time.
+All processes that use a ledger at the same time must run on one machine: SQLite's WAL needs shared memory, which a
+network file system does not provide. A ledger on such a file system may be used from one machine at a time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from persyn_hf.ledger.ledger import CHUNK, Ledger, Origin, add_rows, answer_row,
 from persyn_hf.ledger.owners import BEAT, Owner, is_gone, now, this_process
 
 _log = logging.getLogger(__name__)
-#: Rounding that sums of many small amounts may have, in USD.
+#: Tolerance for rounding in sums of many small amounts, in USD.
 _ROUNDING = 1e-9
 
 
 class Claims:
-    """What one run holds in a ledger; to be closed when it ends.
+    """Claims of one run in a ledger; close it when the run ends.
 
     Args:
-        ledger (`Ledger`): Shared with other runs, in this process or others.
+        ledger (`Ledger`): Ledger that the run shares with others, in this process or elsewhere.
 
     Example:
         >>> with Ledger(":memory:") as ledger, Claims(ledger) as mine, Claims(ledger) as others:
@@ -61,14 +61,14 @@ class Claims:
         return self._process.place, self._process.pid, self._process.started
 
     def take(self, keys: Iterable[str]) -> tuple[dict[str, Completion], list[str]]:
-        """Takes what is free of some rows.
+        """Claims the rows that have no answer and no claim.
 
         Args:
-            keys (`Iterable[str]`): The rows, by the keys of their answers.
+            keys (`Iterable[str]`): Keys of the rows' answers.
 
         Returns:
-            `tuple[dict[str, Completion], list[str]]`: The answers that are there, and the keys that are this run's
-            from now on; another run is at work on the rest, or this one took them before.
+            `tuple[dict[str, Completion], list[str]]`: The existing answers, and the keys that this call claimed. The
+            other rows were claimed before, by another run or this one.
         """
         wanted = list(dict.fromkeys(keys))
         found = self.ledger.get_many(wanted)
@@ -85,12 +85,12 @@ class Claims:
         return found | self.ledger.get_many(answered), free
 
     def keep(self, answers: Sequence[tuple[str, Completion, Origin | None]], reserved: float | None = None) -> None:
-        """Keeps answers and frees their rows.
+        """Stores answers and releases their rows.
 
         Args:
-            answers (`Sequence[tuple]`): Key, answer and origin of each. An answer whose row has one already was paid
-                for in vain.
-            reserved (`float`, *optional*): USD that are set aside from now on, for what is still in flight.
+            answers (`Sequence[tuple]`): Key, answer and origin of each. The cost of an answer whose row has one
+                already counts as lost.
+            reserved (`float`, *optional*): New reserved amount, in USD, for the requests that are still in flight.
         """
         moment = time.time()
         rows = [answer_row(key, answer, origin or Origin(), moment) for key, answer, origin in answers]
@@ -103,44 +103,44 @@ class Claims:
         self.ledger.written(len(rows))
 
     def release(self, keys: Collection[str]) -> None:
-        """Frees rows that have no answer: they failed, or are not asked any more."""
+        """Releases rows without an answer, which failed or are no longer needed."""
         if keys:
             with self.ledger.writing() as connection:
                 self._drop(connection, keys)
 
     def reserve(self, amount: float, limit: float) -> bool:
-        """Sets money aside, if it fits beside what all runs have spent and set aside.
+        """Reserves money, if it fits with the amounts that all runs have spent and reserved; returns whether it did.
 
         Args:
-            amount (`float`): USD.
-            limit (`float`): USD that all may come to.
+            amount (`float`): Amount in USD.
+            limit (`float`): Limit of the total, in USD.
         """
         with self.ledger.writing() as connection:
             if _committed(connection) + amount > limit + _ROUNDING:
-                self._bury(connection)  # moves what the dead have set aside, and frees none of it
+                self._bury(connection)  # counts the reservations of dead runs as lost; frees no money
                 return False
             self._revive(connection)
             connection.execute("UPDATE owners SET reserved = reserved + ? WHERE id = ?", [amount, self._id])
         return True
 
     def settle(self, lost: float, reserved: float) -> None:
-        """Says what was spent in vain since, and what is set aside from now on, in USD."""
+        """Adds a lost amount and sets the reserved amount, in USD."""
         with self.ledger.writing() as connection:
             self._settle(connection, lost, reserved)
 
     def others_reserve(self) -> bool:
-        """Whether other runs have money set aside, some of which may be free again later."""
+        """Returns whether other runs have reserved money, some of which may be released later."""
         query = "SELECT count(*) FROM owners WHERE reserved > ? AND id != ?"
         with self.ledger.reading() as connection:
             return bool(connection.execute(query, [_ROUNDING, self._id]).fetchone()[0])
 
     def committed(self) -> float:
-        """USD that all runs have spent and set aside."""
+        """Returns the amount that all runs have spent and reserved, in USD."""
         with self.ledger.reading() as connection:
             return _committed(connection)
 
     def close(self) -> None:
-        """Frees everything."""
+        """Releases all rows and money of the run."""
         self._ended.set()
         if self._pulse is not None:
             self._pulse.join()
@@ -157,7 +157,7 @@ class Claims:
         self.close()
 
     def _free(self, keys: Sequence[str]) -> bool:
-        """Whether one of some rows may be free; asked without keeping other processes from writing."""
+        """Returns whether one of some rows may be unclaimed; does not block other processes from writing."""
         with self.ledger.reading() as connection:
             if len(_present(connection, "claims", keys)) < len(keys):
                 return True
@@ -174,32 +174,32 @@ class Claims:
             connection.execute("UPDATE owners SET reserved = ? WHERE id = ?", [reserved, self._id])
 
     def _bury(self, connection: sqlite3.Connection) -> None:
-        """Frees the rows of runs that are gone; what they had set aside may have been charged for."""
+        """Releases the rows of runs that are gone, and counts their reserved money as lost."""
         for number, reserved in _gone(connection, getattr(self, "_id", None)):
             connection.execute("UPDATE sums SET usd = usd + ? WHERE name = 'lost'", [reserved])
             connection.execute("DELETE FROM claims WHERE owner = ?", [number])
             connection.execute("DELETE FROM owners WHERE id = ?", [number])
 
     def _revive(self, connection: sqlite3.Connection) -> None:
-        """Registers this run again, where others took it for gone."""
+        """Registers this run again, if other runs removed it as gone."""
         connection.execute(
             "INSERT OR IGNORE INTO owners (id, place, pid, started, beat) VALUES (?, ?, ?, ?, ?)",
             [self._id, *self._signature, now()],
         )
 
     def _beat(self) -> None:
-        """Gives a sign of life every few seconds."""
+        """Sends a heartbeat every few seconds."""
         while not self._ended.wait(BEAT):
             try:
                 with self.ledger.writing() as connection:
                     self._revive(connection)
                     connection.execute("UPDATE owners SET beat = ? WHERE id = ?", [now(), self._id])
-            except LedgerError as error:  # the run finds it too, at its next answer
+            except LedgerError as error:  # the run meets it too, at its next answer
                 _log.warning("%s", error)
 
 
 def _gone(connection: sqlite3.Connection, own: int | None) -> list[tuple[int, float]]:
-    """The runs that are gone, with what they had set aside."""
+    """Returns the runs that are gone, with the amounts that they had reserved."""
     rows = connection.execute("SELECT id, place, pid, started, beat, reserved FROM owners").fetchall()
     return [
         (number, reserved)
@@ -209,7 +209,7 @@ def _gone(connection: sqlite3.Connection, own: int | None) -> list[tuple[int, fl
 
 
 def _present(connection: sqlite3.Connection, table: str, keys: Sequence[str]) -> set[str]:
-    """Those of some keys that a table has."""
+    """Returns the keys that a table contains."""
     return {key for part in _parts(keys) for key in _keys_in(connection, table, part)}
 
 

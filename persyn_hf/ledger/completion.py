@@ -1,4 +1,4 @@
-"""One answer of a model, as the ledger keeps it."""
+"""One answer of a model, as stored in the ledger."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer.
+    """One answer of a model.
 
     Args:
-        text (`str`): The answer, without reasoning; never empty.
-        finish_reason (`str`): One of `columns.FINISH_REASONS`, or what the server said where none of them is meant.
-        prompt_tokens, completion_tokens (`int`, *optional*): Usage, with reasoning among the completion's; `None`
-            where nobody could count.
-        reasoning (`str`, *optional*): What the model thought before it answered.
-        usage_source (`str`, *optional*): One of `columns.USAGE_SOURCES`: who counted the tokens.
-        cached_tokens (`int`, *optional*): Tokens of the prompt that the server read from its cache.
-        reasoning_tokens (`int`, *optional*): Tokens of the completion that went into reasoning.
+        text (`str`): Answer without reasoning; never empty.
+        finish_reason (`str`): One of `columns.FINISH_REASONS`, or the server's own reason if it is none of them.
+        prompt_tokens, completion_tokens (`int`, *optional*): Token counts, reasoning included in the completion's;
+            `None` if they are not known.
+        reasoning (`str`, *optional*): Reasoning before the answer.
+        usage_source (`str`, *optional*): Source of the token counts, one of `columns.USAGE_SOURCES`.
+        cached_tokens (`int`, *optional*): Prompt tokens that the server read from its cache.
+        reasoning_tokens (`int`, *optional*): Completion tokens used for reasoning.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""The ledger: every answer that was paid for, in one SQLite file, kept the moment it arrives."""
+"""The ledger: every paid answer in one SQLite file, stored as soon as it arrives."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from persyn_hf.columns import TOKENS
 from persyn_hf.errors import LedgerError
 from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.lost import lost_ledger
 from persyn_hf.ledger.schema import BUSY_SECONDS, COLUMN_TYPES, set_up
 
 _log = logging.getLogger(__name__)
-#: Those of an answer, in the order of `Completion`.
+#: The columns of an answer, in the order of the fields of `Completion`.
 _ANSWER = (
     "text, finish_reason, prompt_tokens, completion_tokens, reasoning, usage_source, cached_tokens, reasoning_tokens"
 )
 #: Host parameters per statement; SQLite's old limit is 999.
 CHUNK = 500
-#: Answers between two moves from the WAL into the table.
+#: Answers between two checkpoints of the WAL.
 _CHECKPOINT = 1000
 
+#: One answer as a row of the table, in the order of its columns.
+Row = tuple[object, ...]
 
-#: Whose answers there are: a teacher's, a judge's (one that held no score is kept to be looked at, and asked for
-#: again), and what a student behind a server thinks of an answer.
+#: Kinds of answers: a teacher's, a judge's, a judge's without a score (kept for inspection, and requested again), and
+#: the score of a student behind a server.
 KINDS = ("teacher", "judge", "judge (no score)", "student")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an answer comes from: for people who read the ledger, not for finding it again.
+    """Origin of an answer, for people who read the ledger; it is not used to look answers up.
 
     Args:
-        prompt_id (`str`): Of the prompt.
-        model, revision (`str`): Of the teacher.
-        seed (`int`): Of the row.
-        sampling (`str`): JSON of the sampling parameters.
-        cost (`float`): USD.
-        kind (`str`, defaults to `"teacher"`): Whose answer it is, one of [`KINDS`].
+        prompt_id (`str`, *optional*): Id of the prompt.
+        model, revision (`str`, *optional*): Model and revision of the teacher.
+        seed (`int`, *optional*): Seed of the row.
+        sampling (`str`, *optional*): Sampling parameters as JSON.
+        cost (`float`, *optional*): Cost in USD.
+        kind (`str`, defaults to `"teacher"`): Kind of the answer, one of [`KINDS`].
     """
 
     prompt_id: str | None = None
@@ -57,18 +60,18 @@ class Origin:
 
 
 class Ledger:
-    """Answers by key, safe for several processes at once.
+    """Stores answers by key, for several processes at once.
 
-    What was put is committed before `put` returns (WAL, `synchronous=NORMAL`): a killed process loses nothing that it
-    had put, a machine that loses its power loses at most the last moments. Failures are not kept; a rerun asks again.
+    An answer is committed before `put` returns (WAL, `synchronous=NORMAL`): a killed process loses no stored answer,
+    and a power failure loses at most the last moments. Failures are not stored; a rerun sends their requests again.
 
     Args:
-        path (`str` or `PathLike`): The file; made with its folder where absent. `":memory:"` and `""` (in a private
-            temporary file, for what exceeds the memory) keep nothing.
+        path (`str` or `PathLike`): Path of the file, created with its folder if missing. `":memory:"` and `""` (a
+            private temporary file, for data beyond the memory) are not kept.
 
     Raises:
-        LedgerError: If the file is damaged, is no ledger, or was written by another version; the message says the
-            way out.
+        LedgerError: If the file is damaged, is not a ledger, or was written by another version; the message says how
+            to fix it.
 
     Example:
         >>> with Ledger(":memory:") as ledger:
@@ -102,14 +105,14 @@ class Ledger:
 
     @property
     def on_disk(self) -> bool:
-        """Whether it is a file that other processes may use too."""
+        """`True` if the ledger is a file that other processes can use too."""
         return self.path not in ("", ":memory:")
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Completion]:
-        """The answers of those keys that have one.
+        """Returns the stored answers of some keys; keys without an answer are omitted.
 
         Args:
-            keys (`Iterable[str]`): Keys of `keys.completion_key`.
+            keys (`Iterable[str]`): Keys from `jobs.completion_key`.
 
         Raises:
             LedgerError: If the file cannot be read.
@@ -126,33 +129,33 @@ class Ledger:
         return found
 
     def put(self, key: str, completion: Completion, origin: Origin | None = None) -> None:
-        """Keeps one answer; the first of a key stays.
+        """Stores one answer; a key that has an answer keeps it.
 
         Raises:
-            LedgerError: If it cannot be written (a full disk, a damaged file). Nothing written before is lost.
+            LedgerError: If the answer cannot be written (full disk, damaged file). Earlier answers are not lost.
         """
         self.put_many([(key, completion, origin)])
 
     def put_many(self, answers: Sequence[tuple[str, Completion, Origin | None]]) -> None:
-        """Keeps several answers in one transaction."""
+        """Stores several answers in one transaction."""
         now = time.time()
         rows = [answer_row(key, completion, origin or Origin(), now) for key, completion, origin in answers]
         self.insert(rows)
 
-    def insert(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Writes whole rows in one transaction, in the order of the table's columns."""
+    def insert(self, rows: Sequence[Row]) -> None:
+        """Writes complete rows, in the order of the table's columns, in one transaction."""
         with self.writing() as connection:
             add_rows(connection, rows)
         self.written(len(rows))
 
     def written(self, count: int) -> None:
-        """Counts rows that were added; moves them into the table now and then."""
+        """Counts the rows that were added, and checkpoints the WAL every 1,000 rows."""
         self._written += count
         if self._written >= _CHECKPOINT and self.on_disk:
             self._move_on()
 
     def _move_on(self) -> None:
-        """Moves what was written from the WAL into the table, beside the caller: the disk may take half a second."""
+        """Checkpoints the WAL in a thread, because the disk may take half a second."""
         if self._checkpoint is not None and self._checkpoint.is_alive():
             return
         self._written = 0
@@ -160,7 +163,7 @@ class Ledger:
         self._checkpoint.start()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every answer with its origin, `key` in hex and `created` in seconds since 1970, in the order of the keys."""
+        """Yields every answer with its origin, by key: `key` in hex, `created` in seconds since 1970."""
         names = tuple(COLUMN_TYPES)
         after: bytes = b""
         while True:
@@ -175,7 +178,7 @@ class Ledger:
 
     def origins(self, model: str) -> Iterator[dict[str, Any]]:
         """A teacher's answers without their texts: where each comes from, its tokens, and `key` in hex."""
-        names = ("key", "prompt_id", "revision", "seed", "sampling", "prompt_tokens", "completion_tokens")
+        names = ("key", "prompt_id", "revision", "seed", "sampling", *TOKENS)
         query = (
             f"SELECT {', '.join(names)} FROM completions WHERE model = ? AND prompt_id IS NOT NULL "
             "AND coalesce(kind, 'teacher') = 'teacher' ORDER BY created"
@@ -186,7 +189,7 @@ class Ledger:
             yield dict(zip(names, (key_text(values[0]), *values[1:]), strict=True))
 
     def totals(self) -> list[dict[str, Any]]:
-        """By kind, model and revision: answers, cut ones, tokens, USD, first and last time."""
+        """Sums answers, truncated answers, tokens and USD by kind, model and revision, with first and last time."""
         names = (
             "kind",
             "model",
@@ -213,28 +216,28 @@ class Ledger:
             return [dict(zip(names, values, strict=True)) for values in self._connection.execute(query)]
 
     def spent(self) -> float:
-        """USD that all answers have cost."""
+        """Returns the cost of all answers, in USD."""
         return self._sum("spent")
 
     def lost(self) -> float:
-        """USD that requests may have cost whose answers are not here, at their worst case: those that timed out, or
-        were in flight when a process was killed."""
+        """Returns the worst-case cost, in USD, of requests whose answers were lost: they timed out, or were in flight
+        when a process was killed."""
         return self._sum("lost")
 
     def _sum(self, name: str) -> float:
         with self.reading() as connection:
             return float(connection.execute("SELECT usd FROM sums WHERE name = ?", [name]).fetchone()[0])
 
-    def prune(self, where: str, values: Sequence[Any], dry_run: bool = False) -> int:
-        """Removes the answers for which an SQL condition holds, and gives the room back to the disk.
+    def prune(self, where: str, values: Sequence[object], dry_run: bool = False) -> int:
+        """Removes the answers that match an SQL condition, and frees their disk space.
 
         Args:
-            where (`str`): The condition, with `?` for values.
-            values (`Sequence`): Those.
-            dry_run (`bool`, defaults to `False`): Only count.
+            where (`str`): SQL condition, with `?` for values.
+            values (`Sequence`): Values of the condition.
+            dry_run (`bool`, defaults to `False`): Whether to only count the answers.
 
         Returns:
-            `int`: How many answers.
+            `int`: Number of matching answers.
         """
         with self.reading():
             query = f"SELECT count(*) FROM completions WHERE {where}"
@@ -269,7 +272,7 @@ class Ledger:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for as long as the block runs; no other thread has it meanwhile."""
+        """Lends the connection for the duration of the block; other threads wait."""
         with self._lock:
             try:
                 yield self._connection
@@ -278,7 +281,7 @@ class Ledger:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """The same as one transaction: all of it or nothing, and no other process writes meanwhile."""
+        """Lends the connection for one transaction, which is committed as a whole; other processes wait to write."""
         with self._lock:
             if self._file is not None and _identity(self.path) != self._file:
                 raise lost_ledger(self._connection, self.path)
@@ -298,25 +301,25 @@ class Ledger:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             way = (
-                "The file is damaged or is no ledger. Move it away to start a new one, or take over what can still be "
-                f"read with: persyn-hf ledger rescue '{self.path}' NEW"
+                "The file is damaged or is not a ledger. Move it away to start a new one, or recover its readable "
+                f"answers with: persyn-hf ledger rescue '{self.path}' NEW"
             )
         elif code == sqlite3.SQLITE_FULL:
-            way = "The disk is full: make room and run again; answers that are in the ledger are not asked for twice."
+            way = "The disk is full: free some space and run again; answers in the ledger are not requested twice."
         elif code == sqlite3.SQLITE_BUSY:
-            way = f"Another process has held it for {BUSY_SECONDS:.0f} seconds; end that one and run again."
+            way = f"Another process has held it for {BUSY_SECONDS:.0f} seconds; stop that process and run again."
         else:
             way = "Check the path, its permissions and the disk, and run again."
         return LedgerError(f"{self.path}: the ledger cannot be {verb}: {error}. {way}")
 
 
-#: A ledger, or the path of one; `None` keeps nothing.
+#: A ledger, or the path of one; with `None` nothing is kept.
 LedgerLike = Ledger | str | os.PathLike[str] | None
 
 
 @contextmanager
 def open_ledger(ledger: LedgerLike) -> Iterator[Ledger]:
-    """A ledger for as long as the block runs; one that was given stays open."""
+    """Opens a ledger for the duration of the block; a `Ledger` that was passed in stays open."""
     if isinstance(ledger, Ledger):
         yield ledger
         return
@@ -324,14 +327,14 @@ def open_ledger(ledger: LedgerLike) -> Iterator[Ledger]:
         yield opened
 
 
-def add_rows(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Adds rows of answers; the first of a key stays."""
+def add_rows(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Adds rows of answers; a key that has an answer keeps it."""
     names, marks = ", ".join(COLUMN_TYPES), ",".join("?" * len(COLUMN_TYPES))
     connection.executemany(f"INSERT OR IGNORE INTO completions ({names}) VALUES ({marks})", rows)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Which file a path names now; `None` where there is none."""
+    """Returns device and inode of the file at a path; `None` if there is none."""
     try:
         found = os.stat(path)
     except OSError:
@@ -343,12 +346,12 @@ def _checkpoint(path: str) -> None:
     try:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-    except sqlite3.Error as error:  # nothing is lost: what is not moved stays in the WAL
-        _log.warning("%s: what was written stays in `%s-wal` for now: %s", path, path, error)
+    except sqlite3.Error as error:  # nothing is lost: the answers stay in the WAL
+        _log.warning("%s: recent answers stay in `%s-wal` for now: %s", path, path, error)
 
 
-def answer_row(key: str, completion: Completion, origin: Origin, now: float) -> tuple[Any, ...]:
-    """One answer in the order of the table's columns."""
+def answer_row(key: str, completion: Completion, origin: Origin, now: float) -> Row:
+    """Converts an answer to a row, in the order of the table's columns."""
     thoughts = completion.reasoning and _storable(completion.reasoning)
     return (
         key_blob(key),
@@ -372,12 +375,12 @@ def answer_row(key: str, completion: Completion, origin: Origin, now: float) -> 
 
 
 def _storable(text: str) -> str:
-    """SQLite and Arrow take UTF-8 only: a lone surrogate, as a broken server may send, becomes `?`."""
+    """Replaces lone surrogates, which a broken server may send, by `?`: SQLite and Arrow accept only UTF-8."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def key_blob(key: str) -> bytes:
-    """A key as it is stored."""
+    """Converts a key to its stored form."""
     try:
         return bytes.fromhex(key)
     except ValueError:
@@ -385,5 +388,5 @@ def key_blob(key: str) -> bytes:
 
 
 def key_text(key: bytes) -> str:
-    """A stored key as it is spoken of."""
+    """Converts a stored key to text."""
     return key.hex() if len(key) == 32 else key.decode()

@@ -1,4 +1,4 @@
-"""A ledger whose file was deleted while it is in use: what the open connection still holds is written elsewhere."""
+"""Recovery of a ledger whose file was deleted while in use: the open connection's data is saved to another file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import closing
 
 from persyn_hf.errors import LedgerError
 
-#: Nobody asks for rows by the copy; what the runs had in flight may have been charged for.
+#: No run uses the copy, so its claims are removed; the requests in flight may have been charged for.
 _FREED = (
     "UPDATE sums SET usd = usd + (SELECT coalesce(sum(reserved), 0) FROM owners) WHERE name = 'lost'",
     "DELETE FROM claims",
@@ -18,14 +18,14 @@ _FREED = (
 
 
 def lost_ledger(connection: sqlite3.Connection, path: str) -> LedgerError:
-    """Saves what a deleted or replaced ledger held beside its place, and says so.
+    """Saves the answers of a deleted or replaced ledger next to its path, and returns an error that says so.
 
     Args:
-        connection (`sqlite3.Connection`): The open one; the system keeps the deleted file for it.
-        path (`str`): Where the ledger was.
+        connection (`sqlite3.Connection`): Open connection, for which the system keeps the deleted file.
+        path (`str`): Path of the ledger.
 
     Returns:
-        `LedgerError`: What happened, where the answers are, and the way out.
+        `LedgerError`: Error that names the cause, the file with the answers and the fix.
     """
     lost = f"{path}: the ledger was deleted or replaced while it was in use."
     copy = f"{path}.rescued-{os.getpid()}-{time.time_ns() // 10**6}"
@@ -39,10 +39,10 @@ def lost_ledger(connection: sqlite3.Connection, path: str) -> LedgerError:
             saved.commit()
     except (OSError, sqlite3.Error) as error:
         return LedgerError(
-            f"{lost} What it held cannot be saved either ({error}). Stop what deleted it, put the file back if there "
-            "is a copy, and run again: answers that no ledger holds are asked again."
+            f"{lost} Its answers cannot be saved either ({error}). Stop what deleted it, restore the file if there is "
+            "a copy, and run again: requests without an answer in a ledger are sent again."
         )
     return LedgerError(
-        f"{lost} The {count:,} answers that it held are in {copy}. Stop what deleted it, move that file to {path}, "
-        "and run again: only what is missing is asked."
+        f"{lost} Its {count:,} answers are in {copy}. Stop what deleted it, move that file to {path}, and run again: "
+        "only missing answers are requested."
     )

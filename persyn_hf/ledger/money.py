@@ -1,4 +1,4 @@
-"""Money: what all that use a ledger may spend together, and what of it is set aside for requests in flight."""
+"""The budget of a ledger: the limit that all runs share, and the amounts reserved for requests in flight."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from collections.abc import Callable
 
 from persyn_hf.ledger.claims import Claims
 
+_LIMIT = "`max_cost`"
 #: Seconds after which money that other processes hold is looked for again.
 _LOOK = 0.25
 
 
-class Budget:
-    """What the answers and scores of a ledger may cost, shared by all that are asked.
+def is_out_of_money(error: str | None) -> bool:
+    """Whether a row was not asked because of [`Budget.exceeded`]: there is no answer, and none was tried for."""
+    return error is not None and error.startswith(f"{_LIMIT} (")
 
-    Before a request is sent its worst case is set aside, in the ledger, where other processes count it too; when the
-    answer is there, the rest of that is free again. So the sum never passes the limit, and towards the end fewer
-    requests run at once.
+
+class Budget:
+    """Limit on the cost of all answers and scores of a ledger, shared by all teachers, judges and runs.
+
+    The worst-case cost of a request is reserved in the ledger before it is sent, where other processes count it too;
+    when the answer arrives, the unused part is released. The total therefore never exceeds the limit, and fewer
+    requests run in parallel towards the end.
 
     Args:
-        limit (`float`, *optional*): USD; `None` is no limit.
-        claims (`Claims`): The run's part in the ledger.
+        limit (`float`, *optional*): Limit in USD; `None` for no limit.
+        claims (`Claims`): Claims of the run in the ledger.
     """
 
     def __init__(self, limit: float | None, claims: Claims) -> None:
@@ -34,11 +40,11 @@ class Budget:
         self._watchers: list[Callable[[], None]] = []
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Calls `changed` whenever money may be free again."""
+        """Registers a callback for whenever money may be available again."""
         self._watchers.append(changed)
 
     def hold(self, amount: float) -> bool:
-        """Sets an amount aside, if it fits."""
+        """Reserves an amount, if it fits; returns whether it did."""
         if self.limit is not None and not self._claims.reserve(amount, self.limit):
             self._others = self._claims.others_reserve()
             if self._others:
@@ -49,14 +55,14 @@ class Budget:
         return True
 
     def paid(self, held: float, cost: float) -> None:
-        """A request has been answered; its cost stays set aside until the ledger has the answer."""
+        """Records the cost of an answered request; it stays reserved until the ledger has the answer."""
         self._holds -= 1
         self.reserved += cost - held
         self._kept += cost
         self._changed()
 
     def failed(self, held: float, lost: float) -> None:
-        """A request has not been answered, and may have cost so much all the same."""
+        """Releases the reservation of a failed request, and records `lost`, which it may have cost."""
         self._holds -= 1
         self.reserved -= held
         if self.limit is not None or lost:
@@ -64,7 +70,7 @@ class Budget:
         self._changed()
 
     def written(self) -> float:
-        """What is to be set aside once the ledger has all answers that were paid: what is in flight."""
+        """Returns the amount to reserve once the ledger has all paid answers: that of the requests in flight."""
         self.reserved -= self._kept
         self._kept = 0.0
         if not self._holds:
@@ -73,18 +79,18 @@ class Budget:
 
     @property
     def in_ledger(self) -> float:
-        """What is set aside in the ledger: nothing where there is no limit to keep."""
+        """Amount reserved in the ledger, in USD; 0 without a limit."""
         return 0.0 if self.limit is None else max(0.0, self.reserved)
 
     @property
     def idle(self) -> bool:
-        """Whether nobody has anything set aside: what does not fit now never will."""
+        """`True` if nothing is reserved, so that an amount that does not fit now never will."""
         return self._holds == 0 and not self._others
 
     @property
     def exceeded(self) -> str:
         """Why nothing more is asked, once that is so."""
-        return f"`max_cost` ({self.limit:g} USD) would have been passed"
+        return f"{_LIMIT} ({self.limit:g} USD) would have been passed"
 
     def _changed(self) -> None:
         if self.limit is not None:
@@ -92,7 +98,7 @@ class Budget:
                 changed()
 
     def _look_again(self) -> None:
-        """Tells the watchers in a moment: other processes do not say when they give money back."""
+        """Schedules a call of the watchers: other processes do not notify this one when they release money."""
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(_LOOK, self._looked)
 

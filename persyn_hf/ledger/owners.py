@@ -1,7 +1,7 @@
-"""Who works with a ledger: the process of a run, and whether it is still there.
+"""Owners of a ledger's claims: the process of each run, and the check that it is still alive.
 
-A run is known by the place of its process (host, boot, namespace of process numbers), the process number and the
-time at which the process started, so that a number that is given again is no old acquaintance.
+A run is identified by the place of its process (host, boot, PID namespace), the process id and the start time of the
+process, so that a reused process id is not mistaken for an earlier run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-#: Seconds between two signs of life, and seconds without one after which the work of a run is free for others.
+#: Seconds between two heartbeats, and seconds without one after which other runs may take over the rows of a run.
 BEAT, LEASE = 5.0, 60.0
 
 
@@ -22,9 +22,9 @@ class Owner:
     """The process of a run.
 
     Args:
-        place (`str`): Where its number counts.
-        pid (`int`): Its number.
-        started (`str`): When it started, as the system says it; empty where that is not known.
+        place (`str`): Host, boot and PID namespace of the process.
+        pid (`int`): Process id.
+        started (`str`): Start time as reported by the system; empty if it is not known.
     """
 
     place: str
@@ -33,47 +33,47 @@ class Owner:
 
 
 def this_process() -> Owner:
-    """The process that calls."""
+    """Returns the calling process."""
     pid = os.getpid()
     return Owner(_place(), pid, _started(pid) or "")
 
 
 def now() -> float:
-    """Seconds of a clock that all processes of this machine share and nobody sets."""
+    """Returns the seconds of a monotonic clock that all processes of this machine share."""
     return time.monotonic()
 
 
 def is_gone(owner: Owner, beat: float) -> bool:
-    """Whether the work of a run is free: its process has ended, or gave no sign of life for the lease.
+    """Returns whether a run is gone: its process has ended, or has sent no heartbeat during the lease.
 
     Args:
-        owner (`Owner`): The run's process.
-        beat (`float`): Its last sign of life, by [`now`].
+        owner (`Owner`): Process of the run.
+        beat (`float`): Time of its last heartbeat, by [`now`].
     """
-    if owner == this_process():  # another thread's, which closes its claims
+    if owner == this_process():  # another thread, which closes its own claims
         return False
-    if not now() - LEASE <= beat <= now():  # a sign from the future is one from before the machine started
+    if not now() - LEASE <= beat <= now():  # a heartbeat in the future dates from before the machine started
         return True
     return owner.place == _place() and not _runs(owner)
 
 
 def _runs(owner: Owner) -> bool:
-    if os.name == "nt":  # signal 0 is no question there
+    if os.name == "nt":  # signal 0 does not test a process there
         return True
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # there, and another user's
+    except PermissionError:  # alive, but owned by another user
         pass
     started = _started(owner.pid)
     return started is None or not owner.started or started == owner.started
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in ticks since boot; `""` of one that has ended, `None` where it is not known."""
+    """Reads the start time of a process in ticks since boot; `""` if it has ended, `None` if it is not known."""
     try:
-        # The name of the program stands in brackets, and may hold anything.
+        # The name of the program is in parentheses, and may contain any character.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except FileNotFoundError:
         return None if not os.path.isdir("/proc/self") else ""

@@ -1,4 +1,4 @@
-"""What can still be read of a damaged ledger, or of one in an older format, into a new one."""
+"""Recovery of the readable answers of a damaged ledger, or of one in an older format, into a new ledger."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from persyn_hf.errors import LedgerError
-from persyn_hf.ledger.ledger import Ledger
+from persyn_hf.ledger.ledger import Ledger, Row
 from persyn_hf.ledger.schema import APPLICATION_ID, COLUMN_TYPES, SCHEMA_VERSION
 
-#: Without these a row is no answer.
+#: Columns that every answer needs.
 _NEEDED = frozenset({"key", "text", "finish_reason"})
 _AT_ONCE = 500
 PARTS = 65_536
 
 
 def rescue(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> tuple[int, int]:
-    """Copies every answer that can be read; the old file is not touched.
+    """Copies every readable answer of a ledger to a new one; the old file is not changed.
 
-    Keys are digests, spread evenly, so that the file is read in 65,536 parts by their first two bytes: a page that is
-    damaged costs the parts that lie in it.
+    Keys are evenly distributed digests, so the file is read in 65,536 parts by their first two bytes: a damaged page
+    costs only the parts in it.
 
     Args:
-        source (`str` or `PathLike`): The ledger that was refused.
-        target (`str` or `PathLike`): A new file.
+        source (`str` or `PathLike`): Path of the damaged or older ledger.
+        target (`str` or `PathLike`): Path of the new ledger.
 
     Returns:
-        `tuple[int, int]`: Answers that the new ledger has, and parts of the old one that could not be read to their
-        end, out of 65,536.
+        `tuple[int, int]`: Number of answers in the new ledger, and number of parts of the old one, out of 65,536, that
+        could not be read completely.
 
     Raises:
-        LedgerError: If `source` is no ledger at all, is of a newer format, or `target` exists.
+        LedgerError: If `source` is not a ledger or has a newer format, or `target` exists.
     """
     if os.path.exists(target):
-        raise LedgerError(f"{os.fspath(target)}: is there already; name a new file.")
+        raise LedgerError(f"{os.fspath(target)}: the file exists already; name a new file.")
     if not os.path.isfile(source):
         raise LedgerError(f"{os.fspath(source)}: there is no such file.")
     with closing(sqlite3.connect(f"{Path(source).absolute().as_uri()}?mode=ro", uri=True)) as connection:
@@ -57,25 +56,25 @@ def rescue(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> tu
 def _columns(connection: sqlite3.Connection, source: str) -> set[str]:
     try:
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-            raise LedgerError(f"{source}: is no ledger.")
+            raise LedgerError(f"{source}: is not a ledger.")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         present = {row[1] for row in connection.execute("PRAGMA table_info(completions)")}
     except sqlite3.DatabaseError as error:
-        raise LedgerError(f"{source}: nothing of it can be read: {error}.") from error
+        raise LedgerError(f"{source}: the file cannot be read: {error}.") from error
     if version > SCHEMA_VERSION or not present >= _NEEDED:
-        raise LedgerError(f"{source}: has ledger format {version}, which this version of persyn-hf does not know.")
+        raise LedgerError(f"{source}: has ledger format {version}, which this version of persyn-hf cannot read.")
     return present
 
 
-def _part(connection: sqlite3.Connection, present: set[str], first: int) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows whose key starts with two bytes, some at a time, so that those before a damaged page are kept."""
+def _part(connection: sqlite3.Connection, present: set[str], first: int) -> Iterator[list[Row]]:
+    """Yields the rows whose key starts with two bytes, in chunks, so that those before a damaged page are kept."""
     missing = {"created": repr(time.time())}
     names = ", ".join(name if name in present else f"{missing.get(name, 'NULL')} AS {name}" for name in COLUMN_TYPES)
     last = first == PARTS - 1
     bounds = "key >= ?" if last else "key >= ? AND key < ?"
     values = [part.to_bytes(2, "big") for part in ([first] if last else [first, first + 1])]
     cursor = connection.execute(f"SELECT {names} FROM completions WHERE {bounds} ORDER BY key", values)
-    rows: list[tuple[Any, ...]] = []
+    rows: list[Row] = []
     try:
         for row in cursor:
             rows.append(row)

@@ -1,4 +1,4 @@
-"""The tables of a ledger: made in a new file, brought up to date in an old one, refused in any other."""
+"""The tables of a ledger: created in a new file, upgraded in an older ledger, refused in any other file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from persyn_hf.errors import LedgerError
 
 #: Version of the tables below.
 SCHEMA_VERSION = 3
-#: Former versions that are brought up to date when they are opened.
+#: Earlier versions that are upgraded when they are opened.
 _UPGRADED = frozenset({2})
 APPLICATION_ID = 0x50455253  # "PERS"
-#: The columns of an answer by Arrow's names of types, in their order.
+#: The columns of an answer in order, with their Arrow types.
 COLUMN_TYPES = {
     "key": "string",
     "text": "string",
@@ -39,8 +39,8 @@ _CONSTRAINTS = {
     "finish_reason": "TEXT NOT NULL",
     "created": "REAL NOT NULL",
 }
-#: `owners` are the runs at work; `claims` the rows that each has taken for itself; `sums` what was spent, in USD:
-#: on answers that are here (`spent`), and in vain (`lost`). Triggers keep the first.
+#: `owners` are the active runs; `claims` the rows that each has claimed; `sums` the money spent, in USD: on answers in
+#: the ledger (`spent`, updated by triggers), and on answers that were lost (`lost`).
 _BESIDE = (
     """CREATE TABLE IF NOT EXISTS owners (id INTEGER PRIMARY KEY AUTOINCREMENT, place TEXT NOT NULL,
         pid INTEGER NOT NULL, started TEXT NOT NULL, beat REAL NOT NULL, reserved REAL NOT NULL DEFAULT 0)""",
@@ -52,20 +52,20 @@ _BESIDE = (
     """CREATE TRIGGER IF NOT EXISTS answer_pruned AFTER DELETE ON completions WHEN OLD.cost IS NOT NULL BEGIN
         UPDATE sums SET usd = usd - OLD.cost WHERE name = 'spent'; END""",
 )
-#: Seconds that are waited for another process.
+#: Seconds to wait for another process that holds the file.
 BUSY_SECONDS = 60.0
 
 
 def set_up(connection: sqlite3.Connection, path: str) -> None:
-    """Makes a connection fit for use and the tables what this version expects.
+    """Configures a connection, and creates or upgrades the tables.
 
     Args:
-        connection (`sqlite3.Connection`): An open one, without transactions of its own.
-        path (`str`): Names the file in errors; `""` and `":memory:"` are private.
+        connection (`sqlite3.Connection`): Open connection in autocommit mode.
+        path (`str`): Path of the file, for errors; `""` and `":memory:"` are private.
 
     Raises:
         LedgerError: If the file belongs to another program or another version.
-        sqlite3.Error: If it cannot be read or written.
+        sqlite3.Error: If the file cannot be read or written.
     """
     execute = connection.execute
     _use_wal(connection)
@@ -77,16 +77,16 @@ def set_up(connection: sqlite3.Connection, path: str) -> None:
         version = execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             if execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                raise LedgerError(f"{path}: is an SQLite file but no ledger; name another path for `ledger`.")
+                raise LedgerError(f"{path}: is an SQLite file but not a ledger; name another path for `ledger`.")
             execute(f"CREATE TABLE completions ({', '.join(map(_declared, COLUMN_TYPES))})")
             execute(f"PRAGMA application_id={APPLICATION_ID}")
         elif execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
             raise LedgerError(f"{path}: belongs to another program; name another path for `ledger`.")
         elif version != SCHEMA_VERSION and version not in _UPGRADED:
             raise LedgerError(
-                f"{path}: has ledger format {version}, this version of persyn-hf reads {SCHEMA_VERSION}. "
-                f"Take its answers over with `persyn-hf ledger rescue {path} NEW`, use the version of "
-                "persyn-hf that wrote it, or move the file away to start a new one (all is asked again)."
+                f"{path}: has ledger format {version}, but this version of persyn-hf reads {SCHEMA_VERSION}. "
+                f"Copy its answers with `persyn-hf ledger rescue {path} NEW`, use the version of persyn-hf that wrote "
+                "it, or move the file away to start a new one (all requests are then sent again)."
             )
         if version != SCHEMA_VERSION:
             _upgrade(connection)
@@ -97,7 +97,7 @@ def set_up(connection: sqlite3.Connection, path: str) -> None:
 
 
 def _upgrade(connection: sqlite3.Connection) -> None:
-    """Adds what this version has and the file lacks; nothing in it is changed."""
+    """Adds the missing columns and tables; existing data is not changed."""
     execute = connection.execute
     present = {row[1] for row in execute("PRAGMA table_info(completions)")}
     for name in COLUMN_TYPES:
@@ -115,7 +115,7 @@ def _declared(name: str) -> str:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switches to WAL. SQLite does not wait for other processes in this one statement, so it is waited here."""
+    """Switches to WAL, and waits for other processes, which SQLite does not do in this one statement."""
     end = time.monotonic() + BUSY_SECONDS
     while True:
         try:

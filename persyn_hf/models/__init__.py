@@ -1,1 +1,1 @@
-"""One way to a checkpoint: identity, loading, rendering, worker processes."""
+"""Access to checkpoints: identity, loading, rendering and worker processes."""

@@ -1,4 +1,4 @@
-"""What a stranger's configuration may ask for: found out before a layer is built or a byte is allocated."""
+"""Bounds on an untrusted model configuration, checked before a layer is built or memory is allocated."""
 
 from __future__ import annotations
 
@@ -6,52 +6,59 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.text import tame
 
-#: Numbers by which libraries loop while they read a configuration, by how their keys end, and the most of each. The
-#: deepest published models have some hundred layers, the widest some thousand experts.
+if TYPE_CHECKING:
+    import torch
+
+#: Endings of the keys whose numbers libraries loop over while they read a configuration, and the limit of each number.
+#: The deepest published models have hundreds of layers, the widest have thousands of experts.
 _LOOPS = re.compile(r"(layers?|depths?|blocks?|stages?|groups?|experts?|heads?|codebooks?|types)$")
 _MOST_LOOPS = 10_000
-#: What may name a repository of kernels, for the model or for each of its parts.
+#: Keys that may name a repository of kernels, for the model or for each of its parts.
 _CODE = ("attn_implementation", "experts_implementation")
 _MOST_LABELS = 100_000
-#: Tensors of a model whose weights are not read; the largest published ones have some ten thousand.
+#: Limit on the tensors of a model whose weights are not read; the largest published models have tens of thousands.
 _MOST_TENSORS = 200_000
 
 
-def check_bounds(files: ModelFiles, config: Mapping[str, Any]) -> None:
-    """Refuses a `config.json` that asks for more than any model has, or for files or code from elsewhere.
+def check_bounds(files: ModelFiles, config: Mapping[str, object]) -> None:
+    """Refuses a `config.json` that asks for more than any model has, or for other files or code.
 
     Raises:
-        PersynError: Of the kind that `files.error` names.
+        PersynError: The type `files.error`.
     """
     if "configuration_files" in config:
-        raise files.wrong(": its `config.json` names other files (`configuration_files`), which are not read.")
+        raise files.wrong(
+            ": its `config.json` names other files (`configuration_files`), which persyn_hf does not read. Remove "
+            "the key."
+        )
     for key, value in _leaves(config):
         if isinstance(value, int):
             most = _MOST_LABELS if key == "num_labels" else _MOST_LOOPS if _LOOPS.search(key) else None
             if most is not None and value > most:
-                raise files.wrong(f": its `config.json` asks for `{key}` {value:,}; at most {most:,} are built.")
-        # transformers would run it: compiled code out of a repository of kernels.
+                raise files.wrong(f": `{key}` in its `config.json` must be at most {most:,}, got {value:,}.")
+        # transformers would run compiled code from a repository of kernels.
         elif key.endswith(_CODE) and "/" in str(value):
             raise files.wrong(
-                f": its `config.json` asks for code from the Hub, `{key}: {tame(value, 80)}`; none is loaded."
+                f": its `config.json` asks for code from the Hub, `{key}: {tame(value, 80)}`, which persyn_hf does "
+                "not load. Remove the key."
             )
     labels = config.get("id2label")
     if isinstance(labels, Mapping | list) and len(labels) > _MOST_LABELS:
-        raise files.wrong(f": its `config.json` has {len(labels):,} labels; at most {_MOST_LABELS:,} are built.")
+        raise files.wrong(f": its `config.json` must have at most {_MOST_LABELS:,} labels, got {len(labels):,}.")
 
 
-def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Values that are no objects or lists, each with the key that stands over it."""
-    waiting: list[tuple[str, Any]] = [("", config)]
+def _leaves(config: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yields all values other than objects and lists, each with its key."""
+    waiting: list[tuple[str, object]] = [("", config)]
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, Mapping):
@@ -64,10 +71,10 @@ def _leaves(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Contents:
-    """What safetensors files hold.
+    """The contents of safetensors files.
 
     Args:
-        tensors (`int`), elements (`int`), bytes (`int`): How many, over all files.
+        tensors (`int`), elements (`int`), bytes (`int`): Totals over all files.
     """
 
     tensors: int
@@ -75,19 +82,19 @@ class Contents:
     bytes: int
 
 
-def weight_files(files: ModelFiles, named: Any = None) -> list[Path]:
-    """The safetensors files of a model, downloaded where need be.
+def weight_files(files: ModelFiles, named: object = None) -> list[Path]:
+    """Finds the safetensors files of a model, and downloads them if needed.
 
     Args:
-        files (`ModelFiles`): Whose.
-        named (`str`, *optional*): The file that its configuration names in `transformers_weights`.
+        files (`ModelFiles`): The model's files.
+        named (`str`, *optional*): File that the configuration names in `transformers_weights`.
 
     Raises:
-        PersynError: Of the kind that `files.error` names, if there are none, or one that its index names is missing.
+        PersynError: The type `files.error`, if there are none, or a file that the index names is missing.
     """
     named = "model.safetensors" if named is None else named
     if not isinstance(named, str) or not named.endswith((".safetensors", ".safetensors.index.json")):
-        raise files.wrong(f": weights must be safetensors files, `transformers_weights` names {named!r:.80}.")
+        raise files.wrong(f": `transformers_weights` must name safetensors files, got {named!r:.80}.")
     names = [named, "model.safetensors.index.json"] if named == "model.safetensors" else [named]
     found = next((path for path in map(files.find, names) if path is not None), None)
     if found is None:
@@ -100,7 +107,7 @@ def weight_files(files: ModelFiles, named: Any = None) -> list[Path]:
     paths = [files.find(shard) for shard in shards]
     lost = [shard for shard, path in zip(shards, paths, strict=True) if path is None]
     if lost:
-        raise files.wrong(f" lacks the weights' files {', '.join(lost[:5])}, which its index names.")
+        raise files.wrong(f" lacks the weight files {', '.join(lost[:5])}, which its index names.")
     return [path for path in paths if path is not None]
 
 
@@ -108,16 +115,16 @@ def _shards(index: Path) -> list[str]:
     values = json.loads(index.read_text(encoding="utf-8"))
     places = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise ValueError(f"`weight_map` in {index.name} must say for every tensor in which file it is")
+        raise ValueError(f"`weight_map` in {index.name} must map every tensor to its file")
     names = sorted(set(places.values()))
     for name in names:
         if not name.endswith(".safetensors") or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"`weight_map` in {index.name} names {name[:80]!r}, no safetensors file beside it")
+            raise ValueError(f"`weight_map` in {index.name} must name safetensors files next to it, got {name[:80]!r}")
     return names
 
 
 def read_contents(paths: Sequence[Path]) -> Contents:
-    """Counts what safetensors files hold, from their headers; a truncated file raises `SafetensorError`."""
+    """Counts the contents of safetensors files from their headers; a truncated file raises `SafetensorError`."""
     from safetensors import safe_open
 
     tensors = elements = 0
@@ -133,19 +140,19 @@ def parameter_count(files: ModelFiles, auto_class: Any, config: Any, contents: C
     """Builds a model's skeleton, without memory for its weights, and counts its parameters.
 
     Args:
-        files (`ModelFiles`): Whose.
-        auto_class (`type`): One of transformers' auto classes.
-        config (`PreTrainedConfig`): Its configuration.
-        contents (`Contents`, *optional*): What its weight files hold: the skeleton may not be much larger.
+        files (`ModelFiles`): The model's files.
+        auto_class (`type`): An auto class of transformers.
+        config (`PreTrainedConfig`): The model's configuration.
+        contents (`Contents`, *optional*): Contents of its weight files: the skeleton must not be much larger.
 
     Raises:
-        PersynError: Of the kind that `files.error` names, if it asks for more.
+        PersynError: The type `files.error`, if the skeleton is larger.
     """
     import copy
 
     import torch
 
-    # New heads, and tensors that are one in the files and several in the model, or quantised there.
+    # The skeleton may be larger: new heads, tensors that the model splits, and files that are quantised.
     quantised = getattr(config, "quantization_config", None) is not None
     most_tensors = _MOST_TENSORS if contents is None else 8 * contents.tensors + 1_000
     most_elements = 10**14
@@ -157,7 +164,7 @@ def parameter_count(files: ModelFiles, auto_class: Any, config: Any, contents: C
         built[0] += 1
         built[1] += elements
         if built[0] > most_tensors or built[1] > most_elements:
-            held = "" if contents is None else f"; its weights hold {contents.tensors:,} with {contents.elements:,}"
+            held = "" if contents is None else f", but its files hold {contents.tensors:,} with {contents.elements:,}"
             raise files.wrong(
                 f": its `config.json` asks for at least {built[0]:,} tensors with {built[1]:,} numbers{held}."
             )
@@ -168,13 +175,13 @@ def parameter_count(files: ModelFiles, auto_class: Any, config: Any, contents: C
 
 
 @contextmanager
-def _counting(count: Any) -> Iterator[None]:
-    """Calls `count` with the size of every parameter that this thread gives to a module."""
+def _counting(count: Callable[[int], None]) -> Iterator[None]:
+    """Calls `count` with the size of every parameter that this thread registers in a module."""
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     mine = threading.get_ident()
 
-    def registered(_module: Any, _name: str, parameter: Any) -> None:
+    def registered(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter) -> None:
         if threading.get_ident() == mine:
             count(parameter.numel())
 

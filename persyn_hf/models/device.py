@@ -1,4 +1,4 @@
-"""Where a model runs and in which numbers: the one place that asks torch for devices."""
+"""Devices and dtypes of models; no other module asks torch for devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 
 def gpu_count() -> int:
-    """How many CUDA GPUs this process sees."""
+    """The number of CUDA GPUs that are visible to this process."""
     require("look for GPUs", "torch")
     import torch
 
@@ -25,7 +25,7 @@ def gpu_count() -> int:
 
 
 def default_device() -> str:
-    """CUDA where there is one, else the CPU."""
+    """CUDA if available, else the CPU."""
     require("choose a device", "torch")
     import torch
 
@@ -33,10 +33,10 @@ def default_device() -> str:
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The named device, or CUDA where there is one, or the CPU.
+    """The named device; without a name, CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: If torch knows no device of that name, or this process does not see it.
+        ConfigError: If torch has no device of that name, or it is not visible to this process.
     """
     import torch
 
@@ -45,20 +45,22 @@ def choose_device(device: str | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f'`device` must be one like "cpu" or "cuda:0", got {device!r}.') from error
+        raise ConfigError(f'`device` must be a name such as "cpu" or "cuda:0", got {device!r}.') from error
     if chosen.type == "cuda" and (chosen.index or 0) >= gpu_count():
-        raise ConfigError(f"`device` is {device!r}, and this process sees {gpu_count()} CUDA GPUs.")
+        raise ConfigError(
+            f"`device` is {device!r}, but this process sees {gpu_count()} CUDA GPUs. Set another device."
+        )
     return chosen
 
 
 def worker_device(device: str | None, rank: int | None) -> str | None:
-    """The GPU of a map worker, by its number; `device` where one is named.
+    """The GPU of a map worker by its number, or `device` if set.
 
     Raises:
-        ConfigError: If `rank` is no number: something else was passed by position.
+        ConfigError: If `rank` is not a number, because something else was passed by position.
     """
     if rank is not None and not isinstance(rank, int):
-        raise ConfigError(f"`rank` must be a worker's number, got {rank!r}; pass everything else by name.")
+        raise ConfigError(f"`rank` must be a worker's number, got {rank!r}. Pass all other arguments by name.")
     if device is not None or rank is None:
         return device
     gpus = gpu_count()
@@ -66,10 +68,10 @@ def worker_device(device: str | None, rank: int | None) -> str | None:
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """A floating-point type by its name.
+    """Looks up a floating-point type by its name.
 
     Raises:
-        ConfigError: If it is none of `DTYPES`, or `"auto"`, which only a checkpoint can answer.
+        ConfigError: If the name is not in `DTYPES`, or is `"auto"`, which only a checkpoint can resolve.
     """
     import torch
 
@@ -81,28 +83,28 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def trains_in_bfloat16() -> bool:
-    """Whether there is a CUDA GPU that computes in bfloat16."""
+    """Tells whether there is a CUDA GPU that computes in bfloat16."""
     import torch
 
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether bfloat16 is multiplied fast here, which takes a GPU, or a processor with AVX-512."""
+    """Tells whether bfloat16 products are fast here: on a GPU, or on a CPU with AVX-512."""
     import torch
 
     return torch.cuda.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def has_prepacked_linear() -> bool:
-    """Whether this build of torch has oneDNN, whose matrix products read weights in a layout of their own."""
+    """Tells whether this build of torch has oneDNN, whose matrix products use their own layout of the weights."""
     import torch
 
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until a GPU has computed what it was given; a CPU has done so already."""
+    """Waits until a GPU has finished its queued work; returns at once for a CPU."""
     import torch
 
     if device.type == "cuda":
@@ -110,7 +112,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def free_cache(device: torch.device) -> None:
-    """Gives back the memory that torch keeps of a GPU and does not use."""
+    """Releases the GPU memory that torch caches and does not use."""
     import torch
 
     if device.type == "cuda":
@@ -196,11 +198,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A GPU, for people.
+    """A GPU and its description for display.
 
     Args:
-        device (`str`): What it is called in a configuration: `cuda:0`, `mps`.
-        description (`str`): Name, memory and whether it computes in bfloat16.
+        device (`str`): Name in a configuration: `cuda:0`, `mps`.
+        description (`str`): Name, free memory and bfloat16 support.
     """
 
     device: str
@@ -208,7 +210,7 @@ class Accelerator:
 
 
 def list_accelerators() -> list[Accelerator]:
-    """Every accelerator that torch sees here. MPS is named, and chosen only where a configuration names it."""
+    """Lists the accelerators that torch sees. MPS is listed but used only if a configuration names it."""
     import torch
 
     found = []
@@ -223,7 +225,7 @@ def list_accelerators() -> list[Accelerator]:
 
 
 def thread_count() -> int:
-    """Threads that torch computes with on the CPU."""
+    """The number of threads that torch uses on the CPU."""
     import torch
 
     return torch.get_num_threads()

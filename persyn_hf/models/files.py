@@ -1,4 +1,4 @@
-"""A model's files: where they are, who speaks in errors about them, and the plain JSON of its configuration."""
+"""A model's files: their location, the errors about them, and the plain JSON of the model's configuration."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from persyn_hf.text import tame, tame_lines
 
 CONFIG_FILE = "config.json"
 
-#: Bytes of a `config.json` that is read. One with 21,000 named labels has 1.5 million.
+#: Largest `config.json`, in bytes. One with 21,000 named labels has 1.5 million.
 _LARGEST = 16 * 2**20
-#: Levels of lists and objects in a `config.json`; published ones have about five.
+#: Deepest nesting of a `config.json`; published ones have about five levels.
 _DEEPEST = 64
-#: Longest excerpt of an error.
+#: Longest excerpt of an error, in characters.
 _LONGEST = 500
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's files, and how errors speak of them.
+    """A model's files, and the type and subject of errors about them.
 
     Args:
-        name (`str`): A Hub repository id or a local folder.
-        revision (`str`, *optional*): What [`identity`] resolved; a folder's digest pins nothing further.
-        role (`str`, defaults to `"The model"`): Begins every error: "The student".
-        error (`type[PersynError]`, defaults to `ConfigError`): What a damaged file raises.
+        name (`str`): Hub repository id or local folder.
+        revision (`str`, *optional*): Revision that [`identity`] resolved; the digest of a folder is not used.
+        role (`str`, defaults to `"The model"`): First words of every error, such as "The student".
+        error (`type[PersynError]`, defaults to `ConfigError`): Type of the error that a damaged file raises.
         local_only (`bool`, defaults to `False`): Look in the folder or the local cache only.
     """
 
@@ -44,20 +44,20 @@ class ModelFiles:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a local folder, which has no revisions."""
+        """True for a local folder, which has no revisions."""
         return os.path.isdir(self.name)
 
     @property
     def commit(self) -> str | None:
-        """The revision to ask the Hub for."""
+        """The revision to request from the Hub."""
         return None if self.is_folder or (self.revision or "").startswith("folder-") else self.revision
 
     def wrong(self, problem: str) -> PersynError:
-        """The error that says what is wrong with it: "The student `org/student`" and the problem."""
+        """Makes the error for a problem; its message begins with "The student `org/student`"."""
         return self.error(tame_lines(f"{self.role} `{self.name}`{problem}"))
 
     def find(self, file: str) -> Path | None:
-        """A file of the model, downloaded where need be; `None` where the model has none of that name."""
+        """Finds a file of the model, and downloads it if needed; `None` if the model has no such file."""
         if self.is_folder:
             path = Path(self.name) / file
             return path if path.is_file() else None
@@ -66,16 +66,16 @@ class ModelFiles:
 
         try:
             return Path(hf_hub_download(self.name, file, revision=self.commit, local_files_only=self.local_only))
-        except EntryNotFoundError:  # also where it is not in the cache and cannot be asked for
+        except EntryNotFoundError:  # also if the file is not cached and cannot be requested
             return None
 
 
 @contextmanager
 def reading(files: ModelFiles, what: str) -> Iterator[None]:
-    """Turns whatever goes wrong while a model's files are read into the one error of [`ModelFiles`].
+    """Turns every exception raised while a model's files are read into the error of [`ModelFiles`].
 
-    The files are a stranger's, and transformers, tokenizers and safetensors check little: a damaged one raises
-    anything from a KeyError to a RecursionError, and tokenizers' Rust code a PanicException, which is no `Exception`.
+    The files are untrusted, and transformers, tokenizers and safetensors check little: a damaged file raises anything
+    from a KeyError to a RecursionError, and tokenizers' Rust code a PanicException, which is not an `Exception`.
     """
     try:
         yield
@@ -91,25 +91,25 @@ def read_config(files: ModelFiles) -> dict[str, Any]:
     """Reads `config.json` as plain values, without transformers.
 
     Raises:
-        PersynError: Of the kind that `files.error` names, if there is none, or it is no JSON object, larger than
+        PersynError: The type `files.error`, if there is no such file, or it is not a JSON object, is larger than
             16 MiB or nested deeper than 64 levels.
     """
     with reading(files, f"its `{CONFIG_FILE}`"):
         path = files.find(CONFIG_FILE)
         if path is None:
-            where = "in the folder" if files.is_folder else "on the Hub, or in the local cache where the Hub is silent"
-            raise files.wrong(f": a model of transformers has a `{CONFIG_FILE}`; there is none {where}.")
+            where = "in the folder" if files.is_folder else "on the Hub, or in the local cache if the Hub is offline"
+            raise files.wrong(f": a transformers model needs a `{CONFIG_FILE}`, but there is none {where}.")
         return plain_object(path)
 
 
 def plain_object(path: Path) -> dict[str, Any]:
-    """A small, flat enough JSON object.
+    """Reads a JSON object within the limits of size and nesting.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the file is not JSON, not an object, too large or nested too deeply.
     """
     if path.stat().st_size > _LARGEST:
-        raise ValueError(f"it has {path.stat().st_size:,} bytes; at most {_LARGEST:,} are read")
+        raise ValueError(f"it must have at most {_LARGEST:,} bytes, got {path.stat().st_size:,}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
     except RecursionError:
@@ -128,24 +128,24 @@ def plain_object(path: Path) -> dict[str, Any]:
 
 
 def _special_float(value: dict[str, Any]) -> Any:
-    """transformers writes infinity and NaN, which are not JSON, as `{"__float__": "Infinity"}`."""
+    """Reads `{"__float__": "Infinity"}`, as transformers writes infinity and NaN, which are not JSON."""
     return float(value["__float__"]) if list(value) == ["__float__"] and isinstance(value["__float__"], str) else value
 
 
 def _reason(error: BaseException) -> str:
-    """An error of a library as one printable line: it may quote the files."""
+    """A library's error as one printable line, since it may quote the files."""
     kind = type(error).__name__
     if kind == "SafetensorError":
         return f"a safetensors file is damaged or truncated: {tame(error, _LONGEST)}"
     text = tame(error, _LONGEST)
-    # A KeyError's text is the key alone; the kind says what it means.
+    # The text of a KeyError is only the key, so the type is added.
     return text if text and isinstance(error, OSError | ValueError) else f"{kind}: {text}".removesuffix(": ")
 
 
 def is_plain(text: str) -> bool:
-    """Whether text holds no control character, lone surrogate, or line or paragraph separator.
+    """Tells whether a text is free of control characters, lone surrogates, and line and paragraph separators.
 
-    Marks of the direction of writing belong to names in some scripts; what shows a name takes them out.
+    Marks of writing direction are allowed, because names in some scripts need them; they are removed for display.
     """
     return not any(unicodedata.category(letter) in _MOVING for letter in text)
 

@@ -1,7 +1,7 @@
-"""The identity of a model: the Hub commit that a name stands for, or a digest of a local folder.
+"""The identity of a model: the Hub commit that a name refers to, or the digest of a local folder.
 
-A name such as `org/model` or a folder says where weights are, not which weights they are. Ledger keys, cached map
-results and provenance columns need the second, so every stage resolves a model here first.
+A name such as `org/model`, or a folder, says where weights are, not which weights they are. Ledger keys, cached map
+results and provenance columns need to know which, so every stage resolves a model here first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _COMMIT_LENGTH = 40
 
 @dataclass(frozen=True)
 class TeacherIdentity:
-    """Which model answers, as the ledger, the stages of a run and the cards know it.
+    """The identity of a teacher's model in the ledger, the stages of a run and the cards.
 
     Args:
-        model (`str`): The model's name; empty for a local folder, whose revision says it all.
-        revision (`str`): A commit, a folder's digest, or what the configuration says of an endpoint's model.
+        model (`str`): Model name; empty for a local folder, which its digest identifies.
+        revision (`str`): Commit, folder digest, or the configured revision of an endpoint's model.
     """
 
     model: str
@@ -33,7 +33,7 @@ class TeacherIdentity:
 
 
 def teacher_identity(teacher: Teacher) -> TeacherIdentity:
-    """Resolves a teacher's model: the digest of a folder, the commit of a repository, an endpoint's own words.
+    """Resolves a teacher's model: the digest of a folder, the commit of a repository, or an endpoint's settings.
 
     Raises:
         ConfigError: If a local model cannot be found.
@@ -48,14 +48,14 @@ def resolve_revision(model: str, revision: str | None = None) -> str:
     """Resolves a model name to an identity that changes when its weights do.
 
     Args:
-        model (`str`): A Hub repository id or a local folder.
-        revision (`str`, *optional*): A branch, tag or commit of a Hub repository. Ignored for a local folder.
+        model (`str`): Hub repository id or local folder.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub repository. Ignored for a local folder.
 
     Returns:
         `str`: The 40-digit commit of a Hub repository, or `folder-` and 32 hex digits for a local folder.
 
     Raises:
-        ConfigError: If neither a folder nor a repository (online, or in the local cache) of that name is there.
+        ConfigError: If there is neither a folder nor a repository (online or in the local cache) of that name.
     """
     if os.path.isdir(model):
         return folder_digest(model)
@@ -64,11 +64,16 @@ def resolve_revision(model: str, revision: str | None = None) -> str:
     return _hub_commit(model, revision)
 
 
-def folder_digest(folder: str | os.PathLike[str]) -> str:
-    """Digests a local checkpoint: names and contents of its files, hidden ones and `.md` cards left out.
+def named_identity(name: str) -> str:
+    """The digest of a local folder; anything else by its name, so that nothing is asked."""
+    return folder_digest(name) if os.path.isdir(name) else name
 
-    The digest is kept per process under the files' sizes and modification times, so asking again is cheap and a
-    replaced checkpoint is noticed.
+
+def folder_digest(folder: str | os.PathLike[str]) -> str:
+    """Digests a local checkpoint: the names and contents of its files, without hidden files and `.md` cards.
+
+    Each process caches digests by the files' sizes and modification times, so repeated calls are cheap and a replaced
+    checkpoint is detected.
     """
     files = []
     for path in sorted(Path(folder).rglob("*")):
@@ -97,11 +102,11 @@ def _hub_commit(model: str, revision: str | None) -> str:
     try:
         sha = HfApi().model_info(model, revision=revision).sha
         if sha:
-            # What is loaded by its commit leaves no name in the cache; this does, so that the name works offline too.
+            # Loading by commit records no branch or tag in the cache; this does, so that the name works offline too.
             with contextlib.suppress(EntryNotFoundError):
                 hf_hub_download(model, "config.json", revision=revision)
             return sha
-        reason = "the Hub names no commit for it"
+        reason = "the Hub reports no commit for it"
     except HFValidationError as error:
         raise ConfigError(f"`{model}` is neither a local folder nor a Hub repository id: {error}") from error
     except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError) as error:
@@ -110,6 +115,6 @@ def _hub_commit(model: str, revision: str | None) -> str:
     if isinstance(cached, str):
         return Path(cached).parent.name
     raise ConfigError(
-        f"Cannot resolve the model `{model}`: it is no local folder, it is not in the local cache, and asking the Hub "
-        f"failed ({reason.splitlines()[0]})."
+        f"Cannot resolve the model `{model}`: it is not a local folder, it is not in the local cache, and the request "
+        f"to the Hub failed ({reason.splitlines()[0]})."
     )

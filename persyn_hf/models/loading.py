@@ -1,4 +1,4 @@
-"""Configurations, tokenizers and models from the Hub or a folder: whole, bounded, safetensors only, one at a time."""
+"""Loading of configurations, tokenizers and models: complete, bounded, from safetensors only, one at a time."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from persyn_hf.text import tame
 if TYPE_CHECKING:
     import torch
 
-#: What a model is loaded as: to continue text, with a head of labels, or without any head.
+#: Head of a loaded model: a language-model head, a classification head, or none.
 Kind = Literal["causal-lm", "classifier", "encoder"]
 
-#: One load at a time, of whatever stage. transformers switches weight tying off for every model while it loads one, by
-#: replacing a method of `PreTrainedModel` (`transformers.initialization.no_tie_weights`); two loads that overlap leave
-#: it off for good, and models with tied weights answer with a random head. Held too around the caches of loaded
-#: models, so that what many ask for at once is loaded once. Can go when transformers loads without touching the class.
+#: Lock that allows one load at a time, in all stages. While transformers loads a model, it switches weight tying off
+#: for every model by replacing a method of `PreTrainedModel` (`transformers.initialization.no_tie_weights`). Two loads
+#: that overlap leave it off, and models with tied weights then have a random head. The lock also guards the caches of
+#: loaded models, so that concurrent requests load once. Remove it when transformers loads without changing the class.
 LOADING = threading.RLock()
 
 
 def identity(model: str, revision: str | None) -> str:
-    """Resolves a model; a folder's digest that was pinned must still be its digest.
+    """Resolves a model, and checks that a folder still has its pinned digest.
 
     Raises:
         ConfigError: If there is no such model.
@@ -40,7 +40,9 @@ def identity(model: str, revision: str | None) -> str:
     if revision is not None and revision.startswith("folder-"):
         found = resolve_revision(model)
         if found != revision:
-            raise ScoringError(f"The folder `{model}` has changed: pinned as {revision}, now {found}. Pin it again.")
+            raise ScoringError(
+                f"The folder `{model}` has changed: it was pinned as {revision} and is now {found}. Pin it again."
+            )
         return found
     return resolve_revision(model) if os.path.isdir(model) else _resolve_once(model, revision)
 
@@ -51,14 +53,14 @@ def _resolve_once(model: str, revision: str | None) -> str:
 
 
 def load_config(files: ModelFiles, **settings: Any) -> Any:
-    """Loads a configuration, of a LoRA adapter that of its base model, and holds it to the bounds of `check_bounds`.
+    """Loads a model's configuration, or that of an adapter's base model, within the bounds of `check_bounds`.
 
     Args:
-        files (`ModelFiles`): Whose.
-        settings: Fields that are set to other values: `num_labels`, `id2label`.
+        files (`ModelFiles`): The model's files.
+        settings: Fields to override, such as `num_labels` and `id2label`.
 
     Raises:
-        PersynError: Of the kind that `files.error` names.
+        PersynError: The type `files.error`.
     """
     require("read a model's configuration", "transformers")
     from transformers import AutoConfig
@@ -71,10 +73,10 @@ def load_config(files: ModelFiles, **settings: Any) -> Any:
 
 
 def load_tokenizer(files: ModelFiles) -> Any:
-    """Loads a tokenizer; transformers looks into the model's configuration for it, so that must be within bounds too.
+    """Loads a tokenizer. transformers also reads the model's configuration, which must be within bounds.
 
     Raises:
-        PersynError: Of the kind that `files.error` names.
+        PersynError: The type `files.error`.
     """
     require("load a tokenizer", "transformers")
     from transformers import AutoTokenizer
@@ -97,25 +99,24 @@ def load_model(
     new_head: bool = False,
     **settings: Any,
 ) -> Any:
-    """Loads a whole model in evaluation mode, from safetensors.
+    """Loads a complete model in evaluation mode, from safetensors.
 
-    Before anything is built, the configuration is held against the weights' files: one that asks for much more than
-    they hold is refused.
+    Before anything is built, the configuration is compared with the weight files; it is refused if it asks for much
+    more than they hold.
 
     Args:
-        files (`ModelFiles`): Where it is.
-        kind (`"causal-lm"`, `"classifier"` or `"encoder"`): What it is loaded as.
-        dtype (`str`): `"auto"` is the checkpoint's own.
-        device (`str` or `torch.device`): Where it goes.
-        config (`PreTrainedConfig`, *optional*): Default: what `load_config` gives.
-        trainable (`bool`, defaults to `False`): Leave the weights trainable.
-        new_head (`bool`, defaults to `False`): The head is made anew; only the weights below it must be there.
+        files (`ModelFiles`): The model's files.
+        kind (`"causal-lm"`, `"classifier"` or `"encoder"`): Head of the model.
+        dtype (`str`): Type of the weights; `"auto"` keeps the checkpoint's.
+        device (`str` or `torch.device`): Device of the weights.
+        config (`PreTrainedConfig`, *optional*): Configuration; defaults to that of `load_config`.
+        trainable (`bool`, defaults to `False`): Keep the weights trainable.
+        new_head (`bool`, defaults to `False`): Create a new head; only the other weights must be in the files.
         settings: Further arguments of `from_pretrained`.
 
     Raises:
         ConfigError: If the dtype is unknown.
-        PersynError: Of the kind that `files.error` names, if a file is damaged, or weights are missing or have another
-            shape.
+        PersynError: The type `files.error`, if a file is damaged, or weights are missing or have the wrong shape.
     """
     auto_class = _auto_class(kind)
     number = dtype if dtype == "auto" else dtype_named(dtype)
@@ -130,7 +131,7 @@ def load_model(
                 config=config,
                 dtype=number,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are in the report, which is read below
+                ignore_mismatched_sizes=True,  # they are in the report, which is checked below
                 output_loading_info=True,
                 **_pinned(files),
                 **settings,
@@ -152,7 +153,7 @@ def load_gguf(folder: str | os.PathLike[str], file: str) -> tuple[Any, Any]:
 
 
 def build_model(kind: Kind, config: Any) -> Any:
-    """Builds a model with new weights in float32, as no load is under way."""
+    """Builds a model with new weights in float32, while nothing else loads."""
     import torch
 
     with LOADING:
@@ -160,15 +161,15 @@ def build_model(kind: Kind, config: Any) -> Any:
 
 
 def count_parameters(files: ModelFiles, kind: Kind, config: Any) -> int:
-    """How many parameters a configuration asks for; no weight is read or allocated."""
+    """Counts the parameters of a configuration's model; no weight is read or allocated."""
     with LOADING, reading(files, "its configuration"):
         return parameter_count(files, _auto_class(kind), config)
 
 
 def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
-    """Saves a tokenizer as it was loaded, not as it was last used: `tokenizers` keeps a call's truncation and padding.
+    """Saves a tokenizer without the truncation and padding that `tokenizers` remembers from the last call.
 
-    The tokenizer itself stays as it is; another thread may be using it.
+    The tokenizer itself is not changed, because another thread may use it.
     """
     import copy
 
@@ -181,13 +182,13 @@ def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
 
 
 def context_of(config: Any) -> int | None:
-    """Tokens that a model reads at once; `None` if it has no limit."""
+    """The context length of a model in tokens; `None` if it has no limit."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(limit) if limit and limit > 0 else None
 
 
 def is_whole(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder's safetensors files, a model's or an adapter's, are there and complete, by their headers."""
+    """Tells whether a folder has the complete safetensors files of a model or an adapter, judged by their headers."""
     from safetensors import SafetensorError
 
     files = ModelFiles(os.fspath(folder))
@@ -211,40 +212,40 @@ def _auto_class(kind: Kind) -> Any:
 
 
 def _base(files: ModelFiles) -> ModelFiles:
-    """The model that an adapter belongs to; a whole model is its own."""
+    """The files of an adapter's base model; those of a complete model are returned as they are."""
     with reading(files, "its `adapter_config.json`"):
         path = files.find("adapter_config.json")
         if path is None:
             return files
         if files.find(CONFIG_FILE) is not None:
-            raise files.wrong(" is a whole model and an adapter in one; merge the adapter, or take it out.")
+            raise files.wrong(" is both a complete model and an adapter. Merge the adapter, or remove it.")
         adapter = plain_object(path)
         check_bounds(files, adapter)
         name, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
         if not isinstance(name, str) or not isinstance(revision, str | None):
-            raise ValueError("`base_model_name_or_path` must name the model that it was trained on")
+            raise ValueError("`base_model_name_or_path` must name the base model")
         return replace(files, name=name, revision=revision)
 
 
 def _refuse_incomplete(files: ModelFiles, model: Any, report: Mapping[str, Any], new_head: bool) -> None:
-    """The one report of what the files do not hold as the configuration asks for it.
+    """Refuses a model whose files lack weights, or hold weights of another shape or an unsupported type.
 
     Raises:
-        PersynError: Of the kind that `files.error` names.
+        PersynError: The type `files.error`.
     """
 
     def counts(key: str) -> bool:
-        # Poolers stand inside the base model, and checkpoints of other heads come without one.
+        # Poolers are part of the base model, but checkpoints with other heads lack them.
         return not new_head or (key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key)
 
     missing = sorted(key for key in map(str, report["missing_keys"]) if counts(key))
     if missing:
-        raise files.wrong(f" lacks weights: {_listed(missing)}. All must be there, the head's too.")
+        raise files.wrong(f" lacks weights: {_listed(missing)}. The files must have all weights, the head's included.")
     reshaped = sorted(
         f"{key} {tuple(has)} for {tuple(needs)}" for key, has, needs in report["mismatched_keys"] if counts(key)
     )
     if reshaped:
-        raise files.wrong(f" has weights of another shape than its configuration asks for: {_listed(reshaped)}.")
+        raise files.wrong(f" has weights of another shape than its configuration expects: {_listed(reshaped)}.")
     if str(model.dtype).removeprefix("torch.") not in DTYPES:
         raise files.wrong(f" has weights of the type {model.dtype}; it must be one of {', '.join(DTYPES[1:])}.")
 
@@ -260,15 +261,15 @@ def _pinned(files: ModelFiles) -> dict[str, Any]:
 
 
 def load_static_model(model: str, where: str) -> Any:
-    """Loads a model2vec model, which embeds texts by looking up their words.
+    """Loads a model2vec model, which embeds texts by their word vectors.
 
     Args:
         model (`str`): Folder or Hub repository id.
         where (`str`): Name of the setting in errors.
 
     Raises:
-        ConfigError: If it cannot be loaded.
-        MissingExtraError: If semhash, which brings model2vec, is not installed.
+        ConfigError: If the model cannot be loaded.
+        MissingExtraError: If semhash, which installs model2vec, is missing.
     """
     require("find prompts of the same meaning", "semhash")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

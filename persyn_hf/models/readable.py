@@ -1,4 +1,4 @@
-"""Conversations as a chat template can read them: parts of text joined, tool calls in the form that it shows."""
+"""Conversion of conversations for a chat template: joins parts of text, and writes tool calls as it expects them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jinja2 import TemplateError
 from persyn_hf.errors import DataError
 from persyn_hf.messages import ASSISTANT, Message, Prompt, canonical_messages, canonical_tools, said
 
-#: A function that no text mentions by chance.
+#: Name of a function that no template contains by chance.
 _PROBE = "persyn_probe_of_calls"
 
 
-def apply_template(tokenizer: Any, messages: Sequence[Message], tools: Any = None, **options: Any) -> str:
-    """Renders a conversation as the tokenizer's chat template does.
+def apply_template(tokenizer: Any, messages: Sequence[Message], tools: object = None, **options: Any) -> str:
+    """Renders a conversation with the tokenizer's chat template.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): With a chat template.
+        tokenizer (`PreTrainedTokenizerBase`): A tokenizer with a chat template.
         messages (`Sequence[Message]`): Canonical messages, with or without an answer at the end.
-        tools (`Any`, *optional*): A cell of the column `tools`.
+        tools (`object`, *optional*): Cell of the column `tools`.
         options: Further arguments of `apply_chat_template`.
 
     Raises:
@@ -33,7 +33,7 @@ def apply_template(tokenizer: Any, messages: Sequence[Message], tools: Any = Non
     given = options if offered is None else {**options, "tools": offered}
     read = readable_messages(tokenizer, messages)
     filled = [message if message.get("content") is not None else {**message, "content": ""} for message in read]
-    for attempt in (read, filled):  # a template that joins strings stumbles over a null
+    for attempt in (read, filled):  # a template that joins strings fails on a null
         try:
             return str(tokenizer.apply_chat_template(attempt, tokenize=False, **given))
         except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
@@ -44,10 +44,10 @@ def apply_template(tokenizer: Any, messages: Sequence[Message], tools: Any = Non
 
 
 def readable_messages(tokenizer: Any, messages: Sequence[Message]) -> list[Message]:
-    """Turns messages into what a chat template of text takes.
+    """Turns messages into the form that a text chat template takes.
 
-    Parts of text become one string. Arguments of tool calls become mappings, as templates want them; where the
-    template shows no tool calls, they become text, so that nothing of the conversation is lost.
+    Parts of text become one string. Arguments of tool calls become mappings, as templates expect. If the template does
+    not show tool calls, they become text, so that nothing of the conversation is lost.
 
     Raises:
         DataError: If a message holds a part that is not text.
@@ -75,7 +75,7 @@ def _readable(message: Message, shown: bool) -> Message:
 
 
 def _with_mapping(call: Mapping[str, Any]) -> Message:
-    """A tool call whose arguments are a mapping where they were JSON of one."""
+    """Parses the arguments of a tool call if they are a JSON object."""
     function = call.get("function")
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return {**call}
@@ -87,7 +87,7 @@ def _with_mapping(call: Mapping[str, Any]) -> Message:
 
 
 def _shows_calls(tokenizer: Any) -> bool:
-    """Whether the chat template shows tool calls of the assistant."""
+    """Tells whether the chat template shows tool calls of the assistant."""
     call = {"id": "call00001", "type": "function", "function": {"name": _PROBE, "arguments": {}}}
     for content in (None, ""):
         asked = {"role": "user", "content": "Hi"}
@@ -97,16 +97,17 @@ def _shows_calls(tokenizer: Any) -> bool:
     return False
 
 
-def refused_rows(tokenizer: Any, prompts: Sequence[Prompt], tools: Sequence[Any] | None = None) -> dict[int, str]:
-    """Finds the prompts that a student, judge or reward model cannot read, before anything is asked.
+def refused_rows(tokenizer: Any, prompts: Sequence[Prompt], tools: Sequence[object] | None = None) -> dict[int, str]:
+    """Finds the prompts that a student, judge or reward model cannot read, before requests are sent.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer; without a chat template only parts are looked at.
+        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer. Without a chat template, only the parts of
+            messages are checked.
         prompts (`Sequence`): Strings, or lists of chat messages.
-        tools (`Sequence`, *optional*): The cells of the column `tools` beside them.
+        tools (`Sequence`, *optional*): Cells of the column `tools`, one per prompt.
 
     Returns:
-        `dict[int, str]`: Why, by row.
+        `dict[int, str]`: Row → reason.
 
     Example:
         >>> image = [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]

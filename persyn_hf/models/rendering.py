@@ -1,7 +1,7 @@
-"""Which tokens of a rendered conversation are the completion's.
+"""Rendering of answers with the student's chat template, and the span of the completion's tokens.
 
-The student's own chat template renders the prompt and the prompt with its completion. The completion's span reaches
-through the end-of-turn token and nothing after it; a completion that was cut has no end-of-turn.
+The template renders the prompt, and the prompt with its completion. The completion's span ends with the end-of-turn
+token; a truncated completion has no end-of-turn token.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from persyn_hf.errors import ConfigError, DataError, PromptTooLongError, Scoring
 from persyn_hf.messages import answer_message, said
 from persyn_hf.models.readable import apply_template, readable_messages
 
-#: Stands for a completion while the template's text around it is looked up. Plain letters: no template trims them.
+#: Placeholder for a completion, to find the template's text around it. Plain letters, which no template trims.
 _SENTINEL = "PersynCompletionGoesHere"
 
-#: Ends the thoughts before an answer.
+#: The tag that ends the thoughts before an answer.
 _THOUGHTS_END = "</think>"
 
 
@@ -29,8 +29,8 @@ class Rendered:
     """One answer as the student reads it.
 
     Args:
-        prompt_ids (`tuple[int, ...]`): Everything before the completion; the same object for all answers of a prompt.
-        completion_ids (`tuple[int, ...]`): The completion through its end-of-turn token.
+        prompt_ids (`tuple[int, ...]`): All tokens before the completion; the same object for all answers to a prompt.
+        completion_ids (`tuple[int, ...]`): The completion, its end-of-turn token included.
     """
 
     prompt_ids: tuple[int, ...]
@@ -43,16 +43,16 @@ class Rendered:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The completion's place `[start, end)` in `ids`."""
+        """The span `[start, end)` of the completion in `ids`."""
         return len(self.prompt_ids), len(self.prompt_ids) + len(self.completion_ids)
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What stands around a completion: text before, text through the end-of-turn, the text's tail after it."""
+    """The template's text around a completion: before it, up to the end of the turn, and all of it after."""
 
     before: str
-    opening: str  # what generation starts from; differs from `before` where a template adds to an answer
+    opening: str  # the generation prompt; it differs from `before` if the template adds text to an answer
     end_of_turn: str
     suffix: str
 
@@ -63,26 +63,26 @@ def render_answers(
     completions: Sequence[str | Message],
     finish_reasons: Sequence[str | None],
     names: Sequence[str] | None = None,
-    tools: Sequence[Any] | None = None,
+    tools: Sequence[object] | None = None,
 ) -> list[Rendered]:
-    """Renders answers as the student's template does and finds each completion's tokens.
+    """Renders answers with the student's template and finds each completion's tokens.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): The student's. Without a chat template the text is the prompt, the
-            completion and the end-of-text token (a base model).
-        prompts (list of `str` or of chat messages): One per answer; equal prompts are rendered once.
-        completions (`Sequence[str | Message]`): The answers' texts, or their messages where they call tools.
-        finish_reasons (`Sequence[str | None]`): Every reason but `"stop"` and `None` marks a cut answer, which
-            has no end-of-turn.
-        names (`Sequence[str]`, *optional*): How errors name a row.
-        tools (`Sequence`, *optional*): The cells of the column `tools`.
+        tokenizer (`PreTrainedTokenizerBase`): The student's tokenizer. Without a chat template (a base model), the
+            text is the prompt, the completion and the end-of-text token.
+        prompts (list of `str` or of chat messages): One prompt per answer; equal prompts are rendered once.
+        completions (`Sequence[str | Message]`): Texts of the answers, or messages if they call tools.
+        finish_reasons (`Sequence[str | None]`): Finish reasons. All but `"stop"` and `None` mark a truncated answer,
+            which has no end-of-turn token.
+        names (`Sequence[str]`, *optional*): Names of the rows in errors.
+        tools (`Sequence`, *optional*): Cells of the column `tools`.
 
     Returns:
         `list[Rendered]`: One per answer, in order.
 
     Raises:
         DataError: If a prompt is empty or malformed.
-        ScoringError: If a template refuses a conversation or the completion cannot be found in what it renders.
+        ScoringError: If the template refuses a conversation, or the completion cannot be found in the rendered text.
 
     Example:
         >>> rendered = render_answers(tokenizer, ["Hi"], ["Hello."], ["stop"])[0]  # doctest: +SKIP
@@ -101,19 +101,19 @@ def render_answers(
 def fit_context(
     answers: Sequence[Rendered], context: int | None, too_long: str, names: Sequence[str]
 ) -> tuple[list[Rendered], list[bool]]:
-    """Holds answers against the student's context.
+    """Fits answers into the student's context.
 
     Args:
         answers (`Sequence[Rendered]`): Rendered answers.
-        context (`int`, *optional*): Tokens the student can read.
-        too_long (`"error"` or `"truncate"`): What to do with an answer that is longer.
-        names (`Sequence[str]`): How errors name the answers.
+        context (`int`, *optional*): Context length in tokens.
+        too_long (`"error"` or `"truncate"`): Treatment of a longer answer.
+        names (`Sequence[str]`): Names of the answers in errors.
 
     Returns:
-        `tuple[list[Rendered], list[bool]]`: The answers, and which of them were cut.
+        `tuple[list[Rendered], list[bool]]`: The answers, and a flag per answer that is true if it was truncated.
 
     Raises:
-        PromptTooLongError: If one is too long and `too_long` is `"error"`, or its prompt alone fills the context.
+        PromptTooLongError: If an answer is too long and `too_long` is `"error"`, or a prompt alone fills the context.
         ScoringError: If an answer has no tokens at all.
     """
     if too_long not in ("error", "truncate"):
@@ -122,7 +122,7 @@ def fit_context(
     for answer, name in zip(answers, names, strict=True):
         if not answer.completion_ids:
             raise ScoringError(
-                f"{name}: a cut completion without any token cannot be scored; set `error` for the row."
+                f"{name}: a truncated completion without tokens cannot be scored. Set `error` for this row."
             )
         cut.append(context is not None and len(answer.ids) > context)
         if context is not None and cut[-1]:
@@ -130,7 +130,7 @@ def fit_context(
             if too_long == "error" or room < 1:
                 raise PromptTooLongError(
                     f"{name}: prompt and completion have {len(answer.prompt_ids)} + {len(answer.completion_ids)} "
-                    f"tokens, the student reads {context}. "
+                    f"tokens, but the student's context is {context}. "
                     + ("The prompt alone fills it." if room < 1 else 'Pass too_long="truncate" to score its start.')
                 )
             answer = Rendered(answer.prompt_ids, answer.completion_ids[:room])
@@ -145,7 +145,7 @@ def _render_chat(
     reason: str | None,
     name: str,
     shared: dict[str, Any],
-    tools: Any = None,
+    tools: object = None,
 ) -> Rendered:
     key = prompt if isinstance(prompt, str) and tools is None else repr((prompt, tools))
     if key not in shared:
@@ -157,10 +157,10 @@ def _render_chat(
     before = next((start for start in (frame.before, frame.opening) if text.startswith(start)), None)
     if before is None or not text.endswith(frame.suffix) or len(text) < len(before) + len(frame.suffix):
         raise ScoringError(
-            f"{name}: the student's chat template rewrites this conversation, so that the completion cannot be found "
-            f"in it; the completion starts {said(answer)[:60]!r}."
+            f"{name}: the student's chat template rewrites this conversation, so the completion cannot be found in "
+            f"it. The completion starts with {said(answer)[:60]!r}."
         )
-    words = said({"content": answer.get("content")})  # a template writes calls in a form of its own
+    words = said({"content": answer.get("content")})  # without calls, which templates write in their own format
     require_kept(words, text[len(before) : len(text) - len(frame.suffix)], "the student", name)
     body = text[len(before) : len(text) - len(frame.suffix)] + ("" if is_cut(reason) else frame.end_of_turn)
     if before not in openings:
@@ -172,16 +172,16 @@ def _render_chat(
 
 
 def require_kept(completion: str, rendered: str, reader: str, name: str) -> None:
-    """Refuses what a template has made of a completion where part of it is missing.
+    """Checks that a template keeps all of a completion.
 
-    White space may differ, and a template may write the text in other letters; it may not leave any out, as those do
-    that cut everything before `</think>`.
+    White space may differ, and a template may change letters, but it must not drop text, as templates do that cut
+    everything before `</think>`.
 
     Args:
         completion (`str`): The answer.
-        rendered (`str`): What the template shows of it.
-        reader (`str`): Whose template it is, for the message: "the student".
-        name (`str`): How the error names the row.
+        rendered (`str`): The answer as the template renders it.
+        reader (`str`): Owner of the template in errors, such as "the student".
+        name (`str`): Name of the row in errors.
 
     Raises:
         ScoringError: If text is missing.
@@ -190,12 +190,12 @@ def require_kept(completion: str, rendered: str, reader: str, name: str) -> None
     if wanted in shown or (len(shown) >= len(wanted) and _THOUGHTS_END not in wanted):
         return
     raise ScoringError(
-        f"{name}: the chat template of {reader} leaves out part of this completion: of {len(completion)} characters "
-        f"it shows {len(rendered)} ({rendered.strip()[:60]!r}). "
+        f"{name}: the chat template of {reader} drops part of this completion: of {len(completion)} characters it "
+        f"shows {len(rendered)} ({rendered.strip()[:60]!r}). "
         + (
-            "It cuts the thoughts: set `reasoning: separate` for the teacher, or give a chat template that shows them."
+            "It drops the thoughts: set `reasoning: separate` for the teacher, or use a chat template that shows them."
             if _THOUGHTS_END in completion
-            else "Give a chat template that shows all of it."
+            else "Use a chat template that shows all of it."
         )
     )
 
@@ -217,9 +217,9 @@ def _render_plain(
 def _split(
     tokenizer: Any, before: str, before_ids: tuple[int, ...], body: str, name: str, *, special: bool
 ) -> Rendered:
-    """Tokenises the whole text; where a token would straddle the boundary, the two sides by themselves.
+    """Tokenizes the whole text; if a token straddles the boundary, prompt and completion are tokenized separately.
 
-    A student that answers starts from the prompt's own tokens, so these never change with the completion.
+    A student that generates starts from the prompt's own tokens, so these never depend on the completion.
     """
     ids = _tokenize(tokenizer, before + body, special=special)
     if special:
@@ -229,11 +229,14 @@ def _split(
         return Rendered(before_ids, ids[start:])
     tail = _tokenize(tokenizer, body)
     if tokenizer.decode(before_ids + tail) != tokenizer.decode(ids):
-        raise ScoringError(f"{name}: the completion's tokens cannot be told from the prompt's (starts {body[:60]!r}).")
+        raise ScoringError(
+            f"{name}: the completion's tokens cannot be separated from the prompt's. The completion starts with "
+            f"{body[:60]!r}."
+        )
     return Rendered(before_ids, tail)
 
 
-def _frame(tokenizer: Any, messages: list[Message], name: str, tools: Any = None) -> _Frame:
+def _frame(tokenizer: Any, messages: list[Message], name: str, tools: object = None) -> _Frame:
     text = _apply(tokenizer, [*messages, {"role": "assistant", "content": _SENTINEL}], name, tools)
     before, found, suffix = text.rpartition(_SENTINEL)
     if not found:
@@ -243,7 +246,7 @@ def _frame(tokenizer: Any, messages: list[Message], name: str, tools: Any = None
 
 
 def _end_of_turn(tokenizer: Any, suffix: str) -> str:
-    """The text after a completion through its first special token; empty where the template ends no turn."""
+    """The text after a completion up to and with its first special token; empty if the template marks no end."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     marks = {str(token) for token in added.values() if token.special} | set(tokenizer.all_special_tokens)
     ends = [(suffix.find(mark), -len(mark), mark) for mark in marks if mark and mark in suffix]
@@ -254,7 +257,7 @@ def _end_of_turn(tokenizer: Any, suffix: str) -> str:
 
 
 def _apply(
-    tokenizer: Any, messages: list[Message], name: str, tools: Any = None, add_generation_prompt: bool = False
+    tokenizer: Any, messages: list[Message], name: str, tools: object = None, add_generation_prompt: bool = False
 ) -> str:
     try:
         return apply_template(tokenizer, messages, tools, add_generation_prompt=add_generation_prompt)
@@ -276,7 +279,7 @@ def _tokenize(tokenizer: Any, text: str, special: bool = False) -> tuple[int, ..
 
 
 def _without_end(tokenizer: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Drops the end-of-text token of a tokenizer that puts one after every text by itself."""
+    """Drops the end-of-text token if the tokenizer adds one to every text."""
     if not ids or ids[-1] != tokenizer.eos_token_id:
         return ids
     probe = _tokenize(tokenizer, "a", special=True)

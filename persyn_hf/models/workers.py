@@ -1,4 +1,4 @@
-"""Worker processes of `datasets.map(num_proc=…)`, which are forked, and torch's threads, which survive no fork."""
+"""Torch's threads in the forked worker processes of `datasets.map(num_proc=…)`; threads do not survive a fork."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Threads of a worker that runs a model. One that was forked must have no more than one.
+#: Number of threads of a worker that runs a model. A forked worker must use one.
 _threads = 1
 
 
 def in_worker() -> bool:
-    """Whether this is a worker process of `map(num_proc=…)` or of `multiprocessing`."""
+    """Tells whether this is a worker process of `map(num_proc=…)` or of `multiprocessing`."""
     import multiprocessing
 
-    import multiprocess  # what datasets starts its workers with; the standard library's does not know them
+    import multiprocess  # datasets starts its workers with it; the standard library does not see them
 
     return multiprocess.parent_process() is not None or multiprocessing.parent_process() is not None
 
 
 def calm_worker() -> None:
-    """Keeps a worker to one thread, or its own share: forked from a parent that has run a model, it hangs with more.
+    """Limits a worker to one thread or its share of the cores.
 
-    Called on every use of a model, since a worker inherits those that its parent has loaded (pytorch/pytorch#17199).
+    With more threads, a worker hangs if it was forked from a parent that has run a model (pytorch/pytorch#17199). Call
+    this on every use of a model, because a worker inherits the models that its parent has loaded.
     """
     if in_worker():
         import torch
@@ -31,7 +32,7 @@ def calm_worker() -> None:
 
 
 def share_cores(processes: int) -> None:
-    """Gives a worker that was spawned, not forked, its share of the cores."""
+    """Gives a spawned worker its share of the cores; not for forked workers."""
     import os
 
     import torch
@@ -42,7 +43,7 @@ def share_cores(processes: int) -> None:
 
 
 class _OneThread:
-    """How many are inside [`one_thread`], and how many threads torch had before the first came."""
+    """The number of callers inside [`one_thread`], and torch's number of threads before the first one."""
 
     lock = threading.Lock()
     inside = 0
@@ -51,9 +52,9 @@ class _OneThread:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keeps torch to one thread: for thousands of tiny steps, handing them to threads costs more than it saves.
+    """Limits torch to one thread, which is faster for thousands of tiny steps.
 
-    The number of threads belongs to the whole process, so with several inside at once the last one out restores it.
+    The number of threads applies to the whole process, so the last of several concurrent callers restores it.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""What a run will cost, before its first request; and, after it, how far off that was."""
+"""Cost of a run: predicted before its first request, and compared with the actual cost afterwards."""

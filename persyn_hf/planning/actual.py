@@ -1,4 +1,4 @@
-"""What a run really took, from its folder, beside what was planned."""
+"""Actual cost and time of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from persyn_hf import columns
-from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.config import RunConfig, Teacher, priced
 from persyn_hf.errors import ConfigError
 from persyn_hf.planning.plan import Line
 
 
 @dataclass(frozen=True)
 class Actual:
-    """A run after it.
+    """Totals of a finished run.
 
     Args:
-        lines (`Sequence[Line]`): As in the plan; `seconds` is the stage's, since teachers answer side by side.
-        errors (`int`): Answers that failed, in all.
+        lines (`Sequence[Line]`): Lines as in the plan; `seconds` is the stage's, since teachers answer in parallel.
+        errors (`int`): Number of failed answers.
     """
 
     lines: Sequence[Line]
@@ -27,9 +27,9 @@ class Actual:
 
 
 def read_actual(config: RunConfig) -> Actual:
-    """Reads the finished stages of a run folder.
+    """Reads the finished stages of a run folder. Every attempt counts.
 
-    An answer of the probe that the generate stage used again counts once, under `probe`.
+    A probe answer that the generate stage reused counts once, under `probe`.
 
     Raises:
         ConfigError: If the folder holds no finished `probe` or `generate` stage.
@@ -37,18 +37,20 @@ def read_actual(config: RunConfig) -> Actual:
     import pyarrow.parquet as pq
 
     stages = Path(config.output_dir) / "stages"
-    paid: set[tuple[str, str]] = set()
+    paid: set[columns.RowKey] = set()
     lines: list[Line] = []
     errors = 0
-    names = [columns.PROMPT_ID, columns.TEACHER, columns.PROMPT_TOKENS, columns.COMPLETION_TOKENS, columns.ERROR]
+    wanted = (*columns.ROW_KEY, *columns.TOKENS, columns.ERROR)
     for stage in ("probe", "generate"):
         file = stages / f"{stage}.parquet"
         if not file.exists():
             continue
         seconds = float(json.loads((stages / f"{stage}.json").read_text(encoding="utf-8"))["seconds"])
-        sums = {teacher.name: [0.0, 0.0, 0.0] for teacher in config.teachers}
-        for row in pq.read_table(file, columns=names).to_pylist():
-            key = row[columns.PROMPT_ID], row[columns.TEACHER]
+        sums = {teacher.name: [0.0, 0.0, 0.0, 0.0, 0.0] for teacher in config.teachers}
+        present = pq.ParquetDataset(file).schema.names
+        table = pq.read_table(file, columns=[name for name in wanted if name in present])
+        rows = table.to_pylist()
+        for key, row in zip(columns.row_keys(table.to_pydict()), rows, strict=True):
             if key in paid or row[columns.TEACHER] not in sums:
                 continue
             if row[columns.ERROR] is not None:
@@ -57,17 +59,18 @@ def read_actual(config: RunConfig) -> Actual:
             paid.add(key)
             own = sums[row[columns.TEACHER]]
             own[0] += 1
-            own[1] += row[columns.PROMPT_TOKENS] or 0
-            own[2] += row[columns.COMPLETION_TOKENS] or 0
+            for place, name in enumerate(columns.TOKENS, 1):
+                own[place] += row.get(name) or 0
         lines += [_line(stage, teacher, sums[teacher.name], seconds) for teacher in config.teachers]
     if not lines:
         raise ConfigError(
-            f"`output_dir`: {stages} holds no finished `probe` or `generate` stage to set beside the plan."
+            f"`output_dir`: {stages} holds no finished `probe` or `generate` stage to compare with the plan; run "
+            "`persyn-hf run` first."
         )
     return Actual(tuple(lines), errors)
 
 
 def _line(stage: str, teacher: Teacher, sums: Sequence[float], seconds: float) -> Line:
-    count, prompt, completion = sums
-    cost = teacher.price(prompt, completion)
-    return Line(stage, teacher.name, count, prompt, completion, cost, seconds)
+    count, *tokens = sums
+    prompt, completion, _, _ = tokens
+    return Line(stage, teacher.name, count, prompt, completion, priced(teacher.prices, tokens), seconds)

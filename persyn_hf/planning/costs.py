@@ -1,4 +1,4 @@
-"""The cost of a policy before it is run: other ways to answer the same prompts, and the probe PerSyn can afford."""
+"""Predicted costs of the policies for the same prompts, and the break-even size of the probe."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from persyn_hf.planning.lengths import Lengths
 
 @dataclass(frozen=True)
 class PolicyCost:
-    """One way to answer all prompts.
+    """Predicted cost of one policy for all prompts.
 
     Args:
         name (`str`): `persyn`, `generate-then-select`, `strong`, `mix` or `car`.
-        generations (`float`): Answers in all.
-        tokens (`float`): Completion tokens in all.
-        cost (`float`): USD for the teachers.
-        scored (`float`): Answers that must be scored.
-        break_even (`float`, *optional*): The largest probe at which PerSyn is no dearer than this policy, in prompts,
-            0 to `N`; `None` for PerSyn itself and for policies that pay for the same probe.
+        generations (`float`): Total number of answers.
+        tokens (`float`): Total completion tokens.
+        cost (`float`): Total cost of the teachers, in USD.
+        scored (`float`): Number of answers to score.
+        break_even (`float`, *optional*): Largest probe, in prompts from 0 to `N`, at which PerSyn costs at most as
+            much as this policy; `None` for PerSyn itself and for policies that pay for the same probe.
     """
 
     name: str
@@ -31,23 +31,23 @@ class PolicyCost:
     break_even: float | None = None
 
 
-#: Tokens that a judge's template has beside the prompt and the answer.
+#: Tokens of a judge's template without the prompt and the answer.
 _JUDGE_TEMPLATE = 120.0
-#: Tokens of a judge's reply, at most; a short one is a number.
+#: Upper estimate of the tokens in a judge's reply.
 _JUDGE_REPLY = 64.0
 
 
 @dataclass(frozen=True)
 class JudgeCost:
-    """What a judge, or a student behind a server that has a price, is asked, and what that costs.
+    """Requests and cost of a judge, or of a student behind a server with a price.
 
     Args:
         role (`str`): `judge` or `student`.
-        model (`str`): The model.
-        answers (`float`): Answers that it scores.
-        prompt_tokens, completion_tokens (`float`): In all.
-        cost (`float`): USD; 0 where it has no price.
-        seconds (`float`): At its `max_concurrency`.
+        model (`str`): Name of the model.
+        answers (`float`): Number of answers to score.
+        prompt_tokens, completion_tokens (`float`): Total tokens.
+        cost (`float`): Total cost, in USD; 0 without a price.
+        seconds (`float`): Time at its `max_concurrency`, in seconds.
     """
 
     role: str
@@ -60,71 +60,81 @@ class JudgeCost:
 
 
 def judge_costs(
-    config: RunConfig, lengths: Lengths, probe: int, tokens_per_second: float, prompts: int = 0
+    config: RunConfig,
+    lengths: Lengths,
+    probe: int,
+    tokens_per_second: float,
+    routed: Mapping[str, float] | None = None,
 ) -> list[JudgeCost]:
-    """What those that score cost: each scores every teacher's answer to every prompt of the probe.
+    """Predicts the cost of the servers that score. Each scores every teacher's answer to every probe prompt.
 
-    With `allocation.top_k` above 1 they score the routed answers too, of which each prompt has so many.
+    They score routed answers too where `allocation.top_k` is above 1, where `hygiene.min_quality` asks how good each
+    is, and with `accept`, which asks a judge but no student.
 
     Args:
-        config (`RunConfig`): The run.
+        config (`RunConfig`): Configuration of the run.
         lengths (`Lengths`): Tokens per prompt and answer.
         probe (`int`): Prompts of the probe.
         tokens_per_second (`float`): Of one request.
-        prompts (`int`, defaults to 0): Prompts in all.
+        routed (`Mapping[str, float]`, *optional*): Routed answers that are scored, by teacher.
     """
-    routed = prompts * config.allocation.top_k if config.allocation.top_k > 1 else 0
-    answers = float(probe * len(config.teachers) + routed)
-    if not answers:
-        return []
-    mean = sum(lengths.completion.values()) / len(lengths.completion)
-    read = probe * sum(lengths.completion.values()) + routed * mean + answers * lengths.student_prompt
+    own = probe * len(config.teachers)
+    read = probe * sum(lengths.completion.values()) + own * lengths.student_prompt
+    more = sum((routed or {}).values())
+    read_more = sum(
+        count * (lengths.completion[name] + lengths.student_prompt) for name, count in (routed or {}).items()
+    )
 
-    def cost(role: str, model: str, server: Service, asked: float, written: float) -> JudgeCost:
-        at_once = tokens_per_second * min(float(server.max_concurrency), answers)
+    def cost(role: str, model: str, server: Service, answers: float, asked: float, written: float) -> JudgeCost:
+        at_once = tokens_per_second * max(1.0, min(float(server.max_concurrency), answers))
         return JudgeCost(role, model, answers, asked, written, server.price(asked, written), written / at_once)
 
-    costs = []
+    costs, answers = [], own + more
     for judge in (part.judge for part in (config.quality.parts if config.quality else ()) if part.judge is not None):
+        asked = read + read_more + answers * _JUDGE_TEMPLATE
         written = answers * min(float(judge.max_tokens), _JUDGE_REPLY)
-        costs.append(cost("judge", judge.model, judge, read + answers * _JUDGE_TEMPLATE, written))
+        costs.append(cost("judge", judge.model, judge, answers, asked, written))
     student = config.student
     if student is not None and student.endpoint is not None and student.endpoint.has_price:
-        costs.append(cost("student", student.model, student.endpoint, read, answers))
-    return costs
+        if config.accept is not None and config.allocation.top_k == 1:
+            more, read_more = 0.0, 0.0
+        costs.append(cost("student", student.model, student.endpoint, own + more, read + read_more, own + more))
+    return [one for one in costs if one.answers]
 
 
 def answer_price(teacher: Teacher, lengths: Lengths) -> float:
     """USD for one answer of a teacher."""
-    return teacher.price(lengths.prompt[teacher.name], lengths.completion[teacher.name])
+    name = teacher.name
+    cached, reasoning = lengths.cached.get(name, 0.0), lengths.reasoning.get(name, 0.0)
+    return teacher.price(lengths.prompt[name], lengths.completion[name], cached, reasoning)
 
 
 def compare_policies(
     teachers: Sequence[Teacher], lengths: Lengths, shares: Mapping[str, float], prompts: int, probe: int
 ) -> tuple[tuple[PolicyCost, ...], list[str]]:
-    """PerSyn beside generate-then-select, Strong, Mix and CAR, for the same `N` prompts.
+    """Compares PerSyn with generate-then-select, Strong, Mix and CAR for the same `N` prompts.
 
-    With `c_i` the price of an answer of teacher `i` (one generation where no prices are given) and `p_i` its share,
-    PerSyn costs `S Σ c_i + (N − S) Σ p_i c_i`, which equals another policy's cost `C` at the break-even probe
+    Let `c_i` be the price of an answer of teacher `i` (one generation without prices) and `p_i` its share. PerSyn
+    costs `S Σ c_i + (N − S) Σ p_i c_i`, which equals another policy's cost `C` at the break-even probe
     `S* = (C − N Σ p_i c_i) / (Σ c_i − Σ p_i c_i)`.
 
     Args:
-        teachers (`Sequence[Teacher]`): All of them.
-        lengths (`Lengths`): Tokens per prompt and answer; its qualities, where known, name the strongest teacher.
-        shares (`Mapping[str, float]`): By teacher, summing to 1.
-        prompts (`int`), probe (`int`): `N` and `S`.
+        teachers (`Sequence[Teacher]`): All teachers.
+        lengths (`Lengths`): Tokens per prompt and answer. Its qualities, if known, determine the strongest teacher.
+        shares (`Mapping[str, float]`): Shares by teacher, which sum to 1.
+        prompts (`int`), probe (`int`): Number of prompts `N` and of probe prompts `S`.
 
     Returns:
-        `tuple[tuple[PolicyCost, ...], list[str]]`: The policies, and what was assumed.
+        `tuple[tuple[PolicyCost, ...], list[str]]`: Policies, and assumptions.
     """
     count = len(teachers)
     mean = {teacher.name: 1 / count for teacher in teachers}
     if set(lengths.quality) >= {teacher.name for teacher in teachers}:
         strongest = max(teachers, key=lambda teacher: lengths.quality[teacher.name]).name
-        note = f"Strong is {strongest}, the best mean quality in the sample."
+        note = f"Strong is {strongest}, the teacher with the best mean quality in the sample."
     else:
         strongest = max(teachers, key=lambda teacher: answer_price(teacher, lengths)).name
-        note = f"Strong is taken to be {strongest}, the most expensive teacher; pass `--sample` to determine it."
+        note = f"Strong is assumed to be {strongest}, the most expensive teacher; pass `--sample` to determine it."
     strong = {name: float(name == strongest) for name in mean}
     weak = {name: (name != strongest) / max(count - 1, 1) for name in mean}
     mix = {name: MIX_STRONG_SHARE * strong[name] + (1 - MIX_STRONG_SHARE) * weak[name] for name in mean}
@@ -150,8 +160,12 @@ def compare_policies(
         )
         for name, own in weights.items()
     ]
-    what = "money" if priced else "generations, as no teacher has a price"
-    notes = [note, "CAR's one teacher is not known yet: the mean of all.", f"Break-even probes compare {what}."]
+    what = "cost" if priced else "generations, since no teacher has a price"
+    notes = [
+        note,
+        "CAR's single teacher is not known yet, so its numbers are the mean over all teachers.",
+        f"Break-even probes compare {what}.",
+    ]
     return tuple(policies), notes
 
 

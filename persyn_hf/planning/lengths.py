@@ -1,11 +1,11 @@
-"""How long prompts and answers are taken to be: counted, given, or the most that a teacher may write."""
+"""Expected lengths of prompts and answers: counted, given, sampled, or bounded by `max_tokens`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
@@ -19,8 +19,11 @@ from persyn_hf.packages import absent, pip_command
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Prompts whose tokens are counted; the mean of so many evenly spaced ones stands for all.
+#: Number of evenly spaced prompts whose tokens are counted to estimate the mean.
 COUNTED = 1000
+
+#: Counts of tokens that have prices of their own, among those of a prompt and of an answer.
+_FINER = (columns.CACHED_TOKENS, columns.REASONING_TOKENS)
 
 #: Characters of a token where no tokenizer is at hand.
 CHARACTERS_PER_TOKEN = 4.0
@@ -28,7 +31,7 @@ CHARACTERS_PER_TOKEN = 4.0
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of what goes into a teacher and of what comes out.
+    """Mean tokens of prompts and answers.
 
     Args:
         prompt (`Mapping[str, float]`): By teacher, its system prompt included.
@@ -36,6 +39,8 @@ class Lengths:
         student_prompt (`float`): A prompt as the student reads it, without any teacher's system prompt.
         quality (`Mapping[str, float]`): Mean quality by teacher, where a scored sample tells it; else empty.
         notes (`Sequence[str]`): Where the numbers come from, one sentence each.
+        cached, reasoning (`Mapping[str, float]`): By teacher, tokens of a prompt that come from a cache and tokens of
+            an answer that go into reasoning, which have prices of their own.
     """
 
     prompt: Mapping[str, float]
@@ -43,6 +48,8 @@ class Lengths:
     student_prompt: float
     quality: Mapping[str, float]
     notes: Sequence[str]
+    cached: Mapping[str, float] = field(default_factory=dict)
+    reasoning: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_lengths(
@@ -51,17 +58,18 @@ def measure_lengths(
     completion_tokens: float | Mapping[str, float] | None = None,
     sample: Dataset | None = None,
 ) -> Lengths:
-    """Counts prompts, and takes the answers' length from what is given, from a sample, or from `max_tokens`.
+    """Measures the prompts, and estimates the answers from a given length, a sample or `max_tokens`.
 
     Args:
-        config (`RunConfig`): The run.
-        prompts (`Dataset`): With `prompt`.
+        config (`RunConfig`): Configuration of the run.
+        prompts (`Dataset`): Prompts with `prompt`.
         completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer.
-        sample (`Dataset`, *optional*): Answers of the teachers: `teacher`, `completion_tokens` and, optionally,
+        sample (`Dataset`, *optional*): Answers of the teachers with `teacher`, `completion_tokens` and, optionally,
             `quality`.
 
     Raises:
-        ConfigError: If both are given, a teacher is missing from either, or a length is not positive.
+        ConfigError: If `completion_tokens` and `sample` are both given, a teacher is missing, or a length is not
+            positive.
     """
     if completion_tokens is not None and sample is not None:
         raise ConfigError("Give `completion_tokens` or `sample`, not both.")
@@ -74,35 +82,54 @@ def measure_lengths(
         for teacher in config.teachers
     }
     quality: dict[str, float] = {}
+    finer: dict[str, dict[str, float]] = {}
+    unknown = [teacher.name for teacher in config.teachers if len(set(teacher.prices[1::2])) > 1]
     if sample is not None:
         completion = _means(sample, columns.COMPLETION_TOKENS)
         if columns.QUALITY in sample.column_names:
             quality = _means(sample, columns.QUALITY)
+        finer = {name: _shares(sample, name) for name in _FINER if name in sample.column_names}
+        unknown = [name for name in unknown if columns.REASONING_TOKENS not in finer]
         source = f"Answers have the mean length of a sample of {len(sample)}."
     elif completion_tokens is None:
         completion = {teacher.name: float(teacher.sampling.max_tokens) for teacher in config.teachers}
         source = "Answers are taken to be as long as `max_tokens` allows: an upper bound. Give a length or a sample."
+        finer = {columns.REASONING_TOKENS: {t.name: completion[t.name] for t in config.teachers if _thinks_dearly(t)}}
+        unknown = []
     else:
         given = completion_tokens
         every = given if isinstance(given, Mapping) else {teacher.name: given for teacher in config.teachers}
         completion = {name: float(tokens) for name, tokens in every.items()}
-        source = "Answers have the length that was given."
+        source = "Answers are assumed to have the given length."
     _require_all(config.teachers, completion)
+    notes = [f"{note} (mean of {len(own)} prompts).", source]
+    if unknown:
+        notes.append(
+            f"How much of an answer of {', '.join(unknown)} is reasoning, which has a price of its own, is not known: "
+            "it is planned at the price of other tokens. Give a sample with `reasoning_tokens`."
+        )
     return Lengths(
         prompt={name: mean + extra for name, extra in system.items()},
         completion={teacher.name: completion[teacher.name] for teacher in config.teachers},
         student_prompt=mean,
         quality=quality,
-        notes=(f"{note} (mean of {len(own)} prompts).", source),
+        notes=tuple(notes),
+        cached=finer.get(columns.CACHED_TOKENS, {}),
+        reasoning=finer.get(columns.REASONING_TOKENS, {}),
     )
+
+
+def _thinks_dearly(teacher: Teacher) -> bool:
+    """Whether its reasoning costs more than the rest of an answer."""
+    return teacher.prices[3] > teacher.prices[1]
 
 
 def read_sample(path: str | os.PathLike[str]) -> Dataset:
     """Reads a Parquet file of answers, such as `stages/probe.parquet` or `stages/score.parquet` of an earlier run.
 
     Raises:
-        ConfigError: If it cannot be read.
-        MissingColumnError: If it lacks `teacher` or `completion_tokens`.
+        ConfigError: If the file cannot be read.
+        MissingColumnError: If `teacher` or `completion_tokens` is missing.
     """
     import pyarrow
     import pyarrow.parquet as pq
@@ -114,21 +141,23 @@ def read_sample(path: str | os.PathLike[str]) -> Dataset:
         raise ConfigError(f"The sample {os.fspath(path)} cannot be read as Parquet: {error}") from error
     needed = (columns.TEACHER, columns.COMPLETION_TOKENS)
     columns.require_columns(table.column_names, needed, f"the sample {os.fspath(path)}")
-    return Dataset(table.select([*needed, *{columns.QUALITY} & set(table.column_names)]))
+    return Dataset(
+        table.select([*needed, *sorted({columns.QUALITY, columns.FINISH_REASON, *_FINER} & set(table.column_names))])
+    )
 
 
-def _counter(config: RunConfig) -> tuple[Any, str]:
-    """A function from messages to tokens, and what it counts with."""
+def _counter(config: RunConfig) -> tuple[Callable[[list[columns.Message]], float], str]:
+    """Returns a function that counts the tokens of messages, and a description of it."""
     if config.student is None:
         return _by_characters, "Prompt tokens are characters divided by 4"
     if absent("transformers"):
-        why = f"as `transformers` is not installed ({pip_command('transformers')})"
+        why = f"since `transformers` is not installed ({pip_command('transformers')})"
         return _by_characters, f"Prompt tokens are characters divided by 4, {why}"
 
     name = config.student.model
     tokenizer = load_tokenizer(ModelFiles(name, identity(name, config.student.revision), "`student.model`:"))
 
-    def count(messages: list[dict[str, Any]]) -> int:
+    def count(messages: list[columns.Message]) -> int:
         text = "\n".join(said(message) for message in messages)
         if messages[0]["role"] == "system" or not tokenizer.chat_template:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -138,7 +167,7 @@ def _counter(config: RunConfig) -> tuple[Any, str]:
     return count, f"Prompt tokens are counted with the tokenizer of {name}"
 
 
-def _by_characters(messages: list[dict[str, Any]]) -> float:
+def _by_characters(messages: list[columns.Message]) -> float:
     return sum(len(said(message)) for message in messages) / CHARACTERS_PER_TOKEN
 
 
@@ -150,11 +179,21 @@ def _means(sample: Dataset, name: str) -> dict[str, float]:
     return {teacher: sum(own) / len(own) for teacher, own in values.items()}
 
 
+def _shares(sample: Dataset, name: str) -> dict[str, float]:
+    """Mean tokens of a part of the answers whose tokens were counted; a part that was not counted is none of them."""
+    counted = zip(sample[columns.TEACHER], sample[columns.COMPLETION_TOKENS], sample[name], strict=True)
+    values: dict[str, list[float]] = {}
+    for teacher, all_of_it, part in counted:
+        if all_of_it is not None:
+            values.setdefault(teacher, []).append(float(part or 0))
+    return {teacher: sum(own) / len(own) for teacher, own in values.items()}
+
+
 def _require_all(teachers: Sequence[Teacher], completion: Mapping[str, float]) -> None:
     for teacher in teachers:
         if teacher.name not in completion:
             known = ", ".join(completion) or "none"
-            raise ConfigError(f"There is no answer length for the teacher {teacher.name}; there is one for {known}.")
+            raise ConfigError(f"Every teacher needs an answer length; {teacher.name} has none. Given: {known}.")
         if not completion[teacher.name] > 0:
             raise ConfigError(
                 f"The answer length of {teacher.name} must be above 0 tokens, got {completion[teacher.name]}."

@@ -1,4 +1,4 @@
-"""Parameters, arithmetic and memory of the models that score, without loading a weight."""
+"""Parameters, FLOPs and memory of the models that score, computed without loading weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class Scorer:
 
     Args:
         role (`str`): `student` or `reward model`.
-        model (`str`): Its name.
-        parameters (`int`): All of them.
+        model (`str`): Name of the model.
+        parameters (`int`): Number of parameters.
         tokens (`float`): Tokens that it reads in the run.
-        weight_bytes (`float`): Memory of the weights.
-        activation_bytes (`float`): Of one forward pass at its token budget, roughly: what a layer keeps for a token,
-            `8 · hidden + 3 · intermediate` numbers.
-        dtype (`str`): Of the weights.
-        seconds (`float`, *optional*): At this machine's measured speed; `None` for a model behind a server.
+        weight_bytes (`float`): Memory of the weights, in bytes.
+        activation_bytes (`float`): Approximate memory of one forward pass at its token budget, in bytes: one layer
+            with `8 · hidden + 3 · intermediate` numbers per token.
+        dtype (`str`): Type of the weights.
+        seconds (`float`, *optional*): Time at this machine's measured speed, in seconds; `None` for a model behind a
+            server.
     """
 
     role: str
@@ -38,19 +39,19 @@ class Scorer:
 
     @property
     def flops(self) -> float:
-        """`2 · parameters · tokens` of a forward pass, attention left out."""
+        """FLOPs of the forward passes, `2 · parameters · tokens`, without attention."""
         return 2.0 * self.parameters * self.tokens
 
     @property
     def memory_bytes(self) -> float:
-        """Weights and one forward pass."""
+        """Memory of the weights and one forward pass, in bytes."""
         return self.weight_bytes + self.activation_bytes
 
 
 def describe_scorer(
     role: str, model: str, revision: str | None, dtype: str, tokens: float, token_budget: int
 ) -> Scorer:
-    """Builds a model's skeleton from its configuration and counts.
+    """Computes size and memory of a model from its configuration.
 
     Raises:
         ConfigError: If the configuration cannot be read.
@@ -69,7 +70,7 @@ def describe_scorer(
 
 
 def model_size(model: str, revision: str | None, dtype: str) -> tuple[int, str]:
-    """Parameters of a causal language model, and the dtype of its weights. Loads no weight.
+    """Returns the number of parameters of a causal language model and the dtype of its weights, without loading them.
 
     Raises:
         ConfigError: If the configuration cannot be read.

@@ -1,11 +1,12 @@
-"""The plan of a run: generations, tokens, money and time for every stage and teacher, and for the other policies."""
+"""The plan of a run: generations, tokens, cost and time for every stage, teacher and policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.doctor.cleaning import load_clean_prompts
@@ -14,12 +15,14 @@ from persyn_hf.packages import absent, pip_command
 from persyn_hf.planning.costs import JudgeCost, PolicyCost, answer_price, compare_policies, judge_costs
 from persyn_hf.planning.lengths import Lengths, measure_lengths
 from persyn_hf.planning.models import Scorer, describe_scorer
+from persyn_hf.planning.retries import Retries, expect_retries, find_scored_probe, retry_notes
 from persyn_hf.planning.speed import local_seconds, timed_scorer
+from persyn_hf.run.stages import scores_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Tokens per second of one request, where nothing better is known.
+#: Default speed of one request, in tokens per second.
 TOKENS_PER_SECOND = 50.0
 
 #: Requests in flight to an endpoint whose limit is not configured.
@@ -28,15 +31,15 @@ UNKNOWN_CONCURRENCY = 32
 
 @dataclass(frozen=True)
 class Line:
-    """What one stage asks of one teacher.
+    """Requests of one stage to one teacher.
 
     Args:
         stage (`str`): `probe`, `generate`, or `score` for a judge.
-        teacher (`str`): The teacher, or the judge.
-        generations (`float`): Answers. Routed ones are a mean over the shares, so not whole.
-        prompt_tokens, completion_tokens (`float`): In all.
-        cost (`float`): USD.
-        seconds (`float`): At the configured concurrency.
+        teacher (`str`): Name of the teacher or the judge.
+        generations (`float`): Number of answers; fractional for routed answers, which are expected values.
+        prompt_tokens, completion_tokens (`float`): Total tokens.
+        cost (`float`): Total cost, in USD.
+        seconds (`float`): Time at the configured concurrency, in seconds.
     """
 
     stage: str
@@ -50,15 +53,17 @@ class Line:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run before it begins.
+    """Prediction of a run.
 
     Args:
-        prompts (`int`), probe (`int`): `N` and `S`; the probe is 0 with a finished router.
-        lines (`Sequence[Line]`): By stage and teacher.
-        seconds (`Mapping[str, float]`): By stage: endpoints answer side by side, local teachers one after the other.
+        prompts (`int`), probe (`int`): Number of prompts `N` and of probe prompts `S`, which is 0 with a pretrained
+            router.
+        lines (`Sequence[Line]`): Requests by stage and teacher.
+        seconds (`Mapping[str, float]`): Time by stage, in seconds: endpoints run in parallel, local teachers in turn.
         scorers (`Sequence[Scorer]`): Student and reward model.
         policies (`Sequence[PolicyCost]`): PerSyn and the others, for the same prompts.
         notes (`Sequence[str]`): What was assumed.
+        retries (`Retries`, *optional*): What `accept` asks for.
     """
 
     prompts: int
@@ -68,19 +73,20 @@ class RunPlan:
     scorers: Sequence[Scorer]
     policies: Sequence[PolicyCost]
     notes: Sequence[str]
+    retries: Retries | None = None
 
     @property
     def generations(self) -> float:
-        """`S·M + (N − S)` answers in all."""
+        """`S·M + (N − S)` answers in all, and those that `accept` asks for beside them."""
         return sum(line.generations for line in self.lines if line.stage != "score")
 
     @property
     def cost(self) -> float:
-        """USD for teachers and judges in all."""
+        """Total cost of teachers and judges, in USD."""
         return sum(line.cost for line in self.lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, object]:
+        """Returns the plan as plain values."""
         return asdict(self) | {"generations": self.generations, "cost": self.cost}
 
 
@@ -91,21 +97,21 @@ def plan(
     shares: Mapping[str, float] | None = None,
     tokens_per_second: float | None = None,
 ) -> RunPlan:
-    """Predicts a run before a single request is sent.
+    """Predicts generations, tokens, cost and time of a run without sending a request.
 
     Args:
-        config (`RunConfig`): The run.
-        completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. With neither this nor
-            a sample, `max_tokens` is taken: an upper bound.
-        sample (`Dataset`, *optional*): Some answers of every teacher (`teacher`, `completion_tokens`, and `quality`
-            where it is known), such as the probe of an earlier run.
-        shares (mapping by teacher, *optional*): Share of the prompts that each teacher will be routed, summing to 1.
-            Equal shares without it: no router is trained yet.
-        tokens_per_second (`float`, *optional*): Of one request. Default: 50 for an endpoint; for a teacher in this
-            process, what its size and this machine's speed, measured for a moment, come to.
+        config (`RunConfig`): Configuration of the run.
+        completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. Default: the sample's,
+            or `max_tokens`, an upper bound.
+        sample (`Dataset`, *optional*): Some answers of every teacher (`teacher`, `completion_tokens` and, optionally,
+            `quality`), such as the probe of an earlier run.
+        shares (mapping by teacher, *optional*): Shares of the prompts that are routed to the teachers, which sum to 1.
+            Default: equal shares.
+        tokens_per_second (`float`, *optional*): Speed of one request. Default: 50 for an endpoint; for a teacher in
+            this process, an estimate from its size and this machine's measured speed.
 
     Returns:
-        `RunPlan`: Print it with `print_plan`.
+        `RunPlan`: Prediction, for `print_plan`.
 
     Raises:
         ConfigError: If prompts or models cannot be read, or a number is out of range.
@@ -122,20 +128,27 @@ def plan(
         raise ConfigError(f"`probe.size` must be at most the number of prompts, {len(prompts)}, got {probe}.")
     lengths = measure_lengths(config, prompts, completion_tokens, sample)
     routed = _shares(config.teachers, shares)
+    answers = {name: share * (len(prompts) - probe) for name, share in routed.items()}
+    notes, retries = list(lengths.notes), None
+    if config.accept is not None:
+        scored = sample if sample is not None and columns.QUALITY in sample.column_names else None
+        known = scored if scored is not None else find_scored_probe(config)
+        retries = expect_retries(config, config.accept, routed, len(prompts), probe, known)
+        answers = dict(retries.answers)
+        notes += retry_notes(retries, config.accept, scored is not None)
+        notes.append("The other ways to answer the prompts are counted with one answer to a prompt, without `accept`.")
     counts = [("probe", teacher, float(probe)) for teacher in config.teachers] if probe else []
-    counts += [("generate", teacher, routed[teacher.name] * (len(prompts) - probe)) for teacher in config.teachers]
+    counts += [("generate", teacher, answers[teacher.name]) for teacher in config.teachers]
     lines = [_line(stage, teacher, count, lengths, tokens_per_second) for stage, teacher, count in counts]
-    scorers = _scorers(config, lengths, probe)
-    judged = judge_costs(config, lengths, probe, tokens_per_second or TOKENS_PER_SECOND, len(prompts))
-    notes = list(lengths.notes)
+    judged_answers = _scored_answers(config, answers, len(prompts))
+    scorers = _scorers(config, lengths, probe, judged_answers)
+    judged = judge_costs(config, lengths, probe, tokens_per_second or TOKENS_PER_SECOND, judged_answers)
     if shares is None:
-        notes.append("No router is trained yet: every teacher is taken to get the same share of the prompts.")
+        notes.append("No router is trained yet, so all teachers are assumed to get the same share of the prompts.")
     notes += _speed_notes(config.teachers, tokens_per_second)
-    notes += [
-        f"The judge {one.model} has no price, so what it costs is not counted." for one in judged if not one.cost
-    ]
+    notes += [f"The judge {one.model} has no price, so its cost is not included." for one in judged if not one.cost]
     missing = absent("torch", "transformers")
-    if missing and probe:
+    if missing and (probe or judged_answers):
         notes.append(f"What scoring takes is left out: it needs {' and '.join(missing)} ({pip_command(*missing)}).")
     policies, said = compare_policies(config.teachers, lengths, routed, len(prompts), probe)
     return RunPlan(
@@ -146,7 +159,17 @@ def plan(
         scorers=tuple(scorers),
         policies=policies,
         notes=(*notes, *said),
+        retries=retries,
     )
+
+
+def _scored_answers(config: RunConfig, answers: Mapping[str, float], prompts: int) -> dict[str, float]:
+    """Routed answers that are scored beside the probe, by teacher; the scores of the probe are known."""
+    if config.allocation.top_k > 1:
+        return {name: prompts * config.allocation.top_k / len(answers) for name in answers}
+    if config.accept is not None or scores_answers(config):
+        return dict(answers)
+    return {}
 
 
 def _shares(teachers: Sequence[Teacher], shares: Mapping[str, float] | None) -> dict[str, float]:
@@ -154,7 +177,9 @@ def _shares(teachers: Sequence[Teacher], shares: Mapping[str, float] | None) -> 
         return {teacher.name: 1 / len(teachers) for teacher in teachers}
     names = {teacher.name for teacher in teachers}
     if set(shares) != names or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ConfigError(f"`shares` must give {', '.join(sorted(names))} shares that sum to 1, got {dict(shares)}.")
+        raise ConfigError(
+            f"`shares` must give shares to {', '.join(sorted(names))} that sum to 1, got {dict(shares)}."
+        )
     return dict(shares)
 
 
@@ -173,7 +198,7 @@ def _line(stage: str, teacher: Teacher, count: float, lengths: Lengths, tokens_p
 
 
 def _seconds(teacher: Teacher, count: float, lengths: Lengths, tokens_per_second: float | None, at_once: int) -> float:
-    """At a speed that is given or, for a teacher in this process, measured."""
+    """Predicts the time of answers, at the given speed or, for a teacher in this process, the measured speed."""
     if tokens_per_second is None and teacher.backend == "local":
         seconds = local_seconds(teacher, count, lengths)
         if seconds is not None:
@@ -184,12 +209,15 @@ def _seconds(teacher: Teacher, count: float, lengths: Lengths, tokens_per_second
 
 def _speed_notes(teachers: Sequence[Teacher], tokens_per_second: float | None) -> list[str]:
     if tokens_per_second is not None:
-        return [f"A request writes {tokens_per_second:g} tokens per second."]
+        return [f"A request is assumed to generate {tokens_per_second:g} tokens per second."]
     notes = []
     if any(teacher.backend == "endpoint" for teacher in teachers):
-        notes.append(f"A request to an endpoint writes {TOKENS_PER_SECOND:g} tokens per second.")
+        notes.append(f"A request to an endpoint is assumed to generate {TOKENS_PER_SECOND:g} tokens per second.")
     if any(teacher.backend == "local" for teacher in teachers):
-        notes.append("Times of models in this process follow from their size and this machine's speed now, within ×2.")
+        notes.append(
+            "Times of models in this process follow from their size and this machine's speed just now; other work "
+            "on it makes them longer."
+        )
     return notes
 
 
@@ -206,7 +234,7 @@ def _judge_line(judged: JudgeCost) -> Line:
 
 
 def _scoring_seconds(scorers: Sequence[Scorer], judged: Sequence[JudgeCost]) -> float | None:
-    """Seconds of the stage `score`; `None` where nothing of it is known."""
+    """Returns the time of the stage `score`, in seconds; `None` if it is unknown."""
     known = [one.seconds for one in scorers if one.seconds is not None] + [one.seconds for one in judged]
     return sum(known) if known else None
 
@@ -221,7 +249,7 @@ def _stage_seconds(lines: Sequence[Line], teachers: Sequence[Teacher], scoring: 
         found[stage] = max([*served, here])
         if stage == "probe" and scoring is not None:
             found["score"] = scoring
-    return found
+    return found if scoring is None else found | {"score": scoring}
 
 
 def _budget(options: ScorerOptions) -> int:
@@ -231,7 +259,8 @@ def _budget(options: ScorerOptions) -> int:
 def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
     if probe == 0 or absent("torch", "transformers"):
         return []
-    answers = sum(lengths.completion.values())
+    answers = probe * sum(lengths.completion.values())
+    more = sum(count * (lengths.completion[name] + lengths.student_prompt) for name, count in routed.items())
     scorers = []
     student = config.student
     if student is not None:

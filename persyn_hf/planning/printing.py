@@ -1,4 +1,4 @@
-"""Prints a plan, and what became of it."""
+"""Printing of a plan, alone or next to the actual numbers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: RunPlan, console: Console, actual: Actual | None = None) -> None:
-    """Prints the tables of a plan; with `actual`, every number is followed by what it became.
+    """Prints the tables of a plan. With `actual`, every number is followed by the actual one.
 
     Args:
-        plan (`RunPlan`): The prediction.
-        console (`Console`): Where to.
-        actual (`Actual`, *optional*): The finished run.
+        plan (`RunPlan`): Prediction of the run.
+        console (`Console`): Console to print to.
+        actual (`Actual`, *optional*): Totals of the finished run.
     """
     console.print(_teachers(plan, actual))
     if actual is None:
@@ -52,7 +52,7 @@ def _teachers(plan: RunPlan, actual: Actual | None) -> Table:
             _pair(_duration(line.seconds), _duration(fact.seconds) if fact else None),
         )
     table.add_section()
-    table.add_row("in all", "", *_totals(plan.lines, actual), "")
+    table.add_row("total", "", *_totals(plan.lines, actual), "")
     return table
 
 
@@ -115,7 +115,7 @@ def _count(number: float) -> str:
 
 
 def _money(cost: float) -> str:
-    """USD; a dash where no price is configured."""
+    """Formats a cost in USD; a dash without a price."""
     if not cost:
         return "–"
     return f"{cost:.2f}" if cost >= 0.005 else f"{cost:.2g}"

@@ -1,4 +1,4 @@
-"""How fast this machine computes, measured with one short multiplication: what models in this process will take."""
+"""Measures this machine's speed with a short matrix multiplication, to predict the time of models in this process."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from persyn_hf.packages import absent
 from persyn_hf.planning.lengths import Lengths
 from persyn_hf.planning.models import Scorer, model_size
 
-#: Seconds of one measurement.
+#: Duration of one measurement, in seconds.
 _SECONDS = 0.3
-#: Share of a multiplication's speed that generation and scoring reach, their other work included: on two cores with
-#: SmolLM2-135M, generation reached 0.6 to 1.4 of it in batches of 64.
+#: Share of a multiplication's speed that generation and scoring are taken to reach, their other work included.
 _GENERATION, SCORING = 0.8, 0.5
-#: Rows of a multiplication that stand for a forward pass over many tokens.
+#: Rows of a multiplication that represents a forward pass over many tokens.
 MANY = 512
-#: Numbers in the weights that a measurement multiplies: more than a cache holds, as a model's are.
+#: Numbers in the weights of a measurement. Like a model's weights, they exceed the CPU cache.
 _WEIGHTS = 30_000_000
 
 
 @lru_cache(maxsize=16)
 def measured_flops(dtype: str, device: str | None, rows: int) -> float:
-    """Floating-point operations per second of multiplying so many rows with weights, on a device, in a dtype.
+    """Measures the floating-point operations per second of multiplying rows with weights.
 
     Args:
-        dtype (`str`): As torch names it: `float32`, `bfloat16` or `float16`.
-        device (`str`, *optional*): Default: a GPU where there is one, else the CPU.
-        rows (`int`): Rows that are multiplied at once: those of a batch.
+        dtype (`str`): Type of the numbers: `float32`, `bfloat16` or `float16`.
+        device (`str`, *optional*): Device to measure. Default: a GPU if available, else the CPU.
+        rows (`int`): Number of rows in one multiplication, which is the batch size.
     """
     import torch
 
@@ -55,19 +54,19 @@ def measured_flops(dtype: str, device: str | None, rows: int) -> float:
 
 
 def timed_scorer(scorer: Scorer, device: str | None) -> Scorer:
-    """A scorer with the seconds that it takes in this process."""
+    """Returns a scorer with its predicted time in this process."""
     return replace(scorer, seconds=scorer.flops / (measured_flops(scorer.dtype, device, MANY) * SCORING))
 
 
 def local_seconds(teacher: Teacher, answers: float, lengths: Lengths) -> float | None:
-    """Seconds that a teacher in this process takes for so many answers; `None` where they cannot be told.
+    """Predicts the time of answers from a teacher in this process, in seconds; `None` if it cannot be predicted.
 
-    A token is `2 · parameters` operations; the prompts count as the answers do.
+    A token of a prompt or an answer takes `2 · parameters` operations.
 
     Args:
-        teacher (`Teacher`): With `backend: local`.
-        answers (`float`): How many.
-        lengths (`Lengths`): Tokens of a prompt and of an answer.
+        teacher (`Teacher`): Teacher with `backend: local`.
+        answers (`float`): Number of answers.
+        lengths (`Lengths`): Tokens per prompt and answer.
     """
     if absent("torch", "transformers"):
         return None

@@ -1,4 +1,4 @@
-"""Where prompts come from: sources, shapes, and the table that all stages share."""
+"""Prompts: their sources and formats, and the table that all stages share."""
 
 from persyn_hf.prompts.reading import load_prompts
 

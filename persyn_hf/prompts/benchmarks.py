@@ -1,4 +1,4 @@
-"""The texts of benchmarks that a training set may not hold: files, held-out prompts, tasks of lm-eval."""
+"""Benchmark texts for decontamination: files, held-out prompts and lm-eval tasks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def load_benchmarks(hygiene: Hygiene, compare: Compare | None, where: str = "hyg
     """Reads the texts that `hygiene.decontaminate` names.
 
     Args:
-        hygiene (`Hygiene`): Names files, datasets and `compare`.
-        compare (`Compare`, *optional*): The section that `compare` stands for.
-        where (`str`, defaults to `"hygiene"`): Names the section in errors.
+        hygiene (`Hygiene`): Section with the files and datasets, or `compare`.
+        compare (`Compare`, *optional*): Section `compare` of the configuration.
+        where (`str`, defaults to `"hygiene"`): Name of the section in errors.
 
     Raises:
-        ConfigError: If a source cannot be read, a column is not there, or there is no section `compare`.
+        ConfigError: If a source cannot be read, or a column or the section `compare` is missing.
         DataError: If a row holds no text.
-        MissingExtraError: If lm-eval's tasks are named and it is not installed.
+        MissingExtraError: If lm-eval tasks are named and `lm-eval` is not installed.
     """
     return Contamination.of(_texts(hygiene, compare, where), hygiene.ngram_size)
 
@@ -56,13 +56,13 @@ def _prompts(prompts: Prompts, where: str) -> Iterator[str]:
 
 
 def task_texts(settings: LmEval) -> Iterator[str]:
-    """Reads the questions of lm-eval tasks as the harness asks them, without solved examples.
+    """Yields the questions of lm-eval tasks in the harness's wording, without solved examples.
 
     Args:
-        settings (`LmEval`): Names the tasks.
+        settings (`LmEval`): Section with the task names.
 
     Raises:
-        ConfigError: If a task is not known.
+        ConfigError: If a task is unknown.
         MissingExtraError: If `lm-eval` is not installed.
     """
     require("read the questions of benchmarks", "lm-eval")
@@ -71,7 +71,9 @@ def task_texts(settings: LmEval) -> Iterator[str]:
     manager = TaskManager(include_path=settings.include_path)
     for name in settings.tasks:
         if not manager.match_tasks([name]):
-            raise ConfigError(f"`compare.lm_eval.tasks`: lm-eval knows no {name}; `lm-eval ls tasks` lists its tasks.")
+            raise ConfigError(
+                f"`compare.lm_eval.tasks`: lm-eval has no task {name}; list tasks with `lm-eval ls tasks`."
+            )
         for task in manager.load([name])["tasks"].values():
             for document in task.eval_docs:
                 text = task.doc_to_text(document)

@@ -1,4 +1,4 @@
-"""Conversations as they are written down: messages, ShareGPT, and chats within strings."""
+"""Formats of conversations: messages, ShareGPT, and chats written as strings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from persyn_hf.errors import DataError
 from persyn_hf.messages import ASSISTANT, Message, plain_messages
 
-#: What speakers are called, and their roles.
+#: Roles by the names of speakers.
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -32,7 +32,7 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-#: ShareGPT's name for an assistant's message that is a call of a function, as JSON.
+#: ShareGPT's speakers of function calls, which are JSON.
 _CALLING = ("function_call", "tool_call")
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)(?:<\|im_end\|>|$(?![\s\S]))\n?", re.DOTALL)
 _SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
@@ -40,22 +40,23 @@ _SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
 
 @dataclass(frozen=True)
 class CellReader:
-    """The way in which the cells of a column are read.
+    """Reader of a column's cells.
 
     Args:
-        kind (`str`): What they are, in words.
-        read (`Callable`): Gives a string or a list of messages; raises `DataError` for a cell of another kind.
+        kind (`str`): Description of the cells.
+        read (`Callable`): Function that returns a string or a list of messages, and raises `DataError` for a cell of
+            another kind.
     """
 
     kind: str
     read: Callable[[Any], Any]
 
 
-def chat_reader(values: Sequence[Any], kind: str) -> CellReader:
-    """Chooses how the cells of a column are read.
+def chat_reader(values: Sequence[object], kind: str) -> CellReader:
+    """Chooses the reader of a column's cells.
 
     Args:
-        values (`Sequence`): All cells: strings count as written chats only where every one is one.
+        values (`Sequence`): All cells. Strings are read as written chats only if every string is one.
         kind (`str`): `text`, `messages`, `sharegpt` or `auto`.
     """
     known = [value for value in values if value is not None]
@@ -73,7 +74,7 @@ def chat_reader(values: Sequence[Any], kind: str) -> CellReader:
     return CellReader("sharegpt" if known and _is_sharegpt(known[0]) else "messages", conversation)
 
 
-def _is_sharegpt(value: Any) -> bool:
+def _is_sharegpt(value: object) -> bool:
     if isinstance(value, Mapping):
         return "from" in value
     first = value[0] if isinstance(value, Sequence) and value else None
@@ -85,30 +86,30 @@ def _written(read: Callable[[str], Any]) -> Callable[[Any], Any]:
 
 
 def _of_one_kind(text: bool) -> CellReader:
-    """A column of strings and of messages: what is not of the first row's kind is an error."""
+    """Builds a reader that raises an error for cells of another kind than the first row's."""
     first = "a string" if text else "chat messages"
 
-    def read(value: Any) -> Any:
+    def read(value: object) -> str | list[Message]:
         if isinstance(value, str | Sequence | Mapping) and isinstance(value, str) != text:
             kind = "a string" if isinstance(value, str) else "chat messages"
-            raise DataError(f"The prompts of a table must be of one kind: the first is {first}, this one is {kind}.")
+            raise DataError(f"All prompts of a table must be of one kind; the first is {first}, but this is {kind}.")
         return _text(value) if text else conversation(value)
 
     return CellReader("text" if text else "messages", read)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         shown = "null" if value is None else f"{type(value).__name__} {value!r:.60}"
         raise DataError(f"A prompt must be a string, got {shown}.")
     return value
 
 
-def conversation(value: Any) -> list[Message]:
+def conversation(value: object) -> list[Message]:
     """Reads a conversation with `role` and `content`, or with ShareGPT's `from` and `value`.
 
     Raises:
-        DataError: If it is none, or a speaker is unknown.
+        DataError: If the value is not a conversation, or a speaker is unknown.
 
     Example:
         >>> conversation([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}])
@@ -123,18 +124,26 @@ def conversation(value: Any) -> list[Message]:
 
 
 def _named(message: Mapping[str, Any]) -> Message:
-    """A message with `role` and `content`, whatever they were called."""
+    """Renames the keys of a message to `role` and `content`."""
     speaker, text = message.get("from"), message.get("value")
     if message.get("role") is not None or speaker is None:
         named = {key: value for key, value in message.items() if key not in ("from", "value") or value is not None}
-        role = named.get("role")
-        return named | {"role": _ROLES.get(role, role)} if role in _ROLES and role not in _KEPT else named
+        role = _small(named.get("role"))
+        if role in _KEPT:
+            return named | {"role": role}
+        return named | {"role": _ROLES[role]} if role in _ROLES else named
     rest = {key: value for key, value in message.items() if key not in ("from", "value", "role", "content")}
+    speaker = _small(speaker)
     if speaker in _CALLING:
         return {"role": ASSISTANT, "content": None, "tool_calls": _calls(text), **rest}
     if speaker not in _ROLES:
         raise DataError(f"`from` must be one of {', '.join(_ROLES)}, got {speaker!r:.40}.")
     return {"role": _ROLES[speaker], "content": text, **rest}
+
+
+def _small(speaker: Any) -> str:
+    """The name of a speaker in small letters; other things in words, which are no name."""
+    return speaker.strip().lower() if isinstance(speaker, str) else repr(speaker)
 
 
 #: Roles of OpenAI's and of chat templates, which stay as they are.
@@ -154,15 +163,17 @@ def _calls(text: Any) -> list[Message]:
 
 
 def _transposed(value: Mapping[str, Any]) -> Any:
-    """The messages of a mapping of lists, which `datasets` once made of a list of mappings."""
+    """Converts a mapping of lists, which older `datasets` made from a list of mappings, back to messages."""
     lists = list(value.values())
     if lists and all(isinstance(one, list) and len(one) == len(lists[0]) for one in lists):
         return [dict(zip(value, one, strict=True)) for one in zip(*lists, strict=True)]
-    raise DataError(f"A prompt must be a string or a list of chat messages, got one with the keys {sorted(value)}.")
+    raise DataError(
+        f"A prompt must be a string or a list of chat messages, got a mapping with the keys {sorted(value)}."
+    )
 
 
-def _written_list(text: str) -> Any:
-    """The list that a string holds as JSON, or as Python writes one, which is what pandas makes of lists in a CSV."""
+def _written_list(text: str) -> object:
+    """Parses a list from JSON or from a Python literal, which pandas writes for lists in a CSV file."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -178,12 +189,12 @@ def _from_list(text: str) -> list[Message]:
 
 
 def _from_chatml(text: str) -> list[Message]:
-    """The turns of a rendered ChatML text; an opened turn of the assistant without words is no turn."""
+    """Parses the turns of a ChatML text. An empty last turn of the assistant is dropped."""
     return _without_opening([{"role": role, "content": said.strip("\n")} for role, said in _CHATML.findall(text)])
 
 
 def _from_spoken(text: str) -> list[Message]:
-    """The turns of `Human:` and `Assistant:`, as the HH-RLHF sets write them."""
+    """Parses turns that begin with `Human:` and `Assistant:`, the format of the HH-RLHF datasets."""
     _, *pieces = _SPOKEN.split(text if text.startswith("\n\n") else f"\n\n{text.lstrip()}")
     turns = zip(pieces[::2], pieces[1::2], strict=True)
     return _without_opening([{"role": _ROLES[who.lower()], "content": said.strip()} for who, said in turns])
@@ -210,9 +221,9 @@ def _looks_spoken(text: str) -> bool:
     return re.match(r"\s*Human:", text) is not None and "\n\nAssistant:" in text
 
 
-#: Chats within strings: their kind, whether a text looks like one, and its reader.
+#: Formats of chats in strings: description, detector and reader.
 _WRITTEN: tuple[tuple[str, Callable[[str], bool], Callable[[str], Any]], ...] = (
-    ("messages within strings", _looks_like_a_list, _from_list),
-    ("ChatML within strings", _looks_like_chatml, _from_chatml),
-    ("`Human:` and `Assistant:` within strings", _looks_spoken, _from_spoken),
+    ("messages in strings", _looks_like_a_list, _from_list),
+    ("ChatML in strings", _looks_like_chatml, _from_chatml),
+    ("`Human:` and `Assistant:` in strings", _looks_spoken, _from_spoken),
 )

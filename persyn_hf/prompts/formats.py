@@ -1,6 +1,7 @@
-"""Rows of text files (JSON lines, JSON, CSV, TSV, plain text), compressed or not, exactly as they were written.
+"""Reading of text files (JSON lines, JSON, CSV, TSV, plain text), optionally compressed, without converting values.
 
-Everything in a CSV file is text: `007` stays `007`, and an empty cell is an empty string.
+Everything in a CSV file is text: `007` stays `007`, and an empty cell is an empty string. Where its first line holds
+no comma, a semicolon, tab or `|` there separates the cells. White space around the names of columns does not count.
 """
 
 from __future__ import annotations
@@ -28,19 +29,23 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
-#: The columns of rows that are no objects: strings, and lists of messages.
+#: Columns of rows that are not objects but strings or lists of messages.
 TEXT, MESSAGES = "text", "messages"
-#: A surrogate in JSON's escapes; whether it is one half alone is looked at where there is one.
+#: An escaped surrogate in JSON. Only texts with one are checked for unpaired surrogates.
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+#: A list of objects over many lines; a list on a line of its own is a conversation.
+_LIST = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[[ \t\r]*\n\s*\{")
+#: What separates cells where the first line holds no comma: spreadsheets write a semicolon in many countries.
+_DELIMITERS = (";", "\t", "|")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class UnreadableError(ValueError):
-    """A file cannot be read; says where in it, and why."""
+    """A file cannot be read. The message gives the position and the reason."""
 
 
 def format_of(path: str) -> str:
-    """The suffix that says how a file is written, without that of its compression.
+    """Returns the suffix of a file's format, without the suffix of its compression.
 
     Example:
         >>> format_of("data/Train-00000.JSONL.gz")
@@ -56,26 +61,26 @@ def read_rows(path: str) -> list[Row]:
     """Reads all rows of a text file.
 
     Args:
-        path (`str`): A file whose [`format_of`] is one of `TEXT_FORMATS`.
+        path (`str`): Path of a file whose [`format_of`] is in `TEXT_FORMATS`.
 
     Raises:
-        UnreadableError: If it is damaged, empty or in another encoding; names the line and has the cause's words.
-        MissingExtraError: If it is compressed with Zstandard and no package reads that.
+        UnreadableError: If the file is damaged, empty or in another encoding. The error names the line and the cause.
+        MissingExtraError: If the file is compressed with Zstandard and `zstandard` is not installed.
     """
     readers = {".csv": _csv, ".tsv": _tsv, ".txt": _lines, ".json": _json}
     with _explained(), _opened(path) as file:
         rows = readers.get(format_of(path), _json_lines)(file)
     if not rows:
-        raise UnreadableError("it is empty")
+        raise UnreadableError("the file is empty")
     return rows
 
 
 def rows_table(rows: Iterable[Row], types: Mapping[str, Any] | None = None) -> Dataset:
-    """Makes a table of rows whose keys may differ; mappings, and lists of them, stay the JSON that they are.
+    """Builds a table from rows whose keys may differ. Mappings, and lists of them, become JSON columns.
 
     Args:
         rows (`Iterable[Mapping]`): Rows.
-        types (`Mapping`, *optional*): Functions that give the type of a column of these names.
+        types (`Mapping`, *optional*): Functions that return the type of a column, by column name.
     """
     from datasets import Dataset, Features
 
@@ -88,8 +93,8 @@ def rows_table(rows: Iterable[Row], types: Mapping[str, Any] | None = None) -> D
     return Dataset.from_dict(encoded, features=features)
 
 
-def _encoded(value: Any, feature: Any) -> Any:
-    """A value for a column of JSON: a string there counts as JSON that is written already, so it is written here."""
+def _encoded(value: Any, feature: object) -> Any:
+    """Encodes a value for a JSON column, where `datasets` takes a string as encoded JSON."""
     from datasets import Json, List
 
     if isinstance(feature, Json):
@@ -106,7 +111,7 @@ def _inferred(values: list[Any]) -> Any:
 
 
 def feature_of(values: Iterable[Any]) -> Any:
-    """The type of a column of JSON values; `None` where some are none.
+    """Returns the type of a column of JSON values; `None` if a value is not JSON.
 
     Example:
         >>> feature_of(["007", None]), feature_of([[{"role": "user"}], None])
@@ -125,12 +130,12 @@ def feature_of(values: Iterable[Any]) -> Any:
     return Json() if _are_json(known) else None
 
 
-def _are_json(values: Iterable[Any]) -> bool:
+def _are_json(values: Iterable[object]) -> bool:
     return all(isinstance(value, str | bool | int | float | list | dict | None) for value in values)
 
 
 def _scalar(values: list[Any]) -> str | None:
-    """Arrow's name for the one type of all values; `None` where they have no common one."""
+    """Returns Arrow's name of the common type of all values; `None` if there is none."""
     kinds = {type(value) for value in values}
     if kinds <= {str}:
         return "string"
@@ -142,11 +147,15 @@ def _scalar(values: list[Any]) -> str | None:
 
 
 def _json_lines(file: IO[bytes]) -> list[Row]:
-    return [_row(_parsed(line, number), f"line {number}") for number, line in _decoded(file) if line.strip()]
+    """A value on every line; or one list over many lines, which some files of this name hold."""
+    buffered = io.BufferedReader(cast(io.RawIOBase, file))
+    if _LIST.match(buffered.peek(64)[:64]):
+        return _json(buffered)
+    return [_row(_parsed(line, number), f"line {number}") for number, line in _decoded(buffered) if line.strip()]
 
 
 def _json(file: IO[bytes]) -> list[Row]:
-    """A list of rows; or JSON lines, which many files of this name hold."""
+    """Reads a list of rows, or JSON lines, which many `.json` files hold."""
     text = "".join(line for _, line in _decoded(file))
     if not text.strip():
         return []
@@ -159,7 +168,7 @@ def _json(file: IO[bytes]) -> list[Row]:
     if not isinstance(found, list):
         keys = f" with the keys {', '.join(map(str, list(found)[:8]))}" if isinstance(found, dict) else ""
         raise UnreadableError(
-            f"it holds one {_kind(found)}{keys}; expected a list of rows, or an object on every line"
+            f"the file must hold a list of rows or an object on every line, got one {_kind(found)}{keys}"
         )
     if _SURROGATE.search(text):
         for index, value in enumerate(found):
@@ -169,10 +178,13 @@ def _json(file: IO[bytes]) -> list[Row]:
 
 def _csv(file: IO[bytes], delimiter: str = ",") -> list[Row]:
     lines = (line for _, line in _decoded(file))
+    first = next(lines, "")
+    if delimiter == "," and "," not in first and any(map(first.count, _DELIMITERS)):
+        delimiter = max(_DELIMITERS, key=first.count)
     with _long_fields():
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
+            header = [name.strip() for name in next(reader, [])]
             repeated = sorted({name for name in header if header.count(name) > 1})
             if repeated:
                 raise UnreadableError(f"line 1 names the column {', '.join(repeated)} more than once")
@@ -187,7 +199,7 @@ def _cells(reader: Any, header: list[str]) -> Iterator[Row]:
             continue
         if len(cells) != len(header):
             raise UnreadableError(
-                f"line {reader.line_num} has {len(cells)} cells, the first line names {len(header)} columns"
+                f"line {reader.line_num} has {len(cells)} cells, but the first line names {len(header)} columns"
             )
         yield dict(zip(header, cells, strict=True))
 
@@ -197,12 +209,12 @@ def _tsv(file: IO[bytes]) -> list[Row]:
 
 
 def _lines(file: IO[bytes]) -> list[Row]:
-    """Every line that is not blank is a prompt."""
+    """Reads every non-blank line as a prompt."""
     return [{TEXT: line.rstrip("\r\n")} for _, line in _decoded(file) if line.strip()]
 
 
 def _decoded(file: IO[bytes]) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, as UTF-8, or as UTF-16 where the file begins with its mark."""
+    """Yields numbered lines with their line ends, as UTF-8, or as UTF-16 if the file has its byte-order mark."""
     buffered = io.BufferedReader(cast(io.RawIOBase, file))
     if buffered.peek(2)[:2] in _UTF16:
         yield from enumerate(io.TextIOWrapper(buffered, "utf-16", newline=""), start=1)
@@ -211,10 +223,10 @@ def _decoded(file: IO[bytes]) -> Iterator[tuple[int, str]]:
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise UnreadableError(f"line {number} is no UTF-8: {error}; save the file as UTF-8") from error
+            raise UnreadableError(f"line {number} is not UTF-8: {error}; save the file as UTF-8") from error
 
 
-def _parsed(line: str, number: int) -> Any:
+def _parsed(line: str, number: int) -> object:
     try:
         value = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
@@ -228,20 +240,20 @@ def _require_encodable(text: str, place: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UnreadableError(f"{place} holds half of a surrogate pair, which is no character: {error}") from error
+        raise UnreadableError(f"{place} holds an unpaired surrogate, which is not a character: {error}") from error
 
 
-def _row(value: Any, place: str) -> Row:
+def _row(value: object, place: str) -> Row:
     if isinstance(value, dict):
         return value
     if isinstance(value, str):
         return {TEXT: value}
     if isinstance(value, list):
         return {MESSAGES: value}
-    raise UnreadableError(f"{place} holds a {_kind(value)}; expected an object")
+    raise UnreadableError(f"{place} must hold an object, got a {_kind(value)}")
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}.get(
         type(value), "number"
     )
@@ -249,7 +261,7 @@ def _kind(value: Any) -> str:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Cells of any length; the csv module's limit is one for the process."""
+    """Allows cells of any length. The csv module's limit applies to the whole process."""
     before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         yield
@@ -262,7 +274,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RecursionError as error:
-        raise UnreadableError("its JSON is nested too deeply") from error
+        raise UnreadableError("the JSON is nested too deeply") from error
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UnreadableError(f"its compressed data is damaged: {error}") from error
 
@@ -281,7 +293,7 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _zstandard(path: str) -> Iterator[IO[bytes]]:
-    """Through Python's own module where there is one (3.14), else through `zstandard`."""
+    """Opens a file with Python's own module (3.14), or with `zstandard`."""
     zstd: Any
     if sys.version_info >= (3, 14):
         from compression import zstd
@@ -297,7 +309,7 @@ def _zstandard(path: str) -> Iterator[IO[bytes]]:
             with zstd.open(path, "rb") as file:
                 yield file
             return
-        # `zstandard.open` would stop at the end of the first of several frames.
+        # `zstandard.open` would stop after the first of several frames.
         with (
             open(path, "rb") as packed,
             zstd.ZstdDecompressor().stream_reader(packed, read_across_frames=True) as file,

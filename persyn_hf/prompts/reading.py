@@ -1,4 +1,4 @@
-"""Reads prompts of any shape into the table that all stages share."""
+"""Reads prompts of any format into the table that all stages share."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _log = logging.getLogger(__name__)
-#: Rows that an error names.
+#: Maximum number of rows listed in an error.
 _NAMED = 5
-#: Before the name of a column that would collide with one of ours.
+#: Prefix of a source column whose name persyn_hf uses itself.
 _RENAMED = "source_"
 
 
 @dataclass
 class _Made:
-    """What the rows became.
+    """Prompts read from the rows of a table.
 
     Args:
-        kind (`str`): The kind of cells they were made of, in words.
-        prompts (`list`): Strings, or messages.
-        ids (`list[str]`): Their identities.
-        references (`list`): Answers that stood at the end of conversations.
-        tools (`list`): Canonical definitions, or `None`.
-        wrong (`list[tuple[int, str]]`): Rows that hold no prompt, and why.
+        kind (`str`): Description of the cells.
+        prompts (`list`): Prompts, as strings or messages.
+        ids (`list[str]`): Ids of the prompts.
+        references (`list`): Answers from the end of conversations.
+        tools (`list`): Canonical tool definitions, or `None`.
+        wrong (`list[tuple[int, str]]`): Indices of rows without a prompt, each with the reason.
     """
 
     kind: str
@@ -48,17 +48,17 @@ class _Made:
 
     @property
     def answered(self) -> int:
-        """Prompts whose answer was taken off."""
+        """Number of prompts whose answer was removed."""
         return sum(reference is not None for reference in self.references)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Prompts, and how many rows of their source are none of them.
+    """Prompts, and the counts of dropped rows.
 
     Args:
-        table (`Dataset`): As [`load_prompts`] gives it.
-        dropped (`Mapping[str, int]`): Rows that `on_bad_prompt: drop` left out, by reason.
+        table (`Dataset`): Table of prompts, as returned by [`load_prompts`].
+        dropped (`Mapping[str, int]`): Counts of rows that `on_bad_prompt: drop` dropped, by reason.
     """
 
     table: Dataset
@@ -68,21 +68,21 @@ class Loaded:
 def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Dataset:
     """Loads and checks the prompts of a run.
 
-    The source's other columns are kept beside. One whose name is ours (`teacher`, `reward` …) gets `source_` before
-    it. A shape that was found by looking, renamed columns and answers that were taken off are said in a line each.
+    The source's other columns are kept. A column whose name persyn_hf uses (`teacher`, `reward` …) is renamed with the
+    prefix `source_`. A detected format, renamed columns and removed answers are logged.
 
     Args:
-        prompts (`Prompts`): Source, shape and columns.
+        prompts (`Prompts`): Source, format and columns of the prompts.
         where (`str`, defaults to `"prompts"`): Name of the section in errors ("run.yaml: prompts").
-        unique (`bool`, defaults to `True`): Refuse a prompt that stands twice.
+        unique (`bool`, defaults to `True`): Whether to raise an error for a repeated prompt.
 
     Returns:
-        `Dataset`: `prompt_id`, `prompt` (all strings, or all messages), `answer` and `tools` where there are any, and
-        the other columns.
+        `Dataset`: `prompt_id`, `prompt` (all strings, or all messages), `answer` and `tools` if there are any, and the
+        other columns.
 
     Raises:
-        ConfigError: If the source cannot be read, a column is not there, or it is not clear which holds the prompts.
-        DataError: If a row holds no prompt or one stands twice; names file and row.
+        ConfigError: If the source cannot be read, a column is missing, or several columns may hold the prompts.
+        DataError: If a row holds no prompt or repeats one. The error names file and row.
 
     Example:
         >>> load_prompts(Prompts(source="talks.jsonl", format="sharegpt"))  # doctest: +SKIP
@@ -91,16 +91,16 @@ def load_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) 
 
 
 def read_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) -> Loaded:
-    """Loads the prompts of a run as [`load_prompts`] does, and counts the rows that were left out.
+    """Loads the prompts of a run like [`load_prompts`], and counts the dropped rows.
 
     Args:
-        prompts (`Prompts`): Source, shape and columns.
+        prompts (`Prompts`): Source, format and columns of the prompts.
         where (`str`, defaults to `"prompts"`): Name of the section in errors.
-        unique (`bool`, defaults to `True`): Refuse, or drop, a prompt that stands twice.
+        unique (`bool`, defaults to `True`): Whether to treat a repeated prompt as a bad one.
 
     Raises:
-        ConfigError, DataError: As [`load_prompts`] does; with `on_bad_prompt: drop`, rows that hold no prompt or
-            repeat one are left out instead.
+        ConfigError, DataError: As in [`load_prompts`]. With `on_bad_prompt: drop`, rows that hold no prompt or repeat
+            one are dropped instead.
     """
     located = locate(
         prompts.source, f"{where}.source", config=prompts.config, split=prompts.split, revision=prompts.revision
@@ -126,7 +126,11 @@ def read_prompts(prompts: Prompts, where: str = "prompts", unique: bool = True) 
     lines += [f"the answer at the end of {made.answered} conversations was {_FATES[prompts.last_assistant]}"] * bool(
         made.answered
     )
-    lines += [f"the column `{old}` is called `{new}`, as `{old}` is ours" for old, new in beside.items() if old != new]
+    lines += [
+        f"the column `{old}` was renamed to `{new}`, since persyn_hf uses `{old}`"
+        for old, new in beside.items()
+        if old != new
+    ]
     for line in lines:
         _log.warning("%s: %s.", prompts.location, line)
     return Loaded(_table(made, table, prompts, beside), dropped)
@@ -156,19 +160,19 @@ def _made(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None) -> 
 
 
 def _without_answer(prompt: Any, fate: str) -> tuple[Any, str | None]:
-    """A prompt without the answer at its end, and the answer's text."""
+    """Splits a prompt from the answer at its end and returns both, the answer as text."""
     if isinstance(prompt, str) or fate == "error" or not prompt or prompt[-1]["role"] != ASSISTANT:
         return prompt, None
     kept = list(prompt)
     while kept and kept[-1]["role"] == ASSISTANT:
         kept.pop()
     if not kept:
-        raise DataError("A prompt is empty: the conversation holds an answer only.")
+        raise DataError("A prompt is empty: the conversation holds only an answer.")
     return kept, said(prompt[-1])
 
 
 def _drop_bad(made: _Made, count: int, unique: bool) -> tuple[list[int], dict[str, int]]:
-    """Takes rows that hold no prompt, or repeat one, out of what was made; gives the rows that stay, and counts."""
+    """Removes rows that hold no prompt or repeat one. Returns the indices that remain, and counts by reason."""
     counts = Counter(reason for _, reason in made.wrong)
     wrong = {index for index, _ in made.wrong}
     rows = [index for index in range(count) if index not in wrong]
@@ -188,7 +192,7 @@ def _require_sound(made: _Made, located: Located, unique: bool) -> None:
         (first, why), *others = made.wrong
         more = ", ".join(located.row(index) for index, _ in others[: _NAMED - 1])
         open_end = " …" if len(others) >= _NAMED else ""
-        also = f" The same or the like in {len(others)} more rows: {more}{open_end}." if more else ""
+        also = f" {len(others)} more rows are wrong: {more}{open_end}." if more else ""
         raise DataError(f"{located.row(first)}: {why}{also}")
     if not unique:
         return
@@ -197,13 +201,13 @@ def _require_sound(made: _Made, located: Located, unique: bool) -> None:
     if repeated:
         (again, before), names = repeated[0], ", ".join(dict(located.parts))
         raise DuplicatePromptError(
-            f"{names} needs every prompt once; {len(repeated)} rows repeat an earlier prompt, first "
-            f"{located.row(again)}, which repeats {located.row(before)}. Drop the duplicates before this stage."
+            f"{names} must hold every prompt once, but {len(repeated)} rows repeat an earlier prompt; the first is "
+            f"{located.row(again)}, which repeats {located.row(before)}. Remove the duplicates."
         )
 
 
 def _tools_column(table: Dataset, prompts: Prompts) -> str | None:
-    """The column of tools: the named one, or `tools` where every cell holds functions or nothing."""
+    """Returns the column of tools: the configured one, or `tools` if every cell holds functions or nothing."""
     if prompts.tools_column is not None:
         return prompts.tools_column
     if columns.TOOLS not in table.column_names or columns.TOOLS in (prompts.column, prompts.answer_column):
@@ -221,7 +225,7 @@ def _tools_column(table: Dataset, prompts: Prompts) -> str | None:
 
 
 def _beside(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None, where: str) -> dict[str, str]:
-    """The columns that are kept beside the prompts, by their names in the source: their names in the table."""
+    """Maps the names of the other columns to keep to their names in the table of prompts."""
     taken = {*shape.reads, shape.system, tools, prompts.answer_column}
     if shape.format == "preference":
         taken |= {"chosen", "rejected"}
@@ -248,7 +252,7 @@ def _beside(table: Dataset, shape: Shape, prompts: Prompts, tools: str | None, w
 
 
 def _table(made: _Made, table: Dataset, prompts: Prompts, beside: dict[str, str]) -> Dataset:
-    """The new columns, and those that are kept beside them."""
+    """Builds the table of prompts, with the other columns to keep."""
     from datasets import Dataset, Features, Json, List, Value, concatenate_datasets
 
     values: dict[str, Sequence[Any]] = {columns.PROMPT_ID: made.ids, columns.PROMPT: made.prompts}
@@ -274,10 +278,10 @@ def _differs(table: Dataset, ids: list[str]) -> bool:
 
 
 def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
-    """The type of a column of prompts: strings, messages of role and content, or messages as the JSON they are.
+    """Returns the type of a column of prompts: strings, messages of role and content, or JSON.
 
-    Arrow's type for messages gives every one of them the keys of all others; only where all have the same keys does
-    it hold them as they are.
+    Arrow adds the keys of all messages to every message. Its type for messages is therefore used only if all messages
+    have the same keys.
     """
     from datasets import List, Value
 
@@ -285,8 +289,8 @@ def prompt_feature(prompts: Sequence[columns.Prompt]) -> Any:
     return List({"role": text, "content": text}) if all(map(_is_simple, prompts)) else feature_of(prompts)
 
 
-def _is_simple(prompt: Any) -> bool:
-    """Whether a prompt is messages of a role and a text each."""
+def _is_simple(prompt: object) -> bool:
+    """Returns True if a prompt is a list of messages with role and text only."""
     return isinstance(prompt, list) and all(
         isinstance(message, dict)
         and message.keys() == {"role", "content"}
@@ -297,10 +301,10 @@ def _is_simple(prompt: Any) -> bool:
 
 
 def random_probe(prompts: Dataset, size: int, seed: int, where: str = "probe") -> Dataset:
-    """Draws the probe: a seeded random subset of the prompts, in their order.
+    """Draws the probe: a seeded random subset of the prompts, in their original order.
 
     Raises:
-        ConfigError: If there are fewer prompts than the probe is to have.
+        ConfigError: If `size` is larger than the number of prompts.
     """
     import numpy as np
 

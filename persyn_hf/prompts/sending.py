@@ -1,4 +1,4 @@
-"""A prompt as a request carries it: one system message, and the form that its answer must have."""
+"""Preparation of prompts for requests: one system message, and the response format."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Any
 from persyn_hf.columns import Message
 from persyn_hf.errors import DataError
 
-#: Roles of instructions that stand before a conversation; `developer` is OpenAI's name of `system`.
+#: Roles of the instructions that precede a conversation. `developer` is OpenAI's name for `system`.
 _INSTRUCTING = ("system", "developer")
 
 
 def joined_system(messages: Sequence[Message]) -> list[Message]:
     """Joins the system messages at the start of a conversation into one.
 
-    A teacher's system prompt stands before the prompt's own, and many chat templates take one system message, first.
+    A teacher's system prompt precedes the prompt's own, but many chat templates accept only one system message.
 
     Args:
-        messages (`Sequence[Message]`): A conversation.
+        messages (`Sequence[Message]`): Messages of the conversation.
 
     Returns:
-        `list[dict]`: The same conversation; the texts of its first system messages stand in one of them, a blank line
-        between two.
+        `list[dict]`: Conversation whose first system messages are joined into one, separated by blank lines.
 
     Example:
         >>> joined_system([{"role": "system", "content": "Be brief."}, {"role": "system", "content": "Rhyme."}])
@@ -49,18 +48,18 @@ def _parts(content: Any) -> list[Any]:
     return list(content or [])
 
 
-def canonical_format(value: Any) -> dict[str, Any] | None:
-    """Reads a cell of the column `response_format`: the form of one prompt's answer, as a chat request has it.
+def canonical_format(value: object) -> dict[str, Any] | None:
+    """Reads a cell of the column `response_format`, which is the `response_format` of a chat request.
 
     Args:
-        value (`str`, `Mapping` or `None`): JSON of an object, or the object. Arrow gives every object of a column the
-            union of all keys; nulls in an object are dropped, those in JSON stay.
+        value (`str`, `Mapping` or `None`): Object, or its JSON. Nulls in an object are dropped, since Arrow adds the
+            keys of all objects to each; nulls in JSON are kept.
 
     Returns:
-        `dict`, *optional*: `None` where the cell is null or empty.
+        `dict`, *optional*: Response format; `None` if the cell is null or empty.
 
     Raises:
-        DataError: If it is no JSON object with a `type`.
+        DataError: If the value is not a JSON object with `type`.
 
     Example:
         >>> canonical_format('{"type": "json_object"}')
@@ -74,7 +73,7 @@ def canonical_format(value: Any) -> dict[str, Any] | None:
         try:
             read = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"`response_format` is no JSON: {error}.") from None
+            raise DataError(f"`response_format` must be JSON: {error}.") from None
     else:
         read = _without_nulls(value)
     if read is None or read == {}:
@@ -86,7 +85,7 @@ def canonical_format(value: Any) -> dict[str, Any] | None:
     return read
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _without_nulls(one) for key, one in value.items() if one is not None}
     return [_without_nulls(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""Shapes of prompts: which columns of a table hold them, and how a row becomes a prompt."""
+"""Detection of prompt formats: the columns that hold the prompts, and the conversion of rows to prompts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from persyn_hf.prompts.conversations import CellReader, chat_reader, conversatio
 
 Row = Mapping[str, Any]
 
-#: The columns of each shape that makes its prompts of one column, in the order in which they are looked for.
+#: Columns that may hold the prompts of a format, in order of preference.
 _COLUMNS_OF = {
     "text": ("prompt", "text", "instruction", "question", "problem", "query", "input"),
     "messages": ("messages", "conversation", "conversations", "prompt"),
     "sharegpt": ("conversations", "conversation", "messages", "prompt"),
     "qa": ("question", "problem", "query"),
 }
-#: Columns that tell a shape where `prompt` is absent; two that differ are a question.
+#: Columns that determine the format if there is no `prompt`. If several are present, the user must choose.
 _TELLING = {
     "messages": "messages",
     "conversation": "messages",
@@ -30,7 +30,7 @@ _TELLING = {
     "query": "qa",
 }
 _PREFERENCE = ("chosen", "rejected")
-#: Columns that hold prompts where nothing better is there.
+#: Columns that are used if no other column fits.
 _LAST = ("input", "text")
 _ALPACA = "{{ instruction }}{% if input %}\n\n{{ input }}{% endif %}"
 _KNOWN = (
@@ -41,14 +41,14 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Which columns hold the prompts, and how they are read.
+    """Format of the prompts, and the columns that hold them.
 
     Args:
-        format (`str`): One of `prompts.format`, but `auto`.
-        reads (`tuple[str, ...]`): The columns that become the prompt; they are not kept beside it.
-        template (`str`, *optional*): Makes the prompt of a row's columns.
-        system (`str`, *optional*): The column of system messages.
-        found (`bool`): Whether it was found by looking, so that it must be said.
+        format (`str`): Value of `prompts.format`.
+        reads (`tuple[str, ...]`): Columns that become the prompt; they are not kept as other columns.
+        template (`str`, *optional*): Template that renders the prompt from a row's columns.
+        system (`str`, *optional*): Column of the system messages.
+        found (`bool`): True if the format was detected, so that it is logged.
     """
 
     format: str
@@ -58,21 +58,21 @@ class Shape:
     found: bool = False
 
     def said(self, kind: str) -> str:
-        """The shape in words, with the kind of its cells."""
+        """Describes the format, with the kind of its cells."""
         what = self.format if self.format in ("alpaca", "preference") else kind
         return f"{what}, from the column {' and '.join(f'`{name}`' for name in self.reads)}"
 
 
 def find_shape(names: Sequence[str], prompts: Prompts, where: str) -> Shape:
-    """Decides which columns of a table hold the prompts.
+    """Detects the columns of a table that hold the prompts.
 
     Args:
         names (`Sequence[str]`): Columns of the table.
-        prompts (`Prompts`): The section; what it names is taken, and the rest is looked for.
+        prompts (`Prompts`): Section of the configuration. Columns that it does not name are detected.
         where (`str`): Name of the section in errors.
 
     Raises:
-        ConfigError: If a named column is absent, no shape fits, or more than one does; lists the choices.
+        ConfigError: If a named column is missing, or not exactly one format fits. The error lists the choices.
     """
     for key in ("column", "system_column", "tools_column", "answer_column"):
         named = getattr(prompts, key)
@@ -95,7 +95,7 @@ def find_shape(names: Sequence[str], prompts: Prompts, where: str) -> Shape:
 
 
 def _has_system(shape: Shape) -> bool:
-    """Whether tables of this shape hold system messages in a column of their own."""
+    """Returns True if tables of this format hold system messages in a separate column."""
     return shape.format in ("sharegpt", "alpaca") or shape.reads[0] in ("conversations", "conversation")
 
 
@@ -115,17 +115,17 @@ def _looked_for(names: Sequence[str], prompts: Prompts, where: str) -> Shape:
         return Shape("auto", (name,), found=True)
     if not fits:
         raise ConfigError(
-            f"{where}.column: no column of {prompts.location} is known to hold prompts; it has {', '.join(names)}. "
-            f"Name one of them, or a `template` over several. Found without a name are {_KNOWN}."
+            f"{where}.column: cannot detect the prompts' column of {prompts.location}; it has {', '.join(names)}. "
+            f"Set `column`, or a `template` over several columns. Detected columns are {_KNOWN}."
         )
     choices = "; ".join(f"`column: {name}` ({shape})" for name, shape in fits)
     raise ConfigError(
-        f"{where}.column: the prompts of {prompts.location} may be in several columns. Choose one: {choices}."
+        f"{where}.column: several columns of {prompts.location} may hold the prompts. Choose one: {choices}."
     )
 
 
 def _of_format(names: Sequence[str], prompts: Prompts, where: str) -> Shape:
-    """The columns of a shape that is named without them."""
+    """Finds the columns of a configured format."""
     if prompts.format == "alpaca" and "instruction" in names:
         return _alpaca(names)
     if prompts.format == "preference":
@@ -136,8 +136,8 @@ def _of_format(names: Sequence[str], prompts: Prompts, where: str) -> Shape:
     found = [name for name in _COLUMNS_OF.get(prompts.format, ()) if name in names]
     if not found:
         raise ConfigError(
-            f"{where}.format: {prompts.location} has no column that `{prompts.format}` is read from; it has "
-            f"{', '.join(names)}. Name the one that holds the prompts as `column`."
+            f"{where}.format: {prompts.location} has no column for `{prompts.format}`; it has {', '.join(names)}. "
+            "Set `column` to the one that holds the prompts."
         )
     return Shape(prompts.format, (found[0],))
 
@@ -154,33 +154,33 @@ def _template_columns(template: str, names: Sequence[str], where: str) -> tuple[
     try:
         used = meta.find_undeclared_variables(SandboxedEnvironment().parse(template))
     except TemplateError as error:
-        raise ConfigError(f"{where}.template: {error}. It is a Jinja template over the columns of a row.") from error
+        raise ConfigError(f"{where}.template: {error}. It must be a Jinja template over the columns.") from error
     missing = sorted(used - set(names))
     if missing:
-        raise ConfigError(f"{where}.template: there is no column `{missing[0]}`; there are {', '.join(names)}.")
+        raise ConfigError(f"{where}.template: there is no column `{missing[0]}`; the columns are {', '.join(names)}.")
     return tuple(name for name in names if name in used)
 
 
 def reader_of(shape: Shape, rows: Sequence[Row]) -> CellReader:
-    """Chooses how a row becomes a prompt, which may still end with an answer.
+    """Chooses the reader that converts a row to a prompt, which may still end with an answer.
 
     Args:
-        shape (`Shape`): From [`find_shape`].
-        rows (`Sequence[Mapping]`): All rows: whether strings are texts or written chats is decided once.
+        shape (`Shape`): Format from [`find_shape`].
+        rows (`Sequence[Mapping]`): All rows, which determine if strings are texts or written chats.
 
     Returns:
-        `CellReader`: Of rows.
+        `CellReader`: Reader of rows.
     """
     plain = _plain_reader(shape, rows)
     if shape.system is None:
         return plain
     system = shape.system
 
-    def with_system(row: Row) -> Any:
+    def with_system(row: Row) -> object:
         made, said = plain.read(row), row.get(system)
         if said is not None and not isinstance(said, str):
             raise DataError(f"`{system}` must be a string, got {type(said).__name__}.")
-        # With a column of system messages all prompts are chats: they are of one kind in a table.
+        # All prompts of a table are of one kind: with system messages, all of them are chats.
         messages = [{"role": "user", "content": made}] if isinstance(made, str) else made
         if not said or not said.strip() or not messages or messages[0]["role"] == "system":
             return messages
@@ -210,33 +210,33 @@ def _templated(template: str, reads: Sequence[str]) -> Callable[[Row], Any]:
     def render(row: Row) -> str:
         for name in reads:
             if isinstance(row[name], list | Mapping):
-                raise DataError(f"`{name}` must be text to be put into a template, got {type(row[name]).__name__}.")
+                raise DataError(f"`{name}` must be text for the template, got {type(row[name]).__name__}.")
         if all(row[name] is None for name in reads):
             raise DataError(f"{' and '.join(f'`{name}`' for name in reads)} must hold text, got null.")
         try:
             return made.render({name: "" if row[name] is None else row[name] for name in reads})
         except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(f"The template cannot be filled: {error}.") from error
+            raise DataError(f"The template cannot be rendered: {error}.") from error
 
     return render
 
 
-def _common(chosen: Any, rejected: Any) -> Any:
-    """The prompt that a preferred and a rejected answer share, as TRL's `extract_prompt` takes it."""
+def _common(chosen: object, rejected: object) -> Any:
+    """Returns the prompt that a chosen and a rejected text share, like TRL's `extract_prompt`."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         length = _shared(chosen, rejected)
-        if length and chosen[length - 1] == " ":  # the blank before both answers
+        if length and chosen[length - 1] == " ":  # the space before both answers
             length -= 1
         made: Any = chosen[:length]
     else:
         ours, theirs = conversation(chosen), conversation(rejected)
         made = ours[: min(_shared(ours, theirs), len(ours) - 1)]
     if not made:
-        raise DataError("`chosen` and `rejected` begin differently, so that they share no prompt.")
+        raise DataError("`chosen` and `rejected` must begin with the same prompt, but they begin differently.")
     return made
 
 
-def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items two sequences begin with alike."""
+def _shared(one: Sequence[object], other: Sequence[object]) -> int:
+    """Returns the length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))

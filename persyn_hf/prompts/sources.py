@@ -1,13 +1,13 @@
-"""Tables from anywhere: files, patterns, folders, saved datasets, the Hub."""
+"""Reading of tables from files, patterns, folders, saved datasets and the Hub."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from persyn_hf.errors import ConfigError
 from persyn_hf.prompts.formats import COMPRESSED, TEXT_FORMATS, UnreadableError, format_of, read_rows, rows_table
@@ -15,26 +15,27 @@ from persyn_hf.prompts.formats import COMPRESSED, TEXT_FORMATS, UnreadableError,
 if TYPE_CHECKING:
     from datasets import Dataset
 
+T = TypeVar("T")
 _PARQUET = ".parquet"
 _SAVED = ("state.json", "dataset_dict.json")
-#: Characters of a library's words that are shown.
+#: Maximum length of a library's message in an error, in characters.
 _SHOWN = 600
 
 
 @dataclass(frozen=True)
 class Located:
-    """A table whose rows know where they come from.
+    """A table, and the sources of its rows.
 
     Args:
         table (`Dataset`): All rows.
-        parts (`tuple[tuple[str, int], ...]`): Name and number of rows of each file or dataset, in order.
+        parts (`tuple[tuple[str, int], ...]`): Name and row count of each file or dataset, in order.
     """
 
     table: Dataset
     parts: tuple[tuple[str, int], ...]
 
     def row(self, index: int) -> str:
-        """Names a row: its file or dataset, and its number there, from 0."""
+        """Names a row by its file or dataset and its number there, counted from 0."""
         for name, count in self.parts:
             if index < count:
                 return f"{name}, row {index}"
@@ -60,7 +61,7 @@ def read_table(
         revision (`str`, *optional*): Commit, tag or branch of a Hub dataset.
 
     Raises:
-        ConfigError: If it cannot be read; names the file and has the cause's words.
+        ConfigError: If the source cannot be read. The error names the file and the cause.
     """
     return locate(source, where, config=config, split=split, revision=revision).table
 
@@ -73,7 +74,7 @@ def locate(
     split: str = "train",
     revision: str | None = None,
 ) -> Located:
-    """Reads a table as [`read_table`] does, and says where each row comes from."""
+    """Reads a table like [`read_table`], with the source of each row."""
     found: list[tuple[str, Dataset]] = []
     for one in [source] if isinstance(source, str) else source:
         path = os.path.expanduser(one) if one.startswith("~") else one
@@ -92,26 +93,26 @@ def _looks_local(source: str) -> bool:
 
 
 def _files(path: str, where: str) -> list[str]:
-    """The files that a path or a pattern names, in order of their names."""
+    """Returns the files that match a path or a pattern, sorted by name."""
     if os.path.isfile(path):
         files = [path]
     elif glob.has_magic(path):
         files = sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
         if not files:
-            raise ConfigError(f"{where}: there is no file that matches {path}.")
+            raise ConfigError(f"{where}: no file matches {path}.")
     else:
         raise ConfigError(f"{where}: there is no file {path}.")
     for file in files:
         if format_of(file) not in (*TEXT_FORMATS, _PARQUET):
             raise ConfigError(
-                f"{where}: {file} must end in {', '.join((*TEXT_FORMATS, _PARQUET))}, or in one of the former with "
-                f"{', '.join(COMPRESSED)} behind."
+                f"{where}: {file} must end in {', '.join((*TEXT_FORMATS, _PARQUET))}; text files may also be "
+                f"compressed: {', '.join(COMPRESSED)}."
             )
     return files
 
 
-def _read(reader: Any, where: str, name: str) -> Any:
-    """Calls a reader; says what could not be read, in the words of the cause."""
+def _read(reader: Callable[[], T], where: str, name: str) -> T:
+    """Calls a reader, and raises an error with the name and the cause if it fails."""
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -146,14 +147,14 @@ def _parquet(files: list[str]) -> Dataset:
     import pyarrow.parquet as pq
     from datasets import Dataset, load_dataset
 
-    filled = [file for file in files if pq.read_metadata(file).num_rows]  # datasets maps no file without rows
+    filled = [file for file in files if pq.read_metadata(file).num_rows]  # datasets cannot map a file without rows
     if not filled:
         return Dataset(pq.read_table(files))
     return load_dataset("parquet", data_files=filled, split="train")
 
 
 def _folder(path: str, config: str | None, split: str) -> list[tuple[str, Dataset]]:
-    """A folder of `save_to_disk`, or one of files with or without a dataset's card."""
+    """Reads a folder of `save_to_disk`, or a folder of files with or without a dataset card."""
     from datasets import Dataset, load_dataset, load_dataset_builder, load_from_disk
 
     if any(os.path.isfile(os.path.join(path, name)) for name in _SAVED):
@@ -180,7 +181,7 @@ def _one_of_many(file: str) -> Dataset:
 
 def _require_split(split: str, known: list[str]) -> None:
     if split not in known:
-        raise UnreadableError(f"there is no split `{split}`; it has {', '.join(known)}. Name one of them as the split")
+        raise UnreadableError(f"there is no split `{split}`; it has {', '.join(known)}. Set `split` to one of them")
 
 
 def _from_hub(name: str, config: str | None, split: str, revision: str | None) -> Dataset:
@@ -190,7 +191,7 @@ def _from_hub(name: str, config: str | None, split: str, revision: str | None) -
 
 
 def _together(tables: list[Dataset]) -> Dataset:
-    """One table of several; where their columns differ, the union of them."""
+    """Concatenates tables. If their columns differ, the result has all of them."""
     from datasets import concatenate_datasets
 
     if len(tables) == 1:

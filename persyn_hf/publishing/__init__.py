@@ -1,1 +1,1 @@
-"""The last stage: the personalised dataset, its card and plot, the router and its card, on disk and on the Hub."""
+"""Publishing: the personalised dataset and the router, with their cards and figures, on disk and on the Hub."""

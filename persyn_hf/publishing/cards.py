@@ -1,6 +1,6 @@
 """Dataset, router and student cards, rendered from the templates in `hub_cards/`.
 
-Whatever a template prints is escaped, unless it is `Markup` that our own code made.
+All values in a template are escaped, except `Markup`, which only persyn_hf itself creates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from persyn_hf.publishing.local_paths import public_name, without_local_paths
 from persyn_hf.publishing.metadata import join_card
 from persyn_hf.publishing.provenance import Provenance
 
-#: What the templates read of a router's `persyn` block, for routers that do not record it.
+#: Entries of a router's `persyn` block that the templates read, with `None` as default.
 _BLOCK: dict[str, Any] = dict.fromkeys(
     (
         "student",
@@ -38,17 +38,17 @@ _BLOCK: dict[str, Any] = dict.fromkeys(
         "library_version",
     )
 )
-#: What the student's template reads of a training report.
+#: Entries of a training report that the student's template reads, with `None` as default.
 _REPORT: dict[str, Any] = dict.fromkeys(("student", "student_revision", "settings", "versions"))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture in a card.
+    """A figure in a card.
 
     Args:
-        path (`str`): Relative to the card.
-        alt (`str`): Alternative text, for those who do not see the picture.
+        path (`str`): Path relative to the card.
+        alt (`str`): Alternative text.
     """
 
     path: str
@@ -60,9 +60,9 @@ class Run:
     """One configuration of a dataset card.
 
     Args:
-        name (`str`): The configuration.
-        provenance (`Provenance`): Origin of its rows.
-        figures (`Mapping[str, Figure]`): `allocation`, `teachers`, `reward`: those that there are.
+        name (`str`): Name of the configuration.
+        provenance (`Provenance`): Provenance of its rows.
+        figures (`Mapping[str, Figure]`): Available figures among `allocation`, `teachers` and `reward`.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def block(self) -> dict[str, Any]:
-        """The router's `persyn` block with every key that the template reads."""
+        """The router's `persyn` block, with every key that the template reads."""
         return _BLOCK | dict(self.provenance.router)
 
     @property
@@ -81,10 +81,10 @@ class Run:
 
 
 def template_folder() -> Path:
-    """The folder of the templates: inside the package (wheel) or beside it (editable install).
+    """Finds the folder of the templates: inside the package (wheel) or next to it (editable install).
 
     Raises:
-        PublishError: If neither folder is there.
+        PublishError: If neither folder exists.
     """
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "hub_cards", package.parent / "hub_cards"):
@@ -97,9 +97,9 @@ def dataset_body(runs: Sequence[Run], *, location: str, warnings: Sequence[str] 
     """Renders the body of a dataset card.
 
     Args:
-        runs (`Sequence[Run]`): Its configurations.
-        location (`str`): Repository id or folder, as `load_dataset` takes it.
-        warnings (`Sequence[str]`): Sentences on licences that do not go together, for the limits.
+        runs (`Sequence[Run]`): Configurations of the dataset.
+        location (`str`): Repository id or folder for `load_dataset`.
+        warnings (`Sequence[str]`): Sentences on conflicts of licences, for the section on limits.
     """
     level = Markup("##" if len(runs) == 1 else "###")
     return _render(
@@ -118,9 +118,9 @@ def router_body(
     """Renders the body of a router's model card.
 
     Args:
-        provenance (`Provenance`): Origin of the rows that it routed.
-        location (`str`): Repository id or folder, as `pipeline` takes it.
-        dataset_location (`str`, *optional*): The dataset that it built.
+        provenance (`Provenance`): Provenance of the dataset built with the router.
+        location (`str`): Repository id or folder for `pipeline`.
+        dataset_location (`str`, *optional*): Repository id or folder of that dataset.
         figures (`Mapping[str, Figure]`, *optional*): As in [`Run`].
     """
     return _render(
@@ -150,18 +150,19 @@ def student_card(
     """Renders the card of a student that was fine-tuned on a personalised set, metadata included.
 
     Args:
-        report (`Mapping`): Facts of the training, in plain values: `student`, `student_revision`, `seed`, `steps`,
-            `loss` (nats/token), `counts`, `settings`, `versions`, and `teachers`: the rows of each. What is absent is
-            left out.
-        location (`str`): Repository id or folder of the trained student, as `pipeline` takes it.
-        dataset_location, dataset_revision, router_location, router_revision (`str`, *optional*): What it stands on.
+        report (`Mapping`): Plain values about the training: `student`, `student_revision`, `seed`, `steps`, `loss`
+            (nats/token), `counts`, `settings`, `versions`, and `teachers` (rows of each). Absent keys are left out of
+            the card.
+        location (`str`): Repository id or folder of the trained student, for `pipeline`.
+        dataset_location, dataset_revision, router_location, router_revision (`str`, *optional*): Dataset that the
+            student was trained on, and router that the dataset was built with.
         results (`Sequence[Mapping]`): Rows of the evaluation: `task`, `metric`, `value`, and `low`, `high`, `baseline`
-            where they are known.
-        limits (`Sequence[str]`): More sentences for the limits.
-        options: Keys of [`Publish`] that are Hub metadata: `license` and `language`.
+            if they are known.
+        limits (`Sequence[str]`): Additional sentences for the section on limits.
+        options: Keys of [`Publish`] for the Hub metadata: `license` and `language`.
 
     Returns:
-        `str`: The `README.md`.
+        `str`: Text of the `README.md`.
 
     Example:
         >>> card = student_card({"student": "org/student", "steps": 10}, location="me/student")
@@ -210,7 +211,7 @@ def _dollars(value: float | None) -> Markup:
 
 
 def _sampled(sampling: Mapping[str, Any]) -> str:
-    """The sampling of a teacher, field by field; fields that are left to the server stand last."""
+    """Returns a teacher's sampling as text, field by field; fields left to the server come last."""
     sent, left = [], []
     for key, value in sampling.items():
         if value is None:
@@ -223,7 +224,7 @@ def _sampled(sampling: Mapping[str, Any]) -> str:
     return f"{said}{'; ' if said else ''}left to the server: {', '.join(left)}" if left else said
 
 
-#: Fields that say nothing where they are as usual.
+#: Usual values, which are not shown.
 _UNSAID = (("max_tokens_field", "max_tokens"), ("seed_field", "seed"))
 
 
@@ -238,12 +239,12 @@ def _render(template: str, **values: Any) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Any:
-    """Templates are compiled once per process."""
+    """Returns the template environment, so that templates are compiled once per process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(template_folder()),
-        autoescape=False,  # that would be HTML's; `finalize` escapes for Markdown and HTML
+        autoescape=False,  # it escapes HTML only; `finalize` escapes Markdown and HTML
         finalize=markdown.escape,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -265,7 +266,7 @@ def _environment() -> Any:
 
 
 def _single_blank_lines(text: str) -> str:
-    """Templates that leave parts out leave blank lines; one is enough, and none stands inside a list or a snippet."""
+    """Collapses the blank lines that omitted parts of a template leave."""
     lines: list[str] = []
     for line in text.split("\n"):
         if line.strip() or (lines and lines[-1].strip()):

@@ -28,14 +28,14 @@ from persyn_hf.publishing.parquet import DEFAULT_CONFIG, Shards, is_shard
 from persyn_hf.publishing.provenance import Provenance
 from persyn_hf.publishing.repository import CARD, FACTS, Content, RemoteFile, Snapshot
 
-#: Written by the first version that has them; a reader refuses a later one.
+#: Version of the format of `persyn.json`; a reader refuses later ones.
 FORMAT = 1
-#: The weights of a checkpoint; those that a new one does not have are stale.
+#: Weight files of a checkpoint; those that a new checkpoint does not have are deleted.
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
 class RouterLike(Protocol):
-    """A router as publishing needs it: a `persyn` block and a way to save it."""
+    """Interface of a router for publishing: its `persyn` block, and saving."""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -49,19 +49,20 @@ class RouterLike(Protocol):
 
 @dataclass
 class DatasetContent:
-    """The dataset's side of a push.
+    """The dataset repository of a push.
 
     Args:
-        location (`str`): Repository id or folder, as `load_dataset` takes it.
-        config_name (`str`): The configuration that is pushed; others that are there stay.
-        shards (`Mapping[str, Shards]`): Per split.
-        provenance (`Provenance`): With the router's commit where it is known.
-        figures (`Figures`): Its pictures.
-        license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
-        warnings (`Sequence[str]`): For the card's limits.
+        location (`str`): Repository id or folder for `load_dataset`.
+        config_name (`str`): Configuration to push; other configurations in the repository are kept.
+        shards (`Mapping[str, Shards]`): Shards of each split.
+        provenance (`Provenance`): Provenance, with the router's commit if it is known.
+        figures (`Figures`): Figures of the card.
+        license (`str`, *optional*): Licence set by the user.
+        language (`Sequence[str]`): Languages set by the user.
+        warnings (`Sequence[str]`): Sentences for the card's section on limits.
         folder (`Path`): Folder for the shards.
-        whole (`bool`): Write the shards even where the repository has them.
-        saved (`Path`, *optional*): A folder that may hold these shards already; their names say what they hold.
+        whole (`bool`): Whether to write the shards even if the repository has them.
+        saved (`Path`, *optional*): Folder that may already have these shards; a shard's name identifies its rows.
     """
 
     location: str
@@ -96,7 +97,7 @@ class DatasetContent:
         return Content(files, [*stale, *_old_figures(self.provenance, self.config_name, snapshot)])
 
     def are_there(self, snapshot: Snapshot) -> bool:
-        """Tells whether the repository has every shard; a shard's name holds a digest of its rows."""
+        """Returns true if the repository has every shard; a shard's name contains a digest of its rows."""
         return all(path in snapshot.files for shards in self.shards.values() for path in shards.paths)
 
     def card(self, snapshot: Snapshot, runs: Sequence[cards.Run] | None = None) -> str:
@@ -125,7 +126,7 @@ class DatasetContent:
         return join_card(merged, merged_body, snapshot.texts.get(CARD, ""))
 
     def _facts(self, snapshot: Snapshot) -> tuple[bytes, list[cards.Run]]:
-        """`persyn.json` and the configurations that the card shows, the others' as they are there."""
+        """Returns `persyn.json` and the card's configurations, of which the others are as in the repository."""
         known = read_facts(snapshot.texts.get(FACTS), f"`{FACTS}` of the dataset `{self.location}`")
         known[self.config_name] = self.provenance
         runs = [
@@ -134,7 +135,7 @@ class DatasetContent:
         return write_facts(known), runs
 
     def _figures(self, snapshot: Snapshot, facts: bytes) -> dict[str, Path | bytes]:
-        """The pictures; those of the same facts are there already, and another font shall not make a commit."""
+        """Returns the figures, unless the facts are unchanged: another font must not cause a commit."""
         if not self.whole and snapshot.texts.get(FACTS, "").encode() == facts:
             return {}
         return _drawn(self.figures, self.config_name)
@@ -156,14 +157,16 @@ class DatasetContent:
 
 @dataclass
 class RouterContent:
-    """The router's side of a push.
+    """The router repository of a push.
 
     Args:
-        location (`str`): Repository id or folder, as `pipeline` takes it.
-        router (`RouterLike`): The router.
-        provenance (`Provenance`), figures (`Figures`): Origin and pictures of the dataset that it built.
-        dataset_location (`str`, *optional*): That dataset; named without a commit, which is not known yet.
-        license (`str`, *optional*), language (`Sequence[str]`): As the user asked.
+        location (`str`): Repository id or folder for `pipeline`.
+        router (`RouterLike`): Router to push.
+        provenance (`Provenance`): Provenance of the dataset built with the router.
+        figures (`Figures`): Figures of that dataset.
+        dataset_location (`str`, *optional*): That dataset, without a commit, which is not known yet.
+        license (`str`, *optional*): Licence set by the user.
+        language (`Sequence[str]`): Languages set by the user.
         folder (`Path`): Folder for the checkpoint.
     """
 
@@ -203,7 +206,7 @@ class RouterContent:
             PublishError: If the one that is there cannot be read.
         """
         where = f"The card of the router `{self.location}`"
-        # Where its data is loaded from is not the router's business: one router may have built several datasets.
+        # Without the router's own repository: one router may have built several datasets.
         provenance = replace(self.provenance, router_repo_id=None, router_revision=None)
         asked = frozenset({"license"} if self.license is not None else ())
         ours = router_metadata(provenance, self.location, self.dataset_location, self.license, self.language)
@@ -217,10 +220,10 @@ class RouterContent:
 
 
 def read_facts(text: str | None, where: str) -> dict[str, Provenance]:
-    """The provenance of every configuration.
+    """Reads the provenance of every configuration from the text of `persyn.json`.
 
     Raises:
-        PublishError: If the file is damaged, or of a later version.
+        PublishError: If the text is damaged or of a later version.
     """
     if text is None:
         return {}
@@ -234,13 +237,14 @@ def read_facts(text: str | None, where: str) -> dict[str, Provenance]:
         ) from error
     if version > FORMAT:
         raise PublishError(
-            f"{where} was written by a later persyn-hf (format {version}); upgrade: pip install -U persyn-hf"
+            f"{where} must have format {FORMAT} or lower, got {version} of a later persyn-hf; upgrade: pip install -U "
+            "persyn-hf"
         )
     return {name: Provenance.from_dict(provenance) for name, provenance in configs.items()}
 
 
 def write_facts(configs: Mapping[str, Provenance]) -> bytes:
-    """`persyn.json`."""
+    """Returns the content of `persyn.json`."""
     data: dict[str, Any] = {
         "format": FORMAT,
         "configs": {name: provenance.to_dict() for name, provenance in sorted(configs.items())},
@@ -249,7 +253,7 @@ def write_facts(configs: Mapping[str, Provenance]) -> bytes:
 
 
 def figure_names(provenance: Provenance, config_name: str) -> dict[str, cards.Figure]:
-    """The pictures that [`draw_figures`] makes of these facts, with their alt texts."""
+    """Returns the paths and alt texts of the figures that can be drawn of these facts."""
     return {
         name: cards.Figure(_figure_path(name, config_name), alt) for name, alt in describe_figures(provenance).items()
     }
@@ -260,7 +264,7 @@ def _drawn(figures: Figures, config_name: str) -> dict[str, Path | bytes]:
 
 
 def _old_figures(provenance: Provenance, config_name: str, snapshot: Snapshot) -> list[str]:
-    """Pictures that these facts have no numbers for any more."""
+    """Returns the repository's figures that can no longer be drawn of these facts."""
     wanted = describe_figures(provenance)
     return [
         path for name in FIGURES if name not in wanted and (path := _figure_path(name, config_name)) in snapshot.files

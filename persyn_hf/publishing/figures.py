@@ -1,6 +1,6 @@
-"""The pictures of a run: who answers how much, what each teacher is good at, how much reward the router captures.
+"""Figures of a run: training rows per teacher, the teachers' scores on the probe, and held-out rewards.
 
-The background is transparent and the ink a middle grey, so that they read on white as well as on black.
+The background is transparent and the text is medium grey, readable on white and on black.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ WIDTH, DPI = 8.0, 144
 _SQUARE = 5.6
 _Box = tuple[float, float, float, float]
 
-#: What can be drawn.
+#: Names of the figures.
 FIGURES = ("allocation", "teachers", "reward")
 
 
 class Figures:
-    """The pictures of one run; dataset and router show the same ones.
+    """Figures of one run, shared by the dataset's and the router's card.
 
-    They are drawn in a thread of their own, beside the hashing and writing of rows, which Arrow does without holding
-    the interpreter's lock.
+    They are drawn in a separate thread while Arrow hashes and writes rows, for which it releases the interpreter's
+    lock.
 
     Args:
         provenance (`Provenance`): Facts to draw.
     """
 
     def __init__(self, provenance: Provenance) -> None:
-        require("draw the pictures of a card", "matplotlib")
+        require("draw the figures of a card", "matplotlib")
         pool = ThreadPoolExecutor(1, thread_name_prefix="persyn-figures")
         self._drawing = pool.submit(_draw, provenance)
         pool.shutdown(wait=False)
 
     @property
     def drawn(self) -> dict[str, bytes]:
-        """PNG by name, the names of [`describe_figures`]; the same numbers give the same bytes."""
+        """PNG bytes by figure name (see [`describe_figures`]); the same numbers give the same bytes."""
         return self._drawing.result()
 
 
@@ -57,11 +57,11 @@ def _draw(provenance: Provenance) -> dict[str, bytes]:
 
 
 def describe_figures(provenance: Provenance) -> dict[str, str]:
-    """The alt text of every figure that the provenance has the numbers for.
+    """Returns the alt text of every figure for which the provenance has numbers.
 
     Returns:
-        `dict[str, str]`: `allocation` always; `teachers` where the probe's scores are known; `reward` where the
-        router reports held-out rewards.
+        `dict[str, str]`: `allocation` always; `teachers` if the probe's scores are known; `reward` if the router
+            reports held-out rewards.
     """
     alts = {"allocation": _allocation_alt(provenance)}
     if any(teacher.strength is not None for teacher in provenance.teachers):
@@ -87,7 +87,7 @@ def _allocation(provenance: Provenance) -> bytes:
 
 
 def _teachers(provenance: Provenance) -> bytes:
-    """Mean quality and learnability, normalised within the prompt: on these axes the reward's contours are lines."""
+    """Draws mean quality and learnability, normalised within the prompt, so that the reward's contours are lines."""
     known = [teacher for teacher in provenance.teachers if teacher.strength is not None]
     points = np.array(
         [[t.strength.normalized_quality, t.strength.normalized_learnability] for t in known if t.strength]
@@ -122,7 +122,7 @@ def _far_from(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
 ) -> list[tuple[float, float]]:
-    """On each line, the place that is farthest from all points, and not at the frame from `low` to `high`."""
+    """Returns the place on each line that is farthest from all points and from the frame `low` to `high`."""
     places = []
     for line in (line for level in lines for line in level if len(line)):
         away = np.linalg.norm((line[:, None] - points) / (high - low), axis=2).min(axis=1)
@@ -133,7 +133,7 @@ def _far_from(
 
 
 def _cut_lines(lines: Any, boxes: Sequence[_Box]) -> None:
-    """Takes away what of the lines would run through a name."""
+    """Removes the parts of the lines that would cross a name."""
     from matplotlib.path import Path
 
     cut = []
@@ -149,14 +149,14 @@ def _cut_lines(lines: Any, boxes: Sequence[_Box]) -> None:
 
 
 def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], sizes: Sequence[float]) -> list[_Box]:
-    """Names beside the points: right, left, above or below, where they cover least of what is there already.
+    """Labels the points on the right, left, top or bottom, where a name overlaps least with other elements.
 
     Returns:
-        `list[_Box]`: What the names cover, in the data's units.
+        `list[_Box]`: Boxes of the names, in the data's units.
     """
     left, right = axis.get_xlim()
     bottom, top = axis.get_ylim()
-    # Where things are, in points of 1/72 inch; the axes fill about nine tenths of the canvas.
+    # Positions in points of 1/72 inch; the axes fill about nine tenths of the canvas.
     scale = np.array([0.9 * 72 * WIDTH / (right - left), 0.85 * 72 * _SQUARE / (top - bottom)])
     places = (points - np.array([left, bottom])) * scale
     radii = np.sqrt(np.asarray(sizes) / np.pi) + 3
@@ -190,7 +190,7 @@ def _label_points(axis: Any, points: NDArray[np.float64], names: Sequence[str], 
 
 
 def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
-    """The area of a box that is outside or taken; 0 where it is free."""
+    """Returns the area of a box that is outside the axes or already occupied; 0 if it is free."""
     outside = max(0.0, -box[0]) + max(0.0, box[2] - limit)
     overlaps = (
         max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
@@ -201,7 +201,7 @@ def _covered(box: _Box, taken: Sequence[_Box], limit: float) -> float:
 
 
 def _policies(provenance: Provenance) -> dict[str, Any]:
-    """The held-out entry of every policy that has one, in the order of the card's table."""
+    """Returns the held-out entry of every policy that has one, in the order of the card's table."""
     held_out = provenance.router["held_out"]
     return {key: held_out[key] for key in HELD_OUT_POLICIES if is_known(held_out.get(key))}
 
@@ -252,7 +252,7 @@ def _rewards_alt(provenance: Provenance) -> str:
 
 
 def _largest(teachers: Sequence[TeacherShare], count: int = 8) -> list[TeacherShare]:
-    """An alt text is read aloud: the largest shares say enough."""
+    """Returns the teachers with the largest shares, to keep an alt text short."""
     return sorted(teachers, key=lambda teacher: -teacher.rows)[:count]
 
 
@@ -285,7 +285,7 @@ def _percent(share: float) -> str:
 
 
 def _labels(teachers: Sequence[TeacherShare]) -> list[str]:
-    """Names as they can be drawn: at most 24 characters; those that the font lacks are numbered as in the table."""
+    """Returns drawable names of at most 24 characters; a name that the font lacks is replaced by its table number."""
     return [
         _short(teacher.name) if _can_draw(teacher.name) else f"no. {number}"
         for number, teacher in enumerate(teachers, start=1)
@@ -301,7 +301,7 @@ def _can_draw(name: str) -> bool:
 
 
 def _short(name: str) -> str:
-    """A name as plain text; `$` would start mathematics."""
+    """Returns a short name as plain text, with `$` escaped, which would start mathematics."""
     text = "".join(character if character.isprintable() else "�" for character in name)
     text = text if len(text) <= 24 else f"{text[:23]}…"
     return text.replace("$", r"\$")

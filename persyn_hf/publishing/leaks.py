@@ -1,4 +1,4 @@
-"""A last look for keys and tokens in what is about to be sent."""
+"""Search for keys and tokens in everything that is about to be sent."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from persyn_hf.tables import pieces
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Characters without a width. Emoji use some of them; the variation selectors, which they use most, hide no secret from
-# the search below and are not looked for in tables.
+# Zero-width characters. Not among them are variation selectors, which emoji use most: the search of tables finds
+# secrets in spite of them.
 _INVISIBLE = "\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-#: Every text with a secret matches this. In the common part of Python's and RE2's languages.
+#: Pattern that every text with a secret matches, in the common subset of Python's and RE2's syntax.
 SUSPICIOUS = "|".join([*dict.fromkeys(kind.hint for kind in KINDS), f"[{_INVISIBLE}]"])
 _UNSEEN = re.compile(f"[{_INVISIBLE}\ufe00-\ufe0f]")
 _ESCAPED = re.compile(r"\\+(?:u([0-9A-Fa-f]{4})|([nrtfv])|(?=[^\w\s]|_))|%([2-7][0-9A-Fa-f])")
 _QUOTES = "\"'`"
-_BATCH = 30_000  # rows; Arrow compiles the pattern for each batch anew
+_BATCH = 30_000  # rows; Arrow compiles the pattern once per batch
 _SHOWN = 4
-_SHORTEST = 17  # a secret with its prefix; `prompt_id` has 16 characters
+_SHORTEST = 17  # characters of a secret with its prefix; `prompt_id` has 16
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Text that looks like a secret. The message names it and never repeats it.
+    """Text that looks like a secret. Its message never contains the whole text.
 
     Args:
-        kind (`str`): The kind of secret.
+        kind (`str`): Kind of secret.
         where (`str`): Split, row and column, or file and key.
-        shown (`str`): Its first four characters.
-        fingerprint (`str`): The first 12 hex digits of its SHA-256, by which one finding is allowed.
+        shown (`str`): First four characters.
+        fingerprint (`str`): First 12 hex digits of the SHA-256, for `allow_findings`.
     """
 
     kind: str
@@ -56,23 +56,23 @@ class Leak:
 
 
 def find_in_text(text: str, where: str, allowed: Collection[str] = ()) -> list[Leak]:
-    """Finds the secrets of one text, each kind once.
+    """Finds the secrets in one text, one per kind.
 
-    Keys are found behind escapes (`\\\\n` in JSON, `%3D` in addresses, `\\\\_` in Markdown), with invisible characters
-    inside, and cut by a line break.
+    It also finds keys after escapes (`\\\\n` in JSON, `%3D` in URLs, `\\\\_` in Markdown), with invisible characters
+    inside, and split by a line break.
 
     Args:
-        text (`str`): Any text.
-        where (`str`): Its place, for the message.
-        allowed (`Collection[str]`): Fingerprints that somebody has looked at.
+        text (`str`): Text to search.
+        where (`str`): Place of the text, for the message.
+        allowed (`Collection[str]`): Fingerprints of findings that are not secrets.
 
     Example:
         >>> [str(leak) for leak in find_in_text("my key is sk-" + "a1" * 12, "README.md")]
-        ['README.md: looks like an API key (`sk-a…`, fingerprint 2e4bb7cc4b52)']
+        ['README.md: looks like an API key (`sk-a…`, fingerprint 474bb7c93302)']
     """
     found: dict[str, Leak] = {}
     readings = _readings(text)
-    lowered = "\n".join(readings[:2]).lower()  # as it stands and with its lines joined: every word is in one of them
+    lowered = "\n".join(readings[:2]).lower()  # unchanged, and with lines joined: together they have every word
     suspected = [kind for kind in KINDS if any(word in lowered for word in kind.words)]
     for reading in readings if suspected else ():
         taken: list[tuple[int, int]] = []
@@ -89,35 +89,35 @@ def find_in_text(text: str, where: str, allowed: Collection[str] = ()) -> list[L
 
 
 def secret_fingerprint(secret: str) -> str:
-    """The name of a finding: the first 12 hex digits of the SHA-256 of the secret without its prefix."""
+    """Returns the fingerprint of a finding: 12 hex digits of the SHA-256 of the secret without its prefix."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()[:12]
 
 
-def find_in_values(value: Any, where: str, allowed: Collection[str] = ()) -> list[Leak]:
-    """Finds the secrets of plain nested values: every text at every depth, and every key of a mapping.
+def find_in_values(value: object, where: str, allowed: Collection[str] = ()) -> list[Leak]:
+    """Finds the secrets in plain nested values: in texts at any depth, and in keys of mappings.
 
     Args:
-        value (`Any`): Mappings, sequences and plain values.
-        where (`str`): Its place, for the message; the path of keys follows it.
-        allowed (`Collection[str]`): Fingerprints that somebody has looked at.
+        value (`object`): Mappings, sequences and plain values.
+        where (`str`): Place of the value, for the message; the path of keys is appended.
+        allowed (`Collection[str]`): Fingerprints of findings that are not secrets.
     """
     found: list[Leak] = []
     for path, text in _texts(value):
         place = _at(where, path)
         leaks = find_in_text(text, place, allowed)
         if not leaks and path and "\n" not in text and not find_in_text(path[-1], ""):
-            leaks = find_in_text(f"{path[-1]}={text}", place, allowed)  # its key says what it is: `{"api_key": "…"}`
+            leaks = find_in_text(f"{path[-1]}={text}", place, allowed)  # the key names the value: `{"api_key": "…"}`
         found += leaks
     return found
 
 
 def find_in_tables(splits: Mapping[str, Dataset], limit: int = 10, allowed: Collection[str] = ()) -> list[Leak]:
-    """Finds the first secrets of a dataset's text. Arrow searches whole columns; only suspicious cells are opened.
+    """Finds the first secrets in a dataset's text. Arrow searches whole columns; Python reads suspicious cells only.
 
     Args:
         splits (`Mapping[str, Dataset]`): Tables with strings at any depth.
-        limit (`int`, defaults to 10): Stop after so many.
-        allowed (`Collection[str]`): Fingerprints that somebody has looked at.
+        limit (`int`, defaults to 10): Maximum number of findings.
+        allowed (`Collection[str]`): Fingerprints of findings that are not secrets.
     """
     found: list[Leak] = []
     for split, data in splits.items():
@@ -131,9 +131,9 @@ def find_in_tables(splits: Mapping[str, Dataset], limit: int = 10, allowed: Coll
 
 
 def _readings(text: str) -> list[str]:
-    """The text as a reader may put it together: escapes undone; invisible characters gone, or a blank; lines joined.
+    """Returns variants of a text: unescaped, invisible characters removed or replaced by blanks, lines joined.
 
-    Every second break is joined too, the odd or the even ones, for a key that ends where a line does.
+    Further variants join only every second line break (the odd or the even ones), for a key that ends with a line.
     """
     if "&" in text:
         text = html.unescape(text)
@@ -153,14 +153,14 @@ def _readings(text: str) -> list[str]:
 
 
 def _without_end(line: str) -> str:
-    """A line without what breaks a long text in source code: a backslash, or a quote and a plus sign."""
+    """Removes from a line's end what continues a string in source code: a backslash, or a quote and a plus sign."""
     bare = line.rstrip(" \t\\")
     before = bare.removesuffix("+").rstrip()
     return (before if before.endswith(tuple(_QUOTES)) else bare).rstrip(_QUOTES)
 
 
 def _pairs(lines: Sequence[str], first: int) -> list[str]:
-    """Lines joined two by two, from the first or the second one on."""
+    """Joins lines in pairs, from the first or the second one on."""
     return [*lines[:first], *("".join(lines[place : place + 2]) for place in range(first, len(lines), 2))]
 
 
@@ -171,8 +171,8 @@ def _unescaped(match: re.Match[str]) -> str:
     return {"t": "\t"}.get(blank, "\n") if blank else ""
 
 
-def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every text inside plain values with the keys that lead to it; a mapping's own keys too."""
+def _texts(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yields every text in plain values, and every key of a mapping, with the path of keys to it."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
@@ -185,13 +185,13 @@ def _texts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _at(where: str, path: Sequence[str]) -> str:
-    """The place of a text: a key that is itself a secret is not repeated."""
+    """Returns the place of a text, without keys that are secrets themselves."""
     keys = [key if len(key) <= 40 and not find_in_text(key, "") else "…" for key in path]
     return f"{where}, {'.'.join(keys)}" if keys else where
 
 
 def _batches(data: Dataset) -> Iterator[tuple[int, Any]]:
-    """Batches, each with the number of its first row."""
+    """Yields batches, each with the number of its first row."""
     first = 0
     for table in pieces(data):
         for start in range(0, len(table), _BATCH):
@@ -203,10 +203,10 @@ _Suspects = list[tuple[str, int, str]]
 
 
 def _suspects(tables: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, _Suspects]]:
-    """Batches with what Arrow found in them, in order; as many at a time as there are processors."""
+    """Yields batches with suspicious cells, in order; Arrow searches one batch per processor at a time."""
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        # Arrow searches without holding the interpreter's lock.
+        # Arrow releases the interpreter's lock during the search.
         while batch := list(itertools.islice(tables, workers)):
             for (first, table), found in zip(batch, pool.map(_cells, (t for _, t in batch)), strict=True):
                 if found:
@@ -214,7 +214,7 @@ def _suspects(tables: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any, _Su
 
 
 def _cells(table: Any) -> _Suspects:
-    """The suspicious texts of a table: column, row and text."""
+    """Returns the suspicious texts of a table: column, row and text."""
     found: _Suspects = []
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -231,7 +231,7 @@ def _place(split: str, number: int, column: str, table: Any, row: int) -> str:
 
 
 def _leaves(array: Any, rows: NDArray[np.int64]) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-    """The string arrays inside a column, however deep, each with the rows that its texts stand in."""
+    """Yields the string arrays in a column at any depth, each with the rows of its texts."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Personalized:
-    """A personalised dataset with all that was published of it.
+    """A published dataset with its router and provenance.
 
     Args:
-        dataset (`Dataset` or `DatasetDict`): The rows; a `DatasetDict` where there are several splits.
-        router (`PersynRouter`, *optional*): The router at the commit that the dataset cites; `None` where the dataset
-            names none, or it was not asked for.
-        provenance (`Provenance`): Teachers, settings, held-out results.
-        revision (`str`, *optional*): The dataset's commit; `None` for a folder.
+        dataset (`Dataset` or `DatasetDict`): Rows; a `DatasetDict` if there are several splits.
+        router (`PersynRouter`, *optional*): Router at the commit that the dataset cites; `None` if the dataset names
+            none, or with `with_router=False`.
+        provenance (`Provenance`): Teachers, settings and held-out results.
+        revision (`str`, *optional*): Commit of the dataset; `None` for a folder.
     """
 
     dataset: Dataset | DatasetDict
@@ -46,18 +46,18 @@ def load_personalized(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Personalized:
-    """Loads what [`push_personalized`] pushed, or [`save_personalized`] or `persyn-hf pull` wrote.
+    """Loads a dataset that [`push_personalized`] pushed, or that [`save_personalized`] or `persyn-hf pull` wrote.
 
     Args:
-        repo_id (`str` or `PathLike`): The dataset repository, or a folder with `dataset/` and `router/`.
-        config_name (`str`, *optional*): Needed where the dataset has several configurations.
+        repo_id (`str` or `PathLike`): Dataset repository, or folder with `dataset/` and `router/`.
+        config_name (`str`, *optional*): Configuration; required if the dataset has several.
         revision (`str`, *optional*): Branch, tag or commit of the dataset repository.
-        with_router (`bool`, defaults to `True`): Load the router too.
-        token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
-        cache_dir (`str` or `PathLike`, *optional*): Of `datasets`.
+        with_router (`bool`, defaults to `True`): Whether to load the router.
+        token (`str`, *optional*): Hugging Face token; default: the one stored by `hf auth login`.
+        cache_dir (`str` or `PathLike`, *optional*): Cache folder of `datasets`.
 
     Raises:
-        PublishError: If the dataset or its router is missing, gated or damaged; names what to do.
+        PublishError: If the dataset or its router is missing, gated or damaged.
 
     Example:
         >>> loaded = load_personalized("me/my-student-data", revision="v1.0")  # doctest: +SKIP
@@ -96,17 +96,17 @@ def pull(
     with_router: bool = True,
     token: str | None = None,
 ) -> Path:
-    """Downloads a published dataset and its router into a folder, laid out as [`save_personalized`] does.
+    """Downloads a published dataset and its router into a folder, with the layout of [`save_personalized`].
 
     Args:
-        repo_id (`str`): The dataset repository.
-        folder (`str` or `PathLike`): Gets `dataset/` and `router/`.
+        repo_id (`str`): Dataset repository.
+        folder (`str` or `PathLike`): Target folder, for `dataset/` and `router/`.
         revision (`str`, *optional*): Branch, tag or commit of the dataset repository.
-        with_router (`bool`, defaults to `True`): Download the router too, at the commit that the dataset cites.
-        token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
+        with_router (`bool`, defaults to `True`): Whether to download the router, at the commit that the dataset cites.
+        token (`str`, *optional*): Hugging Face token; default: the one stored by `hf auth login`.
 
     Returns:
-        `Path`: The folder.
+        `Path`: The target folder.
 
     Raises:
         PublishError: If the dataset or its router is missing or gated.
@@ -128,8 +128,8 @@ def pull(
     if len(routers) > 1:
         named = ", ".join(sorted(f"`{router}`" for router, _ in routers))
         raise PublishError(
-            f"{where} has configurations of several routers ({named}); pull with `with_router=False` and load each "
-            "configuration with `load_personalized`."
+            f"Expected configurations with one router in {where}, got several ({named}); pull with "
+            "`with_router=False` and load each configuration with `load_personalized`."
         )
     provenance = next(p for p in facts.values() if p.router_repo_id is not None)
     _require_router(api, provenance, where)
@@ -146,10 +146,10 @@ def pull(
 
 
 def read_provenance(folder: str | os.PathLike[str]) -> dict[str, Provenance]:
-    """The provenance of every configuration in a folder that [`save_personalized`] or [`pull`] wrote.
+    """Reads the provenance of every configuration in a folder that [`save_personalized`] or [`pull`] wrote.
 
     Raises:
-        PublishError: If there is none.
+        PublishError: If the folder has no provenance.
     """
     return _read(Path(folder) / "dataset" / FACTS, f"the folder {folder}")
 
@@ -175,19 +175,19 @@ def _load_router(name: str, revision: str | None, where: str) -> PersynRouter:
         return PersynRouter.from_pretrained(name, revision=revision)
     except (RouterError, ConfigError) as error:
         raise PublishError(
-            f"The router `{name}` of {where} cannot be loaded: {error} Leave it out with `with_router=False`."
+            f"The router `{name}` of {where} cannot be loaded: {error} To load without it: `with_router=False`."
         ) from error
 
 
 def _require_router(api: Any, provenance: Provenance, where: str) -> None:
-    """Asks for the router before it is loaded, so that a gated one is told from a missing one."""
+    """Checks access to the router before it is loaded, to distinguish a gated router from a missing one."""
     try:
         retry(lambda: api.auth_check(provenance.router_repo_id))
         retry(lambda: api.model_info(provenance.router_repo_id, revision=provenance.router_revision))
     except failures() as error:
         raise PublishError(
             f"{where[0].upper()}{where[1:]} names the router `{provenance.router_repo_id}` at "
-            f"{provenance.router_revision}: {_missing(error, 'the router')} Leave it out with `with_router=False`."
+            f"{provenance.router_revision}: {_missing(error, 'the router')} To load without it: `with_router=False`."
         ) from error
 
 
@@ -195,13 +195,13 @@ def _missing(error: BaseException, what: str, action: str = "pull") -> str:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return "it is gated; ask for access and accept its terms on its page."
+        return "it is gated; request access on its page and accept its terms."
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "there is no such repository, or this token may not see it."
+        return "the repository does not exist, or this token has no access to it."
     if isinstance(error, errors.RevisionNotFoundError):
-        return "it has no such revision."
+        return "the revision does not exist."
     if isinstance(error, errors.EntryNotFoundError):
-        return f"{what} has no `{FACTS}`, so persyn-hf did not push it; `datasets.load_dataset` reads its rows."
+        return f"{what} has no `{FACTS}`, so persyn-hf did not push it; load its rows with `datasets.load_dataset`."
     return explain(error, action)
 
 
@@ -218,12 +218,12 @@ def _choose(facts: Path, config_name: str | None, where: str) -> tuple[str, Prov
 
 def _read(facts: Path, where: str) -> dict[str, Provenance]:
     if not facts.is_file():
-        raise PublishError(f"{where} has no `{FACTS}`: persyn-hf did not write it.")
+        raise PublishError(f"{where} has no `{FACTS}`, so persyn-hf did not write it.")
     return read_facts(facts.read_text(encoding="utf-8"), f"`{FACTS}` of {where}")
 
 
 def _only(splits: Any) -> Any:
-    """A dataset of one split is that split."""
+    """Returns the split of a dataset that has only one, else the whole dataset."""
     return next(iter(splits.values())) if len(splits) == 1 else splits
 
 

@@ -1,4 +1,4 @@
-"""Names for the public: a path of this machine is shown by its last part, a Hub id as it is."""
+"""Removal of local paths from published text: a local path is shown by its last part, a Hub id is kept."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _FILE = re.compile(
 )
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _ADDRESS = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+://")
-#: Texts that a person wrote to a model, and names of teachers, which stand in the rows too.
+#: Keys whose values are kept: texts sent to a model, and names of teachers, which are in the rows too.
 _KEPT = frozenset(("system_prompt", "stop", "name", "fallback", "id2label", "label2id"))
-#: Vocabularies, with every text that there is.
+#: Vocabulary files, which may contain any text.
 _VOCABULARIES = frozenset(
     ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 )
@@ -25,10 +25,10 @@ _LARGEST = 2_000_000  # bytes of a file that describes a model
 
 
 def public_name(name: str) -> str:
-    """The name of a model or a file without the folders of this machine.
+    """Returns the name of a model or file without local folders.
 
     Args:
-        name (`str`): A Hub id, an address or a path of Linux, macOS or Windows; any other text stays as it is.
+        name (`str`): Hub id, URL, or path of Linux, macOS or Windows; any other text is returned unchanged.
 
     Example:
         >>> [public_name(name) for name in ("/home/alice/secret/model", "data/p.jsonl", "org/model")]
@@ -41,9 +41,9 @@ def public_name(name: str) -> str:
 
 
 def without_local_paths(value: Any) -> Any:
-    """Plain nested values in which every path of this machine is replaced by its last part.
+    """Replaces every local path in plain nested values by its last part.
 
-    System prompts, stop strings and the names of teachers stay as they are.
+    System prompts, stop strings and names of teachers are kept.
     """
     if isinstance(value, str):
         return public_name(value)
@@ -55,16 +55,16 @@ def without_local_paths(value: Any) -> Any:
 
 
 def is_description(path: str) -> bool:
-    """Tells the files of a checkpoint that describe it, in text, from weights and vocabularies."""
+    """Returns true for a checkpoint's descriptive text files, false for weights and vocabularies."""
     name = path.rsplit("/", 1)[-1]
     return name not in _VOCABULARIES and name.endswith((".json", ".txt", ".md", ".jinja", ".yaml", ".yml", ".py"))
 
 
 def public_files(files: Mapping[str, Path]) -> dict[str, Path | bytes]:
-    """The files of a checkpoint, those of JSON with local paths without them.
+    """Returns the files of a checkpoint, with local paths removed from JSON files.
 
     Args:
-        files (`Mapping[str, Path]`): By path in the repository. The files themselves stay as they are.
+        files (`Mapping[str, Path]`): Local files by path in the repository; they are not changed.
     """
     return {name: _public_content(name, path) for name, path in files.items()}
 
@@ -91,12 +91,12 @@ def _is_local(name: str) -> bool:
 
 
 def _looks_like_folders(name: str) -> bool:
-    """`runs/a/b`, `data\\\\prompts`: parts that are names, and more of them than a Hub id has."""
+    """Returns true for a relative path of plain names, such as `runs/a/b` or `data\\\\prompts`."""
     return re.fullmatch(r"[\w.*?\[\]-]+(?:[/\\][\w.*?\[\]-]+)+", name) is not None
 
 
 def _exists(name: str) -> bool:
     try:
         return Path(name).exists()
-    except (OSError, ValueError):  # too long for a path, or with a null byte
+    except (OSError, ValueError):  # too long for a path, or contains a null byte
         return False

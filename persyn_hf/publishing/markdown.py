@@ -1,4 +1,4 @@
-"""Text from models, prompts and people, made safe inside a Markdown card."""
+"""Escaping of text from models, prompts and users for Markdown cards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import re
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -16,12 +15,12 @@ HUB = "https://huggingface.co"
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|~$]|^[-+])")
 _RIGHT_TO_LEFT = frozenset(("R", "AL", "AN"))
-_NOTHING = "<!-- -->"  # an empty comment: it is not seen, and no address reaches over it
+_NOTHING = "<!-- -->"  # an empty comment: invisible, and it interrupts a URL
 _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
 
 
-def one_line(value: Any, limit: int = 200) -> str:
-    """Text on one line without control characters, cut at `limit` characters.
+def one_line(value: object, limit: int = 200) -> str:
+    """Returns text on one line without control characters, truncated to `limit` characters.
 
     Example:
         >>> one_line("a\\x00b\\n c", limit=4)
@@ -32,16 +31,16 @@ def one_line(value: Any, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-#: What some readers of Markdown make a link of, before and after they have decoded entities.
+#: Places at which some Markdown renderers recognise a link, before or after decoding entities.
 _LINKED = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", re.IGNORECASE)
 
 
-def escape(value: Any, limit: int = 200) -> Markup:
-    """Makes any text plain in a card: HTML, Markdown, addresses and mail addresses lose their meaning.
+def escape(value: object, limit: int = 200) -> Markup:
+    """Escapes text for a card, so that HTML, Markdown, URLs and e-mail addresses are shown as plain text.
 
-    Control and bidirectional characters are dropped, white space is folded to single blanks (so that no line can
-    begin with `---`), text over `limit` characters is cut, and right-to-left text cannot turn its neighbours round.
-    Numbers and text that is already `Markup` pass as they are.
+    Control and bidirectional characters are removed, white space is collapsed to single blanks (so that no line can
+    begin with `---`), text is truncated to `limit` characters, and right-to-left text is isolated from its neighbours.
+    Numbers and `Markup` are returned unchanged.
 
     Example:
         >>> str(escape("</details> | *x*"))
@@ -57,10 +56,10 @@ def escape(value: Any, limit: int = 200) -> Markup:
     return Markup(f"{_ISOLATE}{text}{_END_ISOLATE}" if right_to_left else text)
 
 
-def repository_link(name: Any, revision: str | None = None, kind: str = "model") -> Markup:
-    """A link to a Hub repository, at a revision where one is named; any other name is escaped text.
+def repository_link(name: object, revision: str | None = None, kind: str = "model") -> Markup:
+    """Returns a link to a Hub repository, at the revision if one is given; any other name becomes escaped text.
 
-    Several names are several links.
+    A list of names becomes a list of links.
     """
     if isinstance(name, list | tuple):
         return Markup(", ").join(repository_link(one, revision, kind) for one in name)
@@ -72,24 +71,24 @@ def repository_link(name: Any, revision: str | None = None, kind: str = "model")
     return Markup(f"[{escape(name)}]({path})")
 
 
-def is_repo_id(name: Any) -> bool:
-    """Tells the name of a Hub repository from other texts and from local folders."""
+def is_repo_id(name: object) -> bool:
+    """Returns true for the id of a Hub repository, false for other values and for local folders."""
     return isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()
 
 
-def short_revision(revision: Any) -> str:
-    """A commit by its first twelve digits; a tag or a branch as it is."""
+def short_revision(revision: object) -> str:
+    """Returns the first twelve digits of a commit; a tag or branch is returned unchanged."""
     text = str(revision)
     return text[:12] if re.fullmatch(r"(folder-)?[0-9a-f]{20,}", text) is not None else text
 
 
-def code(value: Any) -> Markup:
-    """A plain value as Python source, for the snippets."""
+def code(value: object) -> Markup:
+    """Returns a plain value as Python source, for snippets."""
     return Markup(json.dumps(value))
 
 
 def fixed(value: float | None, digits: int = 3) -> Markup:
-    """A number with so many decimals and a proper minus sign; a dash where there is none or none is known."""
+    """Formats a number with the given decimals and a typographic minus sign; `None`, NaN and infinity give a dash."""
     return (
         Markup("–") if value is None or not math.isfinite(value) else Markup(f"{value:.{digits}f}".replace("-", "−"))
     )

@@ -1,4 +1,4 @@
-"""The YAML at the head of a card: what persyn-hf states there, and how it joins what a person wrote."""
+"""Card metadata (YAML) and body: what persyn-hf generates, and the merge with what a user wrote."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SIZES = (
     (10_000_000, "1M<n<10M"),
     (100_000_000, "10M<n<100M"),
 )
-#: Lists in which a person's entries stay beside ours.
+#: Lists in which a user's entries are kept beside the generated ones.
 _UNITED = frozenset(("tags", "language", "task_categories", "datasets"))
-#: What a person may have chosen otherwise; ours is written only where nothing stands, or where it was asked for.
+#: Keys that are written only if the card has none, or if the user set them.
 _CHOSEN = frozenset(("license",))
-#: Policies whose held-out reward the metadata states, the router first.
+#: Policies whose held-out reward is in the metadata, the router first.
 _EVALUATED = ("router", "best_single", "random", "oracle")
 
 
 def size_category(rows: int) -> str:
-    """The Hub's size category of a dataset.
+    """Returns the Hub's size category of a dataset.
 
     Example:
         >>> size_category(480), size_category(1000)
@@ -47,7 +47,7 @@ def size_category(rows: int) -> str:
 
 
 def dataset_metadata(rows: int, license: str | None, language: Sequence[str]) -> Metadata:
-    """The dataset's metadata, without `configs` and `dataset_info`: see [`describe_files`]."""
+    """Returns a dataset's metadata, without `configs` and `dataset_info` (see [`describe_files`])."""
     return _without_nothing(
         license=license,
         language=list(language),
@@ -60,7 +60,7 @@ def dataset_metadata(rows: int, license: str | None, language: Sequence[str]) ->
 def router_metadata(
     provenance: Provenance, location: str, dataset_location: str | None, license: str | None, language: Sequence[str]
 ) -> Metadata:
-    """The router's metadata, its held-out rewards as `model-index` included."""
+    """Returns a router's metadata, including its held-out rewards as `model-index`."""
     backbone = provenance.router.get("backbone")
     return _without_nothing(
         license=license,
@@ -76,7 +76,7 @@ def router_metadata(
 def student_metadata(
     location: str, base_model: Any, dataset_location: str | None, license: str | None, language: Sequence[str]
 ) -> Metadata:
-    """The fine-tuned student's metadata."""
+    """Returns a fine-tuned student's metadata."""
     return _without_nothing(
         license=license,
         language=list(language),
@@ -96,14 +96,14 @@ def describe_files(
     sizes: Mapping[str, tuple[int, int]],
     download_size: int,
 ) -> Metadata:
-    """Adds `configs` and `dataset_info` of one configuration, in `datasets`' own form; other configurations stay.
+    """Adds `configs` and `dataset_info` of one configuration, in the format of `datasets`; other ones are kept.
 
     Args:
-        metadata (`Metadata`): Metadata of the card so far.
-        config_name (`str`): The configuration.
+        metadata (`Metadata`): Current metadata of the card.
+        config_name (`str`): Name of the configuration.
         features (`Features`): Features of every split.
-        patterns (`Mapping[str, str]`): Per split, the pattern of its shards.
-        sizes (`Mapping[str, tuple[int, int]]`): Per split, rows and bytes in memory.
+        patterns (`Mapping[str, str]`): Glob pattern of each split's shards.
+        sizes (`Mapping[str, tuple[int, int]]`): Rows and bytes in memory of each split.
         download_size (`int`): Bytes of all shards.
     """
     from datasets import DatasetInfo, SplitDict, SplitInfo
@@ -131,10 +131,10 @@ def describe_files(
 
 
 def merge_metadata(old: Mapping[str, Any], new: Mapping[str, Any], asked: frozenset[str] = frozenset()) -> Metadata:
-    """Joins the metadata that stands in a card with ours, key by key.
+    """Merges a card's metadata with the generated metadata, key by key.
 
-    Keys that only a person wrote stay. Lists of tags, languages, tasks and datasets keep a person's entries. A licence
-    that stands there stays unless another was asked for. Facts (sizes, library, base model, our results) are ours.
+    Keys that only the card has are kept. Lists of tags, languages, tasks and datasets keep the card's entries. The
+    card's licence is kept unless the user set another. Facts (sizes, library, base model, results) are replaced.
 
     Example:
         >>> merge_metadata({"license": "mit", "tags": ["mine"]}, {"license": "apache-2.0", "tags": ["persyn"]})
@@ -157,8 +157,8 @@ def merge_metadata(old: Mapping[str, Any], new: Mapping[str, Any], asked: frozen
     return merged
 
 
-def is_known(entry: Any) -> bool:
-    """Tells an entry of the held-out results whose mean is a finite number."""
+def is_known(entry: object) -> bool:
+    """Returns true for an entry of the held-out results whose mean is a finite number."""
     mean = entry.get("mean") if isinstance(entry, Mapping) else None
     return isinstance(mean, int | float) and math.isfinite(mean)
 
@@ -199,16 +199,16 @@ _MARKER = re.compile(r"<!-- persyn:(begin|end) ([^\n]*?) -->")
 
 
 def split_card(text: str, where: str = "The card") -> tuple[dict[str, Any], str]:
-    """Takes a card apart into metadata and body, where the Hub's own client does.
+    """Splits a card into metadata and body, at the same place as the Hub's client.
 
-    The metadata ends with the first line that is `---` and nothing else; a table or a rule in the body is no such end.
+    The metadata ends with the first line that is only `---`; tables and rules in the body do not count.
 
     Args:
-        text (`str`): The `README.md`.
-        where (`str`): Names it in errors.
+        text (`str`): Text of the `README.md`.
+        where (`str`): Name of the card in errors.
 
     Raises:
-        PublishError: If the metadata is no YAML mapping.
+        PublishError: If the metadata is not a YAML mapping.
 
     Example:
         >>> split_card("---\\nlicense: mit\\n---\\n\\n# Title\\n")
@@ -224,19 +224,19 @@ def split_card(text: str, where: str = "The card") -> tuple[dict[str, Any], str]
         line = f" at line {mark.line + 2}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise PublishError(
-            f"{where} has metadata that is not valid YAML{line}: {problem}. Mend `README.md` on the Hub and push "
+            f"{where} has metadata that is not valid YAML{line}: {problem}. Fix `README.md` on the Hub and push "
             "again; nothing was sent."
         ) from error
     if data is not None and not isinstance(data, dict):
         raise PublishError(
-            f"{where} has metadata that is no mapping but {type(data).__name__}: between the `---` lines of "
-            "`README.md` must stand `key: value` lines. Nothing was sent."
+            f"{where} must have metadata that is a mapping, got {type(data).__name__}: write `key: value` lines "
+            "between the `---` lines of `README.md`. Nothing was sent."
         )
     return data or {}, body
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """The YAML of a card, without its fences, and the body."""
+    """Splits a card into its YAML, without the `---` lines, and its body."""
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     text = text.removeprefix("\ufeff")
@@ -248,12 +248,12 @@ def _cut(text: str) -> tuple[str, str]:
 
 
 def join_card(metadata: Mapping[str, Any], body: str, old: str = "") -> str:
-    """The text of a card.
+    """Joins metadata and body to the text of a card.
 
     Args:
-        metadata (`Mapping[str, Any]`), body (`str`): The two parts of the card.
-        old (`str`): The card that stands there: the lines of keys that have not changed stay as they were written,
-            comments among them.
+        metadata (`Mapping[str, Any]`): Metadata of the card.
+        body (`str`): Body of the card.
+        old (`str`): Existing card: the lines of unchanged keys are kept as they are written, with comments.
     """
     written = _written_keys(_cut(old)[0])
     lines = []
@@ -272,12 +272,12 @@ def _as_yaml(metadata: Mapping[str, Any]) -> str:
 
 
 def _written_keys(head: str) -> dict[str, tuple[str, Any]]:
-    """Each key of the YAML's first level: its lines as they stand there, comments above it included, and its value."""
+    """Returns the lines (with comments above) and the value of each top-level key of the YAML."""
     blocks: list[list[str]] = [[]]
     for line in head.splitlines():
         begins = re.match(r"[^\s#\-]", line) is not None
         if begins and any(re.match(r"[^\s#\-]", known) for known in blocks[-1]):
-            # Comments right above a key are its own.
+            # Comments directly above a key belong to it.
             above = len(blocks[-1])
             while blocks[-1][above - 1].startswith("#"):
                 above -= 1
@@ -298,10 +298,10 @@ def _written_keys(head: str) -> dict[str, tuple[str, Any]]:
 
 
 def require_renewable(old: str, where: str) -> None:
-    """Looks at a card before there is a new one.
+    """Checks that [`renew_card`] can read a card, before a new one exists.
 
     Raises:
-        PublishError: If [`renew_card`] could not read it.
+        PublishError: If it cannot.
     """
     _parts(split_card(old, where)[1], where)
 
@@ -309,28 +309,29 @@ def require_renewable(old: str, where: str) -> None:
 def renew_card(
     old: str, metadata: Mapping[str, Any], body: str, where: str, asked: frozenset[str] = frozenset()
 ) -> str:
-    """The card that stands in the repository with the generated parts renewed.
+    """Replaces the generated parts of a repository's card.
 
     Args:
-        old (`str`): The card in the repository; may be empty.
-        metadata (`Mapping[str, Any]`), body (`str`): Freshly generated.
-        where (`str`): Names the card in errors.
-        asked (`frozenset[str]`): Metadata that the user asked for; see [`merge_metadata`].
+        old (`str`): Card in the repository; may be empty.
+        metadata (`Mapping[str, Any]`): New generated metadata.
+        body (`str`): New generated body.
+        where (`str`): Name of the card in errors.
+        asked (`frozenset[str]`): Metadata keys set by the user; see [`merge_metadata`].
 
     Raises:
-        PublishError: If its metadata is no YAML mapping, or its markers do not match.
+        PublishError: If the card's metadata is not a YAML mapping, or its markers do not match.
     """
     head, text = split_card(old, where)
     return join_card(merge_metadata(head, metadata, asked), merge_body(text, body, where), old)
 
 
 def merge_body(old: str, new: str, where: str = "The card") -> str:
-    """Renews the generated parts of a body.
+    """Replaces the generated parts of a body.
 
     Args:
-        old (`str`): The body in the repository. Without any part, the new parts follow it.
-        new (`str`): A freshly generated body.
-        where (`str`): Names the card in errors.
+        old (`str`): Body in the repository. If it has no generated parts, the new parts are appended.
+        new (`str`): New generated body.
+        where (`str`): Name of the card in errors.
 
     Raises:
         PublishError: If the markers of the old body do not match.
@@ -342,7 +343,7 @@ def merge_body(old: str, new: str, where: str = "The card") -> str:
     pieces, position = [], 0
     for name, (start, end) in known.items():
         pieces.append(old[position:start])
-        # A part that is not generated any more (a configuration that was taken out) goes.
+        # A part that is no longer generated (of a removed configuration) is deleted.
         pieces.append(_text(new, fresh[name]) if name in fresh else "")
         position = end
         pieces.extend(f"\n\n{_text(new, fresh[missing])}" for missing in _missing_after(name, fresh, known))
@@ -351,7 +352,7 @@ def merge_body(old: str, new: str, where: str = "The card") -> str:
 
 
 def _missing_after(name: str | None, fresh: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    """The new parts that follow `name` (or stand first) up to the next one that the old body has."""
+    """Returns the new parts after `name` (`None`: from the first on) up to the next one that the old body has."""
     names = list(fresh)
     if name is not None and name not in fresh:
         return []
@@ -364,7 +365,7 @@ def _missing_after(name: str | None, fresh: Mapping[str, Any], known: Mapping[st
 
 
 def _parts(body: str, where: str) -> dict[str, tuple[int, int]]:
-    """Start and end of each generated part, markers included."""
+    """Returns start and end of each generated part, including its markers."""
     parts: dict[str, tuple[int, int]] = {}
     opened: tuple[str, int] | None = None
     for match in _MARKER.finditer(body):
@@ -383,8 +384,8 @@ def _parts(body: str, where: str) -> dict[str, tuple[int, int]]:
 
 def _damaged(where: str, marker: str) -> PublishError:
     return PublishError(
-        f"{where}: the marker `{marker}` in `README.md` has lost its partner or stands twice. Restore the pair or "
-        "delete both lines, and push again; nothing was sent."
+        f"{where}: the marker `{marker}` in `README.md` must be one of a pair, got it alone or twice. Restore the "
+        "pair or delete both lines, and push again; nothing was sent."
     )
 
 

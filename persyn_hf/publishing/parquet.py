@@ -1,4 +1,4 @@
-"""Parquet shards of a dataset, written in a stream and named by what they hold."""
+"""Parquet shards of a dataset, written in a stream and named by a digest of their rows."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 500_000_000
 DEFAULT_CONFIG = "default"
-_WRITERS = 3  # at once; Arrow encodes without holding the interpreter's lock
+_WRITERS = 3  # threads; Arrow releases the interpreter's lock while encoding
 
 
 @dataclass(frozen=True)
 class Shards:
-    """One split's shards: where they go is known before they are written.
+    """One split's shards, whose paths are known before they are written.
 
-    The names carry a digest of rows and features. So shards that are already in a repository are known by name, a
-    reader of an old card never meets new shards, and `load_dataset`, which keys its cache of a local folder by the
-    folder's last name and the card's patterns (datasets 5.2), never serves one run's data for another's.
+    The names contain a digest of rows and features. So shards that a repository already has are recognised by name, a
+    reader of an old card never gets new shards, and `load_dataset`, which keys its cache of a local folder by the
+    folder's last name and the card's patterns (datasets 5.2), never returns another run's data.
 
     Args:
-        data (`Dataset`): The rows.
-        paths (`tuple[str, ...]`): Relative to the repository.
-        pattern (`str`): Finds them.
-        bytes_in_memory (`int`): As `datasets` estimates it.
+        data (`Dataset`): Rows.
+        paths (`tuple[str, ...]`): Paths relative to the repository.
+        pattern (`str`): Glob pattern of the paths.
+        bytes_in_memory (`int`): Size as estimated by `datasets`.
     """
 
     data: Dataset
@@ -47,7 +47,7 @@ class Shards:
     bytes_in_memory: int
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Writes the shards under a folder, three at a time."""
+        """Writes the shards into a folder, three at a time."""
         written = {path: folder / path for path in self.paths}
         for target in written.values():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,23 +60,23 @@ class Shards:
 def plan_shards(
     splits: Mapping[str, Dataset], config_name: str = DEFAULT_CONFIG, shard_bytes: int = SHARD_BYTES
 ) -> dict[str, Shards]:
-    """Names the shards of every split.
+    """Plans the shards of every split.
 
     Args:
-        splits (`Mapping[str, Dataset]`): The tables.
-        config_name (`str`, defaults to `"default"`): The configuration; every other one has a folder of its own.
-        shard_bytes (`int`, defaults to 500 MB): Of Arrow data per shard.
+        splits (`Mapping[str, Dataset]`): Tables by split.
+        config_name (`str`, defaults to `"default"`): Name of the configuration; each has its own folder.
+        shard_bytes (`int`, defaults to 500 MB): Bytes of Arrow data per shard.
     """
     return {split: _plan(data, split, config_name, shard_bytes) for split, data in splits.items()}
 
 
 def shard_folder(config_name: str) -> str:
-    """The folder of a configuration's shards, as `Dataset.push_to_hub` names it."""
+    """Returns the folder of a configuration's shards, named as by `Dataset.push_to_hub`."""
     return "data" if config_name == DEFAULT_CONFIG else config_name
 
 
 def _write_parquet(data: Dataset, path: Path) -> None:
-    """One row group per piece, with the options of `Dataset.to_parquet` (content-defined chunks, page index)."""
+    """Writes a row group per piece, with the options of `Dataset.to_parquet` (content-defined chunks, page index)."""
     import pyarrow.parquet as pq
     from datasets import config
 
@@ -99,21 +99,21 @@ def _plan(data: Dataset, split: str, config_name: str, shard_bytes: int) -> Shar
 
 
 def is_shard(path: str, config_name: str) -> bool:
-    """Tells a shard of this configuration that persyn-hf wrote from other files of a repository."""
+    """Returns true for the path of a shard of this configuration that persyn-hf wrote."""
     name = rf"{re.escape(shard_folder(config_name))}/[\w.]+-\d{{5}}-of-\d{{5}}-[0-9a-f]{{16}}\.parquet"
     return re.fullmatch(name, path) is not None
 
 
-_PIECE_BYTES = 400_000_000  # nothing is made of it, and nothing else is in memory yet
-#: Of everything that Arrow keeps apart: by its path in the table, `(column, field or [], …, what of it)`.
+_PIECE_BYTES = 400_000_000  # large, because pieces are only hashed, before anything else is in memory
+#: Hash states by path in the table: `(column, field or [], …, "valid", "lengths" or "values")`.
 _Streams = defaultdict[tuple[str, ...], Any]
 
 
 def digest(data: Dataset) -> str:
-    """A digest of rows and features, 16 hex digits: the same however the table is chunked, indexed or cached.
+    """Returns a digest of rows and features, 16 hex digits, independent of chunking, indices and caching.
 
-    Validity, lengths and values of every column are streams of their own. So they are hashed where they lie, without a
-    copy, and where a chunk ends leaves no mark.
+    Validity, lengths and values of every column are hashed as separate streams, so they need no copy, and chunk
+    boundaries do not affect the digest.
     """
     streams: _Streams = defaultdict(xxhash.xxh3_128)
     for table in pieces(data, _PIECE_BYTES):
@@ -132,7 +132,7 @@ def _feed_table(streams: _Streams, table: pa.Table) -> None:
 
 
 def _feed(streams: _Streams, array: Any, path: tuple[str, ...]) -> None:
-    """Feeds a column's chunk, or a part of it, to the streams of this path."""
+    """Adds a column's chunk, or a nested part of it, to the streams of its path."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -149,11 +149,11 @@ def _feed(streams: _Streams, array: Any, path: tuple[str, ...]) -> None:
         streams[*path, "lengths"].update(lengths.to_numpy())
         _feed(streams, array.flatten(), (*path, "[]"))
     elif len(array) > array.null_count:
-        _feed_values(streams, array.drop_null(), path)  # what lies under a null is anything
+        _feed_values(streams, array.drop_null(), path)  # values under a null are undefined
 
 
 def _feed_values(streams: _Streams, values: Any, path: tuple[str, ...]) -> None:
-    """Scalars without nulls: fixed-width ones and strings as they lie, others as Python prints them."""
+    """Adds scalars without nulls: fixed-width values and strings by their bytes, others by their `repr`."""
     import pyarrow as pa
 
     kind = values.type
@@ -171,7 +171,7 @@ def _feed_values(streams: _Streams, values: Any, path: tuple[str, ...]) -> None:
 
 
 def _feed_bytes(streams: _Streams, values: Any, offset: np.dtype[Any], path: tuple[str, ...]) -> None:
-    """Strings or bytes without nulls: their lengths, and their bytes in one stretch."""
+    """Adds strings or bytes without nulls: their lengths, and their concatenated bytes."""
     _, ends, text = values.buffers()
     bounds = np.frombuffer(ends, dtype=offset)[values.offset : values.offset + len(values) + 1]
     streams[*path, "lengths"].update(np.diff(bounds).astype(np.int64))

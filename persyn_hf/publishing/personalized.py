@@ -1,4 +1,4 @@
-"""Writes the personalised dataset and the router with their cards into folders, and to the Hub."""
+"""Writing the personalised dataset and the router, with their cards, to folders and to the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from persyn_hf import columns
 from persyn_hf.config import Publish, merged
 from persyn_hf.config.publishing import PULL_REQUEST
 from persyn_hf.errors import ConfigError, PublishError
-from persyn_hf.personalize import count_kept, personalize
+from persyn_hf.personalize import count_kept, kept_rows, personalize
 from persyn_hf.publishing import checks
 from persyn_hf.publishing.checks import license_warnings
 from persyn_hf.publishing.contents import DatasetContent, RouterContent, RouterLike
@@ -43,28 +43,28 @@ def save_personalized(
     settings: Publish | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Path:
-    """Writes what [`push_personalized`] pushes: Parquet, card, facts and figures, and the router with its card.
+    """Saves the files that [`push_personalized`] pushes: Parquet, card, facts, figures, and the router with its card.
 
     Args:
-        data (`Dataset` or `DatasetDict`): The routed answers, or the personalised tables made of them.
-        folder (`str` or `PathLike`): Gets `dataset/` and, with a router, `router/`. Each replaces what was there.
-        router (`PersynRouter`, *optional*): Saved beside the dataset and described in its card.
-        location, router_location (`str`, *optional*): What the cards' snippets load; default: the repositories of
-            `settings`, or the folders themselves.
-        scored (`Dataset`, *optional*): The scored probe, for the picture of the teachers.
-        run (`Mapping`, *optional*): More of [`gather`]: `generations`, `generations_all`, `cost`, `cost_all`,
-            `prices`, `prompts_source`, `prompts_revision` …
-        settings (`Publish` or `Mapping`, *optional*): The section `publish` of a configuration, or its keys. What it
-            says of a push is for [`push_personalized`].
-        options: Single keys of [`Publish`] that say what is written: `config_name`, `license`, `language`,
-            `keep_truncated`, `allow_secrets` (do not search for keys) and `allow_findings`. They replace those of
+        data (`Dataset` or `DatasetDict`): Routed answers, or the personalised tables made from them.
+        folder (`str` or `PathLike`): Target folder for `dataset/` and, with a router, `router/`, which are replaced.
+        router (`PersynRouter`, *optional*): Router to save and to describe in the dataset's card.
+        location, router_location (`str`, *optional*): Repositories or folders that the cards' snippets load; default:
+            the repositories in `settings`, or the folders themselves.
+        scored (`Dataset`, *optional*): Scored probe, for the figure of the teachers.
+        run (`Mapping`, *optional*): Further arguments of [`gather`]: `generations`, `generations_all`, `cost`,
+            `cost_all`, `prices`, `prompts_source`, `prompts_revision` …
+        settings (`Publish` or `Mapping`, *optional*): The section `publish` of a configuration, or its keys. Keys that
+            concern only a push are ignored.
+        options: Single keys of [`Publish`] that affect the files: `config_name`, `license`, `language`,
+            `keep_truncated`, `allow_secrets` (skip the search for keys) and `allow_findings`. They replace those of
             `settings`.
 
     Returns:
-        `Path`: The folder.
+        `Path`: The target folder.
 
     Raises:
-        DataError: If there is nothing to train on.
+        DataError: If there are no training rows.
         PublishError: If a card cannot be rendered.
     """
     asked = merged(Publish, settings, options, "save_personalized", _WRITTEN)
@@ -75,7 +75,7 @@ def save_personalized(
     splits, facts = _prepare(data, asked.keep_truncated, run)
     checks.require_features(splits)
     if location is None or router_location is not None:
-        facts.setdefault("router_repo_id", router_at)  # a card for the Hub cites no folder of this machine
+        facts.setdefault("router_repo_id", router_at)  # a card for the Hub must not cite a local folder
     provenance = gather(splits, router.metadata if router is not None else None, scored=scored, **facts)
     license, language = asked.license, asked.language
     warnings = license_warnings(license, provenance.teachers)
@@ -108,32 +108,32 @@ def push_personalized(
     saved: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Published:
-    """Pushes the personalised dataset, and the router where one is named, to the Hub with generated cards.
+    """Pushes the personalised dataset, and with `router_repo_id` the router, to the Hub with generated cards.
 
-    Everything is checked first. Then the router goes, then the dataset, whose card cites the router's commit. Each
-    repository changes in one commit against the one that was read, so that a reader sees the old state or the new one;
-    where nothing has changed there is no commit. A push that was interrupted is finished by running it again.
+    Everything is checked before anything is sent. The router is pushed first, then the dataset, whose card cites the
+    router's commit. Each repository changes in one commit on top of the one that was read, so a reader sees either the
+    old or the new state; without changes there is no commit. Run an interrupted push again to finish it.
 
     Args:
-        data (`Dataset` or `DatasetDict`): The routed answers, or the personalised tables made of them.
-        repo_id (`str`): The dataset repository, as `me/my-student-data`. Default: that of `settings`.
-        router (`PersynRouter`, *optional*): Described in the dataset's card; pushed with `router_repo_id`.
+        data (`Dataset` or `DatasetDict`): Routed answers, or the personalised tables made from them.
+        repo_id (`str`): Dataset repository, such as `me/my-student-data`; default: the one in `settings`.
+        router (`PersynRouter`, *optional*): Router described in the dataset's card, and pushed with `router_repo_id`.
         settings (`Publish` or `Mapping`, *optional*): The section `publish` of a configuration, or its keys.
-        token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
+        token (`str`, *optional*): Hugging Face token; default: the one stored by `hf auth login`.
         scored (`Dataset`, *optional*), run (`Mapping`, *optional*): As in [`save_personalized`].
-        saved (`str` or `PathLike`, *optional*): A folder of [`save_personalized`]: shards of the same rows that lie
-            there are not written again.
+        saved (`str` or `PathLike`, *optional*): Folder of [`save_personalized`], whose shards are reused if they have
+            the same rows.
         options: Single keys of [`Publish`] (`router_repo_id`, `config_name`, `private`, `license`, `tags` …), which
-            replace those of `settings`. A `revision` may be `refs/pr/N` too; with `dry_run`, `Published.folder` says
-            where everything was written.
+            replace those of `settings`. `revision` may also be `refs/pr/N`; with `dry_run`, all files are written to
+            `Published.folder`.
 
     Returns:
-        `Published`: The commits, and what they changed.
+        `Published`: Commits and changed files.
 
     Raises:
         ConfigError: If an option is unknown or wrong.
-        PublishError: If a check fails, with nothing sent, or a repository cannot be written to.
-        DataError: If there is nothing to train on.
+        PublishError: If a check fails (nothing was sent), or a repository is not writable.
+        DataError: If there are no training rows.
 
     Example:
         >>> push_personalized(data, "me/data", router=router, router_repo_id="me/router")  # doctest: +SKIP
@@ -142,7 +142,7 @@ def push_personalized(
 
     asked = _settings(repo_id, settings, options)
     if asked.router_repo_id is not None and router is None:
-        raise PublishError("`router_repo_id` needs `router`: give the trained router that is to be pushed there.")
+        raise PublishError("`router_repo_id` needs `router`: pass the trained router to push.")
     splits, facts = _prepare(data, asked.keep_truncated, run)
     checks.require_features(splits)
     if asked.router_repo_id is not None:
@@ -167,14 +167,14 @@ def push_personalized(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-#: What of a section says what is written, rather than how it is pushed.
+#: Keys of the section `publish` that affect the files, rather than the push.
 _WRITTEN = ("config_name", "license", "language", "keep_truncated", "allow_secrets", "allow_findings")
 
 
 def _settings(
     repo_id: str | None, settings: Publish | Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> Publish:
-    """The settings of a push, with checked names."""
+    """Merges the settings of a push and checks its names."""
     if options.get("create_pr") and (options.get("tags") or options.get("revision")):
         raise PublishError(f"{PULL_REQUEST}.")
     given = options if repo_id is None else {**options, "dataset_repo_id": repo_id}
@@ -194,7 +194,7 @@ def _push(
     router: RouterLike | None,
     saved: str | os.PathLike[str] | None,
 ) -> Push:
-    """The push that a section asks for; nothing is sent yet."""
+    """Builds the push; nothing is sent yet."""
     repo_id = asked.dataset_repo_id
     assert repo_id is not None, "checked with the settings"
     figures, warnings = Figures(provenance), license_warnings(asked.license, provenance.teachers)
@@ -231,12 +231,13 @@ def _push(
 def _prepare(
     data: Dataset | DatasetDict, keep_truncated: bool, run: Mapping[str, Any] | None
 ) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """The personalised tables by split, and the run's facts with what was left out of them."""
+    """Returns the personalised tables by split, and the run's facts with the numbers of dropped answers."""
     facts = dict(run or {})
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     for table in splits.values():
         require_table(data if not hasattr(table, "column_names") else table, "push")
     dropped: dict[str, int] = dict(facts.get("dropped") or {})
+    finer: dict[str, tuple[int, ...]] = {}
     for name, table in splits.items():
         if _is_personalized(table):
             continue
@@ -247,10 +248,25 @@ def _prepare(
             ("no text", kept.empty),
         ):
             dropped[reason] = dropped.get(reason, 0) + count
+        for teacher, tokens in _finer(table, keep_truncated).items():
+            finer[teacher] = tuple(map(sum, zip(tokens, finer.get(teacher, (0, 0)), strict=True)))
         splits[name] = personalize(table, keep_truncated)
     if dropped:
         facts["dropped"] = dropped | dict(facts.get("dropped") or {})
+    if finer:
+        facts.setdefault("finer", finer)
     return splits, facts
+
+
+def _finer(answers: Dataset, keep_truncated: bool) -> dict[str, tuple[int, ...]]:
+    """Per teacher, the cached tokens and the reasoning tokens of the answers that become training rows."""
+    names = [columns.CACHED_TOKENS, columns.REASONING_TOKENS]
+    if not set(names) <= set(answers.column_names):
+        return {}
+    kept = answers.select_columns([columns.TEACHER, *names]).select(kept_rows(answers, keep_truncated))
+    table = kept.with_format("arrow")[:]
+    sums = table.group_by(columns.TEACHER).aggregate([(name, "sum") for name in names])
+    return {row[columns.TEACHER]: tuple(row[f"{name}_sum"] or 0 for name in names) for row in sums.to_pylist()}
 
 
 def _is_personalized(data: Dataset) -> bool:

@@ -1,4 +1,4 @@
-"""The facts of a run that the cards state, gathered once from the router's `persyn` block and the tables."""
+"""Provenance of a personalised dataset: facts for the cards, from the router's `persyn` block and the tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persyn_hf import columns
+from persyn_hf.config import priced
 from persyn_hf.errors import PublishError
 from persyn_hf.publishing.leaks import find_in_text
 from persyn_hf.publishing.local_paths import without_local_paths
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+#: Per teacher, USD for a million tokens as [`priced`] takes them: of prompts and of completions, or all that
+#: `Teacher.prices` has.
+Prices = Mapping[str, Sequence[float]]
+
 _LIBRARIES = ("persyn-hf", "transformers", "datasets", "huggingface_hub", "torch")
 _DESCRIBED = ("model", "revision", "license", "system_prompt", "family")
 
@@ -31,13 +36,13 @@ class TeacherShare:
     """One teacher's part in a personalised dataset.
 
     Args:
-        name (`str`), model, revision, license, family, system_prompt (`str`, *optional*): Who answered.
+        name (`str`), model, revision, license, family, system_prompt (`str`, *optional*): The teacher's description.
         rows (`int`): Training rows from this teacher.
         share (`float`): Share of all training rows, 0 to 1.
-        prompt_tokens, completion_tokens (`int`): Tokens of the rows that are trained on.
-        cost (`float`, *optional*): USD for those rows; `None` where no price is known.
+        prompt_tokens, completion_tokens (`int`): Tokens of these rows.
+        cost (`float`, *optional*): USD for these rows; `None` without a price.
         sampling (`Mapping[str, Any]`): Sampling parameters.
-        strength (`Strength`, *optional*): Its mean scores on the probe.
+        strength (`Strength`, *optional*): Mean scores on the probe.
     """
 
     name: str
@@ -57,26 +62,28 @@ class TeacherShare:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything that a dataset card states about how its data came to be.
+    """Facts about the origin of a dataset, as its card states them.
 
     Args:
-        teachers (`Sequence[TeacherShare]`): In the router's order.
-        rows (`int`): Training rows, all splits together.
+        teachers (`Sequence[TeacherShare]`): Teachers, in the router's order.
+        rows (`int`): Training rows of all splits.
         splits (`Mapping[str, int]`): Rows per split.
         router (`Mapping[str, Any]`): The router's `persyn` block; empty where no router is named.
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
         hygiene (`Mapping[str, int]`): Prompts left out before anything was asked, by reason.
+        accept (`Mapping[str, Any]`): What became of the attempts, where answers were asked for until one was good:
+            `min_quality`, `attempts`, `prompts`, `answers`, `accepted`, `given_up`, `answers_of` and `accepted_of`.
         failed (`int`, *optional*): Requests of the whole run that got no answer.
         judges (`Sequence[str]`): The language models that judged the answers.
         sample (`Mapping[str, str]`): One row, shortened: `prompt`, `completion` and `teacher`.
-        generations (`int`, *optional*): Answers that the whole run got.
-        generations_all (`int`, *optional*): What generate-then-select would have asked for.
-        cost, cost_all (`float`, *optional*): USD for the one and, estimated, for the other.
-        scores (`Sequence[Mapping[str, Any]]`): What judges, and a student behind a server, were paid for: `kind`
-            (`judge` or `student`), `model` of a judge, `replies`, `unread` (replies that held no score),
-            `prompt_tokens`, `completion_tokens` and `cost` in USD, which is not in `cost` above.
-        prompts_source, prompts_revision (`str`, *optional*): Where the prompts come from.
+        generations (`int`, *optional*): Number of answers of the whole run.
+        generations_all (`int`, *optional*): Number of answers that generate-then-select would have needed.
+        cost, cost_all (`float`, *optional*): USD for these answers and, estimated, for generate-then-select.
+        scores (`Sequence[Mapping[str, Any]]`): Paid scores of judges and of a student behind a server: `kind` (`judge`
+            or `student`), `model` of a judge, `replies`, `unread` (replies without a score), `prompt_tokens`,
+            `completion_tokens` and `cost` in USD, which is not included in `cost` above.
+        prompts_source, prompts_revision (`str`, *optional*): Source of the prompts.
         versions (`Mapping[str, str]`): Versions of the libraries that wrote the data.
     """
 
@@ -88,21 +95,22 @@ class Provenance:
     router_revision: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     hygiene: Mapping[str, int] = field(default_factory=dict)
+    accept: Mapping[str, Any] = field(default_factory=dict)
     failed: int | None = None
-    judges: Sequence[str] = ()
+    judges: Sequence[str] = field(default_factory=list)
     sample: Mapping[str, str] = field(default_factory=dict)
     generations: int | None = None
     generations_all: int | None = None
     cost: float | None = None
     cost_all: float | None = None
-    scores: Sequence[Mapping[str, Any]] = ()
+    scores: Sequence[Mapping[str, Any]] = field(default_factory=list)
     prompts_source: str | None = None
     prompts_revision: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def saved(self) -> float | None:
-        """Generations of generate-then-select divided by those of the run; `None` where the run is not known."""
+        """Generations of generate-then-select divided by those of the run; `None` if the run's are unknown."""
         if not self.generations or self.generations_all is None:
             return None
         return self.generations_all / self.generations
@@ -114,21 +122,21 @@ class Provenance:
 
     @property
     def only_teacher(self) -> str | None:
-        """The teacher of every row, where it is one."""
+        """The teacher of all rows, if there is only one."""
         used = [teacher.name for teacher in self.teachers if teacher.rows]
         return used[0] if len(used) == 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: a number that is not finite is `None`."""
+        """Returns plain values for JSON, with `None` for numbers that are not finite."""
         plain: dict[str, Any] = without_nan(asdict(self))
         return plain
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
-        """Reads what [`to_dict`] wrote; keys of a later version are left out.
+        """Reads the values of [`to_dict`]; unknown keys of later versions are ignored.
 
         Raises:
-            PublishError: If it is no provenance.
+            PublishError: If the values are not a provenance.
         """
         try:
             teachers = [
@@ -140,7 +148,7 @@ class Provenance:
             ]
             return cls(**_known(cls, data) | {"teachers": teachers})
         except (KeyError, TypeError, AttributeError) as error:
-            raise PublishError(f"This is no provenance that persyn-hf wrote: {error}.") from error
+            raise PublishError(f"Expected a provenance that persyn-hf wrote, got other values: {error}.") from error
 
 
 def gather(
@@ -148,17 +156,20 @@ def gather(
     router: Mapping[str, Any] | None = None,
     *,
     scored: Dataset | None = None,
-    prices: Mapping[str, tuple[float, float]] | None = None,
+    prices: Prices | None = None,
+    finer: Mapping[str, Sequence[int]] | None = None,
     **run: Any,
 ) -> Provenance:
     """Gathers a personalised dataset's provenance.
 
     Args:
-        splits (`Mapping[str, Dataset]`): The personalised tables.
+        splits (`Mapping[str, Dataset]`): Personalised tables.
         router (`Mapping[str, Any]`, *optional*): The router's `persyn` block.
         scored (`Dataset`, *optional*): The scored probe; gives every teacher's strength.
-        prices (`Mapping`, *optional*): Per teacher, USD per million prompt and completion tokens.
-        run (`Any`): `dropped`, `hygiene`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
+        prices (`Prices`, *optional*): Teachers that are not named have no price.
+        finer (`Mapping[str, Sequence[int]]`, *optional*): Per teacher, the cached tokens of the prompts and the
+            reasoning tokens of the completions, which personalised tables do not have.
+        run (`Any`): `dropped`, `hygiene`, `accept`, `generations`, `generations_all`, `cost`, `cost_all`, `scores`,
             `failed`, `judges`, `prompts_source`, `prompts_revision`, `router_repo_id`, `router_revision`.
     """
     block: dict[str, Any] = without_local_paths(router or {})
@@ -172,6 +183,7 @@ def gather(
     for name in [*described, *sorted(name for name in counts if name not in described)]:
         rows, prompt_tokens, completion_tokens = counts.get(name, (0, 0, 0))
         price = (prices or {}).get(name)
+        tokens = (prompt_tokens, completion_tokens, *(finer or {}).get(name, ()))
         about = described.get(name, {})
         shares.append(
             TeacherShare(
@@ -180,7 +192,7 @@ def gather(
                 share=rows / total if total else 0.0,
                 prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens,
-                cost=None if price is None else (prompt_tokens * price[0] + completion_tokens * price[1]) / 1e6,
+                cost=None if price is None else priced(price, tokens),
                 sampling=about.get("sampling") or {},
                 strength=strengths.get(name),
                 **{key: about.get(key) for key in _DESCRIBED},
@@ -192,7 +204,7 @@ def gather(
 
 
 def _count(splits: Mapping[str, Dataset]) -> dict[str, tuple[int, int, int]]:
-    """Per teacher: rows, prompt tokens, completion tokens. Arrow counts; no row becomes a Python object."""
+    """Returns rows, prompt tokens and completion tokens by teacher. Arrow counts them, without Python objects."""
     import pyarrow as pa
 
     counts: dict[str, tuple[int, int, int]] = {}
@@ -212,7 +224,7 @@ def _count(splits: Mapping[str, Dataset]) -> dict[str, tuple[int, int, int]]:
 
 
 def without_nan(value: Any) -> Any:
-    """Plain nested values, `None` for each number that JSON has no form for."""
+    """Replaces NaN and infinity, which JSON lacks, by `None` in plain nested values."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -224,7 +236,7 @@ _SAMPLE = 400  # characters of a text in the sample row
 
 
 def _sample(splits: Mapping[str, Dataset]) -> dict[str, str]:
-    """The first row whose texts hold nothing like a secret, of the first few."""
+    """Returns the first of the first five rows of a split whose texts do not look like secrets."""
     for data in splits.values():
         for row in data.select(range(min(5, len(data)))):
             texts = {name: one_line(_spoken(row[name]), _SAMPLE) for name in (columns.PROMPT, columns.COMPLETION)}
@@ -233,8 +245,8 @@ def _sample(splits: Mapping[str, Dataset]) -> dict[str, str]:
     return {}
 
 
-def _spoken(turns: Any) -> str:
-    """The last text of a conversation."""
+def _spoken(turns: object) -> str:
+    """Returns the last text of a conversation."""
     content = turns[-1].get("content") if isinstance(turns, list) and turns else turns
     if isinstance(content, list):
         content = " ".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
@@ -250,7 +262,7 @@ def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key in names}
 
 
-#: Learnability metrics of which less is better.
+#: Learnability metrics for which lower is better.
 _LESS_IS_BETTER = frozenset(("rsr", "perplexity"))
 
 
@@ -259,10 +271,10 @@ class Strength:
     """One teacher's means over the probe answers that have both scores.
 
     Args:
-        answers (`int`): Number of those answers.
+        answers (`int`): Number of these answers.
         quality (`float`), learnability (`float`): Raw means; learnability in the unit of its metric.
-        normalized_quality, normalized_learnability (`float`): Means after the normalisation within the prompt, for
-            both more is better. The reward is linear in these two.
+        normalized_quality, normalized_learnability (`float`): Means after normalisation within the prompt; for both,
+            higher is better. The reward is linear in these two.
         reward (`float`, *optional*): Mean reward.
     """
 
@@ -275,17 +287,17 @@ class Strength:
 
 
 def teacher_strengths(scored: Dataset, normalization: str = "minmax") -> dict[str, Strength]:
-    """The strength of every teacher of a scored probe.
+    """Computes the strength of every teacher in a scored probe.
 
     Args:
-        scored (`Dataset`): With `prompt_id`, `teacher`, `quality`, `learnability`, and `reward` where it is known.
-        normalization (`str`, defaults to `"minmax"`): As the reward used it.
+        scored (`Dataset`): Table with `prompt_id`, `teacher`, `quality`, `learnability`, and optionally `reward`.
+        normalization (`str`, defaults to `"minmax"`): Normalisation of the reward.
 
     Raises:
         MissingColumnError: If a column is absent.
     """
     needed = (columns.PROMPT_ID, columns.TEACHER, columns.QUALITY, columns.LEARNABILITY)
-    columns.require_columns(scored.column_names, needed, "the picture of the teachers")
+    columns.require_columns(scored.column_names, needed, "the figure of the teachers")
     metrics = set(scored[columns.LEARNABILITY_METRIC]) if columns.LEARNABILITY_METRIC in scored.column_names else set()
     sign = -1.0 if metrics & _LESS_IS_BETTER else 1.0
     rewards = scored[columns.REWARD] if columns.REWARD in scored.column_names else [None] * len(scored)
@@ -318,21 +330,17 @@ def _strength(rows: NDArray[np.float64]) -> Strength:
     )
 
 
-#: Per teacher, USD per million prompt tokens and per million completion tokens.
-Prices = Mapping[str, tuple[float, float]]
-
-
 def run_costs(tables: Sequence[Dataset | None], prices: Prices, prompts: int) -> tuple[float | None, float | None]:
-    """Adds up what was paid, and estimates what every teacher's answer to every prompt would have cost.
+    """Sums the cost of the run, and estimates the cost of every teacher's answer to every prompt.
 
     Args:
-        tables (`Sequence[Dataset]`): Answers of the stages; a row key that stands in two of them was paid for once.
-        prices (`Prices`): Teachers that are not named are free.
-        prompts (`int`): Prompts of the run.
+        tables (`Sequence[Dataset]`): Answers of the stages; a row key in several tables is counted once.
+        prices (`Prices`): Prices; teachers without one are free.
+        prompts (`int`): Number of prompts of the run.
 
     Returns:
-        `tuple[float, float]`: Both in USD; the second is each teacher's mean cost per answer times the prompts, and
-        `None` where a priced teacher gave no answer. Both are `None` without any price.
+        `tuple[float, float]`: Both in USD. The second is each teacher's mean cost per answer times the prompts, or
+            `None` if a priced teacher gave no answer. Both are `None` without any price.
     """
     if not prices:
         return None, None
@@ -340,11 +348,10 @@ def run_costs(tables: Sequence[Dataset | None], prices: Prices, prompts: int) ->
     for table in tables:
         if table is None:
             continue
-        tokens = zip(table[columns.PROMPT_TOKENS], table[columns.COMPLETION_TOKENS], strict=True)
-        for key, (asked, answered) in zip(columns.row_keys(table), tokens, strict=True):
-            if asked is not None and answered is not None:
-                price = prices.get(key[1], (0.0, 0.0))
-                paid[key] = (asked * price[0] + answered * price[1]) / 1e6
+        counted = [table[name][:] for name in columns.TOKENS if name in table.column_names]
+        for key, tokens in zip(columns.row_keys(table), zip(*counted, strict=True), strict=True):
+            if tokens[0] is not None and tokens[1] is not None:
+                paid[key] = priced(prices.get(key[1], (0.0, 0.0)), tokens)
     means = []
     for teacher in prices:
         own = [cost for (_, name, *_), cost in paid.items() if name == teacher]

@@ -1,4 +1,4 @@
-"""One push: everything is looked at first, then the router goes, then the dataset that cites it."""
+"""Push of one run: checks everything, then pushes the router, then the dataset that cites it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Published:
     """Result of a push.
 
     Args:
-        dataset (`Pushed`): To the dataset's repository.
-        router (`Pushed`, *optional*): To the router's.
-        folder (`Path`, *optional*): Of a dry run: `dataset/` and `router/` as they would have been sent. Only the
-            router's new commit, which the dataset's card cites, is not known there.
-        collection (`str`, *optional*): The slug of the collection that both are in.
+        dataset (`Pushed`): Push to the dataset's repository.
+        router (`Pushed`, *optional*): Push to the router's repository.
+        folder (`Path`, *optional*): Folder of a dry run, with `dataset/` and `router/` as they would be sent; only the
+            router's new commit, which the dataset's card cites, is unknown.
+        collection (`str`, *optional*): Slug of the collection of both repositories.
     """
 
     dataset: Pushed
@@ -52,17 +52,17 @@ class Published:
 
     @property
     def dataset_url(self) -> str:
-        """The dataset's commit."""
+        """URL of the dataset's commit."""
         return self.dataset.url
 
     @property
     def router_url(self) -> str | None:
-        """The router's commit."""
+        """URL of the router's commit."""
         return self.router.url if self.router is not None else None
 
 
 class Push:
-    """One push: what both repositories are to hold, and what they held when they were read."""
+    """One push: the new content of both repositories, and their state when they were read."""
 
     def __init__(self, api: Any, dataset: DatasetContent, repository: Repository) -> None:
         self.api = api
@@ -75,12 +75,12 @@ class Push:
         self.changes = self.router_changes = Content({})
 
     def check(self, tags: Sequence[str], allow_secrets: bool, allowed: Collection[str] = ()) -> None:
-        """Looks at everything that could stop the push later; nothing is sent.
+        """Checks everything that could stop the push later; nothing is sent.
 
         Args:
-            tags (`Sequence[str]`): Git tags that the push sets.
-            allow_secrets (`bool`): Search for no keys and tokens.
-            allowed (`Collection[str]`): Fingerprints of findings that are no secrets.
+            tags (`Sequence[str]`): Git tags to set.
+            allow_secrets (`bool`): Whether to skip the search for keys and tokens.
+            allowed (`Collection[str]`): Fingerprints of findings that are not secrets.
         """
         self.before = self.repository.read()
         checks.require_access(self.repository, self.before)
@@ -102,7 +102,7 @@ class Push:
         checks.require_free_tags(self.repository, self.before, tags, changes)
 
     def send(self, options: Mapping[str, Any], tags: Sequence[str]) -> Published:
-        """The router, then the dataset that cites it, then the tags."""
+        """Pushes the router, then the dataset that cites it, then the tags."""
         router = None
         if self.router is not None and self.router_repository is not None:
             router = self.router_repository.update(self.router.build, self.router_before, **options)
@@ -115,7 +115,7 @@ class Push:
         return Published(dataset, router)
 
     def write(self, folder: Path) -> Published:
-        """Both repositories' files, as they would be sent."""
+        """Writes both repositories' files into a folder, as they would be sent."""
         router = None
         write_content(self.dataset.build(self.before), folder / "dataset")
         if self.router is not None and self.router_repository is not None:
@@ -124,7 +124,7 @@ class Push:
         return Published(_planned(self.repository, self.before, self.changes), router, folder)
 
     def _check_cards(self) -> None:
-        """Renders both cards, merged, and asks the Hub about those that are new."""
+        """Renders and merges both cards, and asks the Hub to validate changed ones."""
         card = self.dataset.card(self.before)
         if card != self.before.texts.get(CARD):
             checks.require_valid_card(self.repository, card)
@@ -134,18 +134,18 @@ class Push:
                 checks.require_valid_card(self.router_repository, card)
 
     def _leaks(self, allowed: Collection[str]) -> list[Leak]:
-        """Facts and router block are short; rows that the repository has were looked at when they were pushed."""
+        """Finds secrets; rows that the repository already has were searched when they were pushed."""
         return find_in_dataset(self.dataset, allowed, rows=not self.dataset.are_there(self.before))
 
 
 def find_in_dataset(dataset: DatasetContent, allowed: Collection[str], rows: bool = True) -> list[Leak]:
-    """Finds secrets in what a dataset's and its router's repositories are to hold.
+    """Finds secrets in the new content of a dataset's and its router's repositories.
 
     Args:
-        dataset (`DatasetContent`): The dataset's side; its provenance holds all that both cards and the router's
-            `config.json` say.
-        allowed (`Collection[str]`): Fingerprints of findings that are no secrets.
-        rows (`bool`, defaults to `True`): Search the rows too.
+        dataset (`DatasetContent`): Content of the dataset repository; its provenance includes all facts in both cards
+            and in the router's `config.json`.
+        allowed (`Collection[str]`): Fingerprints of findings that are not secrets.
+        rows (`bool`, defaults to `True`): Whether to search the rows too.
     """
     leaks = find_in_values(dataset.provenance.to_dict(), f"`{FACTS}` and the cards", allowed)
     if rows:
@@ -155,7 +155,7 @@ def find_in_dataset(dataset: DatasetContent, allowed: Collection[str], rows: boo
 
 
 def write_content(content: Content, folder: Path) -> None:
-    """Puts the files of a repository into a folder; those that were made there stay where they are."""
+    """Writes the files of a repository into a folder, except those that are already in place."""
     for path, what in content.files.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def write_content(content: Content, folder: Path) -> None:
 
 
 def collect(api: Any, collection: str, done: Published, private: bool) -> str:
-    """Puts both repositories into a collection; those that are in it stay."""
+    """Adds both repositories to a collection, which keeps its other entries."""
     owner = done.dataset.repo_id.split("/")[0]
     try:
         slug = collection
@@ -179,7 +179,7 @@ def collect(api: Any, collection: str, done: Published, private: bool) -> str:
                 retry(partial(api.add_collection_item, slug, pushed.repo_id, pushed.repo_type, exists_ok=True))
     except failures() as error:
         raise PublishError(
-            f"Both repositories are pushed; putting them into the collection `{collection}` failed: {explain(error)}"
+            f"The push succeeded, but adding it to the collection `{collection}` failed: {explain(error)}"
         ) from error
     return slug
 
@@ -208,10 +208,10 @@ class StudentPush:
     """The push of one student.
 
     Args:
-        repo_id (`str`): The model repository, as `me/my-student`.
-        private (`bool`, defaults to `True`): Visibility of a new repository.
-        token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
-        allow_findings (`Collection[str]`): Fingerprints of texts that look like a key and are none.
+        repo_id (`str`): Model repository, such as `me/my-student`.
+        private (`bool`, defaults to `True`): Whether a new repository is private.
+        token (`str`, *optional*): Hugging Face token; default: the one stored by `hf auth login`.
+        allow_findings (`Collection[str]`): Fingerprints of texts that look like a key but are not.
     """
 
     def __init__(
@@ -226,24 +226,24 @@ class StudentPush:
         self._allowed = allow_findings
 
     def check(self) -> None:
-        """Looks at the token and at the card that is there, so that no training ends before a closed door.
+        """Checks the token and the existing card before the training.
 
         Raises:
-            PublishError: If the repository cannot be written to, or its card cannot be read.
+            PublishError: If the repository is not writable, or its card cannot be read.
         """
         before = self._repository.read()
         checks.require_access(self._repository, before)
         require_renewable(before.texts.get(CARD, ""), self._card_name)
 
     def send(self, folder: Path, card: str) -> Pushed:
-        """Makes the repository hold what the folder holds; what a person wrote in its card stays.
+        """Pushes the folder's files to the repository; text that a user wrote in the card is kept.
 
         Args:
-            folder (`Path`): The student's weights and tokenizer; `checkpoints/` is left out.
-            card (`str`): Its freshly rendered card.
+            folder (`Path`): Folder of the student's weights and tokenizer; `checkpoints/` is left out.
+            card (`str`): New generated card.
 
         Raises:
-            PublishError: If it cannot be done; running it again resumes it. If some text looks like a secret.
+            PublishError: If some text looks like a secret, or the push fails; running it again resumes it.
         """
         weights = public_files(
             {

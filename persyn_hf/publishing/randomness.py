@@ -1,17 +1,17 @@
-"""Drawn by a machine, or written by a person: what a text's own letters say."""
+"""Detection of random text: keys differ from words and placeholders in their letters."""
 
 from __future__ import annotations
 
 import itertools
 import re
 
-#: Words of placeholders. Each is so long, or so marked, that a random key has it less than once in ten thousand.
+#: Words of placeholders; a random key contains one of them by chance less than once in ten thousand.
 _PLACEHOLDER = re.compile(
     r"example|placeholder|your[-_ ]?|change[-_]?me|insert|replace|redacted|dummy|sample|goes[-_]here|[-_]here\b"
     r"|[-_]key\b|^key[-_]|api[-_]?key|secret[-_]?key|password|x{6,}|\.{3}|\*{3}|0{8}|foobar|lorem|deadbeef|notreal",
     re.IGNORECASE,
 )
-#: Pairs of letters that make up about three quarters of English, and half and more of German, French or Slovak text.
+#: Letter pairs that make up about three quarters of English, and at least half of German, French or Slovak text.
 _PAIRS = frozenset(
     re.findall(
         "..",
@@ -25,10 +25,9 @@ _PAIRS = frozenset(
 
 
 def is_random_text(value: str) -> bool:
-    """Tells a text that a machine drew from words and placeholders.
+    """Returns true for random text, false for words and placeholders.
 
-    Drawn text changes between small letters, capitals and digits in nearly every second place, or its neighbouring
-    letters are not those of words.
+    Random text switches often between lower case, upper case and digits, or its letter pairs are rare in words.
 
     Example:
         >>> is_random_text("learn-is-a-machine-learning-library"), is_random_text("9fQ2xLw8Zr41TnbV7cKd")
@@ -43,19 +42,19 @@ def is_random_text(value: str) -> bool:
 
 
 def _changes(value: str) -> float:
-    """The share of places at which small letters, capitals and digits change; a word's capital counts as small."""
+    """Returns the share of places that switch between lower case, upper case and digits; capitalised words do not."""
     text = re.sub(r"[A-Z](?=[a-z]{3})", lambda match: match.group().lower(), value)
     kinds = re.sub(r"\d", "0", re.sub(r"[A-Z]", "A", re.sub(r"[a-z]", "a", re.sub(r"[^A-Za-z0-9]+", "", text))))
     return sum(left != right for left, right in itertools.pairwise(kinds)) / max(1, len(kinds) - 1)
 
 
 def looks_drawn(value: str) -> bool:
-    """As [`is_random_text`], for values behind a prefix that stands in no word: less is enough."""
+    """Applies a lower threshold than [`is_random_text`], for values after a prefix that no word contains."""
     return is_random_text(value) or (not is_placeholder(value) and _changes(value) >= 0.1)
 
 
 def is_placeholder(value: str) -> bool:
-    """Tells a value that the reader is to replace: words, one character repeated, a row of the alphabet."""
+    """Returns true for a value that the reader should replace: words, repeated characters, alphabetical sequences."""
     if _PLACEHOLDER.search(value) or len(set(value)) < 2 or re.search(r"(.)\1{5}", value):
         return True
     steps = [ord(right) - ord(left) for left, right in itertools.pairwise(value)]

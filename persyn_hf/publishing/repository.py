@@ -1,8 +1,7 @@
-"""A Hub repository that changes in one commit: read, compare, commit against what was read, or start over.
+"""A Hub repository that changes in one commit: read, compare, commit on top of what was read, or start over.
 
-Every attempt begins with reading, and what is already there is not sent again. So an attempt that was cut, an attempt
-that lost against another push, and a commit whose answer was lost all end the same way: the next attempt finds out
-what is left to do.
+Every attempt starts by reading the repository, and files that are already there are not sent again. So after a broken
+connection, a concurrent push or a lost response, the next attempt sends only what is still missing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 from persyn_hf.config import Publish, default_of
 from persyn_hf.errors import PublishError
 
-#: Files in one commit: the number at which `huggingface_hub`'s own uploads stop growing theirs.
+#: Maximum number of files per commit; `huggingface_hub` uses the same maximum for its uploads.
 FILES_PER_COMMIT: int = default_of(Publish, "files_per_commit")
 ATTEMPTS = 6
 CARD, FACTS = "README.md", "persyn.json"
@@ -33,8 +32,8 @@ class RemoteFile:
 
     Args:
         size (`int`): In bytes.
-        oid (`str`): SHA-256 of a large file, git's SHA-1 of another.
-        large (`bool`): Kept as LFS or Xet, and not in git.
+        oid (`str`): SHA-256 of a large file, else git's SHA-1.
+        large (`bool`): Whether the file is stored as LFS or Xet, not in git.
     """
 
     size: int
@@ -42,7 +41,7 @@ class RemoteFile:
     large: bool
 
     def holds(self, content: Path | bytes) -> bool:
-        """Compares the file with a content, by size and digest."""
+        """Returns true if the file has the given content, by size and digest."""
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         if size != self.size:
             return False
@@ -59,13 +58,13 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository at the commit that was read.
+    """State of a repository at the commit that was read.
 
     Args:
-        commit (`str`, *optional*): `None` where there is no such repository, or no such branch yet.
-        files (`Mapping[str, RemoteFile]`): By path.
-        texts (`Mapping[str, str]`): Card and facts, where they are there.
-        exists (`bool`): The repository exists.
+        commit (`str`, *optional*): Commit; `None` if the repository or branch does not exist yet.
+        files (`Mapping[str, RemoteFile]`): Files by path.
+        texts (`Mapping[str, str]`): Card and facts, if they exist.
+        exists (`bool`): Whether the repository exists.
     """
 
     commit: str | None = None
@@ -76,18 +75,18 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Content:
-    """Files that a repository is to hold.
+    """New content of a repository.
 
     Args:
-        files (`Mapping[str, Path | bytes]`): To be there with this content; card and facts among them.
-        stale (`Sequence[str]`): To be gone.
+        files (`Mapping[str, Path | bytes]`): Files to write, by path; including card and facts.
+        stale (`Sequence[str]`): Paths of files to delete.
     """
 
     files: Mapping[str, Path | bytes]
     stale: Sequence[str] = ()
 
     def changes(self, snapshot: Snapshot) -> Content:
-        """The part that a repository does not hold yet."""
+        """Returns the part of the content that the repository does not have yet."""
         missing = {
             path: content
             for path, content in self.files.items()
@@ -102,11 +101,11 @@ class Pushed:
 
     Args:
         repo_id (`str`), repo_type (`str`): Name and type of the repository.
-        commit (`str`, *optional*): The commit that holds the content; `None` in a dry run that would make one.
-        url (`str`): Page of that commit, or of the repository.
-        changed (`bool`): This push made the commit.
-        added, deleted (`tuple[str, ...]`): Paths that were written and taken away.
-        pr_url (`str`, *optional*): The pull request, where one was asked for.
+        commit (`str`, *optional*): Commit with the content; `None` in a dry run that would create one.
+        url (`str`): URL of the commit, or of the repository.
+        changed (`bool`): Whether this push created the commit.
+        added, deleted (`tuple[str, ...]`): Written and deleted paths.
+        pr_url (`str`, *optional*): URL of the pull request, if `create_pr` was set.
     """
 
     repo_id: str
@@ -123,10 +122,10 @@ class Repository:
     """One repository at one branch.
 
     Args:
-        api (`HfApi`): The client.
+        api (`HfApi`): Client of the Hub.
         repo_id (`str`), repo_type (`str`): Name and type of the repository.
-        revision (`str`, *optional*): A branch or `refs/pr/N`; default: `main`. A branch that is not there is made.
-        wait (`float`, defaults to 1.0): Seconds before the second attempt; doubled after each.
+        revision (`str`, *optional*): Branch or `refs/pr/N`; default: `main`. A missing branch is created.
+        wait (`float`, defaults to 1.0): Seconds before the second attempt; doubled after each attempt.
     """
 
     def __init__(self, api: Any, repo_id: str, repo_type: str, revision: str | None = None, wait: float = 1.0) -> None:
@@ -143,12 +142,12 @@ class Repository:
 
     @property
     def url(self) -> str:
-        """Its page."""
+        """URL of the repository."""
         kind = "datasets/" if self.repo_type == "dataset" else ""
         return f"{self.api.endpoint}/{kind}{self.repo_id}"
 
     def read(self) -> Snapshot:
-        """Reads commit, list of files, card and facts; everything at the commit that was read first."""
+        """Reads the commit, then the list of files, card and facts at this commit."""
         return self._trying(self._read, "Reading")
 
     def update(
@@ -161,19 +160,20 @@ class Repository:
         create_pr: bool = False,
         files_per_commit: int = FILES_PER_COMMIT,
     ) -> Pushed:
-        """Makes the repository hold what `build` says; one commit, or none where nothing has changed.
+        """Writes the content that `build` returns, in one commit, or in none if nothing has changed.
 
         Args:
-            build (`Callable`): From what is there to what is to be there; called again where another push was faster.
-            first (`Snapshot`): The repository as it was read before; used for the first attempt.
+            build (`Callable`): Function from the current state to the new content; called again after a concurrent
+                push.
+            first (`Snapshot`): State that was read before, for the first attempt.
             message (`str`): Commit message.
-            private (`bool`): Visibility of a repository that is made now.
-            create_pr (`bool`, defaults to `False`): Open a pull request instead.
-            files_per_commit (`int`): More files than this go in several commits: data first, card and facts last, so
-                that a reader of the card sees the old data until all of the new are there.
+            private (`bool`): Whether a new repository is private.
+            create_pr (`bool`, defaults to `False`): Whether to open a pull request instead.
+            files_per_commit (`int`): Maximum number of files per commit. More files need several commits: data first,
+                card and facts last, so that the card refers to the old data until all new data is there.
 
         Raises:
-            PublishError: If it cannot be done; running the same push again resumes it.
+            PublishError: If the push fails; running the same push again resumes it.
         """
         known: list[Snapshot | None] = [first]
 
@@ -184,16 +184,16 @@ class Repository:
             content = build(snapshot)
             return self._commit(snapshot, content.changes(snapshot), message, create_pr, files_per_commit)
 
-        # An answer that is lost after a pull request was opened must not open a second one.
+        # A retry after a lost response would open a second pull request.
         return self._trying(attempt, "Pushing", attempts=1 if create_pr else ATTEMPTS)
 
     def tags(self) -> dict[str, str]:
-        """Commit by tag."""
+        """Returns the commit of each tag."""
         refs = self._trying(lambda: self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type), "Reading")
         return {tag.name: tag.target_commit for tag in refs.tags}
 
     def tag(self, name: str, commit: str) -> None:
-        """Tags a commit; a tag that is there already is left alone."""
+        """Tags a commit; an existing tag is not changed."""
         self._trying(
             lambda: self.api.create_tag(
                 self.repo_id, tag=name, revision=commit, repo_type=self.repo_type, exist_ok=True
@@ -277,12 +277,12 @@ class Repository:
 
 
 def retry(call: Callable[[], Answer], attempts: int = ATTEMPTS, wait: float = 1.0) -> Answer:
-    """Calls until it succeeds; a failure that no later attempt mends is raised at once.
+    """Retries a call until it succeeds; a permanent failure is raised at once.
 
     Args:
-        call (`Callable`): One request, or several that may be made again.
-        attempts (`int`): The last one's error is raised.
-        wait (`float`, defaults to 1.0): Seconds before the second attempt; doubled after each.
+        call (`Callable`): Function that sends one or more repeatable requests.
+        attempts (`int`): Maximum number of attempts; the error of the last one is raised.
+        wait (`float`, defaults to 1.0): Seconds before the second attempt; doubled after each attempt.
     """
     for attempt in range(1, attempts):
         try:
@@ -295,40 +295,40 @@ def retry(call: Callable[[], Answer], attempts: int = ATTEMPTS, wait: float = 1.
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """Exceptions of the Hub's client. `RuntimeError` and `ValueError` wrap failed LFS and Xet transfers."""
+    """Returns the client's exceptions. `RuntimeError` and `ValueError` wrap failed LFS and Xet transfers."""
     import httpx2
 
     return httpx2.HTTPError, OSError, RuntimeError, ValueError
 
 
 def explain(error: BaseException, action: str = "push") -> str:
-    """One paragraph on what the Hub's client raised, and what to do about it.
+    """Explains an exception of the Hub's client and how to fix it, in one paragraph.
 
     Args:
-        error (`BaseException`): The exception.
-        action (`str`, defaults to `"push"`): The action that failed and is to be repeated.
+        error (`BaseException`): Exception to explain.
+        action (`str`, defaults to `"push"`): Name of the action to repeat.
     """
     from huggingface_hub.errors import GatedRepoError, LocalTokenNotFoundError, RepositoryNotFoundError
 
     status = _status(error)
     text = " ".join(str(_root(error)).split())
     if isinstance(error, LocalTokenNotFoundError):
-        return "no token was found; run `hf auth login`, or give `token`."
+        return "no token was found; run `hf auth login`, or pass `token`."
     if isinstance(error, GatedRepoError):
         return f"it is gated; accept its terms on its page first. {text}"
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return f"the Hub does not know this token; run `hf auth login` again, or give `token`. {text}"
+        return f"the Hub rejects this token; run `hf auth login` again, or pass `token`. {text}"
     if status == 403:
-        return f"this token may not write there; make one with write access under Settings > Access Tokens. {text}"
+        return f"this token has no write access; create one that has under Settings > Access Tokens. {text}"
     if status == 412:
-        return f"other pushes were faster every time; run the {action} again when they are done."
+        return f"concurrent pushes changed the repository every time; run the {action} again when they are done."
     if status == 400 or (status is None and type(_root(error)) is ValueError):
         return text
     return f"{text} Run the same {action} again to resume it."
 
 
 def _batches(changes: Content, files_per_commit: int) -> list[Content]:
-    """All in one commit, or data in several and what makes them visible in the last."""
+    """Splits changes into commits: one, or several for the data and a last one for card, facts and deletions."""
     if len(changes.files) <= files_per_commit:
         return [changes]
     shown = {path: content for path, content in changes.files.items() if path in (CARD, FACTS)}
@@ -341,7 +341,7 @@ def _batches(changes: Content, files_per_commit: int) -> list[Content]:
 def _operations(changes: Content) -> list[Any]:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    # Deletions first: a person's folder may stand where a file of ours goes.
+    # Deletions first: a user's folder may have the path of a new file.
     return [
         *(CommitOperationDelete(path_in_repo=path, is_folder=False) for path in changes.stale),
         *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in changes.files.items()),
@@ -353,12 +353,12 @@ def _read_text(path: Path, where: str) -> str:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise PublishError(
-            f"{where} is not UTF-8 text ({error.reason} at byte {error.start}); mend it first."
+            f"{where} must be UTF-8 text, got {error.reason} at byte {error.start}; fix it first."
         ) from None
 
 
 def _root(error: BaseException) -> BaseException:
-    """The cause of a failed transfer, which the client wraps."""
+    """Returns the cause of a failed transfer, which the client wraps."""
     while type(error) in (RuntimeError, ValueError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -375,7 +375,7 @@ def _may_succeed_later(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in _AGAIN
-    # hf_xet reports a broken connection as one of Python's own.
+    # hf_xet reports a broken connection as a built-in exception.
     return isinstance(root, httpx2.TransportError | ConnectionError | TimeoutError)
 
 

@@ -1,8 +1,8 @@
-"""The table of secrets: each kind's name, form and check.
+"""Kinds of secrets: name, pattern and check of each.
 
-The forms are facts that the services publish and that two open scanners keep: gitleaks' `config/gitleaks.toml` and
-detect-secrets' plugins. Neither is a dependency: gitleaks is no Python package, and detect-secrets 1.5 knows no token
-of Hugging Face, Groq, xAI, Replicate or Anthropic.
+The patterns come from the services' documentation and from two open scanners: gitleaks' `config/gitleaks.toml` and
+detect-secrets' plugins. Neither is a dependency: gitleaks is not a Python package, and detect-secrets 1.5 has no
+patterns for Hugging Face, Groq, xAI, Replicate or Anthropic.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from persyn_hf.publishing.randomness import is_placeholder, is_random_text, looks_drawn
 
 _LATIN = "[A-Za-z0-9À-ɏ]"
-# What may stand left of a prefix that could be the end of a word: no Latin letter, no digit.
+# Left edge of a prefix that could be the end of a word: no Latin letter or digit before it.
 _EDGE = rf"(?<!{_LATIN})"
-# In front of a value: `API_KEY=…`, `"api_key": "…"`, `the key is: **…**`, `--api-key …`.
+# Text between a name and its value: `API_KEY=…`, `"api_key": "…"`, `the key is: **…**`, `--api-key …`.
 _BETWEEN = r"""[\s"'`*\]})]{0,6}(?::=|=>|==|[:=,]|\bis\b|\bto\b)?[\s"'`*<(\[]{0,6}(?:\bis\b)?[\s"'`*:]{0,4}"""
 _NAMED = (
     r"(?:(?:api|access|secret|auth|authentication|private|client|account|service|subscription|bearer|encryption|signing"
@@ -29,14 +29,14 @@ _BARE = r"(?:token|secret|passwd|password|pwd|apikey|credentials?)"
 
 @dataclass(frozen=True)
 class SecretKind:
-    """One form of secrets.
+    """One kind of secret.
 
     Args:
-        name (`str`): The kind, with its article.
-        pattern (`re.Pattern`): The form; a group `value` is the part that must look random.
-        words (`tuple[str, ...]`): Small letters; one of them stands in every text with such a secret.
-        hint (`str`): A pattern of RE2 that every text with such a secret matches.
-        accepts (`Callable`, *optional*): Whether the value is a secret; by default, whether it looks random.
+        name (`str`): Name of the kind, with its article.
+        pattern (`re.Pattern`): Pattern, whose group `value` must look random.
+        words (`tuple[str, ...]`): Lower-case words, of which every text with such a secret contains one.
+        hint (`str`): RE2 pattern that every text with such a secret matches.
+        accepts (`Callable`): Function that returns true if the value is a secret.
     """
 
     name: str
@@ -47,14 +47,14 @@ class SecretKind:
 
 
 def _mixed(value: str) -> bool:
-    """Random, of letters and digits both: for values whose form says nothing."""
+    """Returns true for random text with both letters and digits; for values without a fixed format."""
     return (
         bool(re.search(r"[A-Za-z]", value) and re.search(r"\d", value)) and is_random_text(value) and not _path(value)
     )
 
 
 def _mixed_no_id(value: str) -> bool:
-    """As [`_mixed`], for names so common that an id may stand behind them."""
+    """Applies [`_mixed`] except to UUIDs, for names so common that they may precede an id."""
     return _mixed(value) and re.fullmatch(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", value) is None
 
 
@@ -67,7 +67,7 @@ def _not_placeholder(value: str) -> bool:
 
 
 def _password(value: str) -> bool:
-    """The password of an address: anything but a word that stands for one."""
+    """Returns true for the password of a URL, false for usual placeholders."""
     plain = {
         "pass",
         "passwd",
@@ -86,7 +86,7 @@ def _password(value: str) -> bool:
 
 
 def _basic(value: str) -> bool:
-    """`name:password` in base64."""
+    """Returns true for `name:password` in base64."""
     try:
         return b":" in base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
     except (binascii.Error, ValueError):
@@ -94,7 +94,7 @@ def _basic(value: str) -> bool:
 
 
 def _key_body(value: str) -> bool:
-    """The inside of a private key: enough base64, whatever headers stand before it."""
+    """Returns true for the body of a private key: enough random base64, after any headers."""
     body = "".join(re.findall(r"[A-Za-z0-9+/=]{12,}", value))
     return len(body) >= 40 and is_random_text(body)
 
@@ -102,23 +102,23 @@ def _key_body(value: str) -> bool:
 def _kind(
     name: str, pattern: str, words: str, hint: str | None = None, accepts: Callable[[str], bool] = looks_drawn
 ) -> SecretKind:
-    """A kind whose words are separated by blanks, and are its hint where there is no other."""
+    """Builds a kind from words separated by blanks, which are also the default hint."""
     every = words.split()
     found = tuple(word.lower() for word in every)
     return SecretKind(name, re.compile(pattern), found, hint or "|".join(map(re.escape, every)), accepts)
 
 
 def _prefixed(name: str, prefix: str, body: str, edge: bool = False, hint: str | None = None) -> SecretKind:
-    """A secret that begins with a literal prefix; with `edge`, not inside a word."""
+    """Builds a kind with a literal prefix; with `edge`, the prefix must not be inside a word."""
     accepts = is_random_text if prefix in ("hf_", "fw_", "jina_") else looks_drawn
     literal = re.escape(prefix)
-    start = rf"{literal}(?<!{_LATIN}{literal})" if edge else literal  # `re` looks for a literal start at once
+    start = rf"{literal}(?<!{_LATIN}{literal})" if edge else literal  # a literal start is fast in `re`
     return _kind(name, rf"{start}(?P<value>{body})", prefix, hint, accepts)
 
 
 _WORD, _URL64 = "[A-Za-z0-9]", "[A-Za-z0-9_-]"
 
-#: What is looked for; of two kinds that fit the same text the first counts.
+#: All kinds; of two that match the same text, the first counts.
 KINDS: tuple[SecretKind, ...] = (
     _prefixed("a Hugging Face token", "hf_", _WORD + "{30,}"),
     _prefixed("a Hugging Face token", "api_org_", _WORD + "{30,}"),

@@ -16,18 +16,18 @@ from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import build_model, load_config, load_model, load_tokenizer
 from persyn_hf.routing.heads import Array, Head
 
-#: Weight of the mean over tokens against the token's own state in the pooling layer; float16 must hold their product.
+#: Weight of the mean over tokens relative to the token's own state in the pooling layer; must fit float16.
 _MEAN_OVER_SELF = 1e4
 #: Keeps the pooler's tanh in its linear part.
 _POOLER_SCALE = 0.02
-#: Share of an encoder's layers that a frozen router reads: embedding models forget form (a list, a question, a length)
-#: towards their last layers, and form is what decides between teachers. Chosen on one set of real answers.
+#: Share of an encoder's layers that a frozen router uses: embedding models lose form (a list, a question, a length) in
+#: their last layers, and form decides between teachers. Chosen on one set of real answers.
 DEPTH = 2 / 3
-#: Principal components that heads are fitted on; with the weaker ones shrunk, those beyond change nothing.
+#: Maximum number of principal components that heads are fitted on; weaker ones are shrunk, so more have no effect.
 MAX_COMPONENTS = 128
-#: Characters that are tokenised for each token that is read, and how many tokens beside a cut it may have changed: a
-#: word that is cut in two has other tokens.
+#: Characters tokenised per token that is read.
 _CHARACTERS_PER_TOKEN = 8
+#: Tokens next to a cut that the cut may have changed: half a word has different tokens.
 _BESIDE_A_CUT = 256
 
 
@@ -41,22 +41,22 @@ def build_classifier(
     device: Any,
     depth: float = DEPTH,
 ) -> tuple[Any, Any]:
-    """Loads a backbone as a stock sequence classifier with one label per teacher, its head not trained yet.
+    """Loads a backbone as a stock sequence classifier with one label per teacher and an untrained head.
 
-    BERT's stock head reads the first token through the pooler, and its mean embedding is known to say more. So the
-    layers up to two thirds of the depth are kept, and one more stock layer with uniform attention is appended, which
-    turns the first token into the mean over the tokens. A decoder reads the prompt in its chat template, where it has
-    one (see `template`).
+    BERT's stock head reads the first token through the pooler, but the mean embedding is known to be more informative.
+    So the first two thirds of the layers are kept, and one more stock layer with uniform attention is appended; it
+    turns the first token into the mean over the tokens. A decoder reads the prompt in its chat template if it has one
+    (see [`as_chat`]).
 
     Args:
         backbone (`str`): Hub repository id or local folder.
         teachers (`Sequence[str]`): Labels, in order.
         revision (`str`, *optional*), dtype, device: As in `from_pretrained`.
-        max_length (`int`): Tokens of a prompt that are read.
-        depth (`float`, defaults to 2/3): Share of BERT's layers that are kept.
+        max_length (`int`): Maximum prompt length, in tokens.
+        depth (`float`, defaults to 2/3): Share of BERT's layers to keep.
 
     Returns:
-        `(model, tokenizer)`: In evaluation mode.
+        `(model, tokenizer)`: Classifier in evaluation mode, and its tokenizer.
 
     Raises:
         RouterError: If the backbone cannot be loaded.
@@ -80,7 +80,7 @@ def build_classifier(
 
 
 def _bert_with_mean_pooling(files: ModelFiles, config: Any, depth: float) -> Any:
-    # The pooler is left out on purpose; transformers would report it as unexpected.
+    # Without the pooler: transformers would report its weights as unexpected.
     encoder = load_model(files, "encoder", "float32", "cpu", trainable=True, add_pooling_layer=False)
     config.num_hidden_layers = math.ceil(config.num_hidden_layers * depth) + 1
     model = build_model("classifier", config)
@@ -90,7 +90,7 @@ def _bert_with_mean_pooling(files: ModelFiles, config: Any, depth: float) -> Any
     identity = torch.eye(config.hidden_size)
     with torch.no_grad():
         for parameter in [*layer.parameters(), *pooler.parameters(), *model.classifier.parameters()]:
-            parameter.zero_()  # zero queries and keys: every token is attended to alike
+            parameter.zero_()  # zero queries and keys: uniform attention over all tokens
         layer.attention.self.value.weight.copy_(identity)
         layer.attention.output.dense.weight.copy_(identity * _MEAN_OVER_SELF)
         layer.attention.output.LayerNorm.weight.fill_(1.0)
@@ -109,26 +109,30 @@ def _prepared(model: Any, tokenizer: Any, max_length: int) -> Any:
     limit = getattr(model.config, "max_position_embeddings", None)
     tokenizer.model_max_length = min(max_length, limit or max_length)
     tokenizer.padding_side = "right"
-    if is_decoder:  # it reads its last token: the end of a long prompt is what it keeps
+    if is_decoder:  # the head reads the last token, so a long prompt keeps its end
         tokenizer.truncation_side = "left"
-    for side in ("padding_side", "truncation_side"):  # only what it was made with is saved
+    for side in ("padding_side", "truncation_side"):  # only `init_kwargs` are saved
         tokenizer.init_kwargs[side] = getattr(tokenizer, side)
     length, around = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add()
     if length <= around:
-        raise ConfigError(f"`max_length` is {length}, and what the model reads around a prompt has {around} tokens.")
+        raise ConfigError(
+            f"`max_length` must be more than the {around} tokens that the model adds around a prompt, got {length}."
+        )
     return tokenizer
 
 
 def final_linear(model: Any) -> tuple[bool, nn.Linear]:
-    """The linear map that makes the logits, and whether it has a bias (decoders' `score` has none).
+    """Returns `(has_bias, layer)` for the linear layer that produces the logits; decoders' `score` has no bias.
 
     Raises:
-        RouterError: If there is none, so that this architecture cannot carry a head.
+        RouterError: If the model has no such layer, so that it cannot be a router's backbone.
     """
     for module in reversed(list(model.modules())):
         if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels:
             return module.bias is not None, module
-    raise RouterError(f"{type(model).__name__} ends in no linear head, so it cannot be a router's backbone.")
+    raise RouterError(
+        f"{type(model).__name__} has no linear head, so it cannot be a router's backbone; choose another model."
+    )
 
 
 def run_batches(
@@ -139,14 +143,14 @@ def run_batches(
     token_budget: int,
     progress: bool = False,
 ) -> Any:
-    """Runs a model over texts in batches of similar length, and puts the results back in order.
+    """Runs a model over texts in batches of similar length and returns the results in the order of the texts.
 
     Args:
-        model, tokenizer: A classifier and its tokenizer; `tokenizer.model_max_length` cuts long texts.
-        texts (`Sequence[str]`): At least one.
-        read (`Callable`): From a batch to a tensor of shape `(batch, width)`.
-        token_budget (`int`): Tokens of one batch, padding included.
-        progress (`bool`, defaults to `False`): Show a progress bar.
+        model, tokenizer: Classifier and its tokenizer; texts are truncated to `tokenizer.model_max_length`.
+        texts (`Sequence[str]`): At least one text.
+        read (`Callable`): Function from a batch to a tensor of shape `(batch, width)`.
+        token_budget (`int`): Maximum number of tokens in a batch, padding included.
+        progress (`bool`, defaults to `False`): Whether to show a progress bar.
 
     Returns:
         `ndarray` of float32, shape `(texts, width)`.
@@ -173,11 +177,11 @@ def run_batches(
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, as many as the router reads; what lies far beyond them is not tokenised.
+    """Returns the token ids of each text, truncated to what the router reads. Text far beyond that is not tokenised.
 
     Args:
-        tokenizer: `model_max_length` and `truncation_side` say what is read.
-        texts (`Sequence[str]`): At least one.
+        tokenizer: Tokenizer whose `model_max_length` and `truncation_side` define the part that is read.
+        texts (`Sequence[str]`): At least one text.
     """
     near = [_near(tokenizer, text) for text in texts]
     encoded: list[list[int]] = tokenizer(near, truncation=True, return_attention_mask=False)["input_ids"]
@@ -185,7 +189,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _near(tokenizer: Any, text: str) -> str:
-    """The part of a long text that the router reads, and more than a cut can change of the tokens beside it."""
+    """Returns the part of a long text that the router reads, with a margin for the tokens that a cut changes."""
     wanted = tokenizer.model_max_length + _BESIDE_A_CUT
     size = _CHARACTERS_PER_TOKEN * wanted
     while size < len(text):
@@ -198,14 +202,14 @@ def _near(tokenizer: Any, text: str) -> str:
 
 
 def logits(model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int) -> Any:
-    """Logits of shape `(texts, teachers)`, float32."""
+    """Returns logits of shape `(texts, teachers)`, float32."""
     return run_batches(model, tokenizer, texts, lambda batch: cast(Tensor, model(**batch).logits), token_budget)
 
 
 def head_inputs(
     model: Any, tokenizer: Any, texts: Sequence[str], token_budget: int = 8192, progress: bool = False
 ) -> Array:
-    """The inputs of the final linear map: shape `(texts, hidden)`. For decoders, the state of the last token."""
+    """Returns the inputs of the final linear layer, shape `(texts, hidden)`. For decoders: the last token's state."""
     _, linear = final_linear(model)
     seen: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -227,14 +231,14 @@ def head_inputs(
 
 
 class FeatureMap:
-    """From what the final linear map reads to features that heads are fitted on, and back into its weights.
+    """Maps inputs of the final linear layer to features for fitting a head, and writes a fitted head into the layer.
 
-    Principal components, with the weaker ones shrunk (`power` above 1), of mean square length 1. Where there is no
-    bias, the component along the mean plays its part: over prompts it hardly varies.
+    Features are principal components of mean square length 1; with `power` above 1 the weaker ones are shrunk. In a
+    layer without bias, the component along the mean input replaces it, because it hardly varies between prompts.
 
     Args:
-        inputs (`ndarray` of shape `(prompts, hidden)`): Inputs of the final linear map over the probe.
-        bias (`bool`): True where the final linear map has one.
+        inputs (`ndarray` of shape `(prompts, hidden)`): Inputs of the final linear layer on the probe.
+        bias (`bool`): Whether the final linear layer has a bias.
         power (`float`, defaults to 2.0): Exponent of the singular values; 1 is plain PCA.
     """
 
@@ -250,7 +254,7 @@ class FeatureMap:
         self.basis: Array = right.T * (shrink / length)
 
     def _constant(self, inputs: Array) -> Array:
-        """1 with a bias; without one, how far each input reaches along the mean, about 1. Shape `(prompts,)`."""
+        """Returns 1 with a bias, else each input's projection on the mean (about 1). Shape `(prompts,)`."""
         if self.bias:
             return np.ones(len(inputs))
         constant: Array = inputs @ self.center / max(float(self.center @ self.center), 1e-12)
@@ -261,12 +265,12 @@ class FeatureMap:
         return residual
 
     def __call__(self, inputs: Array) -> Array:
-        """Features of shape `(prompts, features)`."""
+        """Returns features of shape `(prompts, features)`."""
         features: Array = self._residual(inputs) @ self.basis
         return features
 
     def write(self, head: Head, linear: nn.Linear) -> None:
-        """Makes the final linear map give the head's scores."""
+        """Writes the head into the final linear layer, which then outputs the head's scores."""
         weight = self.basis @ head.weight  # (hidden, teachers)
         if self.bias:
             constant = head.means - self.center @ weight
@@ -279,21 +283,21 @@ class FeatureMap:
                 linear.bias.copy_(torch.from_numpy(constant))
 
 
-#: The answer's first words.
+#: First words of the answer, appended to the chat template.
 OPENING = "Here is"
-#: Stands for the prompt where the template is taken apart; templates strip blanks, so it has none at its ends.
+#: Placeholder for the prompt when a template is split; templates strip whitespace, so it has none at its ends.
 _MARK = "<<persyn prompt>>"
 
 
 def as_chat(tokenizer: Any) -> Any:
-    """A tokenizer that puts every text where the user speaks in the model's chat template, and begins the answer.
+    """Returns a tokenizer that wraps every text in the model's chat template and adds the answer's first words.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of a decoder; stays as it is.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of a decoder; it is not changed.
 
     Returns:
-        `PreTrainedTokenizerBase`: The given one where that has no chat template, or one that cannot be had (it is not
-            a fast tokenizer, or its template takes no single message).
+        `PreTrainedTokenizerBase`: New tokenizer. The given one if it has no chat template, is not a fast tokenizer, or
+            its template rejects a single user message.
     """
     around = _around(tokenizer)
     if around is None:
@@ -311,13 +315,13 @@ def as_chat(tokenizer: Any) -> Any:
             special.append({"id": name, "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)})
     pieces.insert(pieces.index("<after>"), "$A")
     backend.post_processor = TemplateProcessing(single=" ".join(pieces), special_tokens=special)
-    # The plain class: a model's own may make a post-processor of its own when it is loaded.
+    # The base class: a model-specific class may replace the post-processor when it is loaded.
     named = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokenizer.model_max_length, **named)
 
 
 def _around(tokenizer: Any) -> tuple[str, str] | None:
-    """The text before and behind a prompt."""
+    """Returns the template's text before and after a prompt, or `None` if the template cannot be used."""
     from jinja2 import TemplateError
 
     if not tokenizer.is_fast or not tokenizer.chat_template:
@@ -326,13 +330,13 @@ def _around(tokenizer: Any) -> tuple[str, str] | None:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
         )
-    except (TemplateError, TypeError, ValueError):  # one for other messages, or several of which none is the default
+    except (TemplateError, TypeError, ValueError):  # it needs other messages, or has named templates and no default
         return None
     before, found, after = text.partition(_MARK)
     return (before, after + OPENING) if found and _MARK not in after else None
 
 
 def readable_template(tokenizer: Any) -> str:
-    """The text that a router reads, for people: `"<|im_start|>user\\n{prompt}<|im_end|>…"`."""
+    """Returns the router's prompt template in readable form: `"<|im_start|>user\\n{prompt}<|im_end|>…"`."""
     whole: str = tokenizer.decode(tokenizer("{prompt}")["input_ids"])
     return whole

@@ -8,12 +8,12 @@ from typing import Any
 
 from persyn_hf.models.files import ModelFiles, is_plain
 
-#: The key of `config.json` that holds what a classifier does not say about a router.
+#: Key of `config.json` that holds the router's own entries.
 PERSYN_KEY = "persyn"
 
 _NUMBER = (int, float)
 _LINE = "a text of one line"
-#: What stands under the keys of the block, where they are there and not null.
+#: Types of the block's entries that are present and not null.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     **dict.fromkeys(
         (
@@ -39,25 +39,25 @@ _TEACHER_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "system_prompt": (str, "a text"),
     "sampling": (Mapping, "an object"),
 }
-#: What transformers leaves out of a `config.json`: the labels of a classifier that nobody named.
+#: Default labels, which transformers leaves out of `config.json`.
 _UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}
 
 
 def verify_config(files: ModelFiles, config: Mapping[str, Any]) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The `persyn` block and the teachers of a router.
+    """Verifies a router's `config.json` and returns its `persyn` block and its teachers.
 
     Args:
-        files (`ModelFiles`): Whose.
+        files (`ModelFiles`): The router's files, named in errors.
         config (`Mapping`): Its `config.json`, from `read_config`.
 
     Raises:
-        RouterCheckpointError: If it is no router's, says what cannot be, or its labels are not its teachers.
+        RouterCheckpointError: If it is not a router's, has an invalid value, or its labels are not its teachers.
     """
     block = config.get(PERSYN_KEY)
     architectures = config.get("architectures") or []
     if not isinstance(block, Mapping):
         raise files.wrong(
-            f": `config.json` has no `{PERSYN_KEY}` block, so this is no persyn router "
+            f": `config.json` has no `{PERSYN_KEY}` block, so this is not a persyn router "
             f"(architectures: {_shown(architectures)}, model type: {_shown(config.get('model_type'))})."
         )
     names = architectures if isinstance(architectures, list) else [architectures]
@@ -71,15 +71,15 @@ def verify_config(files: ModelFiles, config: Mapping[str, Any]) -> tuple[Mapping
     _verify_labels(files, config, teachers)
     if block.get("fallback") is not None and block["fallback"] not in teachers:
         raise files.wrong(
-            f": `{PERSYN_KEY}.fallback` is {_shown(block['fallback'])}, which is none of its teachers "
-            f"{_shown(list(teachers))}."
+            f": `{PERSYN_KEY}.fallback` must be one of the teachers {_shown(list(teachers))}, got "
+            f"{_shown(block['fallback'])}."
         )
     _verify_numbers(files, block)
     return _finite(block), teachers
 
 
 def _finite(value: Any) -> Any:
-    """A block without NaN and infinity, which are no JSON; earlier versions wrote an interval of NaN for no gap."""
+    """Replaces NaN and infinity, which JSON lacks, by `None`; earlier versions wrote NaN intervals for no gap."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list):
@@ -93,15 +93,15 @@ def _finite(value: Any) -> Any:
 
 
 def names_problem(names: Sequence[str]) -> str | None:
-    """The problem with names of teachers, as the end of "the teachers' names …"; `None` where there is none.
+    """Returns the problem with teachers' names as the end of "the teachers' names …", or `None` if there is none.
 
-    They become labels, and stand on terminals and in cards.
+    The names become labels and are shown on terminals and in cards.
     """
     unclear = [name for name in names if not name.strip() or not is_plain(name)]
     if unclear:
         return f"must be texts without control characters, got {_shown(unclear)}"
     twice = sorted({name for name in names if names.count(name) > 1})
-    return f"must differ, {_shown(twice)} stands more than once" if twice else None
+    return f"must be unique, got {_shown(twice)} more than once" if twice else None
 
 
 def _verify_teachers(files: ModelFiles, block: Mapping[str, Any]) -> tuple[str, ...]:
@@ -137,8 +137,10 @@ def _verify_types(files: ModelFiles, values: Mapping[str, Any], types: Mapping[s
             continue
         if not isinstance(value, kind) or isinstance(value, bool):
             raise files.wrong(f": `{where}.{key}` in `config.json` must be {named}, got {_shown(value)}.")
-        if named == _LINE and not is_plain(value):  # it is shown on terminals and in cards
-            raise files.wrong(f": `{where}.{key}` in `config.json` has control characters: {_shown(value)}.")
+        if named == _LINE and not is_plain(value):  # shown on terminals and in cards
+            raise files.wrong(
+                f": `{where}.{key}` in `config.json` must not have control characters, got {_shown(value)}."
+            )
 
 
 def _verify_numbers(files: ModelFiles, block: Mapping[str, Any]) -> None:
@@ -156,7 +158,7 @@ def _verify_numbers(files: ModelFiles, block: Mapping[str, Any]) -> None:
             )
 
 
-def _shown(value: Any) -> str:
-    """A value as a short text in which nothing moves a terminal."""
+def _shown(value: object) -> str:
+    """Returns a value as short text without control characters."""
     text = ascii(value) if not is_plain(repr(value)) else repr(value)
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -1,4 +1,4 @@
-"""Loading a router's checkpoint: everything that can be wrong with one is found here and said."""
+"""Loading and verifying a router's checkpoint."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LoadedRouter:
     """A verified router.
 
     Args:
-        path (`str`): Absolute folder, or repository id.
-        digest (`str`): `folder-…` of a folder, or the commit of a repository.
-        model, tokenizer: Stock transformers objects, the model in evaluation mode on its device.
+        path (`str`): Absolute path of a folder, or repository id.
+        digest (`str`): Digest of a folder (`folder-…`), or commit of a repository.
+        model, tokenizer: Stock transformers objects; the model is in evaluation mode on its device.
         teachers (`tuple[str, ...]`): Labels, in the order of the logits.
         persyn (`Mapping[str, Any]`): The `persyn` block.
     """
@@ -40,16 +40,16 @@ class LoadedRouter:
 
 
 def load(path: str, revision: str | None = None, device: str | None = None, dtype: str | None = None) -> LoadedRouter:
-    """Loads and verifies a router; the same one is loaded once per process.
+    """Loads and verifies a router. Each checkpoint is loaded once per process.
 
     Args:
-        path (`str`): A folder, or a repository id.
-        revision (`str`, *optional*): Revision of a repository; for a folder, the digest that it must have.
+        path (`str`): Folder or repository id.
+        revision (`str`, *optional*): Revision of a repository, or expected digest of a folder.
         device (`str`, *optional*), dtype (`str`, *optional*): As for [`PersynRouter.from_pretrained`].
 
     Raises:
-        RouterCheckpointError: If the checkpoint is damaged, is no router, or does not have the digest.
-        ConfigError: If nothing of that name can be found, or the device or dtype is unknown.
+        RouterCheckpointError: If the checkpoint is damaged, is not a router, or has another digest.
+        ConfigError: If the router is not found, or the device or dtype is unknown.
     """
     require("load a router", "torch", "transformers", "safetensors")
     path, digest, local = _located(path, revision)
@@ -59,29 +59,29 @@ def load(path: str, revision: str | None = None, device: str | None = None, dtyp
 
 
 def read_labels(path: str, revision: str | None = None) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The `persyn` block and the teachers of a router, from its `config.json` alone: for a router served elsewhere.
+    """Reads a router's `persyn` block and teachers from its `config.json` alone, for a router behind a server.
 
     Args:
-        path (`str`): A folder, or a repository id.
-        revision (`str`, *optional*): Revision of a repository; for a folder, the digest that it must have.
+        path (`str`): Folder or repository id.
+        revision (`str`, *optional*): Revision of a repository, or expected digest of a folder.
 
     Raises:
-        RouterCheckpointError: If it is no router, or does not have the digest.
-        ConfigError: If nothing of that name can be found.
+        RouterCheckpointError: If it is not a router, or has another digest.
+        ConfigError: If the router is not found.
     """
     path, digest, local = _located(path, revision)
     return _labels_once(path, digest, local)
 
 
 def library_version() -> str:
-    """The version of persyn_hf, part of every map function's arguments."""
+    """Returns the version of persyn_hf, which is part of every map function's arguments."""
     from persyn_hf.version import __version__
 
     return __version__
 
 
 def plain(value: Any) -> Any:
-    """A deep copy of plain values, so that nobody changes what a router says of itself."""
+    """Returns a deep copy of plain values, so that callers cannot change a router's metadata."""
     return copy.deepcopy(dict(value) if isinstance(value, Mapping) else value)
 
 
@@ -123,19 +123,23 @@ def _read_tokenizer(files: ModelFiles, persyn: Mapping[str, Any], model: Any) ->
         length = min(int(limit) for limit in limits if limit is not None)
         around = tokenizer.num_special_tokens_to_add()
         if length <= around:
-            raise files.wrong(f" reads {length} tokens, and what it reads around a prompt has {around}.")
+            raise files.wrong(
+                f" must read more than the {around} tokens that it adds around a prompt, got a length of {length}."
+            )
         tokenizer.model_max_length = length
         largest, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
         if largest >= known:
-            raise files.wrong(f": its tokenizer has a token {largest}, its model knows tokens below {known}.")
+            raise files.wrong(
+                f": its tokenizer has the token id {largest}, but its model has only {known} embeddings."
+            )
     return tokenizer
 
 
 def _route_once(files: ModelFiles, model: Any, tokenizer: Any, teachers: int) -> None:
-    """Scores two short prompts, so that files that fit no model are found here and not at the first prompt."""
+    """Scores two short prompts, so that incompatible files fail now and not at the user's first prompt."""
     from persyn_hf.routing.backbone import logits
 
-    with reading(files, "it: it scores no prompt"):
+    with reading(files, "it: it cannot score a prompt"):
         shape = logits(model, tokenizer, ["a", "a b"], token_budget=1024).shape
         if shape != (2, teachers):
-            raise files.wrong(f" gives two prompts scores of shape {shape}, expected (2, {teachers}).")
+            raise files.wrong(f" must score two prompts with shape (2, {teachers}), got {shape}.")

@@ -1,4 +1,4 @@
-"""Cross-validation of a head: which strength, whether it beats the best single teacher, and how sure that is."""
+"""Cross-validation of a head: choice of the strength, and the test against the best single teacher."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 from persyn_hf.routing.heads import STRENGTHS, Array, count_missing, fit_path, teacher_means
 from persyn_hf.routing.intervals import bootstrap_means
 
-#: How sure held-out data must be that a router gains anything, before it takes the best single teacher's place: the
-#: share of bootstrap draws that is asked of a probe of so many prompts, and in proportion between them. On few prompts
-#: the intervals are too narrow, and a shuffled probe of 90 was believed in a quarter of the cases. A router of many is
-#: shrunk so well towards that teacher that a false one costs little, while a true one is seldom sure of its gain.
+#: Share of bootstrap draws that must show a gain before a router replaces the best single teacher, by number of probe
+#: prompts; linear in between. On few prompts the intervals are too narrow: with a shuffled probe of 90, a quarter of
+#: the routers passed. On many prompts the router is shrunk so close to that teacher that a false gain costs little,
+#: while a true gain is rarely significant.
 CONFIDENCE = {100: 0.95, 150: 0.75, 400: 0.6}
 
-#: Times that the whole cross-validation is repeated with other folds: one round is too noisy to choose a strength by.
+#: Number of cross-validations, each with different folds; one is too noisy to choose a strength.
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Scores of prompts by heads that did not see them.
+    """Out-of-fold scores: each prompt is scored by heads that were not trained on it.
 
     Args:
-        strengths (`tuple[float, ...]`): What was tried, most cautious first: strengths of a head, descending, or
-            epochs of a fine-tuned model, ascending.
-        scores (`ndarray` of shape `(strengths, prompts, teachers)`): Out of fold.
-        best_single (`ndarray` of int, shape `(prompts,)`): The best teacher of each prompt's training folds.
-        fold (`ndarray` of int, shape `(prompts,)`): The fold that held the prompt out.
+        strengths (`tuple[float, ...]`): Candidates, most cautious first: strengths of a head, descending, or epochs of
+            a fine-tuned model, ascending.
+        scores (`ndarray` of shape `(strengths, prompts, teachers)`): Out-of-fold scores.
+        best_single (`ndarray` of int, shape `(prompts,)`): Best teacher of each prompt's training folds.
+        fold (`ndarray` of int, shape `(prompts,)`): Fold that held the prompt out.
         knn (`ndarray` of shape `(prompts, teachers)`): Mean rewards of the nearest training prompts.
     """
 
@@ -40,13 +40,13 @@ class OutOfFold:
 
 
 def cross_validate(objective: str, features: Array, rewards: Array, folds: int, seed: int) -> list[OutOfFold]:
-    """Fits every strength on all folds but one, and scores the one that was left out; `REPEATS` times.
+    """Cross-validates every strength: fits on all folds but one and scores that one. Repeated `REPEATS` times.
 
     Args:
         objective (`str`): One of `OBJECTIVES`.
         features (`ndarray` of shape `(prompts, features)`): Features of the frozen backbone.
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
-        folds (`int`): Lowered to the number of prompts where there are fewer.
+        rewards (`ndarray` of shape `(prompts, teachers)`): Rewards; NaN where missing.
+        folds (`int`): Number of folds, at most the number of prompts.
         seed (`int`): Random seed of the assignment to folds.
     """
     random = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def _one_round(objective: str, features: Array, rewards: Array, fold: np.ndarray
 
 
 def nearest_rewards(known: Array, rewards: Array, asked: Array, neighbours: int = 20) -> Array:
-    """Mean rewards of the nearest prompts by cosine, shape `(asked, teachers)`; missing ones count as the lowest."""
+    """Returns mean rewards of the nearest prompts by cosine, `(asked, teachers)`; missing ones count as the lowest."""
     left = asked / np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), 1e-12)
     right = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
     near = np.argsort(-(left @ right.T), axis=1)[:, :neighbours]
@@ -80,18 +80,20 @@ def nearest_rewards(known: Array, rewards: Array, asked: Array, neighbours: int 
 
 
 def chosen_rewards(rewards: Array, routes: np.ndarray) -> Array:
-    """The reward of the chosen teacher of every prompt; NaN where that teacher has none. Shape `(prompts,)`."""
+    """Returns the reward of each prompt's chosen teacher, shape `(prompts,)`; NaN where that teacher has none."""
     chosen: Array = rewards[np.arange(len(rewards)), routes]
     return chosen
 
 
 def choose_strength(rounds: list[OutOfFold], rewards: Array, allowed: list[np.ndarray] | None = None) -> int:
-    """The strength whose routes earn most out of fold, its neighbours counted half; the strongest of equals.
+    """Returns the index of the strength whose routes earn most out of fold; of equals, the strongest.
+
+    The mean reward of a strength is smoothed with those of its neighbours (weights ¼, ½, ¼).
 
     Args:
-        rounds (`list[OutOfFold]`): From [`cross_validate`].
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing, which counts as the lowest.
-        allowed (`list[ndarray]`, *optional*): For each round, the prompts to choose by; all by default.
+        rounds (`list[OutOfFold]`): Result of [`cross_validate`].
+        rewards (`ndarray` of shape `(prompts, teachers)`): Rewards; NaN where missing, which counts as the lowest.
+        allowed (`list[ndarray]`, *optional*): Prompts to choose by, for each round; default: all.
     """
     rewards = count_missing(rewards)
     earned = np.zeros(len(rounds[0].strengths))
@@ -105,7 +107,7 @@ def choose_strength(rounds: list[OutOfFold], rewards: Array, allowed: list[np.nd
 
 
 def nested_routes(rounds: list[OutOfFold], rewards: Array) -> list[np.ndarray]:
-    """The routes of every prompt, round by round, by a strength that was chosen without that prompt's fold."""
+    """Returns each prompt's route for every round, by a strength chosen without that prompt's fold."""
     nested = []
     for held_out in rounds:
         routes = np.empty(len(rewards), dtype=int)
@@ -118,14 +120,13 @@ def nested_routes(rounds: list[OutOfFold], rewards: Array) -> list[np.ndarray]:
 
 
 def earns_its_place(gains: Array, seed: int = 0) -> bool:
-    """Decides by held-out gains over the best single teacher if a router takes its place.
+    """Decides from held-out gains if a router replaces the best single teacher.
 
-    They do where their mean exceeds nothing in at least the share of bootstrap draws over prompts that `CONFIDENCE`
-    asks of so many prompts, the same draw for router and best single teacher.
+    It does if the mean gain is positive in at least the share of bootstrap draws over prompts that `CONFIDENCE`
+    requires for this number of prompts.
 
     Args:
-        gains (`ndarray` of shape `(prompts,)`): Reward of the router minus that of the best single teacher; NaN where
-            unknown.
+        gains (`ndarray` of shape `(prompts,)`): Router's reward minus the best single teacher's; NaN where unknown.
         seed (`int`, defaults to 0): Random seed of the bootstrap.
     """
     known = gains[~np.isnan(gains)]

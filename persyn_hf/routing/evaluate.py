@@ -1,4 +1,4 @@
-"""The evaluation of a router on prompts that every teacher has answered, beside everything it must beat."""
+"""Evaluation of a router against its baselines, on prompts that every teacher has answered."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The findings of [`evaluate_router`]. All intervals are bootstrap 95% intervals over prompts.
+    """Results of [`evaluate_router`]. All intervals are bootstrap 95% intervals over prompts.
 
     Args:
-        prompts (`int`): Evaluated prompts.
-        teachers (`int`)
-        policies (`dict[str, PolicyResult]`): `router`, `random`, `best_single`, those of `strong`, `mix`,
-            `family-strong`, `car` and `knn` that the tables allow, and `oracle`.
-        rankings (`dict[str, RankingResult]`): How well `router`, `best_single` (the teachers in the order of their
-            mean rewards, for every prompt) and `knn` order the teachers of a prompt.
-        in_sample (`bool`): Whether the baselines were chosen on the evaluated prompts, for want of a probe.
+        prompts (`int`): Number of evaluated prompts.
+        teachers (`int`): Number of teachers.
+        policies (`dict[str, PolicyResult]`): Results of `router`, `random`, `best_single`, `oracle`, and of `strong`,
+            `mix`, `family-strong`, `car` and `knn` if the tables have what they need.
+        rankings (`dict[str, RankingResult]`): Quality of the order of the teachers by `router`, `best_single` (mean
+            rewards, the same for every prompt) and `knn`.
+        in_sample (`bool`): True if the baselines were chosen on the evaluated prompts because the router records no
+            probe.
     """
 
     prompts: int
@@ -46,12 +47,12 @@ class Evaluation:
 
     @property
     def gap_closed(self) -> Interval | None:
-        """The router's share of the gap between the best single teacher and the oracle, where there is one."""
+        """The router's share of the gap between the best single teacher and the oracle; `None` without a gap."""
         return self.policies["router"].gap_closed
 
     @property
     def pair_accuracy(self) -> Interval | None:
-        """Share of teacher pairs that the router orders rightly; `None` where all rewards are equal."""
+        """Share of teacher pairs that the router orders correctly; `None` if all rewards are equal."""
         return self.rankings["router"].pair_accuracy
 
     @property
@@ -61,11 +62,11 @@ class Evaluation:
 
     @property
     def calibration_error(self) -> Interval | None:
-        """Calibration error of the router's pair probabilities, 0 to 1; `None` where all rewards are equal."""
+        """Calibration error of the router's pair probabilities, 0 to 1; `None` if all rewards are equal."""
         return self.rankings["router"].calibration_error
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
     def __rich__(self) -> Group:
@@ -88,9 +89,9 @@ class Evaluation:
             order.add_row(POLICY_LABELS[name], _cell(ranking.pair_accuracy), _cell(ranking.hit3), error)
         note = "In brackets: bootstrap 95% intervals over prompts. A missing answer counts as the lowest reward."
         if self.gap_closed is None:
-            note += " There is no gap to close: the best single teacher earns what the oracle does."
+            note += " There is no gap to close: the best single teacher earns as much as the oracle."
         if self.in_sample:
-            note += " The baselines were chosen on these very prompts: the router does not say how its probe went."
+            note += " The baselines were chosen on the evaluated prompts: the router records no results of its probe."
         return Group(routes, order, note)
 
     def __str__(self) -> str:
@@ -112,28 +113,28 @@ def evaluate_router(
     seed: int = 0,
     show: bool = True,
 ) -> Evaluation:
-    """Judges a router on scored answers of prompts that it was not trained on, and prints a table.
+    """Evaluates a router on scored answers to prompts that it was not trained on, and prints a table.
 
-    The best single teacher and the other baselines are chosen by what the router's checkpoint says of its training
-    prompts, never on the prompts that are evaluated. Prompts that the router was trained on are left out, with a
-    warning. A missing answer counts as the lowest reward, for all policies alike.
+    The best single teacher and the other baselines are chosen on the training prompts: from `probe`, or else from the
+    means in the router's checkpoint. Prompts that the router was trained on are left out, with a warning. For every
+    policy, a missing answer counts as the lowest reward.
 
     Args:
-        router (`PersynRouter`): The router.
+        router (`PersynRouter`): Router to evaluate.
         scored (`Dataset`): One row per prompt and teacher, with `prompt_id`, `prompt`, `teacher`, `reward`.
-        probe (`Dataset`, *optional*): The scored table that the router was trained on: adds kNN on the router's
-            embeddings, which finds its neighbours there.
-        student_family (`str`, *optional*): For Family-Strong: the strongest teacher of this family.
+        probe (`Dataset`, *optional*): Scored table that the router was trained on. Adds the baseline kNN, which finds
+            the nearest prompts of this table by the router's embeddings.
+        student_family (`str`, *optional*): Family of the student, for the baseline Family-Strong.
         seed (`int`, defaults to 0): Random seed of the bootstrap and of the random baselines.
-        show (`bool`, defaults to `True`): Print the table.
+        show (`bool`, defaults to `True`): Whether to print the table.
 
     Returns:
         `Evaluation`: Every measure with its interval.
 
     Raises:
-        MissingColumnError, DataError: If a table is not what it must be, or has no prompts but those that the router
-            was trained on; the error has the cross-validated figures.
-        RouterMismatchError: If a table has other teachers than the router.
+        MissingColumnError, DataError: If a table is invalid, or the router was trained on all of its prompts; that
+            error has the cross-validated figures.
+        RouterMismatchError: If a table has teachers that the router does not have.
 
     Example:
         >>> result = evaluate_router(router, held_out, probe)  # doctest: +SKIP
@@ -177,13 +178,13 @@ def evaluate_router(
 
 
 def _basis(router: PersynRouter, table: RewardTable, known: RewardTable | None, family: str | None) -> Basis:
-    """The basis of the baselines: the known means, or the evaluated prompts themselves."""
+    """Returns the basis of the baselines: the known means, or else the evaluated prompts."""
     families = {teacher["name"]: teacher.get("family") for teacher in router.metadata["teachers"]}
     return Basis(router.teachers, known or table, families, family, rewards=table.rewards)
 
 
 def _possible(basis: Basis) -> Iterator[Policy]:
-    """The baselines by quality and learnability that the known means allow."""
+    """Yields the baselines for which the basis has quality and learnability."""
     if basis.probe is None or basis.probe.quality is None:
         return
     yield "strong"
@@ -195,7 +196,7 @@ def _possible(basis: Basis) -> Iterator[Policy]:
 
 
 def _stored_probe(router: PersynRouter) -> RewardTable | None:
-    """The means over the training prompts that the checkpoint keeps, as a table of one row."""
+    """Returns the checkpoint's means over its training prompts as a table of one row, or `None` without them."""
     means: Mapping[str, Mapping[str, float]] = router.metadata.get("probe_means") or {}
     if "reward" not in means:
         return None
@@ -209,7 +210,7 @@ def _stored_probe(router: PersynRouter) -> RewardTable | None:
 
 
 def _unseen(router: PersynRouter, table: RewardTable) -> RewardTable:
-    """The prompts that the router was not trained on.
+    """Returns the rows of prompts that the router was not trained on, and warns about the others.
 
     Raises:
         DataError: If fewer than two are left.
@@ -217,8 +218,8 @@ def _unseen(router: PersynRouter, table: RewardTable) -> RewardTable:
     seen = seen_prompts(router.metadata, table.prompts)
     if seen is None:
         warnings.warn(
-            "This router does not record the prompts that it was trained on: whether these are held out cannot be "
-            "verified.",
+            "This router does not record its training prompts, so persyn_hf cannot verify that these prompts are held "
+            "out.",
             stacklevel=3,
         )
         return table
@@ -228,15 +229,15 @@ def _unseen(router: PersynRouter, table: RewardTable) -> RewardTable:
     told = f"The router was trained on {count} of these {len(seen)} prompts"
     if left < 2:
         raise DataError(
-            f"{told}, so their rewards would flatter it. {_cross_validated(router.metadata)}Evaluate it on scored "
-            "answers to other prompts."
+            f"{told}, so its results on them would be too good. {_cross_validated(router.metadata)}Evaluate it on "
+            "scored answers to other prompts."
         )
     warnings.warn(f"{told}; they are left out, and {left} are evaluated.", stacklevel=3)
     return table.subset(np.flatnonzero(~seen))
 
 
 def _cross_validated(block: Mapping[str, Any]) -> str:
-    """The figures that the router's own cross-validation found, as a sentence; empty where there are none."""
+    """Returns the router's cross-validated figures as a sentence; empty if it records none."""
     held_out = block.get("held_out") or {}
     means = {key: mean for key in HELD_OUT_POLICIES if (mean := _mean(held_out.get(key))) is not None}
     if not means:
@@ -247,8 +248,8 @@ def _cross_validated(block: Mapping[str, Any]) -> str:
     return f"Its cross-validation on them found: {rewards}; {gap}. "
 
 
-def _mean(entry: Any) -> float | None:
-    """The mean of an interval as a router's block has it; `None` where there is none."""
+def _mean(entry: object) -> float | None:
+    """Returns the mean of an interval in a router's block, or `None` if there is none."""
     mean = entry.get("mean") if isinstance(entry, Mapping) else None
     return float(mean) if isinstance(mean, int | float) else None
 
@@ -257,7 +258,7 @@ def _aligned(router: PersynRouter, table: RewardTable, name: str) -> RewardTable
     strangers = sorted(set(table.teachers) - set(router.teachers) - set(router.metadata.get("left_out") or {}))
     if strangers:
         raise RouterMismatchError(
-            f"`{name}` has answers of {strangers}; the router was trained for {router.teachers}."
+            f"`{name}` must have answers of the router's teachers {router.teachers} only, got answers of {strangers}."
         )
     return table.reordered(router.teachers)
 
@@ -271,14 +272,13 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """One way of routing on the evaluated prompts.
+    """Result of one policy on the evaluated prompts.
 
     Args:
         reward (`Interval`): Mean reward per prompt.
         regret (`Interval`): Oracle's reward minus this one.
-        gap_closed (`Interval`, *optional*): `(reward − best single) / (oracle − best single)`; `None` where there is
-            no gap to close.
-        hit1 (`Interval`): Share of prompts whose teacher is (one of) the best.
+        gap_closed (`Interval`, *optional*): `(reward − best single) / (oracle − best single)`; `None` without a gap.
+        hit1 (`Interval`): Share of prompts routed to (one of) their best teachers.
     """
 
     reward: Interval
@@ -289,14 +289,14 @@ class PolicyResult:
 
 @dataclass(frozen=True)
 class RankingResult:
-    """The quality of the order in which scores put the teachers of a prompt.
+    """Quality of the order in which scores rank the teachers of a prompt.
 
     Args:
         pair_accuracy (`Interval`, *optional*): Share of teacher pairs with different rewards that the scores order
-            rightly; `None` where there is no such pair.
+            correctly; `None` if there is no such pair.
         hit3 (`Interval`): Share of prompts with a best teacher among the three highest scores.
         calibration_error (`Interval`, *optional*): Expected calibration error of `σ(s_i − s_j)` over those pairs, 0 to
-            1; it means something only where the scores are Bradley–Terry scores.
+            1; meaningful only for Bradley–Terry scores.
     """
 
     pair_accuracy: Interval | None
@@ -305,12 +305,13 @@ class RankingResult:
 
 
 def judge_routes(rewards: Array, routes: dict[str, np.ndarray], seed: int = 0) -> dict[str, PolicyResult]:
-    """Rewards, regrets, gaps and hits of several ways of routing the same prompts.
+    """Computes reward, regret, gap closed and hit@1 of several policies on the same prompts.
 
     Args:
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing, which counts as the lowest and is no
-            hit. Prompts without any reward are left out.
-        routes (`dict[str, ndarray]`): Teacher indices of shape `(prompts,)`, `best_single` and `oracle` among them.
+        rewards (`ndarray` of shape `(prompts, teachers)`): Rewards; NaN where missing, which counts as the lowest and
+            never as a hit. Prompts without any reward are left out.
+        routes (`dict[str, ndarray]`): Teacher indices of shape `(prompts,)` by policy; must include `best_single` and
+            `oracle`.
         seed (`int`, defaults to 0): Random seed of the bootstrap.
 
     Raises:
@@ -339,10 +340,10 @@ def judge_routes(rewards: Array, routes: dict[str, np.ndarray], seed: int = 0) -
 
 
 def judge_scores(rewards: Array, scores: Array, seed: int = 0) -> RankingResult:
-    """Pair accuracy, hit@3 and expected calibration error of scores.
+    """Computes pair accuracy, hit@3 and expected calibration error of scores.
 
     Args:
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        rewards (`ndarray` of shape `(prompts, teachers)`): Rewards; NaN where missing.
         scores (`ndarray` of shape `(prompts, teachers)`): Bradley–Terry scores.
         seed (`int`, defaults to 0): Random seed of the bootstrap.
 
@@ -377,8 +378,8 @@ def judge_scores(rewards: Array, scores: Array, seed: int = 0) -> RankingResult:
 
 
 def _rewarded(rewards: Array) -> NDArray[np.int64]:
-    """The prompts that have a reward."""
+    """Returns the indices of the prompts that have a reward."""
     rows: NDArray[np.int64] = np.flatnonzero(~np.isnan(rewards).all(axis=1))
     if not rows.size:
-        raise DataError(f"A router is judged by rewards; none of {len(rewards)} prompts has one.")
+        raise DataError(f"Expected prompts with a `reward`, got {len(rewards)} prompts without any; score them first.")
     return rows

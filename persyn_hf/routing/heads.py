@@ -1,9 +1,8 @@
-"""Heads on frozen features: `scores = means + features @ weight`, with the weight pulled towards zero.
+"""Heads on frozen features: `scores = means + features @ weight`, with the weight shrunk towards zero.
 
-At infinite strength a head is the teachers' mean rewards, that is: the best single teacher for every prompt. What the
-prompt adds is bought by cross-validation. Two objectives shrink in a way of their own: `regression` estimates its
-strength from the rewards, and `expected-reward`, whose loss has many local minima, starts from the regression and is
-pulled towards it.
+At infinite strength the scores are the teachers' mean rewards, so every prompt goes to the best single teacher.
+Cross-validation chooses the strength. Two objectives shrink differently: `regression` estimates the strength from the
+rewards, and `expected-reward`, whose loss has many local minima, starts at the regression and shrinks towards it.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ if TYPE_CHECKING:
 from persyn_hf.config import Objective
 from persyn_hf.models.workers import one_thread
 
-#: Strengths tried, strongest first; features have a mean square length of 1, so they mean the same for every backbone.
+#: Candidate strengths, strongest first. Features have a mean square length of 1, so these suit every backbone.
 STRENGTHS: dict[str, tuple[float, ...]] = {
-    "regression": (1.0,),  # estimated from the rewards: see `bayes`
+    "regression": (1.0,),  # estimated from the rewards: see `shrunken_weights`
     "bradley-terry": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
     "bradley-terry-margin": (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001, 0.00003),
     "expected-reward": (0.1, 0.03, 0.01, 0.003, 0.001),
 }
 
-#: Exponent of the principal components' sizes; above 1, the weaker ones are shrunk (see `FeatureMap`). Objectives that
-#: estimate their shrinkage need no such help.
+#: Exponent of the principal components' singular values; above 1, the weaker ones are shrunk (see `FeatureMap`).
+#: Objectives that estimate their shrinkage from the data do not need this.
 POWER: dict[str, float] = {
     "regression": 1.0,
     "bradley-terry": 2.0,
@@ -44,34 +43,34 @@ class Head:
     """A linear head.
 
     Args:
-        means (`ndarray` of shape `(teachers,)`): The scores that every prompt starts from.
-        weight (`ndarray` of shape `(features, teachers)`): The scores that a prompt's features add.
+        means (`ndarray` of shape `(teachers,)`): Intercept: the scores that all prompts share.
+        weight (`ndarray` of shape `(features, teachers)`): Weights of a prompt's features.
     """
 
     means: Array
     weight: Array
 
     def __call__(self, features: Array) -> Array:
-        """Scores of shape `(prompts, teachers)` from features of shape `(prompts, features)`."""
+        """Returns scores of shape `(prompts, teachers)` for features of shape `(prompts, features)`."""
         scores: Array = self.means + features @ self.weight
         return scores
 
     def scaled(self, factor: float) -> Head:
-        """The same ranking with scores `factor` times as large."""
+        """Returns a head whose scores are `factor` times as large; the ranking is the same."""
         return Head(self.means * factor, self.weight * factor)
 
 
 def count_missing(values: Array) -> Array:
-    """The same values, with every missing one counted as the lowest that is known.
+    """Replaces every missing value by the lowest known value.
 
-    All policies are compared so: on the same prompts, and a teacher that gave no answer earns the least there is. No
-    policy then earns more than the oracle, the best reward of each prompt.
+    All policies are compared this way: on the same prompts, with the lowest reward for a missing answer. So no policy
+    earns more than the oracle, the best reward of each prompt.
 
     Args:
-        values (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        values (`ndarray` of shape `(prompts, teachers)`): Values; NaN where missing.
 
     Returns:
-        `ndarray` of the same shape: A prompt of which nothing is known stays NaN.
+        `ndarray` of the same shape: Prompts without any value stay NaN.
     """
     known = ~np.isnan(values)
     if not known.any():
@@ -82,7 +81,7 @@ def count_missing(values: Array) -> Array:
 
 
 def teacher_means(values: Array) -> Array:
-    """Mean value per teacher over the prompts of which something is known; a missing one counts as the lowest."""
+    """Returns the mean value per teacher over prompts with any value; a missing value counts as the lowest."""
     counted = count_missing(values)
     counted = counted[~np.isnan(counted).any(axis=1)]
     means: Array = counted.mean(axis=0) if len(counted) else np.zeros(values.shape[1])
@@ -90,7 +89,7 @@ def teacher_means(values: Array) -> Array:
 
 
 def known_means(rewards: Array) -> Array:
-    """Mean reward per teacher over the prompts that it answered; the lowest mean where it answered none."""
+    """Returns the mean reward per teacher over the prompts it answered; the lowest mean if it answered none."""
     known = ~np.isnan(rewards)
     counts = known.sum(axis=0)
     means = np.where(known, rewards, 0.0).sum(axis=0) / np.maximum(counts, 1)
@@ -99,20 +98,20 @@ def known_means(rewards: Array) -> Array:
 
 
 def fit_path(objective: str, features: Array, rewards: Array, strengths: tuple[float, ...]) -> list[Head]:
-    """Fits one head per strength, from the strongest to the weakest, each going on from the one before.
+    """Fits one head per strength, from the strongest to the weakest, each initialised with the one before.
 
-    A head starts from means in which missing rewards count as the lowest; what a prompt adds is learnt from the known
-    rewards alone, since an outage says nothing about prompts.
+    In the means, missing rewards count as the lowest. The weights are learnt from the known rewards alone, because an
+    outage says nothing about prompts.
 
     Args:
         objective (`str`): One of `OBJECTIVES`.
-        features (`ndarray` of shape `(prompts, features)`): Centred, mean square length about 1.
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
-        strengths (`tuple[float, ...]`): Factors of the squared weight, descending; for regression, of the estimated
-            precision. Infinite: the means; for expected-reward, the regression.
+        features (`ndarray` of shape `(prompts, features)`): Centred features of mean square length about 1.
+        rewards (`ndarray` of shape `(prompts, teachers)`): Rewards; NaN where missing.
+        strengths (`tuple[float, ...]`): Factors of the squared weight (for regression: of the estimated precision),
+            descending. An infinite strength gives the means; for expected-reward, the regression.
 
     Returns:
-        `list[Head]`: In the order of `strengths`.
+        `list[Head]`: Heads in the order of `strengths`.
     """
     means = teacher_means(rewards)
     scale = pair_scale(np.broadcast_to(means, rewards.shape), rewards)
@@ -151,15 +150,15 @@ def _descent_path(
 
 
 def pair_scale(scores: Array, rewards: Array) -> float:
-    """The factor that makes scores Bradley–Terry scores: it maximises the likelihood of the observed preferences.
+    """Returns the factor that turns scores into Bradley–Terry scores; it maximises the likelihood of the preferences.
 
     Args:
-        scores (`ndarray` of shape `(prompts, teachers)`): On prompts that the scores were not fitted to.
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        scores (`ndarray` of shape `(prompts, teachers)`): Scores of prompts that they were not fitted to.
+        rewards (`ndarray` of shape `(prompts, teachers)`): Rewards; NaN where missing.
 
     Returns:
-        `float`: Positive, so the ranking stays as it is. No pair comes to differ by more than 20: at that distance
-            the probability is 1 for every purpose, and teachers that are added later must still have room.
+        `float`: Positive factor, so the ranking does not change. Scaled scores of a pair differ by at most about 20:
+            the probability is then 1 in practice, and teachers added later still have room.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_expit
@@ -181,22 +180,22 @@ Array = NDArray[np.float64]
 
 #: Steps of expectation maximisation. Held-out rewards no longer change after about 30.
 _STEPS = 60
-#: Share of the rewards' covariance that the prompt is taken to explain before anything is known.
+#: Initial share of the rewards' covariance that is attributed to the prompt.
 _FIRST_SHARE = 0.1
 
 
 def shrunken_weights(features: Array, deviations: Array, strengths: tuple[float, ...]) -> list[Array]:
-    """Posterior means of the weights of a multi-output linear model.
+    """Computes posterior means of the weights of a multi-output linear model (empirical Bayes).
 
     Args:
-        features (`ndarray` of shape `(prompts, features)`): Centred.
-        deviations (`ndarray` of shape `(prompts, teachers)`): Rewards minus the teachers' means; NaN where missing. A
-            missing one is filled in at every step with what the prompt and the other teachers say.
-        strengths (`tuple[float, ...]`): Factors of the estimated prior precision: 1 is what the data say, more shrinks
+        features (`ndarray` of shape `(prompts, features)`): Centred features.
+        deviations (`ndarray` of shape `(prompts, teachers)`): Rewards minus the teachers' means; NaN where missing.
+            Missing ones are imputed at every step from the prompt and the other teachers.
+        strengths (`tuple[float, ...]`): Factors of the estimated prior precision: 1 is the estimate, larger shrinks
             more.
 
     Returns:
-        `list[ndarray]`: Of shape `(features, teachers)`, in the order of `strengths`.
+        `list[ndarray]`: Weights of shape `(features, teachers)`, in the order of `strengths`.
     """
     count, teachers = deviations.shape
     missing = np.isnan(deviations)
@@ -227,19 +226,19 @@ def shrunken_weights(features: Array, deviations: Array, strengths: tuple[float,
 
 
 def _posterior(projected: Array, squares: Array, signal: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """The posterior of what the prompt adds along each principal component.
+    """Computes the posterior of the prompt's effect along each principal component.
 
-    One change of the teachers' basis makes signal and noise diagonal at once, so that a component costs no matrix of
-    its own: `O(teachers³ + components · teachers²)`.
+    One change of the teachers' basis diagonalises signal and noise, so no component needs its own matrix:
+    `O(teachers³ + components · teachers²)`.
 
     Args:
-        projected (`ndarray` of shape `(components, teachers)`): The projected deviations.
+        projected (`ndarray` of shape `(components, teachers)`): Projected deviations.
         squares (`ndarray` of shape `(components,)`): Squared singular values.
         signal, noise (`ndarray` of shape `(teachers, teachers)`): Covariances.
 
     Returns:
-        `(ndarray, ndarray, ndarray)`: The posterior means, shape `(components, teachers)`; the signal that they speak
-        for and the sum of their covariances, both of shape `(teachers, teachers)`.
+        `(ndarray, ndarray, ndarray)`: Posterior means, shape `(components, teachers)`; estimated signal covariance and
+        sum of the posterior covariances, both of shape `(teachers, teachers)`.
     """
     lower = np.linalg.cholesky(noise)
     half = np.linalg.solve(lower, np.linalg.solve(lower, signal).T)
@@ -254,7 +253,7 @@ def _posterior(projected: Array, squares: Array, signal: Array, noise: Array) ->
 
 
 def _patterns(missing: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Every set of missing teachers, with the prompts that lack exactly these; not that of all teachers."""
+    """Returns every set of missing teachers (not that of all), with a mask of the prompts that lack exactly it."""
     patterns = np.unique(missing[missing.any(axis=1)], axis=0)
     return [(one, (missing == one).all(axis=1)) for one in patterns if not one.all()]
 
@@ -262,7 +261,7 @@ def _patterns(missing: NDArray[np.bool_]) -> list[tuple[NDArray[np.bool_], NDArr
 def _fill(
     deviations: Array, patterns: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]], fitted: Array, noise: Array
 ) -> Array:
-    """Missing deviations as the prompt and the noise of the teachers that did answer suggest."""
+    """Imputes missing deviations from the prompt and from the noise of the teachers that answered."""
     filled: Array = np.where(np.isnan(deviations), fitted, deviations)
     precision = np.linalg.inv(noise)
     for pattern, rows in patterns:
@@ -280,19 +279,19 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 def bradley_terry_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None, margin: bool = False) -> Tensor:
-    """Mean of `−log σ(s_win − s_lose)` over the pairs of teachers of one prompt (PerSyn, arXiv 2510.10925, eq. 3).
+    """Computes the mean of `−log σ(s_win − s_lose)` over each prompt's pairs of teachers (arXiv 2510.10925, eq. 3).
 
-    Two teachers of equal reward make no pair, and neither does a teacher without a reward.
+    Teachers of equal reward, and teachers without a reward, form no pair.
 
     Args:
         scores (`Tensor` of shape `(prompts, teachers)`): The router's logits.
         rewards (`Tensor` of shape `(prompts, teachers)`): Rewards; NaN where missing.
-        mask (`Tensor` of bool, *optional*): True where the reward counts; NaN rewards never do.
-        margin (`bool`, defaults to `False`): Weight each pair by its difference in reward, so that a near-tie counts
-            for little.
+        mask (`Tensor` of bool, *optional*): True where the reward counts; NaN rewards never count.
+        margin (`bool`, defaults to `False`): Whether to weight each pair by its difference in reward, so that
+            near-ties count little.
 
     Returns:
-        `Tensor`: A scalar, 0 where there is no pair.
+        `Tensor`: Scalar; 0 without any pair.
     """
     import torch
     from torch.nn.functional import softplus
@@ -307,16 +306,17 @@ def bradley_terry_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = No
 
 
 def expected_reward_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None, tau: float = 1.0) -> Tensor:
-    """Mean over prompts of `−Σ_i softmax(s / τ)_i · r_i`: the reward of a teacher drawn from the softmax, negated.
+    """Computes the mean over prompts of `−Σ_i softmax(s / τ)_i · r_i`: the negated reward of a sampled teacher.
 
     Args:
         scores (`Tensor` of shape `(prompts, teachers)`): The router's logits.
         rewards (`Tensor` of shape `(prompts, teachers)`): Rewards; NaN where missing.
-        mask (`Tensor` of bool, *optional*): True where the reward counts; NaN rewards never do.
-        tau (`float`, defaults to 1.0): Temperature, > 0. Small: closer to what `argmax` earns; large: smoother.
+        mask (`Tensor` of bool, *optional*): True where the reward counts; NaN rewards never count.
+        tau (`float`, defaults to 1.0): Temperature, > 0. Smaller is closer to the reward of `argmax`, larger is
+            smoother.
 
     Returns:
-        `Tensor`: A scalar.
+        `Tensor`: Scalar.
     """
     import torch
 
@@ -328,7 +328,7 @@ def expected_reward_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = 
 
 
 def regression_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of the scores as estimates of the rewards; missing rewards are left out."""
+    """Computes the mean squared error of scores as estimates of the rewards; missing rewards are left out."""
     import torch
 
     known = ~rewards.isnan() if mask is None else mask & ~rewards.isnan()
@@ -337,10 +337,10 @@ def regression_loss(scores: Tensor, rewards: Tensor, mask: Tensor | None = None)
 
 
 def objective_loss(objective: str, scores: Tensor, rewards: Tensor, tau: float = 1.0) -> Tensor:
-    """The loss of a named objective.
+    """Computes the loss of a named objective.
 
     Raises:
-        ValueError: If the name is none of `OBJECTIVES`.
+        ValueError: If the name is not in `OBJECTIVES`.
     """
     if objective == "bradley-terry":
         return bradley_terry_loss(scores, rewards)

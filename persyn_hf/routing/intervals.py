@@ -1,4 +1,4 @@
-"""Bootstrap intervals: how sure a mean is, and which share of the gap to the oracle is closed."""
+"""Bootstrap intervals of means and of the share of the gap to the oracle that is closed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from persyn_hf.packages import require
 
 Array = NDArray[np.float64]
 
-#: Bootstrap draws behind an interval.
+#: Number of bootstrap draws of an interval.
 DRAWS = 2000
 
 
@@ -24,7 +24,7 @@ class Interval:
     high: float
 
     def as_dict(self) -> dict[str, float]:
-        """Plain values, rounded for a config file."""
+        """Returns plain values, rounded for a config file."""
         return {"mean": round(self.mean, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
 
     def __str__(self) -> str:
@@ -32,11 +32,12 @@ class Interval:
 
 
 def bootstrap_means(values: Array, seed: int = 0, draws: int = DRAWS) -> Array:
-    """Means of resampled prompts, the same prompts for every column.
+    """Computes means of resampled prompts, with the same prompts for every column.
 
     Args:
-        values (`ndarray` of shape `(prompts, policies)`): NaN where unknown.
-        seed (`int`, defaults to 0), draws (`int`, defaults to 2000)
+        values (`ndarray` of shape `(prompts, policies)`): Values; NaN where unknown.
+        seed (`int`, defaults to 0): Random seed.
+        draws (`int`, defaults to 2000): Number of draws.
 
     Returns:
         `ndarray` of shape `(draws, policies)`.
@@ -68,18 +69,18 @@ def bootstrap_means(values: Array, seed: int = 0, draws: int = DRAWS) -> Array:
 
 
 def interval(mean: float, draws: Array) -> Interval:
-    """The 2.5% and 97.5% points of bootstrap draws around a mean; draws that are not finite are left out."""
+    """Returns a mean with the 2.5% and 97.5% points of its bootstrap draws; non-finite draws are left out."""
     known = draws[np.isfinite(draws)]
     low, high = np.quantile(known, [0.025, 0.975]) if known.size else (np.nan, np.nan)
     return Interval(float(mean), float(low), float(high))
 
 
-#: A smaller gap than this, in reward per prompt, is none.
+#: Gaps below this, in reward per prompt, count as none.
 _NO_GAP = 1e-12
 
 
 def gap_closed(router: Array, best_single: Array, oracle: Array) -> Array:
-    """`(router − best single) / (oracle − best single)`; NaN where there is no gap to close."""
+    """Computes `(router − best single) / (oracle − best single)`; NaN where there is no gap to close."""
     gap = oracle - best_single
     with np.errstate(divide="ignore", invalid="ignore"):
         closed: Array = np.where(gap > _NO_GAP, (router - best_single) / gap, np.nan)
@@ -87,14 +88,14 @@ def gap_closed(router: Array, best_single: Array, oracle: Array) -> Array:
 
 
 def gap_interval(means: Array, draws: Array) -> Interval | None:
-    """A policy's share of the gap between the best single teacher and the oracle, with its interval.
+    """Computes a policy's share of the gap between the best single teacher and the oracle, with its interval.
 
     Args:
         means (`ndarray` of shape `(3,)`): Mean rewards of the policy, the best single teacher and the oracle.
         draws (`ndarray` of shape `(draws, 3)`): Bootstrap draws of the three.
 
     Returns:
-        `Interval`: Of `(policy − best single) / (oracle − best single)`; `None` where there is no gap to close.
+        `Interval`: Interval of `(policy − best single) / (oracle − best single)`; `None` without a gap to close.
     """
     closed = float(gap_closed(*means))
     if np.isnan(closed):

@@ -1,4 +1,4 @@
-"""`persyn_route`, the plain map function, and `pin_router`, which fixes what it stands for."""
+"""`persyn_route`, the plain map function, and `pin_router`, which pins the version of its router."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from persyn_hf.models.device import worker_device
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.tables import require_batch
 
-#: Names the router where no argument does.
+#: Environment variable that names the router if no argument does.
 ROUTER_VARIABLE = "PERSYN_ROUTER"
 
 
@@ -28,28 +28,30 @@ def persyn_route(
     library_version: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Routes one row or a batch: adds `route` and `route_scores`. Made for `datasets.map`.
+    """Routes one row or a batch: adds `route` and `route_scores`. For use with `datasets.map`.
 
-    A bare `router` path cannot be kept fresh: `datasets` hashes the path, so a checkpoint replaced at the same path
-    gives the old results from the cache. Use `fn_kwargs=pin_router(...)`, or the router object itself.
+    With a bare `router` path, cached results can be stale: `datasets` hashes the path, so after a checkpoint is
+    replaced at the same path the old results come from the cache. Use `fn_kwargs=pin_router(...)` or a router object.
 
     Args:
-        examples (`Mapping`): A row, or a batch of columns, with the prompt column.
-        rank (`int`, *optional*): From `map(with_rank=True)`: the process uses the GPU of its rank.
+        examples (`Mapping`): Row, or batch of columns, with the prompt column.
+        rank (`int`, *optional*): Rank of the process, from `map(with_rank=True)`; it selects the GPU.
         router (`str`, *optional*): Folder or repository id; default: the environment variable `PERSYN_ROUTER`.
-        revision (`str`, *optional*): Commit, tag or branch; for a folder, the digest that it must have.
-        prompt_column (`str`, *optional*): Default: the column that the router names, `prompt` as a rule.
-        library_version (`str`, *optional*): Part of the cache's key; set by [`pin_router`].
+        revision (`str`, *optional*): Commit, tag or branch of a repository, or expected digest of a folder.
+        prompt_column (`str`, *optional*): Column of the prompts; default: the one in the router's checkpoint, else
+            `prompt`.
+        library_version (`str`, *optional*): Version of persyn_hf, as part of the cache key; set by [`pin_router`].
         options: Keys of [`RouteOptions`]: `device`, `dtype`, `endpoint` (a Text Embeddings Inference server that
-            serves the router) and `api_key_env`.
+            serves the router), and its connection: `api_key_env`, `api_key_header`, `extra_headers`,
+            `extra_query`, `use_hub_token`.
 
     Returns:
         `dict`: `route` (teacher name) and `route_scores` (float32, in the router's teacher order).
 
     Raises:
         RouterError: If no router is named.
-        RouterCheckpointError: If the checkpoint is damaged, or it or the served one is not the pinned one.
-        RouterMismatchError: If the server's labels are not the router's.
+        RouterCheckpointError: If the checkpoint is damaged, or the loaded or served router is not the pinned one.
+        RouterMismatchError: If the server's labels differ from the router's.
         MissingColumnError: If the prompt column is absent.
         DataError: If a prompt is empty.
 
@@ -59,13 +61,13 @@ def persyn_route(
     require_batch(examples, "persyn_route")
     asked = merged(RouteOptions, None, options, "persyn_route")
     if asked.endpoint is not None:
-        return _route_remotely(examples, asked.endpoint, asked.api_key_env, router, revision, prompt_column)
+        return _route_remotely(examples, asked.endpoint, asked.connection, router, revision, prompt_column)
     from persyn_hf.routing.router import PersynRouter, route_examples
 
     name = router or os.environ.get(ROUTER_VARIABLE)
     if not name:
         raise RouterError(
-            "persyn_route does not know which router to use: pass fn_kwargs=pin_router('org/router') (or "
+            "persyn_route needs a router, got none: pass fn_kwargs=pin_router('org/router') (or "
             f"fn_kwargs={{'router': 'org/router'}}) to map, or set the environment variable {ROUTER_VARIABLE}."
         )
     loaded = PersynRouter.from_pretrained(name, revision, worker_device(asked.device, rank), asked.dtype)
@@ -75,7 +77,7 @@ def persyn_route(
 def _route_remotely(
     examples: Mapping[str, Any],
     endpoint: str,
-    api_key_env: str | None,
+    connection: Mapping[str, Any],
     router: str | None,
     revision: str | None,
     prompt_column: str | None,
@@ -84,23 +86,25 @@ def _route_remotely(
     from persyn_hf.routing.router import is_one_prompt
     from persyn_hf.routing.tei import describe_endpoint
 
-    served = describe_endpoint(endpoint, api_key_env)
+    served = describe_endpoint(endpoint, **connection)
     block: Mapping[str, Any] = {}
     if router is not None:
         block, teachers = read_labels(router, revision)
         if teachers != served.teachers:
-            raise RouterMismatchError(f"{endpoint} serves {list(served.teachers)}; {router} is for {list(teachers)}.")
+            raise RouterMismatchError(
+                f"{endpoint} must serve the teachers of {router}, {list(teachers)}, got {list(served.teachers)}."
+            )
     if revision is not None and served.digest is not None and served.digest != revision:
-        raise RouterCheckpointError(f"{endpoint} serves the commit {served.digest}; expected {revision}.")
+        raise RouterCheckpointError(f"{endpoint} must serve the commit {revision}, got {served.digest}.")
     if revision is not None and served.digest is None and router is None:
         raise RouterCheckpointError(
-            f"{endpoint} does not say which commit it serves, so it cannot be held to {revision}; give `router` too, "
-            "whose labels are compared, or leave `revision` out."
+            f"{endpoint} does not report which commit it serves, so `revision` {revision} cannot be verified; pass "
+            "`router` too, to compare labels, or omit `revision`."
         )
     column = prompt_column or block.get("prompt_column") or columns.PROMPT
     columns.require_columns(examples.keys(), [column], "routing")
     one = is_one_prompt(examples[column])
-    scores = served.scores([examples[column]] if one else examples[column], api_key_env)
+    scores = served.scores([examples[column]] if one else examples[column], **connection)
     fallback = block.get("fallback")
     routes = [fallback or served.teachers[index] for index in scores.argmax(axis=1)]
     if one:
@@ -114,25 +118,28 @@ def pin_router(
     *,
     prompt_column: str | None = None,
     endpoint: str | None = None,
-    api_key_env: str | None = None,
+    **connection: Any,
 ) -> dict[str, Any]:
-    """Plain arguments for [`persyn_route`] that change whenever the router or this library does.
+    """Returns plain arguments for [`persyn_route`] that change whenever the router or this library changes.
 
     Args:
         router (`str` or `PathLike`): Folder or repository id.
         revision (`str`, *optional*): Branch, tag or commit of a repository.
-        prompt_column, endpoint, api_key_env (`str`, *optional*): Passed on where given.
+        prompt_column, endpoint (`str`, *optional*): Arguments of [`persyn_route`], passed through.
+        connection: Connection to `endpoint`: `api_key_env` and the other keys of [`Connection`].
 
     Returns:
-        `dict[str, Any]`: For `fn_kwargs`: the router, its commit (or a folder's digest) and the library's version.
+        `dict[str, Any]`: Value for `fn_kwargs`: the router, its commit (or a folder's digest) and the library's
+            version.
 
     Raises:
-        ConfigError: If nothing of that name can be found.
+        ConfigError: If the router is not found, or an option is unknown or wrong.
     """
     from persyn_hf.version import __version__
 
+    asked = merged(RouteOptions, None, {"endpoint": endpoint, **connection}, "pin_router")
     name = os.fspath(router)
     name = os.path.abspath(name) if os.path.isdir(name) else name
     pinned = {"router": name, "revision": resolve_revision(name, revision), "library_version": __version__}
-    more = {"prompt_column": prompt_column, "endpoint": endpoint, "api_key_env": api_key_env}
+    more = {"prompt_column": prompt_column, "endpoint": endpoint, **asked.connection}
     return pinned | {key: value for key, value in more.items() if value is not None}

@@ -1,7 +1,7 @@
-"""The policies that need no router: scores of every teacher for every prompt, of which routes are the argmax.
+"""Policies that need no router: scores of every teacher for every prompt, whose argmax is the route.
 
-`strong`, `family-strong` and `car` score all prompts alike, so without limits one teacher gets everything. The policy
-`persyn` is the router's: its scores are the router's own.
+`strong`, `family-strong` and `car` give all prompts the same scores, so without limits one teacher gets every prompt.
+The policy `persyn` uses the router's scores.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Routes = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """The facts that policies choose by.
+    """Inputs of the policies.
 
     Args:
-        teachers (`Sequence[str]`): In the order of the scores.
-        probe (`RewardTable`, *optional*): Scored answers with the teachers in this order; `random` and `oracle` need
-            none.
+        teachers (`Sequence[str]`): Names, in the order of the scores.
+        probe (`RewardTable`, *optional*): Scored answers with the teachers in this order; not needed by `random` and
+            `oracle`.
         families (`Mapping[str, str | None]`): Family of each teacher, for `family-strong`.
-        student_family (`str`, *optional*): The student's, for `family-strong`.
-        rewards (`ndarray` of shape `(prompts, teachers)`, *optional*): The prompts' own rewards, NaN where there is
-            none, for `oracle`.
+        student_family (`str`, *optional*): Family of the student, for `family-strong`.
+        rewards (`ndarray` of shape `(prompts, teachers)`, *optional*): Rewards of the routed prompts, NaN where
+            missing, for `oracle`.
         strong_share (`float`, defaults to 0.5): Share of the prompts that `mix` sends to the strong teacher, 0 to 1.
         beta (`float`, defaults to 3): Weight of the student's loss in `car`.
     """
@@ -48,28 +48,28 @@ class Basis:
 
     @property
     def relatives(self) -> NDArray[np.bool_]:
-        """Marks the teachers of the student's family, shape `(teachers,)`; none where that family is unknown."""
+        """Mask of the teachers of the student's family, shape `(teachers,)`; all false if that family is unknown."""
         family = self.student_family
         return np.array([bool(family) and self.families.get(name) == family for name in self.teachers])
 
 
 def policy_scores(policy: str, basis: Basis, prompts: int, seed: int = 0) -> Scores:
-    """Scores of a policy that needs no router.
+    """Computes the scores of a policy that needs no router.
 
     Args:
-        policy (`str`): `strong`: the highest mean quality on the probe. `mix`: the strong teacher or a weak one, drawn
-            for each prompt (arXiv 2502.12143). `family-strong`: the strongest of the student's family. `car`: mean
-            quality divided by `1 + beta · mean student loss` (arXiv 2411.07133). `random`: drawn for each prompt.
-            `oracle`: the prompts' own rewards.
-        basis (`Basis`): The facts that the policy chooses by.
-        prompts (`int`): Number of prompts that are scored.
+        policy (`str`): Name of the policy. `strong`: highest mean quality on the probe. `mix`: the strong teacher or a
+            weak one, drawn for each prompt (arXiv 2502.12143). `family-strong`: the strongest teacher of the student's
+            family. `car`: mean quality divided by `1 + beta · mean student loss` (arXiv 2411.07133). `random`: drawn
+            for each prompt. `oracle`: the rewards of the routed prompts.
+        basis (`Basis`): Inputs of the policy.
+        prompts (`int`): Number of prompts to score.
         seed (`int`, defaults to 0): Random seed of `mix` and `random`.
 
     Returns:
         `ndarray` of shape `(prompts, teachers)`.
 
     Raises:
-        ConfigError: If the policy is unknown or lacks what it chooses by.
+        ConfigError: If the policy is unknown or the basis lacks its inputs.
         DataError: If the probe lacks a column.
 
     Example:
@@ -83,7 +83,7 @@ def policy_scores(policy: str, basis: Basis, prompts: int, seed: int = 0) -> Sco
         return _oracle_scores(basis)
     if policy == "persyn" or basis.probe is None:
         needed = "the scores of a router" if policy == "persyn" else "scored answers; pass them as `probe`"
-        raise ConfigError(f"The policy {policy!r} chooses by {needed}.")
+        raise ConfigError(f"The policy {policy!r} needs {needed}.")
     if policy == "mix":
         drawn = np.random.default_rng(seed).random(prompts) < basis.strong_share
         chosen = np.where(drawn, int(mean_quality(basis.probe).argmax()), weak_teacher(basis.probe))
@@ -99,9 +99,9 @@ def policy_scores(policy: str, basis: Basis, prompts: int, seed: int = 0) -> Sco
 
 
 def policy_routes(policy: str, basis: Basis, prompts: int, seed: int = 0) -> Routes:
-    """The teacher of every prompt under a policy, as an index into `basis.teachers`; see [`policy_scores`].
+    """Returns the teacher of every prompt under a policy, as an index into `basis.teachers`; see [`policy_scores`].
 
-    The first of equals is taken.
+    Of equal scores, the first teacher wins.
     """
     routes: Routes = policy_scores(policy, basis, prompts, seed).argmax(axis=1)
     return routes
@@ -111,7 +111,7 @@ def require_policy(policy: str) -> None:
     """Checks the name of a policy.
 
     Raises:
-        ConfigError: If there is no such policy.
+        ConfigError: If the policy is unknown.
     """
     known = get_args(Policy)
     if policy not in known:
@@ -119,7 +119,7 @@ def require_policy(policy: str) -> None:
 
 
 def prompt_rewards(table: RewardTable, ids: Sequence[str]) -> Array:
-    """The rewards of prompts in the given order, shape `(prompts, teachers)`; NaN for prompts that the table lacks."""
+    """Returns the rewards of prompts in the given order, shape `(prompts, teachers)`; NaN for unknown prompts."""
     row_of = {identity: row for row, identity in enumerate(table.ids)}
     padded = np.concatenate([table.rewards, np.full((1, len(table.teachers)), np.nan)])
     rewards: Array = padded[[row_of.get(identity, -1) for identity in ids]]
@@ -127,20 +127,22 @@ def prompt_rewards(table: RewardTable, ids: Sequence[str]) -> Array:
 
 
 def mean_quality(probe: RewardTable) -> Array:
-    """Mean quality of each teacher, by which the strongest is chosen; a missing one counts as the lowest.
+    """Returns the mean quality of each teacher, whose maximum is the strongest; missing counts as the lowest.
 
     Raises:
         DataError: If the table has no `quality`.
     """
     if probe.quality is None:
-        raise DataError("The strongest teacher is chosen by the column `quality`, which the table does not have.")
+        raise DataError(
+            "The strongest teacher is chosen by the column `quality`, which the table lacks; score it first."
+        )
     return teacher_means(probe.quality)
 
 
 def weak_teacher(probe: RewardTable) -> int:
-    """The weak teacher of `mix`: of all but the strongest, the one whose answers the student finds most likely.
+    """Returns the weak teacher of `mix`: the one whose answers the student finds most likely, except the strongest.
 
-    The highest mean learnability decides, or the lowest mean quality where no learnability is known.
+    It has the highest mean learnability, or the lowest mean quality if the table has no learnability.
     """
     quality = mean_quality(probe)
     weakness = -quality if probe.learnability is None else teacher_means(probe.learnability).copy()
@@ -149,9 +151,9 @@ def weak_teacher(probe: RewardTable) -> int:
 
 
 def car_values(probe: RewardTable, beta: float = CAR_BETA) -> Array:
-    """Compatibility-Adjusted Reward of each teacher: `mean quality / (1 + beta · mean student loss)`.
+    """Computes the Compatibility-Adjusted Reward of each teacher: `mean quality / (1 + beta · mean student loss)`.
 
-    The student's loss is the negated learnability, nats/token (arXiv 2411.07133).
+    The student's loss is the negated learnability, in nats/token (arXiv 2411.07133).
 
     Raises:
         DataError: If the table has no `quality` or no `learnability`.
@@ -172,13 +174,13 @@ def _family_values(basis: Basis, quality: Array) -> Array:
             f"{there or 'no families'}. Set `family` of the teachers and the family of the student, or leave the "
             "policy out."
         )
-    # A stranger is worse than every relative, by the whole range: limits may still send prompts there.
+    # Other teachers score below every relative, by more than the range, so that limits may still send prompts there.
     values: Array = np.where(relatives, quality, quality - 2 * (np.ptp(quality) + 1))
     return values
 
 
 def _random_scores(prompts: int, teachers: int, seed: int) -> NDArray[np.float32]:
-    """One teacher drawn for each prompt scores above 1, and the others below it: limits move prompts at random too."""
+    """Returns random scores: above 1 for a teacher drawn per prompt, below 1 for the others (limits may use them)."""
     random = np.random.default_rng(seed)
     drawn = random.integers(teachers, size=prompts)
     scores = random.random((prompts, teachers), dtype=np.float32)
@@ -187,9 +189,9 @@ def _random_scores(prompts: int, teachers: int, seed: int) -> NDArray[np.float32
 
 
 def _oracle_scores(basis: Basis) -> Array:
-    """The prompts' own rewards. An answer that failed is worse than any that did not."""
+    """Returns the rewards of the routed prompts, with failed answers below all others."""
     if basis.rewards is None:
-        raise ConfigError("The policy 'oracle' chooses by the rewards of every teacher's answer to every prompt.")
+        raise ConfigError("The policy 'oracle' needs the rewards of every teacher's answer to every prompt.")
     known = basis.rewards[~np.isnan(basis.rewards)]
     missing = known.min() - 2 * (np.ptp(known) + 1) if known.size else 0.0
     scores: Array = np.where(np.isnan(basis.rewards), missing, basis.rewards)

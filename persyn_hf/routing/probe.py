@@ -1,4 +1,4 @@
-"""The probe, which every teacher answers: a random sample, or one that covers the prompts."""
+"""Sampling the probe, which every teacher answers: at random, or so that it covers the prompts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from persyn_hf.prompts.reading import random_probe
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Candidates whose distances to all prompts are computed at once.
+#: Number of candidates whose distances to all prompts are computed at once.
 _BLOCK = 64
-#: Prompts that are embedded at once.
+#: Number of prompts embedded at once.
 _CHUNK = 4096
-#: What of a router's settings says how a prompt is read.
+#: Router settings that define how a prompt is read.
 _READING = ("backbone", "revision", "max_length", "device")
 
 
@@ -37,30 +37,32 @@ def sample_probe(
     where: str = "probe",
     **options: Any,
 ) -> Dataset:
-    """Draws the prompts that every teacher answers.
+    """Draws the probe: the prompts that every teacher answers.
 
-    `"cover"` is greedy k-center (Sener and Savarese, arXiv 1708.00489): after a random first one, always the prompt
-    that is farthest from all chosen ones, so that none is far from the probe. It takes unusual prompts first. Whether
-    that helps a router is another question; docs/routing.md has measurements.
+    `"cover"` is greedy k-center (Sener and Savarese, arXiv 1708.00489): it starts with a random prompt and repeatedly
+    adds the prompt farthest from all chosen ones, so that no prompt is far from the probe. It picks unusual prompts
+    first, which does not always help a router; docs/routing.md has measurements.
 
     Args:
-        prompts (`Dataset`): With the prompt column.
-        size (`int`): Number of prompts; at most all.
-        method (`"random"` or `"cover"`, defaults to `"random"`): How.
+        prompts (`Dataset`): Table with the prompt column.
+        size (`int`): Number of prompts to draw, at most `len(prompts)`.
+        method (`"random"` or `"cover"`, defaults to `"random"`): Sampling method.
         seed (`int`, defaults to 0): Random seed of the sample, or of the first prompt.
-        embeddings (`ndarray` of shape `(prompts, width)`, *optional*): What `"cover"` looks at, instead of a backbone.
-        settings (`Router` or `Mapping`, *optional*): The section `router` of a configuration, or its keys: the
-            backbone whose embeddings `"cover"` looks at.
-        prompt_column (`str`, defaults to `"prompt"`): Strings or chat messages.
-        where (`str`, defaults to `"probe"`): Names the section in errors.
-        options: Single keys of [`Router`] that say how a prompt is read: `backbone`, `revision`, `max_length` and
+        embeddings (`ndarray` of shape `(prompts, width)`, *optional*): Embeddings for `"cover"`, instead of a
+            backbone's.
+        settings (`Router` or `Mapping`, *optional*): The section `router` of a configuration, or its keys; its
+            backbone computes the embeddings for `"cover"`.
+        prompt_column (`str`, defaults to `"prompt"`): Column of strings or chat messages.
+        where (`str`, defaults to `"probe"`): Name of the section in errors.
+        options: Single keys of [`Router`] that define how a prompt is read: `backbone`, `revision`, `max_length` and
             `device`.
 
     Returns:
-        `Dataset`: The chosen prompts, in their order.
+        `Dataset`: The chosen prompts, in their original order.
 
     Raises:
-        ConfigError: If there are too few prompts, the method is unknown, or it has nothing to look at.
+        ConfigError: If there are too few prompts, the method is unknown, or `"cover"` has neither backbone nor
+            embeddings.
     """
     require_known(Router, options, "sample_probe", _READING)
     if method == "random":
@@ -80,7 +82,7 @@ def sample_probe(
 
 
 def embed(prompts: Dataset, router: Router, prompt_column: str = columns.PROMPT) -> NDArray[np.float32]:
-    """The inputs of the head of a router on the section's backbone, shape `(prompts, hidden)`."""
+    """Embeds prompts as a router on the section's backbone does: the inputs of its head, shape `(prompts, hidden)`."""
     if router.backbone is None:
         raise ConfigError("`router.backbone` is required to embed prompts; `pretrained` names a finished router.")
     require("draw a probe that covers the prompts of a backbone", "torch", "transformers")
@@ -104,19 +106,20 @@ def embed(prompts: Dataset, router: Router, prompt_column: str = columns.PROMPT)
 
 
 def cover(embeddings: NDArray[np.floating], size: int, seed: int = 0) -> NDArray[np.int64]:
-    """Greedy k-center: rows so that the farthest row is as near to one of them as a greedy choice can make it.
+    """Chooses rows by greedy k-center, which keeps the largest distance of any row to a chosen one small.
 
-    The choice is exactly that of the plain algorithm, one farthest row after the other. Distances are computed for the
-    rows that are farthest now all at once, since the next farthest are nearly always among them.
+    The result is exactly that of the plain algorithm, which adds one farthest row after the other. For speed, the
+    distances of several of the farthest rows are computed at once, since the next farthest are nearly always among
+    them.
 
     Args:
-        embeddings (`ndarray` of shape `(rows, width)`): Compared by the angle around their mean.
-        size (`int`): Rows to choose.
+        embeddings (`ndarray` of shape `(rows, width)`): Embeddings, compared by cosine after centring.
+        size (`int`): Number of rows to choose.
         seed (`int`, defaults to 0): Random seed of the first row.
 
     Returns:
-        `ndarray` of shape `(size,)`: Rows, in the order of the choice. No row is farther from the first `n` than twice
-        the distance of the best possible `n`.
+        `ndarray` of shape `(size,)`: Row numbers in the order of the choice. For every `n`, the largest distance to
+            the first `n` is at most twice that to the best possible `n`.
     """
     points: NDArray[Any] = np.array(embeddings, dtype=np.float32)
     points -= points.mean(axis=0)
@@ -139,6 +142,6 @@ def cover(embeddings: NDArray[np.floating], size: int, seed: int = 0) -> NDArray
 
 
 def _distances(points: NDArray[Any], rows: list[int]) -> NDArray[Any]:
-    """Cosine distance of every point to some of them, shape `(rows, points)`."""
+    """Returns the cosine distance of every point to the given rows, shape `(rows, points)`."""
     distances: NDArray[Any] = 1.0 - points[rows] @ points.T
     return distances

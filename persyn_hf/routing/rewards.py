@@ -16,16 +16,16 @@ from persyn_hf.routing.heads import Array, teacher_means
 
 @dataclass(frozen=True)
 class RewardTable:
-    """Scored answers, one row per prompt.
+    """Scored answers as matrices, one row per prompt.
 
     Args:
         prompts (`list`): Strings or lists of chat messages.
-        ids (`list[str]`): `prompt_id` of each.
-        teachers (`list[str]`): Best mean reward first.
-        rewards (`ndarray` of shape `(prompts, teachers)`): NaN where there is none.
-        quality, learnability (`ndarray` of shape `(prompts, teachers)`, *optional*): Raw, NaN where missing.
-        student, student_revision (`str`, *optional*): Where the table names one student only.
-        left_out (`Mapping[str, str]`): Teachers that mostly failed and are no candidates, with what they gave.
+        ids (`list[str]`): `prompt_id` of each prompt.
+        teachers (`list[str]`): Names, best mean reward first.
+        rewards (`ndarray` of shape `(prompts, teachers)`): Rewards; NaN where missing.
+        quality, learnability (`ndarray` of shape `(prompts, teachers)`, *optional*): Raw scores; NaN where missing.
+        student, student_revision (`str`, *optional*): Student and its revision, if the table names exactly one.
+        left_out (`Mapping[str, str]`): Teachers left out because they mostly failed, each with a short explanation.
     """
 
     prompts: list[Any]
@@ -40,11 +40,11 @@ class RewardTable:
 
     @property
     def means(self) -> Array:
-        """Mean reward per teacher, shape `(teachers,)`; a missing one counts as the lowest."""
+        """Mean reward per teacher, shape `(teachers,)`; a missing reward counts as the lowest."""
         return teacher_means(self.rewards)
 
     def mean_scores(self) -> dict[str, dict[str, float]]:
-        """Mean `reward` of each teacher, and its mean `quality` and `learnability` where the table has them.
+        """Returns the mean `reward` of each teacher, and its mean `quality` and `learnability` if the table has them.
 
         A missing value counts as the lowest.
         """
@@ -56,7 +56,7 @@ class RewardTable:
         }
 
     def reordered(self, teachers: Sequence[str]) -> RewardTable:
-        """The same table with the teachers' columns in another order; a teacher that is not there is all NaN."""
+        """Returns the table with the teachers' columns in the given order; an unknown teacher's column is all NaN."""
         take = [self.teachers.index(name) if name in self.teachers else -1 for name in teachers]
 
         def pick(values: Array | None) -> Array | None:
@@ -77,7 +77,7 @@ class RewardTable:
         )
 
     def subset(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> RewardTable:
-        """The same table with only some prompts."""
+        """Returns the table with only the given prompts."""
         index = np.asarray(rows, dtype=int)
         return replace(
             self,
@@ -90,18 +90,18 @@ class RewardTable:
 
 
 def read_rewards(scored: Any, stage: str = "train_router", min_answered: float = 0.0) -> RewardTable:
-    """Reads a scored table, in which a row is one answer, into a matrix.
+    """Reads a scored table with one row per answer into matrices with one row per prompt.
 
-    Where a teacher has several answers to a prompt, told apart by `turn`, `sample` or `attempt`, the mean of those
-    that have a value counts, so that a prompt is one row however often it was asked and no fold of a cross-validation
-    sees a prompt that another one was fitted on. Prompts on which fewer than two teachers have a reward say nothing
-    about who is better and are left out.
+    If a teacher has several answers to a prompt (they differ in `turn`, `sample` or `attempt`), the mean of those with
+    a value is used. A prompt is therefore always one row, and no prompt is in two folds of a cross-validation. Prompts
+    for which fewer than two teachers have a reward do not compare teachers and are left out.
 
     Args:
-        scored (`Dataset`, or an iterable of rows): With `prompt_id`, `prompt`, `teacher` and `reward`.
-        stage (`str`): Who asks, for messages.
-        min_answered (`float`, defaults to 0): A teacher that answered a smaller share of the prompts is left out, and
-            one that has rewards of a smaller share of the prompts than the teacher with most.
+        scored (`Dataset`, or an iterable of rows): Table with `prompt_id`, `prompt`, `teacher` and `reward`.
+        stage (`str`): Name of the caller, for errors.
+        min_answered (`float`, defaults to 0): Minimum share of the prompts, 0 to 1, that a teacher must have answered.
+            It must also have rewards for this share of the number of prompts of the teacher with most rewards. Other
+            teachers are left out.
 
     Returns:
         `RewardTable`: Prompts in order of first appearance, teachers with the best mean reward first.
@@ -158,9 +158,9 @@ def read_rewards(scored: Any, stage: str = "train_router", min_answered: float =
 
 
 def left_out_lines(table: RewardTable, min_answered: float) -> list[str]:
-    """One sentence for each teacher that mostly failed: what it gave, and the option that keeps it."""
+    """Returns one sentence per teacher that was left out, with the reason and the option that keeps it."""
     return [
-        f"The teacher {name!r} is no candidate: it {gave}; `router.min_answered` asks for a share of {min_answered:g}."
+        f"The teacher {name!r} is left out: it {gave}; `router.min_answered` requires a share of {min_answered:g}."
         for name, gave in table.left_out.items()
     ]
 
@@ -168,7 +168,7 @@ def left_out_lines(table: RewardTable, min_answered: float) -> list[str]:
 def _failing(
     data: Mapping[str, Sequence[Any]], names: Sequence[str], rows: Any, teachers: Any, rewards: Array, minimum: float
 ) -> dict[str, str]:
-    """The teachers that mostly failed, with what they gave. A judge's failures count only beside other teachers'."""
+    """Returns the teachers that mostly failed, with the reason. Missing rewards are compared with other teachers'."""
     known = ~np.isnan(rewards)
     answered = known
     if columns.ERROR in data:
@@ -182,7 +182,7 @@ def _failing(
         if counts[column] < minimum * asked:
             failing[name] = f"answered {counts[column]} of {asked} prompts"
         elif rewarded[column] < minimum * most:
-            failing[name] = f"has rewards of {rewarded[column]} prompts, where another teacher has {most}"
+            failing[name] = f"has rewards for {rewarded[column]} prompts, and another teacher has {most}"
     return failing
 
 
@@ -219,7 +219,7 @@ def _only(data: Mapping[str, Sequence[Any]], name: str) -> str | None:
 
 
 def _cell_means(values: Array, rows: Any, teachers: Any, shape: tuple[int, int]) -> Array:
-    """Mean value of each prompt's answers by each teacher, `shape`; NaN where none has a value."""
+    """Returns the mean value of each prompt's answers by each teacher, of the given shape; NaN where none has one."""
     known = ~np.isnan(values)
     cells = rows[known], teachers[known]
     sums, counts = np.zeros(shape), np.zeros(shape)
@@ -235,5 +235,5 @@ def _refuse_repeated(keys: Sequence[columns.RowKey], stage: str) -> None:
     prompt_id, teacher, *_ = next(key for key, count in Counter(keys).items() if count > 1)
     raise DataError(
         f"{stage} needs one row per prompt and teacher; prompt {prompt_id} has several of {teacher!r}. Drop the "
-        "repeated rows, or number them in the column `sample` where they are answers of their own."
+        "repeated rows, or number them in the column `sample` if they are different answers."
     )

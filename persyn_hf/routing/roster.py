@@ -1,4 +1,4 @@
-"""Teachers come and go: one row of a trained router's head is added or dropped, and the others stay as they are."""
+"""Adding a teacher to a trained router and removing one, by adding or dropping one row of its head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from persyn_hf.routing.router import PersynRouter
 from persyn_hf.routing.seen import PROBE_KEY, seen_record
 from persyn_hf.routing.training import describe_teachers, require_plain_names, save_router
 
-#: Strengths tried for the new row, strongest first; the first leaves only its mean.
+#: Candidate strengths for the new row, strongest first; the first leaves only its mean.
 _STRENGTHS = (1e3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 
 
@@ -37,29 +37,30 @@ def add_teacher(
     device: str | None = None,
     min_answered: float = default_of(Router, "min_answered"),
 ) -> PersynRouter:
-    """Gives a router one more teacher, from that teacher's answers to the old probe; nothing else is trained.
+    """Adds a teacher to a router, from that teacher's answers to the router's probe; nothing else is trained.
 
     A router's logits are Bradley–Terry scores, so the new row is fitted to the pairs of the new teacher with the old
-    ones, whose scores stand still: a logistic regression, its strength chosen on held-out pairs.
+    ones, whose scores stay fixed: a logistic regression with a strength chosen on held-out pairs.
 
     Args:
-        router (`PersynRouter`): The router.
-        scored (`Dataset`): Rows of the old teachers and of exactly one new one, on the same prompts, their rewards
+        router (`PersynRouter`): Router to extend; it is not changed.
+        scored (`Dataset`): Rows of the old teachers and of exactly one new teacher on the same prompts, with rewards
             normalised together.
-        output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
-        teacher (`Teacher` or `Mapping`, *optional*): Its description, for the checkpoint.
-        folds (`int`, defaults to 5), seed (`int`, defaults to 0): Folds and random seed of the cross-validation.
-        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
-
+        output_dir (`str` or `PathLike`, *optional*): Folder of the new checkpoint; default: a temporary folder,
+            removed when the process ends.
+        teacher (`Teacher` or `Mapping`, *optional*): Description of the new teacher, for the checkpoint.
+        folds (`int`, defaults to 5): Folds of the cross-validation.
+        seed (`int`, defaults to 0): Random seed of the cross-validation.
+        device (`str`, *optional*): Device of the new router; default: `cuda` if available, else `cpu`.
         min_answered (`float`, defaults to 0.5): Share of the prompts, 0 to 1, that each teacher must have answered.
 
     Returns:
-        `PersynRouter`: A new one, the new teacher last. A router that had fallen back to its best single teacher stays
-        so, and falls back to the new one where that is better.
+        `PersynRouter`: New router, with the new teacher last. If the old router has fallen back to its best single
+            teacher, so has the new one; it falls back to the new teacher if that one is better.
 
     Raises:
-        RouterMismatchError: If the table has not exactly one teacher that the router does not know.
-        DataError: If the new teacher mostly failed, or never got another reward than an old one on the same prompt.
+        RouterMismatchError: If the table does not have exactly one teacher that the router lacks.
+        DataError: If the new teacher mostly failed, or its rewards equal the old teachers' on every prompt.
 
     Example:
         >>> wider = add_teacher(router, scored_with_the_new_one, "router-v2")  # doctest: +SKIP
@@ -86,7 +87,7 @@ def add_teacher(
     features = backbones.FeatureMap(inputs, has_bias)
     rows = features(inputs)
     if router.fallback is not None:
-        rows = rows * 0.0  # what the prompt adds was found not to help
+        rows = rows * 0.0  # the router ignores the prompt
     offsets = router.scores(table.prompts).astype(np.float64)
     head = _fit_row(rows, offsets, table.rewards, folds, seed)
     row = nn.Linear(linear.in_features, 1, bias=has_bias, dtype=torch.float64)
@@ -111,25 +112,27 @@ def add_teacher(
 def remove_teacher(
     router: PersynRouter, name: str, output_dir: str | os.PathLike[str] | None = None, *, device: str | None = None
 ) -> PersynRouter:
-    """Takes one teacher out of a router; nothing is trained, and the others' scores stay as they are.
+    """Removes a teacher from a router; nothing is trained, and the other teachers' scores do not change.
 
     Args:
-        router (`PersynRouter`): The router.
-        name (`str`): One of its teachers.
-        output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
-        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
+        router (`PersynRouter`): Router to reduce; it is not changed.
+        name (`str`): Name of the teacher to remove.
+        output_dir (`str` or `PathLike`, *optional*): Folder of the new checkpoint; default: a temporary folder,
+            removed when the process ends.
+        device (`str`, *optional*): Device of the new router; default: `cuda` if available, else `cpu`.
 
     Returns:
-        `PersynRouter`: A new one. One that had fallen back to this teacher falls back to the best that is left.
+        `PersynRouter`: New router. If the old router has fallen back to this teacher, the new one falls back to the
+            best remaining teacher.
 
     Raises:
-        RouterMismatchError: If there is no such teacher, or fewer than two would be left.
+        RouterMismatchError: If the router does not have the teacher, or would keep fewer than two.
     """
     if name not in router.teachers:
         raise RouterMismatchError(f"`name` must be one of the router's teachers {router.teachers}, got {name!r}.")
     left = [teacher for teacher in router.teachers if teacher != name]
     if len(left) < 2:
-        raise RouterMismatchError(f"A router needs two teachers; without {name!r} only {left} would be left.")
+        raise RouterMismatchError(f"A router needs at least two teachers; without {name!r} only {left} would remain.")
     model = copy.deepcopy(router.model)
     has_bias, linear = backbones.final_linear(model)
     kept = [index for index, teacher in enumerate(router.teachers) if teacher != name]
@@ -145,12 +148,15 @@ def remove_teacher(
 
 
 def _fit_row(features: Array, offsets: Array, rewards: Array, folds: int, seed: int) -> Head:
-    """One teacher's mean and weights against others whose scores are given; the last column of `rewards` is its."""
+    """Fits the new teacher's mean and weights, with fixed scores of the others; its rewards are the last column."""
     with np.errstate(invalid="ignore"):
         sign = np.sign(rewards[:, -1:] - rewards[:, :-1])
     sign = np.nan_to_num(sign)
     if not sign.any():
-        raise DataError("The new teacher never has another reward than an old one on the same prompt; nothing to fit.")
+        raise DataError(
+            "Expected prompts on which the new teacher's reward differs from an old teacher's, got none; there is "
+            "nothing to fit."
+        )
     fold = np.random.default_rng(seed).permutation(len(features)) % min(folds, len(features))
     losses = np.zeros(len(_STRENGTHS))
     for index in np.unique(fold):
@@ -174,7 +180,7 @@ def _fit_rows(features: Array, offsets: Array, sign: Array) -> list[Head]:
         def closure(strength: float = strength, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
             optimizer.zero_grad()
             gaps = wins * (mean + x @ weight - base)
-            # The small pull on the mean keeps it finite where the new teacher always wins, or never.
+            # The small penalty on the mean keeps it finite if the new teacher always or never wins.
             loss = (softplus(-gaps) * pairs).sum() / pairs.sum().clamp_min(1) + 1e-4 * mean.square().sum()
             loss = loss + strength * weight.square().sum()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -201,7 +207,12 @@ def _block(router: PersynRouter, teachers: list[Mapping[str, Any]]) -> dict[str,
 
 
 def _saved(
-    model: Any, tokenizer: Any, block: Mapping[str, Any], teachers: list[str], output_dir: Any, device: str | None
+    model: Any,
+    tokenizer: Any,
+    block: Mapping[str, Any],
+    teachers: list[str],
+    output_dir: str | os.PathLike[str] | None,
+    device: str | None,
 ) -> PersynRouter:
     model.config.id2label = dict(enumerate(teachers))
     model.config.label2id = {name: index for index, name in enumerate(teachers)}

@@ -1,4 +1,4 @@
-"""The router: a stock sequence classifier, loaded with care and mapped over prompts."""
+"""The router: a stock sequence classifier that is mapped over prompts."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from persyn_hf.models.loading import save_tokenizer
 from persyn_hf.models.workers import calm_worker
 from persyn_hf.routing import checkpoint
 
-#: Tokens of one forward pass, padding included: a small batch stays in a CPU's cache, a GPU wants a large one.
+#: Tokens of one forward pass, padding included: a small batch fits a CPU's cache, a large one keeps a GPU busy.
 CPU_TOKEN_BUDGET = 1024
 GPU_TOKEN_BUDGET = 16384
 
 
 class PersynRouter:
-    """Scores every teacher for a prompt and names the best: the object itself is the function that `map` takes.
+    """Scores every teacher for a prompt and names the best. Pass the object itself to `datasets.map`.
 
-    Make one with [`from_pretrained`] or [`train_router`]. It never changes after it was made, and pickles and hashes
-    by plain values (where its checkpoint is, and the checkpoint's digest or commit), so `datasets` finds its cached
-    results again from any process, and not after the checkpoint has changed.
+    Create one with [`from_pretrained`] or [`train_router`]. A router is immutable, and pickles and hashes by plain
+    values (its checkpoint's location, and the digest or commit). So `datasets` reuses its cached results in any
+    process, but not after the checkpoint has changed.
 
     Args:
-        loaded (`LoadedRouter`): A verified checkpoint.
+        loaded (`LoadedRouter`): Verified checkpoint.
         device (`str`, *optional*), dtype (`str`, *optional*): As given to [`from_pretrained`].
-        prompt_column (`str`, *optional*): The column that holds prompts; default: what the checkpoint says.
+        prompt_column (`str`, *optional*): Column of the prompts; default: the one in the checkpoint, else `prompt`.
         token_budget (`int`, *optional*): Tokens of one forward pass, padding included; default: 1,024 on a CPU,
-            where a small batch stays in the cache, and 16,384 elsewhere.
+            where a small batch fits the cache, and 16,384 elsewhere.
 
     Example:
         >>> router = PersynRouter.from_pretrained("org/router")  # doctest: +SKIP
         >>> routed = prompts.map(router, batched=True)  # doctest: +SKIP
     """
 
-    #: What training found out; only on a router that [`train_router`] returned.
+    #: Training report ([`RouterReport`]); only on a router that [`train_router`] returned.
     report: Any = None
 
     def __init__(
@@ -72,17 +72,18 @@ class PersynRouter:
         """Loads a router from a folder or the Hub (or its local cache, offline).
 
         Args:
-            path_or_repo (`str` or `PathLike`): A folder, or a repository id.
-            revision (`str`, *optional*): Branch, tag or commit of a repository; for a folder, the digest it must have.
-            device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
-            dtype (`str`, *optional*): `"float32"`, `"bfloat16"` or `"float16"`; default: what the checkpoint holds.
-            prompt_column (`str`, *optional*): Default: the column that the checkpoint names.
+            path_or_repo (`str` or `PathLike`): Folder or repository id.
+            revision (`str`, *optional*): Branch, tag or commit of a repository, or expected digest of a folder.
+            device (`str`, *optional*): Device of the model; default: `cuda` if available, else `cpu`.
+            dtype (`str`, *optional*): `"float32"`, `"bfloat16"` or `"float16"`; default: the checkpoint's.
+            prompt_column (`str`, *optional*): Column of the prompts; default: the one in the checkpoint, else
+                `prompt`.
             token_budget (`int`, *optional*): Tokens of one forward pass, padding included; default: 1,024 on a CPU,
-            where a small batch stays in the cache, and 16,384 elsewhere.
+                where a small batch fits the cache, and 16,384 elsewhere.
 
         Raises:
-            RouterCheckpointError: If it is damaged, is no router, or is another one than `revision` says.
-            ConfigError: If nothing of that name can be found.
+            RouterCheckpointError: If the checkpoint is damaged, is not a router, or does not match `revision`.
+            ConfigError: If the router is not found.
         """
         loaded = checkpoint.load(os.fspath(path_or_repo), revision, device, dtype)
         return cls(loaded, device=device, dtype=dtype, prompt_column=prompt_column, token_budget=token_budget)
@@ -100,27 +101,27 @@ class PersynRouter:
 
     @property
     def model(self) -> Any:
-        """The stock classifier. It is shared by every router of this checkpoint in the process: do not change it."""
+        """The stock classifier. All routers of this checkpoint in the process share it, so do not change it."""
         return self._loaded.model
 
     @property
     def tokenizer(self) -> Any:
-        """The stock tokenizer, shared likewise."""
+        """The stock tokenizer, shared like `model`."""
         return self._loaded.tokenizer
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The `persyn` block of `config.json`, as a copy."""
+        """A copy of the `persyn` block of `config.json`."""
         return dict(checkpoint.plain(self._loaded.persyn))
 
     @property
     def fallback(self) -> str | None:
-        """The teacher of every prompt, where the router did not beat it on held-out prompts."""
+        """The teacher that every prompt goes to if the router did not beat it on held-out prompts, else `None`."""
         return self._loaded.persyn.get("fallback")
 
     @property
     def digest(self) -> str:
-        """Commit of the repository, or digest of the folder, that it was loaded from."""
+        """Commit of the repository, or digest of the folder, from which the router was loaded."""
         return self._loaded.digest
 
     def scores(self, prompts: Sequence[columns.Prompt]) -> NDArray[np.float32]:
@@ -130,11 +131,12 @@ class PersynRouter:
             prompts (`Sequence`): Strings, or lists of chat messages.
 
         Returns:
-            `ndarray` of shape `(prompts, teachers)`, float32: Bradley–Terry scores, only their differences mean
-            something.
+            `ndarray` of shape `(prompts, teachers)`, float32: Bradley–Terry scores; only their differences are
+                meaningful.
 
         Raises:
-            DataError: If a prompt is empty or of another kind.
+            DataError: If a prompt is empty or of another type.
+            RouterError: If a score is not finite.
         """
         from persyn_hf.routing import backbone
 
@@ -147,19 +149,20 @@ class PersynRouter:
         )
         if not np.isfinite(scores).all():
             raise RouterError(
-                f"The router {self._loaded.path} gives scores that are no numbers; load it with dtype='float32'."
+                f"The router {self._loaded.path} must give finite scores, got NaN or infinity; load it with "
+                "dtype='float32'."
             )
         return scores
 
     def embeddings(self, prompts: Sequence[columns.Prompt]) -> NDArray[np.float64]:
-        """The inputs of the head for each prompt: the frozen backbone's embedding, shape `(prompts, hidden)`."""
+        """Returns the inputs of the head (the backbone's embedding) of each prompt, shape `(prompts, hidden)`."""
         from persyn_hf.routing import backbone
 
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         return backbone.head_inputs(self._loaded.model, self._loaded.tokenizer, texts, self.token_budget)
 
     def routes(self, scores: NDArray[np.float32]) -> list[str]:
-        """The teacher of every prompt, from scores of shape `(prompts, teachers)`."""
+        """Returns the teacher of every prompt for scores of shape `(prompts, teachers)`."""
         if self.fallback is not None:
             return [self.fallback] * len(scores)
         return [self._loaded.teachers[index] for index in scores.argmax(axis=1)]
@@ -168,11 +171,11 @@ class PersynRouter:
         """Routes one row or a batch; `rank` is accepted for `map(with_rank=True)`.
 
         Args:
-            examples (`Mapping`): A row, or a batch of columns, with the prompt column.
-            rank (`int`, *optional*): Not used: the router stays on its device. [`persyn_route`] reads it.
+            examples (`Mapping`): Row, or batch of columns, with the prompt column.
+            rank (`int`, *optional*): Ignored, because the router stays on its device; [`persyn_route`] uses it.
 
         Returns:
-            `dict`: `route` and `route_scores`, one value each for a row and lists for a batch.
+            `dict`: `route` and `route_scores`: one value each for a row, lists for a batch.
 
         Raises:
             MissingColumnError: If the prompt column is absent.
@@ -199,7 +202,7 @@ def route_examples(router: PersynRouter, examples: Mapping[str, Any], prompt_col
 
 
 def is_one_prompt(value: Any) -> bool:
-    """True for a cell that is one prompt (a string, or chat messages), false for a batch of them."""
+    """Returns true for a cell that is one prompt (a string, or chat messages), false for a batch of prompts."""
     if value is None or isinstance(value, str):
         return True
     return bool(len(value)) and isinstance(value[0], Mapping)

@@ -1,4 +1,4 @@
-"""The prompts that a router was trained on, as its `persyn` block records them, so that none is taken for held out."""
+"""Record of a router's training prompts in its `persyn` block, so that an evaluation can leave them out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 
 from persyn_hf import columns
 
-#: The key of the `persyn` block.
+#: Key of the `persyn` block.
 PROBE_KEY = "probe_prompts"
-#: Hex digits that are kept of a prompt's identity: of a million other prompts, one is taken for one of 4,000.
+#: Hex digits kept of a prompt's id. With 4,000 recorded prompts, about one in a million others matches by chance.
 DIGITS = 8
 
 
-def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The record of the prompts that a router was trained on.
+def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """Builds the record of the prompts that a router was trained on.
 
     Args:
         prompts (`Sequence`): Strings, or lists of chat messages.
-        before (`Mapping`, *optional*): The record of an earlier training, whose prompts stay.
+        before (`Mapping`, *optional*): Record of an earlier training, whose prompts are kept.
 
     Returns:
-        `dict`: `prompts` (how many), `ids` (the first eight hex digits of each identity, sorted and joined) and
-        `digest` (the SHA-256 of `ids`).
+        `dict`: `prompts` (their number), `ids` (the first eight hex digits of each id, sorted and joined) and `digest`
+            (the SHA-256 of `ids`).
 
     Example:
         >>> seen_record(["Hi"])["ids"]
@@ -40,8 +40,8 @@ def seen_record(prompts: Sequence[columns.Prompt], before: Mapping[str, Any] | N
     }
 
 
-def seen_prompts(block: Mapping[str, Any], prompts: Sequence[columns.Prompt]) -> NDArray[np.bool_] | None:
-    """Marks the prompts that a router was trained on; `None` where its block does not say.
+def seen_prompts(block: Mapping[str, object], prompts: Sequence[columns.Prompt]) -> NDArray[np.bool_] | None:
+    """Returns a mask of the prompts that a router was trained on, or `None` if its block does not record them.
 
     Args:
         block (`Mapping`): The `persyn` block.
@@ -54,6 +54,6 @@ def seen_prompts(block: Mapping[str, Any], prompts: Sequence[columns.Prompt]) ->
     return np.array([columns.prompt_id(prompt)[:DIGITS] in known for prompt in prompts], dtype=bool)
 
 
-def _pieces(record: Mapping[str, Any]) -> list[str]:
+def _pieces(record: Mapping[str, object]) -> list[str]:
     ids = str(record.get("ids", ""))
     return [ids[start : start + DIGITS] for start in range(0, len(ids), DIGITS)]

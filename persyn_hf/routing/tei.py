@@ -1,7 +1,8 @@
-"""A router behind a server: `/predict` and `/info` of Text Embeddings Inference, with plain arguments."""
+"""A router behind a server: client of `/predict` and `/info` of Text Embeddings Inference."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,25 +28,25 @@ from persyn_hf.errors import (
     TeacherDownError,
 )
 
-#: Requests in flight at once; the server makes batches of its own.
+#: Requests in flight; the server batches them itself.
 _CONCURRENCY = 8
 _ATTEMPTS = 6
 _LONGEST_PAUSE = 30.0
 _TIMEOUT = 60.0
 _MAX_BYTES = 16 * 2**20
-#: Statuses by which the server says that it cannot read a prompt.
+#: HTTP statuses for a prompt that the server cannot read.
 _UNREADABLE = frozenset({413, 422})
 
 
 @dataclass(frozen=True)
 class RouterEndpoint:
-    """A router behind a server, as the server describes it.
+    """A router behind a server, as described by the server.
 
     Args:
-        url (`str`): Base address.
+        url (`str`): Base URL.
         teachers (`tuple[str, ...]`): Labels, in the order of the logits.
-        batch_size (`int`): Most texts of one request.
-        digest (`str`, *optional*): Commit of the served repository, where the server knows it.
+        batch_size (`int`): Maximum number of texts per request.
+        digest (`str`, *optional*): Commit of the served repository, if the server reports it.
     """
 
     url: str
@@ -53,27 +54,29 @@ class RouterEndpoint:
     batch_size: int
     digest: str | None
 
-    def scores(self, prompts: Sequence[columns.Prompt], api_key_env: str | None = None) -> NDArray[np.float32]:
+    def scores(self, prompts: Sequence[columns.Prompt], **connection: Any) -> NDArray[np.float32]:
         """Scores every teacher for prompts.
 
         Args:
             prompts (`Sequence`): Strings, or lists of chat messages.
-            api_key_env (`str`, *optional*): Environment variable with the server's key. No other token is ever sent.
+            connection: Keys of [`Connection`]: `api_key_env`, `api_key_header`, `extra_headers`, `extra_query`,
+                `use_hub_token`. No other token is sent.
 
         Returns:
             `ndarray` of shape `(prompts, teachers)`, float32: Bradley–Terry scores.
 
         Raises:
-            RouterError: If the server does not answer after some attempts, or refuses.
+            RouterError: If the server refuses the request, does not answer after six attempts, or a score is not
+                finite.
             DataError: If a prompt is empty, or the server cannot read it.
-            RouterMismatchError: If it answers with other labels.
+            RouterMismatchError: If the server answers with other labels.
         """
         texts = [columns.prompt_text(prompt) for prompt in prompts]
         batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
-        endpoint = _endpoint(self.url, api_key_env)
+        endpoint = _endpoint(self.url, connection)
 
         async def predict(send: Send, batch: list[str]) -> list[list[float]]:
-            # A flat list of two strings would be read as one pair, so every text is a list of its own.
+            # The server reads a flat list of two strings as one pair, so every text is wrapped in a list.
             body = {"inputs": [[text] for text in batch], "raw_scores": True, "truncate": True}
             answer = await send(f"{self.url}/predict", body)
             if not isinstance(answer, list) or len(answer) != len(batch):
@@ -83,7 +86,9 @@ class RouterEndpoint:
         rows = [row for rows in run_to_end(lambda interrupt: _ask(endpoint, batches, predict)) for row in rows]
         scores = np.array(rows, dtype=np.float32).reshape(len(texts), len(self.teachers))
         if not np.isfinite(scores).all():
-            raise RouterError(f"{self.url} gives scores that are no numbers; serve the router with --dtype float32.")
+            raise RouterError(
+                f"{self.url} must give finite scores, got NaN or infinity; serve the router with --dtype float32."
+            )
         return scores
 
     def _row(self, endpoint: Endpoint, predictions: Any) -> list[float]:
@@ -93,31 +98,31 @@ class RouterEndpoint:
             raise RetryableError("/predict must answer with a label and a score for every teacher") from None
         if set(by_label) != set(self.teachers):
             found = endpoint.clean(str(sorted(by_label)))
-            raise RouterMismatchError(f"{self.url} answers for {found}, not for {list(self.teachers)}.")
+            raise RouterMismatchError(f"{self.url} must answer for {list(self.teachers)}, got {found}.")
         return [by_label[name] for name in self.teachers]
 
 
-def describe_endpoint(url: str, api_key_env: str | None = None) -> RouterEndpoint:
-    """Asks a server what it serves; once per process.
+def describe_endpoint(url: str, **connection: Any) -> RouterEndpoint:
+    """Describes the router behind a server, which is queried once per process.
 
     Args:
-        url (`str`): Base address, as `http://localhost:8080`.
-        api_key_env (`str`, *optional*): Environment variable with the server's key.
+        url (`str`): Base URL, such as `http://localhost:8080`.
+        connection: Keys of [`Connection`], as for [`RouterEndpoint.scores`].
 
     Raises:
-        ConfigError: If the address is none, or the variable is not set.
-        RouterError: If nobody answers, or what is served is no sequence classifier.
+        ConfigError: If the URL is invalid, or the variable is not set.
+        RouterError: If the server cannot be reached, or does not serve a sequence classifier.
     """
     try:
         base_url(url)
     except ValueError as error:
         raise ConfigError(f"`endpoint`: {error}.") from None
-    return _describe_once(url.rstrip("/"), api_key_env)
+    return _describe_once(url.rstrip("/"), json.dumps(connection, sort_keys=True))
 
 
 @lru_cache(maxsize=8)
-def _describe_once(url: str, api_key_env: str | None) -> RouterEndpoint:
-    endpoint = _endpoint(url, api_key_env)
+def _describe_once(url: str, connection: str) -> RouterEndpoint:
+    endpoint = _endpoint(url, json.loads(connection))
 
     async def describe(send: Send, page: str) -> Any:
         return await send(page)
@@ -132,7 +137,7 @@ def _describe_once(url: str, api_key_env: str | None) -> RouterEndpoint:
         teachers = ()
     if not teachers:
         served = endpoint.clean(repr(kind))
-        raise RouterError(f"{url} serves no sequence classifier, so no router: `model_type` is {served}.")
+        raise RouterError(f"{url} must serve a sequence classifier, got `model_type` {served}; serve a router there.")
     size, digest = info.get("max_client_batch_size"), info.get("model_sha")
     return RouterEndpoint(
         url,
@@ -142,18 +147,18 @@ def _describe_once(url: str, api_key_env: str | None) -> RouterEndpoint:
     )
 
 
-def _endpoint(url: str, api_key_env: str | None) -> Endpoint:
-    server = read_settings(Service, {"url": url, "api_key_env": api_key_env}, "`endpoint`")
+def _endpoint(url: str, connection: Mapping[str, Any]) -> Endpoint:
+    server = read_settings(Service, {"url": url, **connection}, "`endpoint`")
     return Endpoint.of(server, setting="endpoint")
 
 
 async def _ask(
     endpoint: Endpoint, items: Sequence[Item], ask: Callable[[Send, Item], Awaitable[Result]]
 ) -> list[Result]:
-    """Asks for every item, again where that may help.
+    """Sends a request for every item, with retries.
 
     Raises:
-        RouterError, DataError: If one cannot be answered.
+        RouterError, DataError: If a request fails.
     """
     patience = Patience(_CONCURRENCY, _TIMEOUT, _ATTEMPTS, _MAX_BYTES, _LONGEST_PAUSE)
     answers = []

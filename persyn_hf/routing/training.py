@@ -1,4 +1,4 @@
-"""Training a router: a stock sequence classifier, judged by cross-validation before it is trusted."""
+"""Training a router: a stock sequence classifier, evaluated by cross-validation before it is used."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from persyn_hf.routing.tuning import Build, FineTuning, cross_validate_tuning, f
 from persyn_hf.routing.verdict import RouterReport, judge, learning_curve
 from persyn_hf.tables import require_table
 
-#: What a checkpoint may say about a teacher. Addresses and the names of keys stay out of it.
+#: Fields of a teacher that a checkpoint records. Endpoint URLs and names of keys are not among them.
 TEACHER_KEYS = ("name", "model", "revision", "system_prompt", "sampling", "family", "license")
 
 
@@ -50,35 +50,37 @@ def train_router(
     """Trains a router on scored answers (PerSyn, arXiv 2510.10925).
 
     With `tuning="frozen"` the backbone's features are computed once and a linear head is fitted on them, which takes
-    seconds on a CPU; otherwise the backbone is fine-tuned. Scores start from the teachers' mean rewards, and what a
-    prompt adds is regularised: as strongly, or for as many epochs, as held-out prompts say. A router that does not
-    beat the best single teacher there falls back to it, with a warning. A missing answer counts as the lowest reward
-    there, and a teacher that answered less than `min_answered` of the prompts is left out, with a warning.
+    seconds on a CPU; otherwise the backbone is fine-tuned. Scores start from the teachers' mean rewards, and the
+    prompt's effect is regularised with a strength, or a number of epochs, chosen by cross-validation. A router that
+    does not beat the best single teacher on held-out prompts falls back to it, with a warning. There, a missing answer
+    counts as the lowest reward. A teacher that answered less than `min_answered` of the prompts is left out, with a
+    warning.
 
     Args:
         scored (`Dataset`): One row per prompt and teacher, with `prompt_id`, `prompt`, `teacher`, `reward`. A null
             reward (a failed answer) is missing.
-        backbone (`str`): Hub repository id or local folder of an encoder or decoder. Default: that of `settings`.
-        student (`str`, *optional*): Default: the table's `student`.
-        output_dir (`str` or `PathLike`, *optional*): Default: a temporary folder, removed when the process ends.
+        backbone (`str`): Hub repository id or local folder of an encoder or decoder; default: the one in `settings`.
+        student (`str`, *optional*): Name of the student, for the checkpoint; default: the table's `student`.
+        output_dir (`str` or `PathLike`, *optional*): Folder of the checkpoint; default: a temporary folder, removed
+            when the process ends.
         settings (`Router` or `Mapping`, *optional*): The section `router` of a configuration, or its keys.
-        teachers (`Sequence[Teacher | Mapping]`, *optional*): Their descriptions, for the checkpoint.
+        teachers (`Sequence[Teacher | Mapping]`, *optional*): Descriptions of the teachers, for the checkpoint.
         seed (`int`, defaults to 0): Random seed of folds, batches and dropout.
-        progress (`bool`, defaults to `False`): Show progress bars.
+        progress (`bool`, defaults to `False`): Whether to show progress bars.
         options: Single keys of [`Router`] (`objective`, `tuning`, `folds`, `revision`, `device` …), which replace
             those of `settings`; and those of [`RouterRecord`] (`reward_settings`, `metadata`, `prompt_column`), which
             the checkpoint records.
 
     Returns:
-        `PersynRouter`: With a `report` ([`RouterReport`]).
+        `PersynRouter`: Trained router with its `report` ([`RouterReport`]).
 
     Raises:
-        MissingColumnError, DataError: If the table is not what it must be.
-        ConfigError: If a setting is wrong (`max_length` may leave no room for a prompt), or the backbone cannot be
+        MissingColumnError, DataError: If the table is invalid.
+        ConfigError: If a setting is wrong (such as a `max_length` too short for a prompt), or the backbone is not
             found.
-        RouterError: If the backbone cannot be loaded or cannot carry a head.
-        RouterMismatchError: If `teachers` do not describe those in the table.
-        MissingExtraError: If `peft` is absent and LoRA was asked for.
+        RouterError: If the backbone cannot be loaded or has no linear head.
+        RouterMismatchError: If `teachers` lacks a teacher of the table.
+        MissingExtraError: If `tuning="lora"` and `peft` is not installed.
 
     Example:
         >>> router = train_router(scored, "Qwen/Qwen2.5-1.5B", tuning="lora", output_dir="router")  # doctest: +SKIP
@@ -134,7 +136,7 @@ def train_router(
 def _settings(
     backbone: str | None, settings: Router | Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> tuple[Router, str, RouterRecord]:
-    """The training section, the backbone, and the further entries of the block."""
+    """Returns the training section, the backbone, and the further entries of the `persyn` block."""
     require_known(Router, [name for name in options if name not in RouterRecord.model_fields], "train_router")
     own = {name: value for name, value in options.items() if name in Router.model_fields}
     given = own if backbone is None else own | {"backbone": backbone}
@@ -146,7 +148,7 @@ def _settings(
 
 
 def _reading(tokenizer: Any) -> dict[str, Any]:
-    """The entries of the `persyn` block on how a prompt is read."""
+    """Returns the entries of the `persyn` block on how a prompt is read."""
     return {
         "prompt_format": "text of a single user message; else `role: content` paragraphs",
         "prompt_template": readable_template(tokenizer),
@@ -155,7 +157,7 @@ def _reading(tokenizer: Any) -> dict[str, Any]:
 
 
 def _findings(report: RouterReport) -> dict[str, Any]:
-    """The entries of the `persyn` block on what training found."""
+    """Returns the entries of the `persyn` block on the results of training."""
     return {
         "strength": report.strength,
         "scale": report.scale,
@@ -179,15 +181,15 @@ def _frozen(
 def fit_head(
     table: RewardTable, features: Array, objective: str, fallback: str, folds: int, seed: int
 ) -> tuple[Head, RouterReport]:
-    """Chooses a head by cross-validation and fits it on everything.
+    """Chooses a head by cross-validation and fits it on all prompts.
 
     Args:
-        table (`RewardTable`): Best teacher first.
+        table (`RewardTable`): Rewards, best teacher first.
         features (`ndarray` of shape `(prompts, features)`): Features of the frozen backbone.
         objective, fallback, folds, seed: As for [`train_router`].
 
     Returns:
-        `(Head, RouterReport)`: The head's scores are Bradley–Terry scores.
+        `(Head, RouterReport)`: Head whose scores are Bradley–Terry scores, and report.
     """
     rewards = table.rewards
     rounds = cross_validate(objective, features, rewards, folds, seed)
@@ -211,13 +213,13 @@ def _tuned(
     rounds = cross_validate_tuning(build, texts, inputs, table.rewards, objective, router.folds, how)
     trained = len(texts) - len(texts) // len(set(rounds[0].fold.tolist()))
     report = judge(table, rounds, objective, router.fallback, seed, lambda gain: [(trained, gain)])
-    # Every process has judged the same scores; they must also train for the same number of epochs.
+    # Every process has evaluated the same scores; all must also train for the same number of epochs.
     report = broadcast_object_list([report])[0]
     epochs = 0 if report.fallback is not None else int(report.strength)
     tuned = fine_tune(build, texts, table.rewards, objective, how.for_epochs(epochs), [])
     means_scale = report.scale
     if report.fallback is not None and objective != "regression":
-        means_scale = 1.0  # they start as Bradley–Terry scores
+        means_scale = 1.0  # the means already are Bradley–Terry scores
     _, linear = backbones.final_linear(tuned.model)
     with torch.no_grad():
         for parameter in linear.parameters():
@@ -234,7 +236,7 @@ def save_router(
     report: RouterReport | None = None,
     device: str | None = None,
 ) -> PersynRouter:
-    """Saves a classifier with its `persyn` block, once under `accelerate launch`, and loads it as a router."""
+    """Saves a classifier with its `persyn` block (under `accelerate launch`: once) and loads it as a router."""
     if output_dir is None:
         holder = tempfile.TemporaryDirectory(prefix="persyn-router-")
         _TEMPORARY.append(holder)
@@ -254,7 +256,7 @@ def save_router(
 
 
 def describe_teachers(names: Sequence[str], teachers: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """The checkpoint's descriptions of the named teachers, in their order.
+    """Returns descriptions of the named teachers for the checkpoint, in their order.
 
     Raises:
         RouterMismatchError: If one of them is not described.
@@ -267,24 +269,26 @@ def describe_teachers(names: Sequence[str], teachers: Sequence[Any] | None) -> l
         described[values["name"]] = {key: values[key] for key in TEACHER_KEYS if values.get(key) is not None}
     absent = [name for name in names if name not in described]
     if absent:
-        raise RouterMismatchError(f"The table has answers of {absent}, but `teachers` describes {list(described)}.")
+        raise RouterMismatchError(
+            f"`teachers` must describe all teachers of the table; {absent} are not among {list(described)}."
+        )
     return [described[name] for name in names]
 
 
 def require_plain_names(teachers: Sequence[str]) -> None:
-    """Holds teachers to what a router's labels may be, before anything is trained.
+    """Checks before training that teachers' names can be a router's labels.
 
     Raises:
-        DataError: If a name is empty or has control characters, or two are equal.
+        DataError: If a name is empty or has control characters, or two names are equal.
     """
     problem = names_problem(teachers)
     if problem is not None:
         raise DataError(f"The teachers' names in the table {problem}.")
 
 
-def _require_place(output_dir: Any) -> None:
+def _require_place(output_dir: str | os.PathLike[str] | None) -> None:
     if output_dir is None and _processes() > 1:
-        raise ConfigError("Under `accelerate launch` the processes share what they save: give `output_dir`.")
+        raise ConfigError("`output_dir` is required under `accelerate launch`, where all processes share the folder.")
 
 
 def _texts(table: RewardTable) -> list[str]:
@@ -301,5 +305,5 @@ def _training_device(device: str | None) -> Any:
     return PartialState(cpu=device == "cpu").device
 
 
-#: Folders of routers that were given no `output_dir`; they go when the process ends.
+#: Temporary folders of routers without `output_dir`, removed when the process ends.
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []

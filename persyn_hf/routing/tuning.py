@@ -1,4 +1,4 @@
-"""Fine-tuning a router's backbone with `transformers.Trainer` and a loss of ours, whole or by LoRA."""
+"""Fine-tuning a router's backbone with `transformers.Trainer` and a custom loss: all weights, or LoRA."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from persyn_hf.routing import backbone as backbones
 from persyn_hf.routing.crossval import OutOfFold, nearest_rewards
 from persyn_hf.routing.heads import Array, Head, objective_loss, pair_scale, teacher_means
 
-#: How far one step of the optimiser can move a logit through the head, whatever the scale of the backbone's features.
+#: Maximum change of a logit by one optimiser step on the head, independent of the scale of the backbone's features.
 _HEAD_STEP = 0.02
 #: Default learning rates of the backbone.
 _RATES = {"full": 5e-5, "lora": 2e-4}
 
-#: Loads a fresh backbone: model and tokenizer.
+#: Function that loads a new backbone: model and tokenizer.
 Build = Callable[[], tuple[Any, Any]]
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """The settings of fine-tuning a backbone.
+    """Settings for fine-tuning a backbone.
 
     Args:
-        method (`"full"` or `"lora"`): All weights, or low-rank additions that are merged afterwards.
-        epochs (`int`): At most; how many are kept is chosen by cross-validation.
+        method (`"full"` or `"lora"`): Weights to train: all, or low-rank adapters that are merged afterwards.
+        epochs (`int`): Maximum number of epochs; cross-validation chooses the number.
         learning_rate (`float`, *optional*): Learning rate of the backbone; default: 5e-5 (full), 2e-4 (LoRA).
         batch_size (`int`): Prompts per step and process.
-        pull (`float`): Factor of the mean squared distance of the logits from the teachers' means.
-        lora_rank (`int`)
+        pull (`float`): Factor of the penalty on the mean squared distance of the logits from the teachers' means.
+        lora_rank (`int`): Rank of the LoRA adapters.
         mixed (`"bf16"` or `"fp16"`, *optional*): Automatic mixed precision; weights stay in float32.
-        device (`str`, *optional*): `"cpu"` keeps a GPU out of it.
-        seed (`int`), progress (`bool`)
+        device (`str`, *optional*): `"cpu"` to train on the CPU even if there is a GPU.
+        seed (`int`): Random seed.
+        progress (`bool`): Whether to show progress bars.
     """
 
     method: str
@@ -55,7 +56,7 @@ class FineTuning:
 
     @classmethod
     def of(cls, router: Router, seed: int, progress: bool) -> FineTuning:
-        """The settings that a section gives."""
+        """Builds the settings from the section `router`."""
         return cls(
             router.tuning,
             epochs=router.epochs,
@@ -69,7 +70,7 @@ class FineTuning:
         )
 
     def for_epochs(self, epochs: int) -> FineTuning:
-        """The same with another number of epochs."""
+        """Returns the same settings with another number of epochs."""
         return replace(self, epochs=epochs)
 
 
@@ -78,7 +79,7 @@ class Tuned:
     """A fine-tuned model.
 
     Args:
-        model, tokenizer: A stock classifier, LoRA merged, in evaluation mode.
+        model, tokenizer: Stock classifier in evaluation mode, with LoRA merged, and its tokenizer.
         losses (`list[float]`): Mean training loss of each epoch.
         held_out (`list[ndarray]`): Scores of the held-out prompts before training and after each epoch, each of shape
             `(prompts, teachers)`.
@@ -93,14 +94,15 @@ class Tuned:
 def fine_tune(
     build: Build, texts: Sequence[str], rewards: Array, objective: str, settings: FineTuning, held_out: Sequence[str]
 ) -> Tuned:
-    """Trains a fresh backbone; its logits start at the teachers' means for every prompt.
+    """Fine-tunes a new backbone, whose logits start at the teachers' means for every prompt.
 
     Args:
-        build (`Callable`): Loads model and tokenizer.
-        texts (`Sequence[str]`), rewards (`ndarray` of shape `(prompts, teachers)`): NaN where missing.
+        build (`Callable`): Function that loads model and tokenizer.
+        texts (`Sequence[str]`): Training prompts.
+        rewards (`ndarray` of shape `(prompts, teachers)`): Their rewards; NaN where missing.
         objective (`str`): One of `OBJECTIVES`.
-        settings (`FineTuning`)
-        held_out (`Sequence[str]`): Scored before training and after every epoch; may be empty.
+        settings (`FineTuning`): Settings.
+        held_out (`Sequence[str]`): Prompts to score before training and after every epoch; may be empty.
     """
     torch.manual_seed(settings.seed)
     model, tokenizer = build()
@@ -130,15 +132,15 @@ def cross_validate_tuning(
     folds: int,
     settings: FineTuning,
 ) -> list[OutOfFold]:
-    """Fine-tunes on all folds but one and scores the one that was left out, after each epoch.
+    """Cross-validates fine-tuning: trains on all folds but one and scores that one after each epoch.
 
     Args:
         build, texts, rewards, objective, settings: As for [`fine_tune`].
-        features (`ndarray` of shape `(prompts, features)`): Features of the frozen backbone, for the neighbours.
-        folds (`int`): Lowered to the number of prompts where there are fewer.
+        features (`ndarray` of shape `(prompts, features)`): Features of the frozen backbone, for the baseline kNN.
+        folds (`int`): Number of folds, at most the number of prompts.
 
     Returns:
-        `list[OutOfFold]`: One round; its strengths are epochs, 0 among them.
+        `list[OutOfFold]`: One round, whose strengths are the epochs from 0 on.
     """
     count = len(rewards)
     fold = np.random.default_rng(settings.seed).permutation(count) % min(folds, count)
@@ -161,7 +163,7 @@ def cross_validate_tuning(
 
 
 def _start_at_means(model: Any, tokenizer: Any, texts: Sequence[str], means: Array) -> float:
-    """Writes a head that gives the teachers' means for every prompt; returns the head's learning rate."""
+    """Writes a head that scores every prompt by the teachers' means, and returns the head's learning rate."""
     inputs = backbones.head_inputs(model, tokenizer, texts)
     has_bias, linear = backbones.final_linear(model)
     features = backbones.FeatureMap(inputs, has_bias)
@@ -182,7 +184,7 @@ def _with_lora(model: Any, head: nn.Linear, rank: int) -> Any:
 
 @dataclass(frozen=True)
 class _Fresh:
-    """A model before its training: its head, and the rate at which the head learns."""
+    """A model before training, with its head and the head's learning rate."""
 
     model: Any
     tokenizer: Any
@@ -192,7 +194,7 @@ class _Fresh:
 
 @dataclass(frozen=True)
 class _Goal:
-    """The rewards and the objective that a model is trained for; its logits are pulled towards the teachers' means."""
+    """Training data and objective; logits are penalised for their distance from the teachers' means."""
 
     texts: Sequence[str]
     rewards: Array
@@ -208,7 +210,7 @@ def _train(
     tokenizer = fresh.tokenizer
     base = torch.from_numpy(goal.means).float()
 
-    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:
         logits = outputs["logits"].float()
         effect = logits - base.to(logits.device)
         total: Tensor = objective_loss(goal.objective, logits, labels) + settings.pull * effect.square().mean()
@@ -219,9 +221,9 @@ def _train(
         return {**batch, "labels": torch.tensor(np.stack([row["labels"] for row in rows]), dtype=torch.float32)}
 
     class ScoreHeldOut(TrainerCallback):  # type: ignore[misc]
-        """After each epoch. Under several processes each scores all of it, and all get the same."""
+        """Scores the held-out prompts after each epoch; every process scores all of them and gets the same result."""
 
-        def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        def on_epoch_end(self, args: object, state: object, control: object, model: Any = None, **_: object) -> None:
             if held_out:
                 scores.append(_scores(model, tokenizer, held_out))
 
@@ -248,7 +250,7 @@ def _arguments(folder: str, settings: FineTuning) -> Any:
         output_dir=folder,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        # A constant rate, so that an epoch means the same however many follow: their number is chosen afterwards.
+        # A constant rate makes each epoch independent of how many follow; their number is chosen afterwards.
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=10,
         max_grad_norm=1.0,
@@ -260,7 +262,7 @@ def _arguments(folder: str, settings: FineTuning) -> Any:
         dataloader_pin_memory=False,
         label_names=["labels"],
         remove_unused_columns=False,
-        average_tokens_across_devices=False,  # our loss is a mean over its batch
+        average_tokens_across_devices=False,  # the loss is a mean over the batch
         save_strategy="no",
         report_to="none",
         logging_strategy="epoch",

@@ -1,4 +1,4 @@
-"""The verdict on a router: what training found on held-out prompts."""
+"""Report of a router's training: its results on held-out prompts and the decision on the fallback."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ _COLUMNS = ("router", "best_single", "random", "oracle", "knn")
 
 @dataclass(frozen=True)
 class RouterReport:
-    """Cross-validated results over the probe.
+    """Cross-validated results on the probe.
 
     Args:
-        prompts (`int`), folds (`int`): Number of prompts and folds of the cross-validation.
-        teachers (`list[str]`), means (`list[float]`): Mean reward per teacher, best first.
-        objective (`str`), strength (`float`): What was trained, and how strongly it is regularised; the epochs, where
-            the backbone was fine-tuned.
+        prompts (`int`): Number of prompts of the cross-validation.
+        folds (`int`): Number of folds.
+        teachers (`list[str]`): Names, best mean reward first.
+        means (`list[float]`): Mean reward of each teacher.
+        objective (`str`): Training objective.
+        strength (`float`): Strength of the regularisation; for a fine-tuned backbone, the number of epochs.
         held_out (`dict[str, Interval]`): Mean reward per prompt of `router`, `best_single`, `random`, `oracle`, `knn`.
             `best_single` is the best teacher of the training folds; `router` is the candidate, before any fallback.
-        gain (`Interval`): Router minus best single, per prompt.
-        gap_closed (`Interval`, *optional*): `(router − best single) / (oracle − best single)`; `None` where there is
-            no gap to close.
-        fallback (`str`, *optional*): The teacher that every prompt goes to, where the router brought no gain.
-        reason (`str`): Why it fell back or did not, in one sentence.
-        learning_curve (`list[tuple[int, float]]`): Training prompts and gain, by cross-validation.
-        more_prompts (`int`, *optional*): How many more probe prompts would make the gain significant, if the curve
-            goes on as it did; `None` where it already is, or where no number would.
-        scores (`ndarray` of shape `(prompts, teachers)`): Out of fold, on the scale of Bradley–Terry scores.
-        prompt_ids (`list[str]`): The rows of `scores`.
-        scale (`float`): What the trained scores are multiplied by to be Bradley–Terry scores: it maximises the
-            likelihood of the held-out preferences (a temperature, inverted).
+        gain (`Interval`): Router's reward minus the best single teacher's, per prompt.
+        gap_closed (`Interval`, *optional*): `(router − best single) / (oracle − best single)`; `None` without a gap.
+        fallback (`str`, *optional*): Teacher that every prompt goes to if the router does not beat it.
+        reason (`str`): One sentence that explains the decision on the fallback.
+        learning_curve (`list[tuple[int, float]]`): Numbers of training prompts with the cross-validated gain.
+        more_prompts (`int`, *optional*): Additional probe prompts that would make the gain significant if the learning
+            curve continues; `None` if it already is significant, or if no number would do.
+        scores (`ndarray` of shape `(prompts, teachers)`): Out-of-fold scores, on the scale of Bradley–Terry scores.
+        prompt_ids (`list[str]`): Ids of the rows of `scores`.
+        scale (`float`): Factor from trained scores to Bradley–Terry scores (an inverse temperature); it maximises the
+            likelihood of the held-out preferences.
     """
 
     prompts: int
@@ -69,11 +70,11 @@ class RouterReport:
 
     @property
     def beats_best_single(self) -> bool:
-        """True where the interval of the gain lies above zero."""
+        """True if the interval of the gain lies above zero."""
         return self.gain.low > 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for the `persyn` block: `held_out` holds what the *deployed* router earns."""
+        """Returns plain values for the `persyn` block; `router` is the *deployed* router, after any fallback."""
         policies = {name: value.as_dict() for name, value in self.held_out.items()}
         policies["candidate"] = policies["router"]
         if self.fallback is not None:
@@ -109,13 +110,13 @@ def judge(
     seed: int,
     curve: Callable[[float], list[tuple[int, float]]],
 ) -> RouterReport:
-    """Chooses the strength by cross-validation, and judges it on prompts that it was not chosen by.
+    """Chooses the strength by cross-validation and evaluates it on prompts that were not used to choose it.
 
     Args:
-        table (`RewardTable`): Best teacher first.
+        table (`RewardTable`): Rewards, best teacher first.
         rounds (`list[OutOfFold]`): Cross-validated scores.
         objective, fallback, seed: As for [`train_router`].
-        curve (`Callable`): From the gain to the learning curve.
+        curve (`Callable`): Function from the gain on the whole probe to the learning curve.
     """
     rewards = table.rewards
     values = policy_rewards(rewards, rounds)
@@ -149,10 +150,9 @@ def judge(
 
 
 def policy_rewards(rewards: Array, rounds: list[OutOfFold]) -> Array:
-    """Rewards per prompt of router, best single, random, oracle and kNN, averaged over rounds.
+    """Computes rewards per prompt of router, best single, random, oracle and kNN, averaged over rounds.
 
-    The router's are earned by strengths that were chosen without the prompt's fold. A missing reward counts as the
-    lowest, for all alike.
+    The router's strength is chosen without the prompt's fold. For every policy, a missing reward counts as the lowest.
 
     Returns:
         `ndarray` of shape `(prompts, 5)`.
@@ -176,7 +176,7 @@ def policy_rewards(rewards: Array, rounds: list[OutOfFold]) -> Array:
 
 
 def policy_intervals(values: Array, seed: int) -> tuple[dict[str, Interval], Interval, Interval | None]:
-    """Intervals of the policies, of the gain over the best single teacher, and of the gap closed."""
+    """Computes intervals of the policies, of the gain over the best single teacher, and of the gap closed."""
     means, draws = np.nanmean(values, axis=0), bootstrap_means(values, seed)
     policies = {name: interval(means[i], draws[:, i]) for i, name in enumerate(_COLUMNS)}
     gain = interval(means[0] - means[1], draws[:, 0] - draws[:, 1])
@@ -186,7 +186,7 @@ def policy_intervals(values: Array, seed: int) -> tuple[dict[str, Interval], Int
 def learning_curve(
     objective: str, features: Array, rewards: Array, folds: int, seed: int, full_gain: float
 ) -> list[tuple[int, float]]:
-    """Held-out gain over the best single teacher with a third and two thirds of the probe, and with all of it."""
+    """Computes the held-out gain over the best single teacher with a third, two thirds and all of the probe."""
     curve = []
     order = np.random.default_rng(seed + 1).permutation(len(rewards))
     for part in (1 / 3, 2 / 3):
@@ -201,15 +201,18 @@ def learning_curve(
 
 
 def prompts_needed(curve: Sequence[tuple[int, float]], spread: float, have: int) -> int | None:
-    """The number of further probe prompts that would make the gain significant.
+    """Estimates the number of additional probe prompts that would make the gain significant.
 
-    The gain is taken to grow as `a − b / n` (least squares through the curve), and its standard error to fall as
-    `spread / √n`; asked is the first `n`, up to 32 times the probe, where the gain exceeds 1.96 standard errors.
+    It assumes that the gain grows as `a − b / n` (least squares through the curve) and its standard error falls as
+    `spread / √n`, and finds the first `n`, up to 32 times the probe, at which the gain exceeds 1.96 standard errors.
 
     Args:
-        curve (`Sequence[tuple[int, float]]`): Training prompts and gain.
+        curve (`Sequence[tuple[int, float]]`): Numbers of training prompts with their gains.
         spread (`float`): Standard deviation of the gain of one prompt.
-        have (`int`): Probe prompts now.
+        have (`int`): Current number of probe prompts.
+
+    Returns:
+        `int`, *optional*: Number of prompts; `None` if there is no such `n`.
     """
     counts = np.array([count for count, _ in curve], dtype=float)
     gains = np.array([gain for _, gain in curve])
@@ -226,23 +229,24 @@ def prompts_needed(curve: Sequence[tuple[int, float]], spread: float, have: int)
 
 
 def explain_gain(teachers: Sequence[str], gain: Interval, fallback: bool, more: int | None, gap: bool = True) -> str:
-    """One or two sentences on whether the router earns its place.
+    """Explains the decision on the fallback in one or two sentences.
 
     Args:
-        teachers (`Sequence[str]`): Best first.
-        gain (`Interval`): Router minus best single teacher.
-        fallback (`bool`): True where every prompt goes to that teacher.
-        more (`int`, *optional*): Probe prompts that would show a gain; 0 where it is shown, `None` where none would.
-        gap (`bool`, defaults to `True`): True where a router could gain.
+        teachers (`Sequence[str]`): Names, best first.
+        gain (`Interval`): Router's reward minus the best single teacher's.
+        fallback (`bool`): Whether every prompt goes to the best single teacher.
+        more (`int`, *optional*): Additional probe prompts that would show a gain: 0 if it is already shown, `None` if
+            no number would.
+        gap (`bool`, defaults to `True`): Whether the oracle earns more than the best single teacher.
     """
     if not gap:
         where = "every prompt goes to it" if fallback else "any routes are as good"
-        return f"There is no gap to close: {teachers[0]!r} earns on held-out prompts what the oracle does; {where}."
+        return f"There is no gap to close: {teachers[0]!r} earns as much as the oracle on held-out prompts; {where}."
     figures = f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"
     if more:
-        advice = f" About {more} more probe prompts would be needed to show a gain, if its learning curve goes on."
+        advice = f" About {more} more probe prompts would be needed to show a gain, if its learning curve continues."
     elif more is None:
-        advice = " Its learning curve gives no number of probe prompts that would show a gain."
+        advice = " Extrapolating its learning curve, no number of probe prompts would show a gain."
     else:
         advice = ""
     if fallback:

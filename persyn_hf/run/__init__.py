@@ -1,1 +1,1 @@
-"""One run: its stages, its folder, its report."""
+"""One run: its stages, its folder and its report."""

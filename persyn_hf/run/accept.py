@@ -1,19 +1,20 @@
-"""Asks for an answer again where it is not good enough: the next teacher, or another draw, until one passes."""
+"""Retries prompts whose answers are not accepted, with the next teacher or another sample."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import Accept, Quality, Teacher
+from persyn_hf.ledger.money import is_out_of_money
 from persyn_hf.tables import set_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: A teacher, and how often it was asked for this prompt before.
+#: A teacher's name, and the number of its earlier attempts at the prompt.
 Try = tuple[str, int]
 
 
@@ -25,9 +26,13 @@ def answer_until_accepted(
     accept: Accept,
     quality: Quality,
     score_names: Sequence[str] | None = None,
+    never: Sequence[str] = (),
     **how: Any,
 ) -> Dataset:
-    """Lets each prompt be answered until an answer is accepted, or its attempts are used up.
+    """Generates answers to each prompt until one is accepted or the maximum number of attempts is reached.
+
+    A prompt whose answer a judge gave no score, or for whose next attempt `max_cost` left no money, is left as it is:
+    it costs no further attempt, and the next run goes on with it.
 
     Args:
         routed (`Dataset`): With `route`, and `route_scores` for `accept.retry: next`.
@@ -35,15 +40,19 @@ def answer_until_accepted(
         accept (`Accept`): When an answer is good enough, and how many are asked for.
         quality (`Quality`): How good an answer is.
         score_names (`Sequence[str]`, *optional*): The teachers in the order of `route_scores`; default: in theirs.
+        never (`Sequence[str]`, defaults to `()`): Teachers that no retry asks.
         how: `ledger`, `progress`, `max_cost`, as in [`generate_routed`].
 
     Returns:
         `Dataset`: One row per attempt, prompt by prompt, with `attempt`, `quality` and `accepted`, and with
-        `accept_error` in the last row of a prompt that nobody answered.
+        `accept_error` in the last row of a prompt that nobody answered, that was not judged, or that no money was
+        left for.
     """
     from datasets import concatenate_datasets
 
-    search = _Search(routed, teachers, accept, score_names)
+    tries = _tries(routed, [one for one in teachers if one.name not in never], teachers, accept, score_names)
+    judged = any(part.judge is not None for part in quality.parts)
+    search = _Search(routed, tries, accept, judged)
     wave = search.next_wave()
     while wave or not search.tables:
         asked = search.ask_for(wave)
@@ -54,56 +63,77 @@ def answer_until_accepted(
 
 @dataclass
 class _Search:
-    """What is known of every prompt: the tries that it may have, those that it had, and whether one was accepted."""
+    """What is known of every prompt: the tries that it may have, those that it had, and what came of them.
+
+    Args:
+        routed (`Dataset`), accept (`Accept`): As in [`answer_until_accepted`].
+        tries (`list[list[Try]]`): Whom each prompt may ask, in order.
+        judged (`bool`): Whether an answer without a score may get one from the next run.
+    """
 
     routed: Dataset
-    teachers: Sequence[Teacher]
+    tries: list[list[Try]]
     accept: Accept
-    score_names: Sequence[str] | None
+    judged: bool
     tables: list[Dataset] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tries = _tries(self.routed, self.teachers, self.accept, self.score_names)
         self.used = [0] * len(self.routed)
         self.accepted = [False] * len(self.routed)
+        self.held: dict[int, str] = {}  # why the next run is to go on with a prompt
+        self.no_money = False
         self.begun = 0
         self.places: list[tuple[int, int]] = []
         self.facts: list[tuple[bool, str | None]] = []
 
     def next_wave(self) -> list[int]:
-        """The prompts to begin with: all, or as many as good answers are missing, so that none is too many."""
+        """Returns the next prompts to start: all, or as many as accepted answers are missing from `target_rows`."""
         target = self.accept.target_rows
-        missing = len(self.routed) if target is None else target - sum(self.accepted)
+        if target is None:
+            missing = len(self.routed)
+        else:  # one that waits for its score may be good
+            missing = 0 if self.no_money else target - sum(self.accepted) - len(self.held)
         wave = range(self.begun, min(self.begun + max(missing, 0), len(self.routed)))
         self.begun = wave.stop
         return list(wave)
 
     def ask_for(self, wave: Sequence[int]) -> Dataset:
-        """The rows of a wave, each with the teacher and the number of its next try."""
+        """Returns the rows of a wave, each with the teacher and number of its next attempt."""
         asked = self.routed.select(wave)
         tries = [self.tries[row][self.used[row]] for row in wave]
         asked = set_column(asked, columns.ROUTE, [teacher for teacher, _ in tries], "string")
         return set_column(asked, columns.ATTEMPT, [attempt for _, attempt in tries], "int64")
 
     def take(self, wave: Sequence[int], answers: Dataset) -> None:
-        """Notes the answers of a wave, one per row."""
+        """Records the answers of a wave, one per row."""
         self.tables.append(answers)
-        outcomes = zip(
-            wave, answers[columns.QUALITY], answers[columns.FINISH_REASON], answers[columns.ERROR], strict=True
-        )
-        for row, quality, reason, error in outcomes:
-            good = error is None and reason == "stop" and quality is not None and quality >= self.accept.min_quality
+        names = (columns.QUALITY, columns.QUALITY_ERROR, columns.FINISH_REASON, columns.ERROR, columns.TEACHER)
+        for row, quality, unjudged, reason, error, teacher in zip(
+            wave, *(answers[name] for name in names), strict=True
+        ):
+            whole = error is None and reason == "stop"
+            good = whole and quality is not None and quality >= self.accept.min_quality
+            if is_out_of_money(error):
+                self.held[row], self.no_money = str(error), True
+            elif whole and self.judged and unjudged is not None:
+                self.held[row] = f"no score: {unjudged}"
             self.places.append((row, self.used[row]))
+            self._strike(row, (teacher, self.tries[row][self.used[row]][1]))
             self.used[row] += 1
             self.accepted[row] = good
             self.facts.append((good, error))
 
+    def _strike(self, row: int, answered: Try) -> None:
+        """Takes the try of a teacher that answered in another one's place from those that are left."""
+        done = self.used[row] + 1
+        self.tries[row][done:] = [one for one in self.tries[row][done:] if one != answered]
+
     def goes_on(self, row: int) -> bool:
         """Whether a prompt is asked once more."""
-        return not self.accepted[row] and self.used[row] < len(self.tries[row])
+        return not self.accepted[row] and row not in self.held and self.used[row] < len(self.tries[row])
 
     def in_order(self, made: Dataset) -> Dataset:
-        """All attempts, prompt by prompt, with what became of them."""
+        """Returns all attempts, grouped by prompt, with `accepted` and `accept_error`."""
         order = sorted(range(len(self.places)), key=self.places.__getitem__)
         made = made.select(order)
         facts = [self.facts[place] for place in order]
@@ -111,7 +141,7 @@ class _Search:
         answered = {row for row, (_, error) in zip(rows, facts, strict=True) if error is None}
         last = [place + 1 == len(rows) or rows[place + 1] != row for place, row in enumerate(rows)]
         errors = [
-            error if is_last and row not in answered else None
+            (self.held.get(row) or (error if row not in answered else None)) if is_last else None
             for row, (_, error), is_last in zip(rows, facts, last, strict=True)
         ]
         made = set_column(made, columns.ACCEPTED, [good for good, _ in facts], "bool")
@@ -119,11 +149,16 @@ class _Search:
 
 
 def _tries(
-    routed: Dataset, teachers: Sequence[Teacher], accept: Accept, score_names: Sequence[str] | None
+    routed: Dataset,
+    candidates: Sequence[Teacher],
+    teachers: Sequence[Teacher],
+    accept: Accept,
+    score_names: Sequence[str] | None,
 ) -> list[list[Try]]:
-    """Whom each prompt asks, in order. A teacher at temperature 0 has one answer, so it is asked once."""
-    known = {teacher.name: teacher for teacher in teachers}
-    names = list(score_names or known)
+    """Whom each prompt asks, in order."""
+    by_name = {teacher.name: teacher for teacher in teachers}
+    names, known = list(score_names or by_name), {teacher.name for teacher in candidates}
+    fixed = {teacher.name for teacher in teachers if teacher.sampling.is_fixed}
     scores = routed[columns.ROUTE_SCORES] if columns.ROUTE_SCORES in routed.column_names else [None] * len(routed)
     found = []
     for route, own in zip(routed[columns.ROUTE], scores, strict=True):
@@ -131,11 +166,26 @@ def _tries(
         if accept.retry == "next" and own is not None:
             by_score = sorted(zip(names, own, strict=True), key=lambda pair: -pair[1])
             ranked += [name for name, _ in by_score if name != route and name in known]
-        several = [name for name in ranked if known[name].sampling.temperature != 0]
-        rounds = [(name, 0) for name in ranked]
-        rounds += [(name, attempt) for attempt in range(1, accept.attempts) for name in several]
-        found.append(rounds[: accept.attempts])
+        found.append(order_of_tries(ranked, fixed, accept.attempts))
     return found
+
+
+def order_of_tries(ranked: Sequence[str], fixed: Collection[str], attempts: int) -> list[Try]:
+    """Each teacher once, best first, then those that have another answer once more, until the attempts are used up.
+
+    Args:
+        ranked (`Sequence[str]`): The teachers that may be asked, best first.
+        fixed (`Collection[str]`): Those that give the same answer every time.
+        attempts (`int`): Most tries.
+
+    Example:
+        >>> order_of_tries(["a", "b"], {"a"}, 4)
+        [('a', 0), ('b', 0), ('b', 1), ('b', 2)]
+    """
+    several = [name for name in ranked if name not in fixed]
+    tries = [(name, 0) for name in ranked]
+    tries += [(name, attempt) for attempt in range(1, attempts) for name in several]
+    return tries[:attempts]
 
 
 def _answered(
@@ -146,7 +196,7 @@ def _answered(
     score_names: Sequence[str] | None,
     how: Mapping[str, Any],
 ) -> Dataset:
-    """The answers of one wave with their quality."""
+    """Generates the answers of one wave and scores their quality."""
     from persyn_hf.generation.generate import generate_routed
     from persyn_hf.scoring.quality import persyn_quality
 
@@ -154,7 +204,7 @@ def _answered(
     spending = {"max_cost": how.get("max_cost") if priced else None}
     answers = generate_routed(asked, teachers=teachers, seed=seed, score_names=score_names, **{**how, **spending})
     kept: dict[str, Any] = {name: how.get(name) for name in ("ledger", "max_cost")}
-    values: dict[str, list[Any]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
+    values: dict[str, list[object]] = {columns.QUALITY: [], columns.QUALITY_ERROR: []}
     for batch in answers.iter(1000):
         scored = persyn_quality(batch, **kept, **quality.model_dump(exclude_none=True))
         values[columns.QUALITY] += scored[columns.QUALITY]
@@ -164,5 +214,5 @@ def _answered(
 
 
 def accepted_answers(attempts: Dataset) -> Dataset:
-    """The accepted answers of a table of attempts: at most one per prompt."""
+    """Selects the accepted answers from a table of attempts: at most one per prompt."""
     return attempts.filter(lambda accepted: accepted, input_columns=columns.ACCEPTED, desc="accepted")

@@ -1,7 +1,7 @@
-"""Fingerprints: what an argument of a stage stands for, so that a stage is made again when, and only when, it changes.
+"""Fingerprints of a stage's arguments. A stage is recomputed if, and only if, a fingerprint changes.
 
-An argument counts with all that it decides: a section of the configuration with its fields, a model with its weights,
-a file with its content, a verifier with its code. A field is left out only where its section or a stage names it.
+A section of the configuration enters by its fields, a model by its weights, a file by its content and a verifier by
+its code. Only fields that the section or the stage names are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from persyn_hf.config import Settings, Teacher, default_of
 from persyn_hf.errors import ConfigError
-from persyn_hf.models.identity import resolve_revision, teacher_identity
+from persyn_hf.models.identity import named_identity, resolve_revision, teacher_identity
 from persyn_hf.version import __version__
 
 
@@ -25,8 +25,8 @@ class Keyed:
     """A section, or several, with the fields that a stage leaves out of its fingerprint.
 
     Args:
-        value (`Settings` or `Sequence[Settings]`): What the stage's function is given.
-        without (`Set[str]`): Names of fields, instead of those that the section leaves out by itself.
+        value (`Settings` or `Sequence[Settings]`): Argument of the stage's function.
+        without (`Set[str]`): Names of the fields to leave out, instead of the section's own `unkeyed`.
     """
 
     value: Any
@@ -35,7 +35,7 @@ class Keyed:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model as an argument: it counts with the identity of its weights.
+    """A model as an argument, which enters the fingerprint by the identity of its weights.
 
     Args:
         model (`str`): Hub repository id or local folder.
@@ -46,22 +46,22 @@ class Checkpoint:
     revision: str | None = None
 
 
-def fingerprint(value: Any) -> str:
-    """SHA-256 of what a value stands for and of the library's version: 64 hex digits.
+def fingerprint(value: object) -> str:
+    """Returns the SHA-256 (64 hex digits) of a value's key and of the library's version.
 
     Raises:
-        TypeError: If the value, or a part of it, is of a kind that cannot be part of a fingerprint.
+        TypeError: If the value, or a part of it, has a type without a fingerprint.
     """
     text = json.dumps([__version__, key_of(value)], sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def key_of(value: Any) -> Any:
-    """What a value stands for, as plain JSON values.
+def key_of(value: object) -> Any:
+    """Returns the content of a value as plain JSON values.
 
     Raises:
-        TypeError: If it is of a kind that cannot be part of a fingerprint.
-        ConfigError: If a model or a file that it names is not there.
+        TypeError: If the value, or a part of it, has a type without a fingerprint.
+        ConfigError: If a model or a file that the value names does not exist.
     """
     if value is None or isinstance(value, str | int):
         return value
@@ -78,17 +78,17 @@ def key_of(value: Any) -> Any:
         return {str(name): key_of(one) for name, one in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [key_of(one) for one in value]
-    raise TypeError(f"A fingerprint cannot be made of {type(value).__name__}; pass plain values, or leave it out.")
+    raise TypeError(f"{type(value).__name__} has no fingerprint; pass plain values, or pass it under `unkeyed`.")
 
 
-def plain_value(value: Any) -> Any:
-    """The value that a stage's function is given for an argument."""
+def plain_value(value: object) -> object:
+    """Unwraps an argument for the stage's function."""
     if isinstance(value, Keyed):
         return value.value
     return value
 
 
-def _section(section: Settings, without: Set[str]) -> dict[str, Any]:
+def _section(section: Settings, without: Set[str]) -> dict[str, object]:
     kept: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
@@ -102,17 +102,19 @@ def _section(section: Settings, without: Set[str]) -> dict[str, Any]:
             kept[name] = key_of(value)
     for name, revision in section.checkpoints.items():
         model = kept.get(name)
-        if model is not None:  # the name too, which stands in tables and cards
+        if model is not None:  # the name counts too, since tables and cards show it
             kept[name] = [model, resolve_revision(model, kept.pop(revision, None))]
     if isinstance(section, Teacher):
         identity = teacher_identity(section)
         kept.pop("revision", None)
         kept["model"] = [identity.model, identity.revision]
+        if section.renderer is not None:
+            kept["renderer"] = named_identity(section.renderer)
     return kept
 
 
 def _content(path: Path, name: str) -> str:
-    """Digest of a file, or of all files of a folder."""
+    """Returns the digest of a file, or of all files in a folder."""
     digest = hashlib.sha256()
     if not path.exists():
         raise ConfigError(f"`{name}`: {path} cannot be read: there is no such file or folder.")
@@ -126,7 +128,7 @@ def _content(path: Path, name: str) -> str:
     return digest.hexdigest()
 
 
-def _code(verifier: str) -> Any:
+def _code(verifier: str) -> object:
     from persyn_hf.scoring.verifiers import verifier_identity
 
     return verifier_identity(verifier)

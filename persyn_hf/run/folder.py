@@ -1,8 +1,8 @@
-"""The folder of a run: a table in shards for every stage, with records that say what each was made from.
+"""The folder of a run: a sharded table for every stage, with records of the inputs of each shard.
 
-A shard is done when its record's parts are those of the present arguments and inputs and the file is the one that the
-record speaks of. Among the parts are the digests of the shards that a stage reads, so a stage that is repeated with
-the same outcome leaves those after it valid.
+A shard is finished if the fingerprints in its record equal those of the current arguments and inputs, and its file has
+the digest in the record. The fingerprints include the digests of the input shards, so a stage that is recomputed with
+the same result keeps later stages valid.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf.errors import ConfigError, DataError
 from persyn_hf.run.shards import ShardedTable, ShardRecord, Stage, cuts, file_digest, make_shard, write_shard
@@ -35,16 +35,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What is known of a finished stage.
+    """Record of a finished stage.
 
     Args:
-        name (`str`): The stage.
-        fingerprint (`str`): Of its settings and inputs.
-        digest (`str`): Of its output.
-        rows (`int`): Rows of its table; 0 for a model.
-        errors (`int`): Rows that failed. Their shards are tried again; what succeeded is not.
-        seconds (`float`): Wall-clock time it took.
-        reused (`bool`, defaults to `False`): Whether this run found it finished.
+        name (`str`): Name of the stage.
+        fingerprint (`str`): Fingerprint of its settings and inputs.
+        digest (`str`): Digest of its output.
+        rows (`int`): Number of rows in its table; 0 for a model.
+        errors (`int`): Number of failed rows. Their shards are retried; successful rows come from the ledger.
+        seconds (`float`): Wall-clock time, in seconds.
+        reused (`bool`, defaults to `False`): Whether the stage was finished before this run.
     """
 
     name: str
@@ -57,13 +57,13 @@ class StageRecord:
 
 
 class RunFolder:
-    """Finds finished stages and keeps new ones, each file put in place whole.
+    """Finds finished stages and stores new ones. Every file is written atomically.
 
     Args:
-        path (`str` or `PathLike`): The run folder; made where it is not there.
-        ledger (`str` or `PathLike`, *optional*): Where answers are kept. Default: in the folder; several runs whose
-            teachers are the same may share one.
-        rows_per_shard (`int`, defaults to 20,000): Prompts of one shard.
+        path (`str` or `PathLike`): Path of the run folder, which is created if missing.
+        ledger (`str` or `PathLike`, *optional*): Path of the ledger. Default: in the folder. Runs with the same
+            teachers may share a ledger.
+        rows_per_shard (`int`, defaults to 20,000): Number of prompts in one shard.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second run out of this folder.
+        """Locks the folder against a second run.
 
         Raises:
-            ConfigError: If another process runs here.
+            ConfigError: If another process holds the lock.
         """
         if fcntl is None:
             _log.warning("%s cannot be locked on this system; run one process at a time in it", self.path)
@@ -92,11 +92,11 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(f"`output_dir`: another run is at work in {self.path}.") from None
+                raise ConfigError(f"`output_dir`: another run is using {self.path}; wait for it to finish.") from None
             yield
 
     def keep(self, name: str, data: Dataset) -> None:
-        """Writes a table that stages read, in shards; it counts with its content."""
+        """Writes an input table of the stages in shards. It enters fingerprints by its content."""
         out = self._table(name)
         records = [
             write_shard(part, out, index, {}, time.monotonic())
@@ -106,7 +106,7 @@ class RunFolder:
         self._digests[name] = [record.digest for record in records]
 
     def table(self, stage: Stage) -> Dataset:
-        """Makes what is missing of a stage's table in this process, shard by shard, and gives the table."""
+        """Computes the missing shards of a stage's table in this process and returns the table."""
         inputs = {name: self.digest(source) for name, source in stage.inputs.items()}
         source = self._shards(stage.source)
         if stage.whole:
@@ -120,7 +120,7 @@ class RunFolder:
         return self.read(stage.name)
 
     def model(self, stage: Stage) -> Path:
-        """The folder of a stage's checkpoint, made now unless it is there already."""
+        """Returns the folder of a stage's checkpoint, which is computed unless it is finished."""
         path = self.stages / stage.name
         inputs = {name: self.digest(source) for name, source in stage.inputs.items()}
         parts = stage.parts(self._shards(stage.source), inputs)
@@ -140,15 +140,15 @@ class RunFolder:
         return path
 
     def read(self, name: str) -> Dataset:
-        """The whole table of a stage.
+        """Reads the whole table of a stage.
 
         Raises:
-            DataError: If a file is missing or damaged; names it and what to do.
+            DataError: If a file is missing or damaged. The error names the file and the fix.
         """
         return self._table(name).read(self.path / ".cache")
 
     def is_finished(self, stage: Stage) -> bool:
-        """Whether a stage would be found finished, without a row that is tried again; those before it must be."""
+        """Returns True if a stage and its inputs are finished and no row would be retried."""
         try:
             source = self._shards(stage.source)
             inputs = {name: self.digest(one) for name, one in stage.inputs.items()}
@@ -168,21 +168,23 @@ class RunFolder:
         )
 
     def digest(self, name: str) -> str:
-        """The digest of a finished stage's output, for the fingerprints of those that read it."""
+        """Returns the digest of a finished stage's output, for the fingerprints of later stages."""
         return _joined(self._shards(name))
 
     def _shards(self, name: str) -> list[str]:
-        """The digests of a table's shards: of this run, or what an earlier one has left.
+        """Returns the digests of a table's shards, written by this run or an earlier one.
 
         Raises:
-            DataError: If there is none, or it is not what that run wrote.
+            DataError: If the table is missing, or a file has changed since it was written.
         """
         if name not in self._digests:
             out = self._table(name)
             records = [out.record(index) for index in range(len(out.shards()))]
             for index, record in enumerate(records):
                 if record is None or not out.intact(index, record):
-                    raise DataError(f"{out.shard(index)} is not what the run wrote; run the stages up to it again.")
+                    raise DataError(
+                        f"{out.shard(index)} has changed since the run wrote it; run the stages up to it again."
+                    )
             if not records:
                 raise DataError(f"{out.path} holds no table; run the stages up to it first.")
             self._digests[name] = [record.digest for record in records if record is not None]
@@ -191,8 +193,8 @@ class RunFolder:
     def _table(self, name: str) -> ShardedTable:
         return ShardedTable(self.stages / f"{name}.parquet")
 
-    def _loaded(self, stage: Stage) -> dict[str, Any]:
-        """The further inputs of a stage: tables, and paths of checkpoints."""
+    def _loaded(self, stage: Stage) -> dict[str, object]:
+        """Returns the additional inputs of a stage: tables, and paths of checkpoints."""
         return {
             name: str(path) if (path := self.stages / source).is_dir() else self.read(source)
             for name, source in stage.inputs.items()
@@ -222,12 +224,12 @@ class RunFolder:
         return records
 
     def _reusable(self, stage: Stage, index: int, count: int, parts: Mapping[str, str]) -> ShardRecord | None:
-        """The record of a shard that need not be made again; else a line says why it is."""
+        """Returns the record of a shard that is still valid. Otherwise it logs why the shard is recomputed."""
         out = self._table(stage.name)
         known = out.record(index)
         if known is None:
             if out.path.is_file():
-                _say(stage.name, "it was written by an earlier version; answers come from the ledger")
+                _say(stage.name, "an earlier version wrote it; answers come from the ledger")
             return None
         reason = _reason(known, parts, out.intact(index, known))
         if reason is None:
@@ -242,11 +244,11 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except KeyError:
-            _say(name, "it was written by an earlier version")
+            _say(name, "an earlier version wrote it")
             return None
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"`output_dir`: {file} is damaged ({error}); delete it to make the stage again."
+                f"`output_dir`: {file} is damaged ({error}); delete it to recompute the stage."
             ) from error
 
     def _finished(self, stage: Stage, records: list[ShardRecord], reused: bool) -> None:
@@ -268,18 +270,18 @@ class RunFolder:
 
 
 def _reason(known: ShardRecord, parts: Mapping[str, str], intact: bool) -> str | None:
-    """Why something finished is made again; `None` where it need not be, empty where nobody needs to be told."""
+    """Returns why a stage or shard is recomputed: `None` if it is valid, empty for retried rows, which log nothing."""
     changed = sorted(name for name in {*known.parts, *parts} if known.parts.get(name) != parts.get(name))
     if changed:
-        return f"changed since: {', '.join(f'`{name}`' for name in changed)}"
+        return f"{', '.join(f'`{name}`' for name in changed)} changed"
     if not intact:
-        return "its file is not what the run wrote (damaged, edited or gone)"
+        return "its file has changed since the run wrote it (damaged, edited or deleted)"
     return "" if known.errors else None
 
 
 def _say(name: str, reason: str | None) -> None:
     if reason:
-        _log.warning("%s is made again: %s", name, reason)
+        _log.warning("%s is recomputed: %s", name, reason)
 
 
 def _joined(digests: list[str]) -> str:
@@ -287,6 +289,6 @@ def _joined(digests: list[str]) -> str:
 
 
 def _folder_digest(path: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files."""
+    """Returns the SHA-256 over the names and contents of a folder's files."""
     files = [file for file in sorted(path.rglob("*")) if file.is_file()]
     return _joined([f"{file.relative_to(path).as_posix()} {file_digest(file)}" for file in files])

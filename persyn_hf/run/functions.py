@@ -1,4 +1,4 @@
-"""What the stages of a run do: functions from a table to a table, with plain arguments and nothing around them."""
+"""Functions of the stages: each maps a table and plain arguments to a table."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def draw_probe(
 
     Args:
         prompts (`Dataset`): All prompts.
-        probe (`Probe`), seed (`int`): How many, and how they are drawn.
-        backbone (`Checkpoint`, *optional*), max_length (`int`, *optional*): Whose embeddings `method: cover` looks
-            at, and how many tokens of a prompt it reads.
-        device (`str`, *optional*): Where it is run.
-        where (`str`): Names the section in errors.
+        probe (`Probe`), seed (`int`): Size and method of the probe, and random seed.
+        backbone (`Checkpoint`, *optional*), max_length (`int`, *optional*): Model whose embeddings `method: cover`
+            compares, and the number of prompt tokens that it reads.
+        device (`str`, *optional*): Device of the backbone.
+        where (`str`): Name of the section in errors.
     """
     if backbone is None or max_length is None:
         from persyn_hf.prompts.reading import random_probe
@@ -59,7 +59,7 @@ def draw_probe(
 
 
 def answer_all(prompts: Dataset, *, teachers: Sequence[Teacher], seed: int, **how: Any) -> Dataset:
-    """Lets every teacher answer every prompt; `how` as in [`generate_parallel`]."""
+    """Generates every teacher's answer to every prompt; `how` as in [`generate_parallel`]."""
     from persyn_hf.generation.generate import generate_parallel
 
     return generate_parallel(prompts, teachers, seed=seed, **how)
@@ -87,7 +87,7 @@ def train_on_probe(
     student: Student,
     reward: Reward,
     teachers: Sequence[Teacher],
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, object],
     answers: str,
     **how: Any,
 ) -> None:
@@ -95,10 +95,10 @@ def train_on_probe(
 
     Args:
         scored (`Dataset`): The scored probe.
-        router (`Router`), student (`Student`), reward (`Reward`): The run's.
-        teachers (`Sequence[Teacher]`): What the router's block says of them.
-        metadata (`Mapping[str, Any]`): Further facts for that block.
-        answers (`str`): Where the answers are, for an error.
+        router (`Router`), student (`Student`), reward (`Reward`): Sections of the run.
+        teachers (`Sequence[Teacher]`): Teachers to describe in the router's `persyn` block.
+        metadata (`Mapping[str, object]`): Additional entries of that block.
+        answers (`str`): Path of the answers, for errors.
         how: `seed`, `output_dir` and `progress`, as in [`train_router`].
 
     Raises:
@@ -110,8 +110,8 @@ def train_on_probe(
     answering = {name for name, reward in answers_of if reward is not None}
     if len(answering) < 2:
         raise DataError(
-            f"A router needs answers of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
-            f"got a reward. {_reasons(scored)}Columns `error` and `quality_error` of {answers} have every reason."
+            f"A router needs rewards of at least two teachers; on the probe only {', '.join(answering) or 'none'} "
+            f"got a reward. {_reasons(scored)}Columns `error` and `quality_error` of {answers} list every reason."
         )
     try:
         train_router(
@@ -128,7 +128,7 @@ def train_on_probe(
 
 
 def route_prompts(prompts: Dataset, *, router: str | Checkpoint, device: str | None = None) -> Dataset:
-    """Routes every prompt by the scores of a router: a folder, or a published one."""
+    """Routes every prompt by the scores of a router in a folder or on the Hub."""
     from persyn_hf.routing.router import PersynRouter
 
     asked = router if isinstance(router, Checkpoint) else Checkpoint(router)
@@ -146,14 +146,15 @@ def allocate_routes(
     seed: int,
     summary: Path,
 ) -> Dataset:
-    """Routes for the whole set, under the limits of the configuration.
+    """Assigns a teacher to every prompt within the limits of the configuration.
 
     Args:
-        routed (`Dataset`): With the router's scores.
-        probe, scored (`Dataset`, *optional*): The probe's answers and scores: how long answers are, and how good.
-        teachers (`Sequence[Teacher]`): The router's, in the order of its scores.
-        allocation (`Allocation`), seed (`int`): The limits.
-        summary (`Path`): The file that says what they came to.
+        routed (`Dataset`): Prompts with the router's scores.
+        probe, scored (`Dataset`, *optional*): Answers and scores of the probe, which provide the expected lengths and
+            the baselines' scores.
+        teachers (`Sequence[Teacher]`): Teachers in the order of the router's scores.
+        allocation (`Allocation`), seed (`int`): Policy and limits, and random seed.
+        summary (`Path`): Path of the summary file to write.
     """
     from persyn_hf.routing.allocation.allocate import allocate, answer_costs, answer_rates
 
@@ -162,7 +163,7 @@ def allocate_routes(
     expected = allocation.expected_tokens
     if not isinstance(expected, float):
         expected = {t.name: answers.get(t.name, float(t.sampling.max_tokens)) for t in teachers} | (expected or {})
-    asked: Any = allocation.prompt_tokens
+    asked: float | dict[str, float] | None = allocation.prompt_tokens
     if asked is None:
         texts = [columns.prompt_text(prompt) for prompt in routed[columns.PROMPT]]
         mean = sum(map(len, texts)) / len(texts) / 4
@@ -170,7 +171,13 @@ def allocate_routes(
     made = allocate(
         routed,
         teachers,
-        cost=answer_costs(teachers, expected, asked),
+        cost=answer_costs(
+            teachers,
+            expected,
+            asked,
+            _mean_tokens(probe, columns.CACHED_TOKENS, columns.PROMPT_TOKENS),
+            _mean_tokens(probe, columns.REASONING_TOKENS, columns.COMPLETION_TOKENS),
+        ),
         throughput=answer_rates(teachers, expected, allocation.tokens_per_second),
         probe=scored,
         seed=seed,
@@ -183,13 +190,13 @@ def allocate_routes(
 def answer_routed(
     routed: Dataset, *, teachers: Sequence[Teacher], seed: int, score_names: Sequence[str] | None, **how: Any
 ) -> Dataset:
-    """Lets each prompt be answered by the teacher that its `route` names, or by all that its `routes` name.
+    """Generates the answers to routed prompts, from the teacher in `route` or all teachers in `routes`.
 
     Args:
-        routed (`Dataset`): With `route`, and `routes` where a prompt has several teachers.
-        teachers (`Sequence[Teacher]`), seed (`int`): The run's.
-        score_names (`Sequence[str]`, *optional*): The teachers in the order of `route_scores`, for those that hand
-            their rows on when down.
+        routed (`Dataset`): Prompts with `route`, and with `routes` if a prompt has several teachers.
+        teachers (`Sequence[Teacher]`), seed (`int`): Teachers and random seed of the run.
+        score_names (`Sequence[str]`, *optional*): Names of the teachers in the order of `route_scores`, for
+            `on_teacher_down: reroute`.
         how: As in [`generate_routed`].
     """
     from datasets import concatenate_datasets
@@ -206,14 +213,14 @@ def answer_routed(
 
 
 def best_answers(scored: Dataset) -> Dataset:
-    """The best of each prompt's answers, by the run's reward."""
+    """Selects the answer with the highest reward for each prompt."""
     from persyn_hf.routing.allocation.result import keep_best
 
     return keep_best(scored)
 
 
 def judge_cleanliness(answers: Dataset, *, hygiene: Hygiene) -> Dataset:
-    """Says of every answer why `hygiene` leaves it out, in `left_out`; null for one that stays."""
+    """Adds the column `left_out`: the reason why `hygiene` drops an answer, or null if it is kept."""
     from persyn_hf.hygiene.answers import reasons
 
     found = [reason for batch in answers.iter(1000) for reason in reasons(batch, hygiene)]
@@ -221,15 +228,15 @@ def judge_cleanliness(answers: Dataset, *, hygiene: Hygiene) -> Dataset:
 
 
 def _reasons(scored: Dataset) -> str:
-    """The commonest reasons why rows have no reward, as a sentence; empty where none is known."""
+    """Returns a sentence with the most common reasons for missing rewards; empty if there are none."""
     names = [name for name in (columns.ERROR, columns.QUALITY_ERROR) if name in scored.column_names]
     counts = Counter(reason for name in names for reason in scored[name] if reason is not None)
     said = "; ".join(f"{count} × {tame(reason, 300)}" for reason, count in counts.most_common(3))
     return f"Most often: {said}. " if said else ""
 
 
-def _described(teacher: Teacher) -> dict[str, Any]:
-    """What a published router says of a teacher; no endpoint, no key."""
+def _described(teacher: Teacher) -> dict[str, object]:
+    """Describes a teacher for a published router, without endpoint and key."""
     return {
         "name": teacher.name,
         "model": teacher.model,
@@ -241,11 +248,18 @@ def _described(teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def _mean_tokens(answers: Dataset | None, column: str) -> dict[str, float]:
-    """Mean tokens of each teacher's answers, of those whose count is known and not 0."""
+def _mean_tokens(answers: Dataset | None, column: str, whole: str | None = None) -> dict[str, float]:
+    """Mean tokens of each teacher's answers, of those whose count is known and not 0.
+
+    Args:
+        answers (`Dataset`, *optional*): Of the probe.
+        column (`str`): What is counted.
+        whole (`str`, *optional*): The count that it is part of, by default all of it.
+    """
     counts: dict[str, list[int]] = {}
-    if answers is not None:
-        for name, count in zip(answers[columns.TEACHER][:], answers[column][:], strict=True):
-            if count:
-                counts.setdefault(name, []).append(count)
+    if answers is not None and column in answers.column_names:
+        known = zip(answers[columns.TEACHER][:], answers[column][:], answers[whole or column][:], strict=True)
+        for name, count, of in known:
+            if of:
+                counts.setdefault(name, []).append(count or 0)
     return {name: sum(own) / len(own) for name, own in counts.items()}

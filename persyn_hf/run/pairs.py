@@ -1,11 +1,11 @@
-"""Preference pairs of a run's scored probe, in the form that TRL's `DPOTrainer` reads."""
+"""Preference pairs from a run's scored probe, in the format of TRL's `DPOTrainer`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf import columns
 from persyn_hf.config import Publish, merged
@@ -18,13 +18,13 @@ from persyn_hf.publishing.leaks import find_in_tables
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: The configuration of the dataset's repository that pairs go to.
+#: Default dataset configuration for pairs.
 PAIRS_CONFIG = "pairs"
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """One scored answer: its row, and what it is compared by."""
+    """One scored answer: its row, teacher, value and text."""
 
     row: int
     teacher: str
@@ -33,28 +33,28 @@ class _Answer:
 
 
 def preference_pairs(
-    scored: Dataset, settings: PairOptions | Mapping[str, Any] | None = None, **options: Any
+    scored: Dataset, settings: PairOptions | Mapping[str, object] | None = None, **options: object
 ) -> Dataset:
-    """Makes preference pairs of scored answers: the better one of two answers to a prompt is the chosen one.
+    """Builds preference pairs from scored answers: the better of two answers to a prompt is chosen.
 
-    Failed and empty answers make no pair, nor do answers that were cut by `max_tokens`, two answers of one text, or
-    two of equal value.
+    Failed and empty answers, answers that were cut at `max_tokens`, and pairs with equal texts or equal values are
+    left out.
 
     Args:
-        scored (`Dataset`): Scored answers, with `prompt_id`, `prompt`, `teacher`, `completion`, `finish_reason` and
-            `reward`: a run's `stages/score.parquet`, or what [`score`] gives.
-        settings (`PairOptions` or `Mapping`, *optional*): Which pairs are made.
+        scored (`Dataset`): Scored answers with `prompt_id`, `prompt`, `teacher`, `completion`, `finish_reason` and
+            `reward`: a run's `stages/score.parquet`, or the result of [`score`].
+        settings (`PairOptions` or `Mapping`, *optional*): Options of the pairs.
         options: Single keys of [`PairOptions`]: `which`, `by`, `min_margin` and `keep_truncated`.
 
     Returns:
         `Dataset`: `prompt`, `chosen` and `rejected` as message lists (TRL's conversational form), with `prompt_id`,
-        `chosen_teacher`, `rejected_teacher`, `chosen_reward`, `rejected_reward` (the values that were compared) and
-        their difference, `margin`.
+        `chosen_teacher`, `rejected_teacher`, `chosen_reward`, `rejected_reward` (the compared values) and their
+        difference, `margin`.
 
     Raises:
-        ConfigError: If an option is unknown or wrong.
-        MissingColumnError: If a column is absent.
-        DataError: If no two answers make a pair.
+        ConfigError: If an option is unknown or invalid.
+        MissingColumnError: If a column is missing.
+        DataError: If no two answers form a pair.
 
     Example:
         >>> pairs = preference_pairs(scored, min_margin=0.2)  # doctest: +SKIP
@@ -64,8 +64,8 @@ def preference_pairs(
     made = [pair for answers in _answers(scored, asked) for pair in _paired(answers, asked)]
     if not made:
         raise DataError(
-            f"No two answers to one prompt differ in `{asked.by}` by {asked.min_margin:g} or more, so there is no "
-            "preference pair; lower `min_margin`, or look at the columns `error` and `finish_reason`."
+            f"There are no preference pairs: no two answers to one prompt differ in `{asked.by}` by "
+            f"{asked.min_margin:g} or more. Lower `min_margin`, or check the columns `error` and `finish_reason`."
         )
     chosen = _messages(scored, [better.row for better, _ in made], asked)
     rejected = _messages(scored, [worse.row for _, worse in made], asked)
@@ -77,32 +77,32 @@ def preference_pairs(
 
 def push_pairs(
     pairs: Dataset,
-    settings: Publish | Mapping[str, Any] | None = None,
+    settings: Publish | Mapping[str, object] | None = None,
     *,
     config_name: str = PAIRS_CONFIG,
     token: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> str:
-    """Pushes preference pairs as a configuration of their own; the others of the repository and its card stay.
+    """Pushes preference pairs as a separate configuration. Other configurations and the card are unchanged.
 
     Args:
-        pairs (`Dataset`): Of [`preference_pairs`].
-        settings (`Publish` or `Mapping`, *optional*): The section `publish` of a configuration, or its keys.
-        config_name (`str`, defaults to `"pairs"`): The configuration of the dataset.
-        token (`str`, *optional*): Defaults to the one that `hf auth login` stored.
-        options: Single keys of [`Publish`] that say where and how: `dataset_repo_id`, `private`, `revision`,
-            `create_pr`, `commit_message` and `allow_secrets`.
+        pairs (`Dataset`): Result of [`preference_pairs`].
+        settings (`Publish` or `Mapping`, *optional*): Section `publish` of a configuration, or its keys.
+        config_name (`str`, defaults to `"pairs"`): Name of the dataset's configuration.
+        token (`str`, *optional*): Hub token. Default: the token stored by `hf auth login`.
+        options: Single keys of [`Publish`]: `dataset_repo_id`, `private`, `revision`, `create_pr`, `commit_message`
+            and `allow_secrets`.
 
     Returns:
-        `str`: The address of the commit.
+        `str`: URL of the commit.
 
     Raises:
-        ConfigError: If no repository is named.
-        PublishError: If text looks like a secret, or a name cannot be one.
+        ConfigError: If no repository is given.
+        PublishError: If a text looks like a secret, or a name is invalid.
     """
     asked = merged(Publish, settings, options, "push_pairs", _PUSHED)
     if asked.dataset_repo_id is None:
-        raise ConfigError("push_pairs: `dataset_repo_id` is required: the dataset's repository, as `me/my-data`.")
+        raise ConfigError("push_pairs: `dataset_repo_id` is required: the dataset's repository, such as `me/my-data`.")
     require_names(asked.dataset_repo_id, None, config_name)
     if not asked.allow_secrets:
         require_no_leaks(find_in_tables({"train": pairs}))
@@ -122,7 +122,7 @@ _PUSHED = ("dataset_repo_id", "private", "revision", "create_pr", "commit_messag
 
 
 def _answers(scored: Dataset, asked: PairOptions) -> Iterator[list[_Answer]]:
-    """The usable answers of each prompt and turn, best first."""
+    """Yields the usable answers of each prompt and turn, best first."""
     needed = (columns.PROMPT_ID, columns.PROMPT, columns.TEACHER, columns.COMPLETION, columns.FINISH_REASON, asked.by)
     columns.require_columns(scored.column_names, needed, "preference_pairs")
     failed = scored[columns.ERROR][:] if columns.ERROR in scored.column_names else [None] * len(scored)
@@ -140,7 +140,7 @@ def _answers(scored: Dataset, asked: PairOptions) -> Iterator[list[_Answer]]:
 
 
 def _paired(answers: Sequence[_Answer], asked: PairOptions) -> Iterator[tuple[_Answer, _Answer]]:
-    """The pairs of one prompt, the better answer first."""
+    """Yields the pairs of one prompt, the better answer first."""
     if asked.which == "best-worst":
         candidates: Iterator[tuple[_Answer, _Answer]] = iter([(answers[0], answers[-1])])
     else:
@@ -152,11 +152,11 @@ def _paired(answers: Sequence[_Answer], asked: PairOptions) -> Iterator[tuple[_A
 
 
 def _messages(scored: Dataset, rows: Sequence[int], asked: PairOptions) -> Dataset:
-    """Some answers as a training set has them: prompt and completion as messages."""
+    """Converts rows to training data: prompt and completion as messages."""
     chosen = scored.select(rows)
     made = personalize(chosen, asked.keep_truncated)
     if len(made) != len(chosen):
-        raise DataError(f"Of {len(chosen)} answers that were to be paired only {len(made)} can be trained on.")
+        raise DataError(f"All {len(chosen)} paired answers must be usable for training, but only {len(made)} are.")
     return made
 
 

@@ -1,4 +1,4 @@
-"""One run: the checks, then stage after stage of `run_stages`, then the report and what is published."""
+"""One run: the checks, the stages, the report and the publication."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """Result of a run.
 
     Args:
-        folder (`Path`): The run folder.
-        stages (`Sequence[StageRecord]`): The stages that this run finished or found finished, in order.
-        report (`RunReport`): What is printed at the end.
-        published (`Published`, *optional*): What was pushed, where the configuration names repositories.
+        folder (`Path`): Path of the run folder.
+        stages (`Sequence[StageRecord]`): Finished stages in order, including those of earlier runs.
+        report (`RunReport`): Report that is printed at the end.
+        published (`Published`, *optional*): Record of the push, if the configuration names repositories.
     """
 
     folder: Path
@@ -44,17 +44,20 @@ class RunResult:
 
     @property
     def answers(self) -> str:
-        """The last stage of answers that was run: `generate`, or `probe`."""
+        """The last stage that generated answers: `generate`, or `probe`."""
         return next((stage.name for stage in self.stages if stage.name == "generate"), "probe")
 
     @property
     def missing(self) -> int:
-        """Rows of that stage that got no answer: those with `error` set."""
+        """Rows of that stage that got no answer: those with `error` set.
+
+        With `accept`, prompts that nobody answered, or whose answer has no score yet: those with `accept_error` set.
+        """
         return sum(stage.errors for stage in self.stages if stage.name == self.answers)
 
     @property
     def unscored(self) -> dict[str, int]:
-        """Rows that a judge gave no score, by the stage of scores: those with `quality_error` set."""
+        """Number of rows without a score, by scoring stage: those with `quality_error` set."""
         return {stage.name: stage.errors for stage in self.stages if stage.name in SCORES and stage.errors}
 
 
@@ -67,31 +70,32 @@ def run(
     yes: bool = False,
     confirm: Confirm | None = None,
 ) -> RunResult:
-    """Runs the stages up to `until`, skipping those that are finished.
+    """Runs the stages up to `until` and skips those that are finished.
 
-    Everything that can be known beforehand is checked first, and told in one message; then every teacher gives one
-    answer, which is scored, before the rest is asked for.
+    The run checks the configuration, the prompts and the servers first and reports all problems in one error. It then
+    generates and scores one answer per teacher before it sends the other requests.
 
     Args:
-        config (`RunConfig`): The run.
-        until (`str`, defaults to `"publish"`): The last stage, one of `probe`, `score`, `router`, `route`, `generate`,
+        config (`RunConfig`): Configuration of the run.
+        until (`str`, defaults to `"publish"`): Last stage to run: `probe`, `score`, `router`, `route`, `generate` or
             `publish`.
-        progress (`bool`, defaults to `True`): Show progress bars.
-        source (`str`): Names the configuration in errors.
-        ledger (`str` or `PathLike`, *optional*): Where answers are kept. Default: in the run folder. Runs of several
-            students share one, so that no teacher is asked twice.
-        yes (`bool`, defaults to `False`): Buy answers again where a setting has changed, whatever they cost.
-        confirm (`Callable[[str], bool]`, *optional*): Asks a person that question. Without it, more than
-            `confirm_above` is an error.
+        progress (`bool`, defaults to `True`): Whether to show progress bars.
+        source (`str`): Name of the configuration in errors.
+        ledger (`str` or `PathLike`, *optional*): Path of the ledger. Default: in the run folder. Runs for several
+            students can share a ledger, so that each answer is generated once.
+        yes (`bool`, defaults to `False`): Whether to pay again, without confirmation, for answers whose settings have
+            changed.
+        confirm (`Callable[[str], bool]`, *optional*): Function that asks a person for confirmation. Without it, a
+            repeated cost above `confirm_above` is an error.
 
     Returns:
-        `RunResult`: The folder, the stages' records and the report.
+        `RunResult`: Folder, stage records and report.
 
     Raises:
-        ConfigError: If the configuration has several problems, does not fit its prompts, or a key that it names is not
-            there; if the folder is in use; or if a changed setting would buy answers again and nobody agrees.
+        ConfigError: If the configuration has problems, does not fit its prompts or names a missing key; if the folder
+            is in use; or if a changed setting would repeat paid requests and nobody confirms.
         DataError: If prompts are empty or repeated, or too few teachers answer.
-        RouterMismatchError: If a pretrained router knows other teachers than the configuration.
+        RouterMismatchError: If a pretrained router has teachers that are not in the configuration.
 
     Example:
         >>> result = run(RunConfig.from_yaml("run.yaml"), until="score")  # doctest: +SKIP
@@ -115,17 +119,17 @@ def run(
         )
         report = replace(report, dropped=ready.examined.dropped_counts, kept=_kept(config, tables))
         report = replace(report, scores=read_paid_scores(config, folder.ledger))
+        write_json(folder.path / "report.json", report.to_dict())
         published = None
         if until == "publish" and router is not None:
             published = publish(config, folder.path, len(prompts), tables, router, report)
-        write_json(folder.path / "report.json", report.to_dict())
     return RunResult(folder.path, tuple(folder.records), report, published)
 
 
 def _stages(
     config: RunConfig, folder: RunFolder, tables: Tables, wanted: Sequence[str], progress: bool
 ) -> PersynRouter | None:
-    """Runs the stages that are wanted; gives the router where they come that far."""
+    """Runs the requested stages and returns the router, if one of them loads or trains it."""
     router: PersynRouter | None = None
 
     def load(path: str) -> PersynRouter:
@@ -152,31 +156,31 @@ def _stages(
 
 
 def _kept(config: RunConfig, tables: Tables) -> dict[str, int]:
-    """Answers that are published, and those that are left out, by what became of them."""
+    """Counts the published answers, and those left out by reason."""
     if tables.selected is None:
         return {}
     return asdict(count_kept(tables.selected, config.publish.keep_truncated)) | tables.left_out
 
 
-#: What a stage does, for its headline.
+#: Headlines of the stages.
 _HEADLINES = {
     "probe": "every teacher answers the prompts of the probe",
     "score": "the student and the quality score the answers",
     ROUTER: "the router is trained on the scores",
     "route": "the router chooses a teacher for every prompt",
-    "allocate": "the routes are brought within the limits of `allocation`",
+    "allocate": "teachers are assigned within the limits of `allocation`",
     "generate": "every teacher answers the prompts that are routed to it",
     "score-answers": "the student and the quality score the routed answers",
-    "select": "one answer of every prompt is kept",
-    "clean": "answers are looked at by `hygiene`",
+    "select": "one answer to every prompt is kept",
+    "clean": "answers are filtered by `hygiene`",
 }
 
 
 def load_router(config: RunConfig, path: str) -> PersynRouter:
-    """Loads the router of a run, and holds its teachers against the configuration.
+    """Loads the router of a run and checks that the configuration has its teachers.
 
     Raises:
-        RouterMismatchError: If it knows teachers that the configuration does not name.
+        RouterMismatchError: If the router has teachers that the configuration does not have.
     """
     from persyn_hf.routing.router import PersynRouter
 
@@ -187,6 +191,6 @@ def load_router(config: RunConfig, path: str) -> PersynRouter:
     if unknown:
         raise RouterMismatchError(
             f"The router {path} was trained for the teachers {', '.join(router.teachers)}; the configuration has "
-            f"{', '.join(sorted(known))}. Add {', '.join(unknown)} under `teachers`, or train a router for yours."
+            f"{', '.join(sorted(known))}. Add {', '.join(unknown)} to `teachers`, or train a router for your teachers."
         )
     return router

@@ -1,4 +1,4 @@
-"""The last step of a run: dataset and router with their cards, in its folder and on the Hub."""
+"""Last step of a run: saves the dataset, the router and their cards, and pushes them to the Hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import RunConfig
+from persyn_hf.errors import DataError
 from persyn_hf.run.report import DROPPED_WORDS, LEFT_OUT_WORDS, PaidScores, RunReport
 
 if TYPE_CHECKING:
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
     from persyn_hf.routing.router import PersynRouter
 
 
-#: A prompt that no answer of was accepted.
-NOT_ACCEPTED = "not_accepted"
+#: A prompt that no answer of was accepted, and one that nobody answered or scored yet.
+NOT_ACCEPTED, OPEN = "not_accepted", "open"
 
 
 @dataclass
 class Tables:
-    """What the stages so far have made; those that have not run are `None`.
+    """Tables of the finished stages; `None` for stages that have not run.
 
     Args:
-        probe, scored, routed, generated (`Dataset`, *optional*): The tables of these stages.
-        selected (`Dataset`, *optional*): The answers that are published: all, or one of each prompt.
-        left_out (`dict[str, int]`): Answers that are not, by the reason for it.
-        block (`dict`, *optional*): The `persyn` block of the router.
+        probe, scored, routed, generated (`Dataset`, *optional*): Tables of the stages.
+        selected (`Dataset`, *optional*): Answers to publish: all, or one per prompt.
+        left_out (`dict[str, int]`): Counts of the other answers, by reason.
+        block (`dict`, *optional*): `persyn` block of the router.
     """
 
     probe: Dataset | None = None
@@ -42,7 +43,7 @@ class Tables:
     block: dict[str, Any] | None = None
 
     def put(self, stage: str, table: Dataset) -> None:
-        """Takes the table of a stage; one of a stage that nobody asks for is left aside."""
+        """Stores the table of a stage. Tables of other stages are ignored."""
         if stage == "probe":
             self.probe = table
         elif stage == "score":
@@ -55,7 +56,8 @@ class Tables:
             self.selected = table
             if self.generated is not None and columns.ACCEPTED in self.generated.column_names:
                 prompts = len(set(self.generated[columns.PROMPT_ID]))
-                self.left_out[NOT_ACCEPTED] = prompts - len(table)
+                still = sum(reason is not None for reason in self.generated[columns.ACCEPT_ERROR])
+                self.left_out |= {NOT_ACCEPTED: prompts - len(table) - still} | ({OPEN: still} if still else {})
         elif stage == "clean":
             reasons = table[columns.LEFT_OUT][:]
             self.left_out |= Counter(reason for reason in reasons if reason is not None)
@@ -65,17 +67,27 @@ class Tables:
 def publish(
     config: RunConfig, folder: Path, prompts: int, tables: Tables, router: PersynRouter, report: RunReport
 ) -> Published | None:
-    """Writes dataset and router into the folder, and pushes them where the configuration names repositories.
+    """Saves dataset and router in the folder, and pushes them if the configuration names repositories.
 
     Args:
         config (`RunConfig`), folder (`Path`): The run and its folder.
         prompts (`int`): Prompts of the run.
         tables (`Tables`), router (`PersynRouter`), report (`RunReport`): What the stages have made.
+
+    Raises:
+        DataError: If no answer is left to publish.
     """
     from persyn_hf.publishing.personalized import push_personalized, save_personalized
 
     settings = config.publish
     assert tables.selected is not None
+    if not len(tables.selected):
+        gone = ", ".join(f"{count:,} {LEFT_OUT_WORDS[name]}" for name, count in tables.left_out.items() if count)
+        said = f" {report.accept}" if report.accept is not None else ""
+        raise DataError(
+            f"No answer is left to publish ({gone or 'no prompt was answered'}).{said} Look at the tables in "
+            f"{folder / 'stages'}; lower `accept.min_quality` or what `hygiene` asks for."
+        )
     common: dict[str, Any] = {
         "router": router,
         "settings": settings,
@@ -89,28 +101,32 @@ def publish(
     return push_personalized(tables.selected, saved=folder, **common)
 
 
-def _published(scores: PaidScores) -> dict[str, Any]:
-    """What a card says of paid scores; a student, which may be a folder of this machine, is named elsewhere."""
+def _published(scores: PaidScores) -> dict[str, object]:
+    """Returns the facts about paid scores for a card, without the student's name, which may be a local path."""
     facts = asdict(scores)
     return facts if scores.kind == "judge" else {name: value for name, value in facts.items() if name != "model"}
+
+
+def _accepted(config: RunConfig, report: RunReport) -> dict[str, Any]:
+    """What a card says of the attempts."""
+    if config.accept is None or report.accept is None:
+        return {}
+    return {"min_quality": config.accept.min_quality, "attempts": config.accept.attempts} | asdict(report.accept)
 
 
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
     """What cards say of a run beside its tables."""
     from persyn_hf.publishing.provenance import run_costs
 
-    prices = {
-        t.name: (t.price_per_million_prompt_tokens, t.price_per_million_completion_tokens)
-        for t in config.teachers
-        if t.has_price
-    }
+    prices = {teacher.name: teacher.prices for teacher in config.teachers if teacher.has_price}
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "generations": sum(line.answered for line in report.teachers),
         "failed": sum(line.failed for line in report.teachers),
         "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
         "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},
         "judges": [part.judge.model for part in config.quality.parts if part.judge] if config.quality else [],
+        "accept": _accepted(config, report),
         "generations_all": report.generations_all,
         "cost": cost,
         "cost_all": cost_all,

@@ -1,4 +1,4 @@
-"""Answers that a run will buy: those that its ledger lacks, and those that it has under other settings."""
+"""Answers that a run will pay for: those missing from its ledger, and those stored under other settings."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from persyn_hf import columns
-from persyn_hf.config import RunConfig, Teacher
+from persyn_hf.config import RunConfig, Teacher, priced
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from persyn_hf.generation.jobs import Asked
 
-#: Longest excerpt of a value that has changed.
+#: Maximum length of an excerpt of a changed value.
 _EXCERPT = 60
 
 
 @dataclass(frozen=True)
 class Repurchase:
-    """Answers of one teacher that are bought again, since a setting has changed.
+    """Answers of one teacher that are requested again because a setting has changed.
 
     Args:
-        teacher (`str`): Its name.
-        changes (`Sequence[str]`): What has changed: "teachers[0].sampling.max_tokens: 64 → 65".
-        answers (`int`): Prompts that it has answered under the former settings and not under the present ones.
-        begun (`bool`): Whether the ledger has answers under the present settings: somebody has agreed before.
-        cost (`float`, *optional*): USD, by the former answers' tokens; `None` where it has no price.
-        paid (`bool`): Whether it is behind an endpoint, and may cost money.
+        teacher (`str`): Name of the teacher.
+        changes (`Sequence[str]`): Changed settings: "teachers[0].sampling.max_tokens: 64 → 65".
+        answers (`int`): Number of prompts with an answer under the former settings and none under the current ones.
+        begun (`bool`): True if the ledger has answers under the current settings, so that the cost was confirmed
+            before.
+        cost (`float`, *optional*): Cost in USD, estimated from the former answers' tokens; `None` without a price.
+        paid (`bool`): True if the teacher is behind an endpoint and may cost money.
     """
 
     teacher: str
@@ -43,21 +44,21 @@ class Repurchase:
     paid: bool
 
     def __str__(self) -> str:
-        """One line: what has changed, how much is bought again, and what that costs."""
+        """Returns one line with the changes, the number of answers and their cost."""
         if self.cost is not None:
             cost = f"about {self.cost:.2f} USD" if self.cost >= 0.005 else f"about {self.cost:.2g} USD"
         else:
-            cost = "no price is configured" if self.paid else "made in this process"
-        return f"{', '.join(self.changes)}: {self.answers:,} answers of `{self.teacher}` are asked for again ({cost})"
+            cost = "no price is configured" if self.paid else "generated in this process"
+        return f"{', '.join(self.changes)}: {self.answers:,} answers of `{self.teacher}` are requested again ({cost})"
 
 
 def teachers_to_ask(config: RunConfig, prompts: Dataset, ledger: Path) -> list[Teacher]:
-    """The teachers that have not answered all of some prompts.
+    """Returns the teachers that have not answered all prompts.
 
     Args:
-        config (`RunConfig`): The run.
-        prompts (`Dataset`): With `prompt_id` and `prompt`.
-        ledger (`Path`): Where answers are kept; it need not be there.
+        config (`RunConfig`): Configuration of the run.
+        prompts (`Dataset`): Prompts with `prompt_id` and `prompt`.
+        ledger (`Path`): Path of the ledger, which may be missing.
     """
     from persyn_hf.generation.jobs import CHUNK, Plan, resolved
     from persyn_hf.ledger.ledger import Ledger
@@ -76,15 +77,15 @@ def teachers_to_ask(config: RunConfig, prompts: Dataset, ledger: Path) -> list[T
 
 
 def find_repurchases(config: RunConfig, prompts: Dataset, ledger: Path, former: Path) -> list[Repurchase]:
-    """Finds answers that the ledger has under former settings, and that a run will buy again under its own.
+    """Finds answers that the ledger has under former settings and that a run will request again.
 
-    An answer in the ledger that no teacher of the configuration would find belongs to one whose settings were others.
+    An answer in the ledger that matches no teacher of the configuration was generated under former settings.
 
     Args:
-        config (`RunConfig`): The run.
-        prompts (`Dataset`): The prompts that it asks.
-        ledger (`Path`): Where answers are kept; it need not be there.
-        former (`Path`): The configuration of the run before, which names what the ledger does not keep.
+        config (`RunConfig`): Configuration of the run.
+        prompts (`Dataset`): Prompts of the run.
+        ledger (`Path`): Path of the ledger, which may be missing.
+        former (`Path`): Path of the previous run's configuration, for settings that the ledger does not store.
     """
     from persyn_hf.generation.jobs import resolved
     from persyn_hf.ledger.ledger import Ledger
@@ -108,7 +109,7 @@ def find_repurchases(config: RunConfig, prompts: Dataset, ledger: Path, former: 
 
 
 class _Asking:
-    """Teachers of one model, and what the ledger has of it."""
+    """Teachers with the same model, and the ledger's answers of that model."""
 
     def __init__(self, asked: Sequence[Asked], prompts: Dataset, seed: int, rows: Iterable[Mapping[str, Any]]) -> None:
         from persyn_hf.generation.jobs import Plan
@@ -128,7 +129,7 @@ class _Asking:
         self._former = [row for row in self._rows if row["key"] not in claimed]
 
     def repurchase(self, asked: Asked, where: str, seed: int, before: Mapping[str, Any]) -> Repurchase | None:
-        """What one teacher is asked for again; `None` where it is nothing."""
+        """Returns the answers that one teacher must give again, or `None`."""
         answered = self._answered[asked.name]
         kinds: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for row in self._former:
@@ -136,14 +137,12 @@ class _Asking:
                 kinds.setdefault(tuple(self._changes(asked, where, row, seed, before)), []).append(row)
         if not kinds:
             return None
-        changes, rows = min(kinds.items(), key=lambda kind: len(kind[0]))  # the nearest of former settings
+        changes, rows = min(kinds.items(), key=lambda kind: len(kind[0]))  # the fewest changes
         last = {row["prompt_id"]: row for row in rows}
         teacher = asked.teacher
         cost = None
         if teacher.has_price:
-            cost = sum(
-                teacher.price(row["prompt_tokens"] or 0, row["completion_tokens"] or 0) for row in last.values()
-            )
+            cost = sum(priced(teacher.prices, [row[name] for name in columns.TOKENS]) for row in last.values())
         return Repurchase(teacher.name, changes, len(last), bool(answered), cost, teacher.backend == "endpoint")
 
     def _changes(
@@ -157,14 +156,14 @@ class _Asking:
             changes.append(_change(f"{where}.revision", row["revision"] or None, asked.revision or None))
         own: dict[str, Any] = next((one for one in before.get("teachers", ()) if one.get("name") == teacher.name), {})
         if row["seed"] != self._seeds[teacher.name][row["prompt_id"]]:
-            changes.append(_change("seed", before.get("seed", "another one"), seed))
+            changes.append(_change("seed", before.get("seed", "another seed"), seed))
         if "system_prompt" in own and own["system_prompt"] != teacher.system_prompt:
             changes.append(_change(f"{where}.system_prompt", own["system_prompt"], teacher.system_prompt))
-        return changes or [f"{where}: what it is asked with has changed"]
+        return changes or [f"{where}: its request has changed"]
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str) -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in values.items():
         key = f"{prefix}.{name}"
         flat |= _flat(value, key) if isinstance(value, Mapping) and value else {key: value or None}
@@ -181,7 +180,7 @@ def _shown(value: object) -> str:
 
 
 def _read_former(path: Path) -> dict[str, Any]:
-    """The configuration of an earlier run in the folder; nothing where there is none."""
+    """Reads the configuration of an earlier run in the folder; empty if there is none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""Everything that can be known before the first paid answer, told at once, in the order of what it costs to know."""
+"""Checks before the first paid answer. Cheap checks run first, and all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from persyn_hf.generation.describe import EndpointLimits
 
 _log = logging.getLogger(__name__)
-#: Seconds to wait for a server that does not answer: it may be starting.
+#: Time to wait for a server that does not answer, in seconds; it may be starting.
 PATIENCE = 10.0
-#: Prompts that were left out, with the reasons, in the run folder.
+#: File in the run folder with the dropped prompts and the reasons.
 DROPPED = "dropped.json"
-#: Failures that leave no table to look into.
+#: Keys whose failures leave no prompts or no run folder for further checks.
 _GROUND = ("prompts.source", "probe.size", "output_dir")
 
 Confirm = Callable[[str], bool]
 
 
 class Readiness:
-    """Gets a run ready: checks, the question before answers are bought again, the first answers.
+    """Prepares a run: checks it, asks for confirmation of repeated costs and generates the first answers.
 
     Args:
-        config (`RunConfig`): The run.
-        stages (`Sequence[str]`): The stages that are to run.
-        source (`str`): Names the configuration in errors.
+        config (`RunConfig`): Configuration of the run.
+        stages (`Sequence[str]`): Names of the stages to run.
+        source (`str`): Name of the configuration in errors.
     """
 
     def __init__(self, config: RunConfig, stages: Sequence[str], source: str) -> None:
@@ -54,22 +54,22 @@ class Readiness:
 
     @property
     def has_ground(self) -> bool:
-        """Whether there are prompts, and a folder to work in."""
+        """True if the prompts were read and the run folder is usable."""
         failed = {finding.key for finding in self.examined.findings.failures}
         return self.examined.prompts is not None and not failed & set(_GROUND)
 
     def require_all(self) -> None:
-        """Makes the checks that need no run folder, for a run that can have none, and raises what was found."""
+        """Runs the checks that need no run folder and raises all problems, for a run without a usable folder."""
         if self.examined.prompts is not None:
             self._ask_servers(self._config.teachers if self._trains else ())
             sift_prompts(self._config, self.examined)
         require_ready(self.examined.findings, self._source)
 
     def prepare(self, folder: RunFolder) -> Dataset:
-        """Makes all checks and gives the prompts of the run, which the folder keeps.
+        """Runs all checks, stores the prompts in the folder and returns them.
 
         Raises:
-            PersynError: With everything that stops the run.
+            PersynError: If anything stops the run. The error lists all problems.
         """
         config, examined = self._config, self.examined
         assert examined.prompts is not None
@@ -105,7 +105,7 @@ class Readiness:
             write_json(folder.path / DROPPED, self.examined.dropped)
 
     def _leave_out_known(self, folder: RunFolder) -> None:
-        """Leaves out the prompts that an earlier run dropped, where it is not to be asked again why."""
+        """Leaves out the prompts that an earlier run dropped, without checking them again."""
         config, examined = self._config, self.examined
         assert examined.prompts is not None
         if config.prompts.on_bad_prompt != "drop" or not (folder.path / DROPPED).is_file():
@@ -118,7 +118,7 @@ class Readiness:
             examined.prompts = examined.prompts.select([row for row, one in enumerate(ids) if one not in again])
 
     def _ask_servers(self, teachers: Sequence[Teacher]) -> Mapping[tuple[str, str], EndpointLimits]:
-        """Asks the teachers' endpoints what they serve, and the servers that score."""
+        """Checks the teachers' endpoints and the servers that score."""
         asked = [teacher for teacher in teachers if _has_key(teacher)]
         survey = survey_teachers(asked, PATIENCE)
         names = {teacher.name for teacher in asked}
@@ -137,16 +137,16 @@ class Readiness:
         self.examined.findings += check_services(self._config, self.examined.prompts[0][columns.PROMPT], PATIENCE)
 
     def confirm(self, folder: RunFolder, prompts: Dataset, yes: bool, ask: Confirm | None) -> None:
-        """Says which answers a changed setting buys again, and asks where they cost more than `confirm_above`.
+        """Logs the answers that a changed setting repeats, and asks for confirmation above `confirm_above`.
 
         Args:
-            folder (`RunFolder`): The run's.
-            prompts (`Dataset`): The run's.
-            yes (`bool`): Whether the answer is known to be yes.
-            ask (`Callable[[str], bool]`, *optional*): Asks a person.
+            folder (`RunFolder`): Run folder.
+            prompts (`Dataset`): Prompts of the run.
+            yes (`bool`): Whether the cost is confirmed already.
+            ask (`Callable[[str], bool]`, *optional*): Function that asks a person for confirmation.
 
         Raises:
-            ConfigError: If nobody agrees. No requests were sent.
+            ConfigError: If nobody confirms. No requests were sent.
         """
         if "generate" not in self._stages:
             prompts = folder.read(PROBE_PROMPTS) if self._trains else prompts
@@ -157,23 +157,23 @@ class Readiness:
         cost = sum(one.cost or 0.0 for one in found if not one.begun)
         if yes or cost <= self._config.confirm_above:
             return
-        question = f"Answers that cost about {cost:.2g} USD are bought again. Go on?"
+        question = f"Requesting answers again will cost about {cost:.2g} USD. Continue?"
         if ask is not None:
             if ask(question):
                 return
-            raise ConfigError("No requests were sent. Set the former values again, or agree.")
+            raise ConfigError("No requests were sent. Restore the former values, or confirm the cost.")
         lines = "\n".join(f"  {one}" for one in found)
         raise ConfigError(
-            f"{self._source}: a changed setting would buy answers again for about {cost:.2g} USD, above "
+            f"{self._source}: a changed setting requires new answers for about {cost:.2g} USD, above "
             f"`confirm_above` ({self._config.confirm_above:g} USD). No requests were sent.\n{lines}\n"
-            "Set the former values again, or agree: with --yes (`yes=True` in Python), or a higher `confirm_above`."
+            "Restore the former values, or confirm: pass --yes (`yes=True` in Python), or raise `confirm_above`."
         )
 
     def try_first(self, folder: RunFolder) -> None:
-        """Asks for the first answers of a probe that is not finished, and scores them.
+        """Generates and scores the first answers of an unfinished probe.
 
         Raises:
-            PersynError: With every teacher that does not answer, or with what cannot be scored.
+            PersynError: If a teacher does not answer, or the answers cannot be scored. The error lists all problems.
         """
         if not self._trains or folder.is_finished(probe_stage(self._config, folder.ledger)):
             return
@@ -187,7 +187,7 @@ def _unasked(teacher: Teacher) -> Teacher:
 
 
 def _has_key(teacher: Teacher) -> bool:
-    """Whether a teacher's key is there, or none is wanted; one that is absent is told by its own check."""
+    """Returns True if a teacher's key is set or not needed. Another check reports a missing key."""
     try:
         find_key(teacher.api_key_env, teacher.use_hub_token, teacher.name)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""The table at the end of a run: who answers what, how the router did on held-out prompts, what was saved."""
+"""Report at the end of a run: allocation and means per teacher, held-out rewards, cost and saved generations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persyn_hf import columns
 from persyn_hf.config import HELD_OUT_POLICIES, POLICY_LABELS, RunConfig
+from persyn_hf.run.acceptance import Acceptance
 from persyn_hf.text import headed_table, markup, tame
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherLine:
-    """One teacher in the report. Means are over its probe answers; `None` where nothing is scored.
+    """One teacher in the report.
 
     Args:
-        name (`str`): The teacher.
-        allocated (`int`): Prompts routed to it.
-        answered (`int`), failed (`int`), truncated (`int`): Of all its answers, probe and routed.
-        quality, reward (`float`, *optional*), learnability (`float`, *optional*, nats/token): Probe means.
+        name (`str`): Name of the teacher.
+        allocated (`int`): Number of prompts routed to it.
+        answered (`int`), failed (`int`), truncated (`int`): Counts over its probe and routed answers.
+        quality, reward (`float`, *optional*), learnability (`float`, *optional*, nats/token): Means over its probe
+            answers; `None` without scores.
     """
 
     name: str
@@ -41,15 +43,15 @@ class TeacherLine:
 
 @dataclass(frozen=True)
 class PaidScores:
-    """What the ledger has of a judge, or of a student behind a server.
+    """Totals of the ledger for a judge, or for a student behind a server.
 
     Args:
         kind (`str`): `judge` or `student`.
-        model (`str`): The model.
-        replies (`int`): Scores that the ledger has.
-        unread (`int`): Replies of a judge that held no score; paid for too.
-        prompt_tokens, completion_tokens (`int`): Of all these.
-        cost (`float`): USD for all these.
+        model (`str`): Name of the model.
+        replies (`int`): Number of scores.
+        unread (`int`): Number of a judge's replies without a score, which were paid for too.
+        prompt_tokens, completion_tokens (`int`): Total tokens.
+        cost (`float`): Total cost, in USD.
     """
 
     kind: str
@@ -61,13 +63,13 @@ class PaidScores:
     cost: float
 
     def __str__(self) -> str:
-        unread = f" and {self.unread:,} that held no score" if self.unread else ""
+        unread = f" and {self.unread:,} replies without a score" if self.unread else ""
         tokens = f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens, {self.cost:.4f} USD"
         return f"{self.kind} {self.model}: {self.replies:,} scores{unread}, {tokens}."
 
 
 def read_paid_scores(config: RunConfig, ledger: Path) -> list[PaidScores]:
-    """What a ledger has of a run's judges, and of its student behind a server; of all runs that share it."""
+    """Reads the totals of a run's judges and served student, over all runs that share the ledger."""
     from persyn_hf.ledger.ledger import Ledger
 
     parts = config.quality.parts if config.quality is not None else ()
@@ -92,10 +94,10 @@ def read_paid_scores(config: RunConfig, ledger: Path) -> list[PaidScores]:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run found.
+    """Results of a run.
 
     Args:
-        teachers (`Sequence[TeacherLine]`): In the configuration's order.
+        teachers (`Sequence[TeacherLine]`): Teachers in the configuration's order.
         held_out (`Mapping[str, Any]`): Cross-validated rewards of the policies; empty for a pretrained router.
         fallback (`str`, *optional*): The teacher that gets every prompt because the router did not beat it.
         verdict (`str`, *optional*): Whether the router earns its place, and what would help where it does not.
@@ -106,6 +108,7 @@ class RunReport:
         dropped (`Mapping[str, int]`): Prompts that were left out as bad ones, by reason.
         scores (`Sequence[PaidScores]`): What judges, and a student behind a server, were paid for.
         kept (`Mapping[str, int]`): Answers in the published set (`rows`), and those left out, by what became of them.
+        accept (`Acceptance`, *optional*): What became of the attempts, where answers are asked for until one is good.
     """
 
     teachers: Sequence[TeacherLine]
@@ -118,15 +121,16 @@ class RunReport:
     dropped: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
     scores: Sequence[PaidScores] = ()
+    accept: Acceptance | None = None
 
     @property
     def saved(self) -> float:
-        """How many times fewer generations than generate-then-select, those that failed counted; NaN before any."""
+        """Ratio of generate-then-select's generations to the run's, failed ones included; NaN without any."""
         asked = self.generations + sum(line.failed for line in self.teachers)
         return self.generations_all / asked if asked else math.nan
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for `report.json`."""
+    def to_dict(self) -> dict[str, object]:
+        """Returns plain values, for `report.json`."""
         return asdict(self)
 
 
@@ -139,7 +143,7 @@ def build_report(
     generated: Dataset | None,
     block: Mapping[str, Any] | None,
 ) -> RunReport:
-    """Builds the report from the tables of the stages that are done; the others are `None`."""
+    """Builds the report from the tables of the finished stages; the other tables are `None`."""
     allocated: Counter[str] = Counter()
     if routed is not None and columns.ROUTES in routed.column_names:
         allocated.update(name for own in routed[columns.ROUTES] for name in own)
@@ -170,11 +174,12 @@ def build_report(
         generations=sum(error is None for error, _ in answers.values()),
         generations_all=len(prompts) * len(config.teachers),
         left_out=dict((block or {}).get("left_out") or {}),
+        accept=Acceptance.of(generated, config.accept) if generated is not None and config.accept else None,
     )
 
 
 def _distinct_answers(*tables: Dataset | None) -> dict[columns.RowKey, tuple[str | None, str | None]]:
-    """Key of a row → (error, finish reason): a probe answer that is used again counts once."""
+    """Maps row keys to (error, finish reason), so that a probe answer that is reused counts once."""
     answers: dict[columns.RowKey, tuple[str | None, str | None]] = {}
     for table in tables:
         if table is not None:
@@ -198,7 +203,7 @@ def _means(scored: Dataset) -> dict[str, dict[str, float | None]]:
 
 
 def print_report(report: RunReport, console: Console) -> None:
-    """Prints the report as tables and plain sentences."""
+    """Prints the report as tables and sentences."""
     total = sum(line.allocated for line in report.teachers)
     names = ("prompts", "share", "answers", "failed", "cut", "quality", "learnability", "reward")
     table = headed_table("Teachers", ("teacher",), names)
@@ -218,7 +223,7 @@ def print_report(report: RunReport, console: Console) -> None:
     console.print(table)
     for name, gave in report.left_out.items():
         console.print(
-            f"{markup(name)} {markup(gave)} on the probe: it is no candidate (`router.min_answered`).", highlight=False
+            f"{markup(name)} {markup(gave)} on the probe, so it is excluded (`router.min_answered`).", highlight=False
         )
     if report.held_out:
         _print_held_out(report, console)
@@ -228,37 +233,40 @@ def print_report(report: RunReport, console: Console) -> None:
             f"for generate-then-select: {report.saved:.1f}× fewer.",
             highlight=False,
         )
+    if report.accept is not None:
+        console.print(markup(str(report.accept)), highlight=False)
     for scores in report.scores:
         console.print(markup(str(scores)), highlight=False)
     for sentence in _left(report):
         console.print(markup(sentence), highlight=False)
 
 
-#: Answers that are not in the set, by the fields of `Kept`, with the setting that decides.
+#: Descriptions of answers left out of the set, by the fields of `Kept`.
 _FATES = {
     "failed": "without an answer",
-    "truncated": "cut by `max_tokens` (`publish.keep_truncated` keeps them)",
+    "truncated": "cut at `max_tokens` (`publish.keep_truncated` keeps them)",
     "empty": "empty",
 }
-#: The same by the reasons of `hygiene` and `accept`, as cards have them.
+#: Descriptions of answers left out by `hygiene` and `accept`, which cards use too.
 LEFT_OUT_WORDS = {
     "not_accepted": "no attempt was good enough",
+    "open": "nobody answered or scored it yet",
     "refused": "refuses the request",
     "copied": "copies its prompt",
     "low_quality": "quality too low",
 }
-#: Prompts that left before anything was asked, by the reasons of `hygiene`.
+#: Descriptions of prompts that `hygiene` dropped before generation.
 DROPPED_WORDS = {
-    "duplicate": "repeats an earlier prompt",
-    "near_duplicate": "nearly repeats an earlier prompt",
+    "duplicate": "duplicate of an earlier prompt",
+    "near_duplicate": "near-duplicate of an earlier prompt",
     "too_short": "too short",
     "too_long": "too long",
-    "contaminated": "shares words with a benchmark",
+    "contaminated": "overlaps with a benchmark",
 }
 
 
 def _left(report: RunReport) -> Iterator[str]:
-    """How many rows are in the set, and why the others are not."""
+    """Yields sentences that count the rows of the set, and those left out by reason."""
     if report.kept:
         counts = dict(report.kept)
         rows = counts.pop("rows", 0)
@@ -287,17 +295,17 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-#: Prompt ids and reasons that are named for one teacher.
+#: Maximum number of prompt ids and reasons listed for one teacher.
 _NAMED = 5
 
 
 def name_missing(table: Path, column: str = columns.ERROR, what: str = "an answer") -> list[str]:
-    """One line per teacher with rows that got none: how many, the first of their prompts, the commonest reasons.
+    """Returns lines about each teacher's failed rows: their number, the first prompts and the most common reasons.
 
     Args:
-        table (`Path`): The table of a stage.
-        column (`str`, defaults to `"error"`): Where a row says why.
-        what (`str`, defaults to `"an answer"`): What those rows lack.
+        table (`Path`): Path of a stage's table.
+        column (`str`, defaults to `"error"`): Column with the reason of a failure.
+        what (`str`, defaults to `"an answer"`): Name of the missing value.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq

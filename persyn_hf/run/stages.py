@@ -1,13 +1,13 @@
-"""The stages of a run: what each reads, does and depends on, from the configuration alone.
+"""The stages of a run: their inputs, functions and arguments, derived from the configuration alone.
 
 ```
 prompts ─> probe-prompts ─> probe ─> score ─> router
         ─> route ─> allocate ─> generate ─> score-answers ─> select ─> clean
 ```
 
-`allocate` is there with an `allocation` section, `score-answers` where the published answers are chosen by their
-scores, `select` where a prompt may have several answers, and `clean` where `hygiene` looks at answers. A pretrained
-router starts at `route`.
+`allocate` runs if the `allocation` section changes a default, `score-answers` if published answers are chosen by their
+scores, `select` if a prompt may have several answers, and `clean` if `hygiene` filters answers. With a pretrained
+router the run starts at `route`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from persyn_hf.run.accept import accepted_answers, answer_until_accepted
 from persyn_hf.run.fingerprints import Checkpoint, Keyed
 from persyn_hf.run.shards import Stage
 
-#: The tables that the stages start from.
+#: Names of the input tables.
 PROMPTS, PROBE_PROMPTS = "prompts", "probe-prompts"
 ROUTER = "router"
 #: The stages that score answers.
 SCORES = ("score", "score-answers")
-#: The stages of a run by the one of `config.STAGES` that they belong to, where their names are others.
+#: Stages that are part of a stage in `config.STAGES` with another name.
 _PART_OF = {PROBE_PROMPTS: "probe", "allocate": "route"} | dict.fromkeys(
     ("score-answers", "select", "clean"), "generate"
 )
@@ -41,15 +41,15 @@ def run_stages(
     progress: bool = False,
     names: Callable[[], Sequence[str]] | None = None,
 ) -> Iterator[Stage]:
-    """All stages of a run, in order; each is made when it is drawn.
+    """Yields the stages of a run, in order. Each is created when the iterator reaches it.
 
     Args:
-        config (`RunConfig`): The run.
-        ledger (`str` or `PathLike`): Where answers are kept.
-        folder (`str` or `PathLike`): The run folder.
-        progress (`bool`, defaults to `False`): Show progress bars.
-        names (`Callable`, *optional*): Gives the router's teachers, in the order of its scores, once there is a
-            router; default: all teachers.
+        config (`RunConfig`): Configuration of the run.
+        ledger (`str` or `PathLike`): Path of the ledger.
+        folder (`str` or `PathLike`): Path of the run folder.
+        progress (`bool`, defaults to `False`): Whether to show progress bars.
+        names (`Callable`, *optional*): Function that returns the router's teachers in the order of its scores, called
+            once the router exists. Default: all teachers.
     """
     allocated = config.allocation.active
     if config.router.pretrained is None:
@@ -75,12 +75,12 @@ def run_stages(
 
 
 def scores_answers(config: RunConfig) -> bool:
-    """Whether the routed answers are scored, beside the probe's."""
+    """Returns True if the routed answers are scored, in addition to the probe's."""
     return config.allocation.top_k > 1 or (config.hygiene.min_quality is not None and config.accept is None)
 
 
 def part_of(stage: Stage) -> str:
-    """The stage of `config.STAGES`, as `until` takes it, that a stage belongs to."""
+    """Returns the stage of `config.STAGES` (a value of `until`) that a stage belongs to."""
     return _PART_OF.get(stage.name, stage.name)
 
 
@@ -113,7 +113,7 @@ def probe_stage(
     name: str = "probe",
     source: str = PROBE_PROMPTS,
 ) -> Stage:
-    """Lets every teacher answer every prompt of a table."""
+    """Generates every teacher's answer to every prompt of a table."""
     return Stage(
         name,
         functions.answer_all,
@@ -134,10 +134,10 @@ def score_stage(
     """Scores the answers of a table with the run's student, quality and reward.
 
     Args:
-        config (`RunConfig`), progress (`bool`): The run.
-        name (`str`, defaults to `"score"`), source (`str`, defaults to `"probe"`): The stage, and what it reads.
-        ledger (`str` or `PathLike`, *optional*): Where the scores of a judge, and of a student behind a server, are
-            kept.
+        config (`RunConfig`), progress (`bool`): Configuration of the run, and whether to show progress bars.
+        name (`str`, defaults to `"score"`), source (`str`, defaults to `"probe"`): Names of the stage and its input.
+        ledger (`str` or `PathLike`, *optional*): Path of the ledger, which stores the scores of a judge and of a
+            student behind a server.
     """
     system_prompts = None
     if config.student is not None and config.student.teacher_system_prompts:
@@ -162,7 +162,7 @@ def score_stage(
 
 
 def paid_scorers(config: RunConfig) -> list[Service]:
-    """The servers that score the answers of a run: its judges, and the student's."""
+    """Returns the servers that score the answers of a run: the judges and the student's server."""
     parts = config.quality.parts if config.quality is not None else ()
     judges: list[Service] = [part.judge for part in parts if part.judge is not None]
     student = config.student.endpoint if config.student is not None else None
@@ -205,11 +205,11 @@ def route_stage(config: RunConfig) -> Stage:
 def allocate_stage(
     config: RunConfig, folder: str | os.PathLike[str] = "", names: Sequence[str] | None = None
 ) -> Stage:
-    """Routes for the whole set, under the limits of the section `allocation`.
+    """Assigns a teacher to every prompt within the limits of the section `allocation`.
 
     Args:
-        config (`RunConfig`), folder (`str` or `PathLike`): The run and its folder.
-        names (`Sequence[str]`, *optional*): The router's teachers, in the order of its scores; default: all.
+        config (`RunConfig`), folder (`str` or `PathLike`): Configuration of the run, and its folder.
+        names (`Sequence[str]`, *optional*): Teachers of the router in the order of its scores. Default: all.
     """
     by_name = {teacher.name: teacher for teacher in config.teachers}
     teachers = [by_name[name] for name in names if name in by_name] if names is not None else config.teachers
@@ -232,12 +232,14 @@ def generate_stage(
     source: str = "route",
     names: Sequence[str] | None = None,
 ) -> Stage:
-    """Lets each prompt be answered by the teachers that its routes name.
+    """Generates the answers of the teachers that each prompt is routed to.
 
     Args:
-        config (`RunConfig`), ledger (`str` or `PathLike`), progress (`bool`): The run.
-        name (`str`, defaults to `"generate"`), source (`str`, defaults to `"route"`): The stage, and what it reads.
-        names (`Sequence[str]`, *optional*): The router's teachers, in the order of `route_scores`.
+        config (`RunConfig`), ledger (`str` or `PathLike`), progress (`bool`): Configuration of the run, path of the
+            ledger, and whether to show progress bars.
+        name (`str`, defaults to `"generate"`), source (`str`, defaults to `"route"`): Names of the stage and of its
+            input.
+        names (`Sequence[str]`, *optional*): Teachers of the router in the order of `route_scores`.
     """
     return Stage(
         name,
@@ -256,8 +258,14 @@ def accept_stage(
     source: str = "route",
     names: Sequence[str] | None = None,
 ) -> Stage:
-    """Lets each prompt be answered until an answer is accepted; arguments as of [`generate_stage`]."""
+    """Lets each prompt be answered until an answer is accepted; arguments as of [`generate_stage`].
+
+    The limits of `allocation` are those of the routes, which are the first attempts; a teacher whose `max_share` is 0
+    is asked by no retry either.
+    """
     assert config.accept is not None
+    shares = config.allocation.max_share
+    never = sorted(name for name, share in shares.items() if share == 0) if isinstance(shares, dict) else []
     return Stage(
         "generate",
         answer_until_accepted,
@@ -268,7 +276,8 @@ def accept_stage(
             "accept": config.accept,
             "quality": config.quality,
             "score_names": names,
-        },
+        }
+        | ({"never": never} if never else {}),
         unkeyed={"ledger": ledger, "progress": progress, "max_cost": config.max_cost},
         errors=columns.ACCEPT_ERROR,
         whole=config.accept.target_rows is not None,
@@ -276,27 +285,27 @@ def accept_stage(
 
 
 def select_stage(source: str, accepted: bool = False) -> Stage:
-    """Keeps one of each prompt's answers: the accepted one, or the best."""
+    """Keeps one answer per prompt: the accepted one, or the best."""
     return Stage("select", accepted_answers if accepted else functions.best_answers, source, errors=columns.ERROR)
 
 
 def clean_stage(config: RunConfig, source: str) -> Stage:
-    """Says of every answer whether `hygiene` leaves it out."""
+    """Adds the reason why `hygiene` drops an answer to every row."""
     return Stage("clean", functions.judge_cleanliness, source, keyed={"hygiene": config.hygiene})
 
 
 _PRICES = frozenset(name for name in Teacher.model_fields if name.startswith("price_per_million_"))
-#: How a teacher is reached decides no allocation; how many requests it takes at once does.
+#: Fields that do not affect the allocation. `max_concurrency` and the number of endpoints do.
 _REACHED = Teacher.unkeyed - {"max_concurrency", "endpoint"}
-#: A router's block names the student; how it scored stands in the scored table.
+#: Fields of the student that the router's block does not show; the scored table's fingerprint covers them.
 _ALL_BUT_THE_MODEL = frozenset(Student.model_fields) - {"model", "revision"}
 
 
 def _of_teachers(config: RunConfig) -> float | None:
-    """`max_cost`, where a teacher costs money."""
+    """Returns `max_cost` if a teacher has a price."""
     return config.max_cost if any(teacher.has_price for teacher in config.teachers) else None
 
 
 def _answering(teachers: Sequence[Teacher]) -> Keyed:
-    """Teachers with what decides their answers."""
+    """Keys teachers by the fields that affect their answers."""
     return Keyed(teachers, Teacher.unkeyed | Teacher.facts)

@@ -1,4 +1,4 @@
-"""One real answer of every teacher, and one score of it, before the rest is asked for."""
+"""Trial before a run: one answer of every teacher, and its score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persyn_hf.text import tame
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: Prompts that are tried with a teacher that does not answer: a single one may be refused for what it says.
+#: Number of prompts to try with a teacher that does not answer, since it may refuse a single prompt for its content.
 TRIED = 3
 _EXCERPT = 300
 _log = logging.getLogger(__name__)
@@ -28,17 +28,18 @@ def try_teachers(
     scoring: bool,
     teachers: Sequence[Teacher] | None = None,
 ) -> Findings:
-    """Asks every teacher for its answer to the first prompt, and scores these answers as the run will.
+    """Generates every teacher's answer to the first prompt and scores the answers like the run.
 
-    The answers go through the ledger, so the run finds them there and pays for none of them again. A teacher that
-    does not answer is tried with the next prompts.
+    The ledger stores the answers, so the run does not pay for them again. A teacher that does not answer is tried with
+    the next prompts.
 
     Args:
-        config (`RunConfig`): The run.
-        prompts (`Dataset`): The prompts of the probe.
-        ledger (`str` or `PathLike`): Where answers are kept.
-        scoring (`bool`): Whether answers will be scored.
-        teachers (`Sequence[Teacher]`, *optional*): Those to ask. Default: all but those with `preflight: false`.
+        config (`RunConfig`): Configuration of the run.
+        prompts (`Dataset`): Prompts of the probe.
+        ledger (`str` or `PathLike`): Path of the ledger.
+        scoring (`bool`): Whether to score the answers.
+        teachers (`Sequence[Teacher]`, *optional*): Teachers to try. Default: all except those with
+            `preflight: false`.
     """
     from persyn_hf.generation.generate import generate_parallel
 
@@ -71,7 +72,7 @@ def _max_cost(config: RunConfig, teachers: Sequence[Teacher]) -> float | None:
 
 
 def _counts(teacher: Teacher, error: str | None) -> bool:
-    """Whether an error stops the run: not where there is no money left, or the teacher may be down."""
+    """Returns True if an error stops the run. A spent budget does not, nor a teacher that may be down."""
     if error is None or error.startswith("`max_cost`"):
         return False
     return teacher.on_teacher_down == "error" or not error.startswith("the teacher is down")

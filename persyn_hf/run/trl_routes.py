@@ -1,4 +1,4 @@
-"""A run's routes for TRL's `AsyncDistillationTrainer`: a teacher for every prompt, and each teacher's server."""
+"""Export of a run's routes for TRL's `AsyncDistillationTrainer`: a teacher per prompt, and a server per teacher."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from persyn_hf.tables import replaced, write_atomically
 if TYPE_CHECKING:
     from datasets import Dataset
 
-#: The column by which TRL finds a row's server.
+#: Column that TRL uses to look up a row's server.
 TEACHER_ID = "teacher_id"
-#: What TRL puts behind a server's address.
+#: Path that TRL appends to a server's address.
 _COMPLETIONS = "/v1/completions"
-#: Prompts whose tokens are compared, beside the vocabularies.
+#: Number of prompts whose tokens are compared, in addition to the vocabularies.
 _COMPARED = 32
 
 
 @dataclass(frozen=True)
 class TrlRoutes:
-    """The arguments of TRL's trainer.
+    """Arguments of TRL's trainer.
 
     Args:
-        data (`Dataset`): `prompt` (message lists), `teacher_id` and `prompt_id`, for `train_dataset`.
+        data (`Dataset`): Training set with `prompt` (message lists), `teacher_id` and `prompt_id`, for
+            `train_dataset`.
         teacher_server_urls (`Mapping[str, str]`): Address of each teacher's server, for the trainer's configuration.
     """
 
@@ -58,26 +59,26 @@ def export_routes(
     *,
     servers: Mapping[str, str] | None = None,
 ) -> TrlRoutes:
-    """Turns routes into what TRL's `AsyncDistillationTrainer` reads (TRL 1.16, `trl.experimental`).
+    """Converts routes to the format of TRL's `AsyncDistillationTrainer` (TRL 1.16, `trl.experimental`).
 
-    The student answers there, and the server of a row's teacher scores the answer by its token ids. So every teacher
-    must have the student's tokenizer, and a server of its own that speaks `/v1/completions` of vLLM without a key.
+    In TRL the student answers, and the server of a row's teacher scores the answer by its token ids. Every teacher
+    must therefore have the student's tokenizer, and its own vLLM server that offers `/v1/completions` without a key.
 
     Args:
-        routed (`Dataset`): With `prompt` and `route`.
-        teachers (`Sequence[Teacher]`): Those that the routes name, and others.
-        student (`str` or `Student`): Whose tokenizer they share.
+        routed (`Dataset`): Prompts with `prompt` and `route`.
+        teachers (`Sequence[Teacher]`): Teachers, including all that the routes name.
+        student (`str` or `Student`): Student whose tokenizer the teachers must share.
         revision (`str`, *optional*): Commit, tag or branch of the student.
-        servers (`Mapping[str, str]`, *optional*): Addresses of vLLM servers by teacher, where they are not those of
-            `teachers`.
+        servers (`Mapping[str, str]`, *optional*): Addresses of vLLM servers by teacher name, if they differ from the
+            teachers' endpoints.
 
     Returns:
-        `TrlRoutes`: Only teachers that a prompt is routed to are in it.
+        `TrlRoutes`: Training set and servers, only for teachers that a prompt is routed to.
 
     Raises:
-        RouterMismatchError: If a teacher has another tokenizer than the student: which, and in what.
-        ConfigError: If a teacher has no server that TRL can ask.
-        DataError: If a route names no known teacher.
+        RouterMismatchError: If a teacher's tokenizer differs from the student's. The error names the difference.
+        ConfigError: If a teacher has no server that TRL can use.
+        DataError: If a route names an unknown teacher.
 
     Example:
         >>> routes = export_routes(routed, config.teachers, "org/student")  # doctest: +SKIP
@@ -88,7 +89,9 @@ def export_routes(
     by_name = {teacher.name: teacher for teacher in teachers}
     unknown = sorted(set(names) - set(by_name))
     if unknown or not names:
-        raise DataError(f"Routes must name known teachers, {', '.join(by_name)}; got {', '.join(unknown) or 'none'}.")
+        raise DataError(
+            f"Routes must name the teachers {', '.join(by_name)}; got {', '.join(unknown) or 'no routes'}."
+        )
     used = [teacher for teacher in teachers if teacher.name in set(names)]
     model = student.model if isinstance(student, Student) else student
     own = _tokenizer(model, student.revision if isinstance(student, Student) else revision)
@@ -97,7 +100,7 @@ def export_routes(
     if strangers:
         raise RouterMismatchError(
             f"TRL's AsyncDistillationTrainer needs teachers with the student's tokenizer, that of {model}. "
-            f"{' '.join(strangers)} Leave them out of `teachers` and route again."
+            f"{' '.join(strangers)} Remove them from `teachers` and route again."
         )
     urls = {teacher.name: _server(teacher, (servers or {}).get(teacher.name)) for teacher in used}
     return TrlRoutes(_table(routed, names), urls)
@@ -107,33 +110,33 @@ def _table(routed: Dataset, names: Sequence[str]) -> Dataset:
     from datasets import Dataset
 
     prompts = [columns.canonical_messages(prompt) for prompt in routed[columns.PROMPT]]
-    kept: dict[str, list[Any]] = {columns.PROMPT: prompts, TEACHER_ID: list(names)}
+    kept: dict[str, Sequence[object]] = {columns.PROMPT: prompts, TEACHER_ID: list(names)}
     if columns.PROMPT_ID in routed.column_names:
         kept[columns.PROMPT_ID] = list(routed[columns.PROMPT_ID])
     return Dataset.from_dict(kept)
 
 
 def _server(teacher: Teacher, given: str | None) -> str:
-    """The address under which TRL finds `/v1/completions` of a teacher.
+    """Returns the server address to which TRL appends `/v1/completions`.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If the teacher has no such server.
     """
     address = given or next(iter(teacher.endpoints), None)
     if address is None:
         raise ConfigError(
-            f"The teacher {teacher.name!r} runs in this process; TRL asks a vLLM server: name one in `servers`."
+            f"The teacher {teacher.name!r} runs in this process, but TRL needs a vLLM server: name one in `servers`."
         )
     if given is None and (teacher.api_key_env or teacher.use_hub_token):
         raise ConfigError(
-            f"The teacher {teacher.name!r} is asked with a key, and TRL sends none: give the address of a vLLM server "
-            "of your own in `servers`."
+            f"The teacher {teacher.name!r} needs a key, but TRL sends none: give the address of a vLLM server without "
+            "a key in `servers`."
         )
     endpoint = Endpoint(address)
     if endpoint.url(_COMPLETIONS) != endpoint.root + _COMPLETIONS:
         raise ConfigError(
-            f"The teacher {teacher.name!r} is served at {address}; TRL asks ADDRESS{_COMPLETIONS}: give the address "
-            "of a vLLM server in `servers`."
+            f"The teacher {teacher.name!r} is served at {address}, but TRL sends requests to ADDRESS{_COMPLETIONS}: "
+            "give the address of a vLLM server in `servers`."
         )
     return endpoint.root
 
@@ -147,7 +150,7 @@ def _tokenizer(model: str, revision: str | None) -> Any:
 
 
 def _difference(teacher: Teacher, own: Any, samples: Sequence[str]) -> str | None:
-    """The difference of a teacher's tokenizer from the student's, as a sentence; `None` where nothing is."""
+    """Describes how a teacher's tokenizer differs from the student's; `None` if it does not."""
     name = teacher.tokenizer or teacher.model
     try:
         other = _tokenizer(name, None if teacher.tokenizer else teacher.revision)
@@ -158,10 +161,10 @@ def _difference(teacher: Teacher, own: Any, samples: Sequence[str]) -> str | Non
     if differing:
         return (
             f"{teacher.name!r} ({name}) has {len(theirs)} tokens, the student {len(known)}; {len(differing)} differ, "
-            f"as {differing[0]!r}."
+            f"such as {differing[0]!r}."
         )
     for text in samples:
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for tokenizer in (own, other)]
         if ids[0] != ids[1]:
-            return f"{teacher.name!r} ({name}) has the student's tokens and splits {text[:40]!r} otherwise."
+            return f"{teacher.name!r} ({name}) has the student's vocabulary but splits {text[:40]!r} differently."
     return None

@@ -1,1 +1,1 @@
-"""Scoring: how good an answer is (quality), how learnable it is for a student (learnability), and both as a reward."""
+"""Scoring: the quality of an answer, its learnability for a student, and the reward that mixes both."""

@@ -1,4 +1,4 @@
-"""Attention over packed answers: a completion sees its prompt and itself, never a neighbour.
+"""Attention over packed answers: a completion attends to its prompt and to itself, never to a neighbour.
 
 On a CPU the queries go in blocks. The scores of a block are one matrix product with the keys it may see: the prompt
 and the completion up to the block. So the half of the scores that causality forbids is hardly computed, heads that
@@ -23,13 +23,13 @@ from persyn_hf.scoring.parts import Parts, Scores, in_blocks
 #: The name of the packed attention among transformers' attention implementations.
 PACKED = "persyn_packed"
 
-#: Queries of one block. Smaller ones waste less on forbidden keys, larger ones make better matrix products.
+#: Queries of one block. Smaller blocks waste less on masked keys, larger blocks make faster matrix products.
 _BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A prompt's place in a pack and its completions' places, all `[start, end)`."""
+    """The span of a prompt in a pack and the spans of its completions, all `[start, end)`."""
 
     prompt: tuple[int, int]
     completions: tuple[tuple[int, int], ...]
@@ -52,7 +52,7 @@ _LAYOUT: ContextVar[Layout | None] = ContextVar("persyn_layout", default=None)
 
 @contextmanager
 def with_layout(layout: Layout) -> Iterator[None]:
-    """Says to `packed_attention` which pack the model is reading."""
+    """Tells `packed_attention` which pack the model is reading."""
     token = _LAYOUT.set(layout)
     try:
         yield
@@ -82,7 +82,7 @@ def packed_attention(
     softcap: float | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Attention over the trees of the current pack, with transformers' attention signature.
+    """Computes attention over the trees of the current pack, with transformers' attention signature.
 
     Outside of `with_layout` the rows are plain sequences, right-padded.
 
@@ -91,13 +91,14 @@ def packed_attention(
         query (`Tensor`): `(1, heads, tokens, dim)`; of plain sequences `(rows, heads, tokens, dim)`.
         key, value (`Tensor`): `(1, key_value_heads, tokens, dim)`; of plain sequences as many rows.
         attention_mask (`None`): Unused.
-        scaling (`float`, *optional*), sliding_window (`int`, *optional*), softcap (`float`, *optional*): Of the layer.
+        scaling (`float`, *optional*): Factor on the scores; defaults to `dim ** -0.5`.
+        sliding_window (`int`, *optional*), softcap (`float`, *optional*): The layer's settings.
 
     Returns:
         `tuple[Tensor, None]`: `(1, tokens, heads, dim)`; of plain sequences `(rows, tokens, heads, dim)`.
     """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
-        raise NotImplementedError("attention sinks and position biases are not packed")
+        raise NotImplementedError("packed attention supports neither attention sinks nor position biases")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layout = _LAYOUT.get()
     if layout is None:
@@ -122,7 +123,7 @@ class _Attention:
     softcap: float | None
 
     def __post_init__(self) -> None:
-        """Prepares what all trees of the pack share."""
+        """Prepares the tensors that all trees of the pack share."""
 
     def fill(self) -> None:
         """Fills the output, tree by tree: the prompt, then every completion behind the prompt."""
@@ -132,11 +133,11 @@ class _Attention:
                 self.segment(tree.prompt, completion)
 
     def segment(self, prompt: tuple[int, int], own: tuple[int, int]) -> None:
-        """Fills the output of the tokens `own`, which see `prompt` and, causally, themselves."""
+        """Fills the output of the tokens `own`, which attend to `prompt` and, causally, to themselves."""
         raise NotImplementedError
 
     def allowed(self, queries: int, keys: int) -> Tensor:
-        """True where a query may look; the queries are the last of the keys. Kept for all layers."""
+        """The mask, true where a query may attend; the queries are the last of the keys. Cached for all layers."""
         name = (queries, keys, self.window or 0)
         if name not in self.layout.masks:
             places = torch.arange(keys, device=self.query.device)
@@ -175,7 +176,7 @@ class _Blocks(_Attention):
         if self.softcap is not None:
             scores.div_(self.softcap).tanh_().mul_(self.softcap)
         by_query = scores.view(self._heads, -1, queries, keys)
-        if self.window is None:  # all that lies before the block is seen by all of it
+        if self.window is None:  # every query of the block attends to all tokens before the block
             own = self.allowed(queries, queries)
             by_query[..., keys - queries :].masked_fill_(~own, float("-inf"))
         else:

@@ -1,11 +1,10 @@
-"""Scoring answers with a loaded student: packs or padded batches under a token budget, then sums per answer."""
+"""Scoring of answers with a loaded student: packs or padded batches within a token budget, then sums per answer."""
 
 from __future__ import annotations
 
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from persyn_hf.scoring.streaming import stream_sums
 from persyn_hf.scoring.student import StudentModel, token_scores
 
 _NOT_FINITE = "the student gives log-probabilities that are not finite"
-Progress = Callable[[int], Any]
+Progress = Callable[[int], object]
 
 
 def score_rendered(
@@ -31,12 +30,12 @@ def score_rendered(
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> list[AnswerScore]:
-    """Scores rendered answers; each score is independent of the others, their order and the budget.
+    """Scores rendered answers; a score does not depend on the other answers, their order or the budget.
 
     Args:
         student (`StudentModel`): From `load_student`.
-        answers (`Sequence[Rendered]`): Answers with at least one completion token. Those of one prompt share its
-            computation wherever they stand in the sequence.
+        answers (`Sequence[Rendered]`): Answers with at least one completion token. Answers to one prompt share its
+            computation, in any order.
         ranks (`bool`, defaults to `False`): Also sum the tokens' ranks.
         token_budget (`int`, *optional*): Tokens of one forward pass, padding included. Default: 8,192 on a CPU;
             elsewhere what `persyn_hf.scoring.growth` finds. Out of memory halves it.
@@ -47,8 +46,8 @@ def score_rendered(
         `list[AnswerScore]`: In order.
 
     Raises:
-        ScoringError: If a single answer does not fit in memory, or nothing that the student gives is finite. Where
-            some answers are not, only these have an `error`.
+        ScoringError: If a single answer does not fit in memory, or no log-probability is finite. If only some are not
+            finite, those answers have an `error`.
     """
     scores = score_each(student, answers, ranks, token_budget, progress)
     if scores and all(score.error is not None for score in scores):
@@ -129,7 +128,7 @@ def _plan(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int
         yield from plan_packs(answers, rows, _pack_size(student, answers, rows, budget))
         return
     batch: list[int] = []
-    for row in sorted(rows, key=lambda row: -len(answers[row].ids)):  # the longest first: it needs the memory
+    for row in sorted(rows, key=lambda row: -len(answers[row].ids)):  # the longest first: it needs the most memory
         if batch and (len(batch) + 1) * len(answers[batch[0]].ids) > budget:
             yield batch
             batch = []
@@ -138,7 +137,7 @@ def _plan(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int
 
 
 def _pack_size(student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], budget: int) -> int:
-    """On a CPU small packs are faster, their activations stay in the cache; but prompts must not repeat for that."""
+    """The tokens of one pack: small on a CPU, to stay in its cache, but large enough that prompts seldom repeat."""
     if student.device.type != "cpu":
         return budget
     cached = 4096 // int(student.model.dtype.itemsize)
@@ -148,7 +147,7 @@ def _pack_size(student: StudentModel, answers: Sequence[Rendered], rows: Sequenc
 def _smaller(
     student: StudentModel, answers: Sequence[Rendered], rows: Sequence[int], budget: int, error: BaseException
 ) -> int:
-    """Half the budget, unless nothing would change: every pass already holds one answer."""
+    """Half the budget; an error if every pass already holds one answer, so that nothing would change."""
     if all(len(batch) == 1 for batch in _plan(student, answers, rows, budget)):
         raise ScoringError(f"One answer does not fit in the memory of {student.device}: {error}") from error
     gc.collect()

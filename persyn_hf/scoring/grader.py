@@ -1,8 +1,8 @@
-"""math-verify in a process of its own, so that no expression can hang, crash or exhaust the process that scores.
+"""math-verify in a subprocess, so that no expression can hang or crash the process that scores, or use up its memory.
 
 sympy computes a tower of powers in C, where no signal reaches it, and math-verify's own time limit is a signal that
-only the main thread may set. A process can be ended in every case. One is started per process that scores, on first
-use; it ends with its parent.
+only the main thread may set. A subprocess can always be killed. Each process that scores starts one on first use; it
+ends with its parent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import IO, Any
 from persyn_hf.errors import ScoringError
 from persyn_hf.packages import require
 
-#: Processor time for one comparison, and the wall clock after which one is given up on a busy machine, in seconds.
+#: Limits of one comparison in seconds: CPU time, and wall-clock time (for a busy machine).
 _PROCESSOR_SECONDS = 5.0
 _WALL_SECONDS = 60.0
 #: Memory of the process, in bytes.
@@ -33,16 +33,16 @@ def compare_expressions(reference: str, answers: Sequence[str]) -> bool | None:
 
     Args:
         reference (`str`): LaTeX in `\\boxed{}`, or text that math-verify finds an expression in.
-        answers (`Sequence[str]`): Readings of the answer; the first that can be parsed counts. None: the reference
-            is read and compared with nothing.
+        answers (`Sequence[str]`): Readings of the answer; the first that can be parsed counts. If empty, the reference
+            is parsed and compared with nothing.
 
     Returns:
-        `bool`, *optional*: Whether they are equal. `None` if the reference is no expression that can be read within
-        the limits of time and memory.
+        `bool`, *optional*: Whether they are equal. `None` if the reference cannot be parsed within the limits of time
+        and memory.
 
     Raises:
         MissingExtraError: If math-verify is not installed.
-        ScoringError: If it cannot be started.
+        ScoringError: If math-verify cannot be started.
 
     Example:
         >>> compare_expressions("\\\\boxed{1/2}", ["\\\\boxed{0.5}"])
@@ -64,7 +64,7 @@ def _readable(reference: str) -> bool | None:
 
 
 class _Grader:
-    """The process, and the one that started it: a fork inherits neither its pipes nor its lock."""
+    """The subprocess and the id of the process that started it: a fork must use neither its pipes nor its lock."""
 
     lock = threading.Lock()
     process: subprocess.Popen[str] | None = None
@@ -72,7 +72,7 @@ class _Grader:
 
 
 def _ask(reference: str, answers: Sequence[str]) -> dict[str, bool] | None:
-    """One reply; `None` where the process ended over it, which starts another one next time."""
+    """The reply to one comparison; `None` if the subprocess died, in which case the next call starts another."""
     if _Grader.owner != os.getpid():
         _Grader.lock, _Grader.process, _Grader.owner = threading.Lock(), None, os.getpid()
     with _Grader.lock:
@@ -88,7 +88,7 @@ def _ask(reference: str, answers: Sequence[str]) -> dict[str, bool] | None:
 
 
 def _exchange(process: subprocess.Popen[str], line: str) -> str:
-    """The process's answer to a line; empty where it ended, by itself or after the wall clock's limit."""
+    """Sends a line to the subprocess and returns its reply; empty if it ended or reached the wall-clock limit."""
     timer = threading.Timer(_WALL_SECONDS, process.kill)
     timer.daemon = True
     timer.start()
@@ -97,7 +97,7 @@ def _exchange(process: subprocess.Popen[str], line: str) -> str:
         process.stdin.write(line + "\n")
         process.stdin.flush()
         return process.stdout.readline()
-    except OSError:  # it ended before it read
+    except OSError:  # the subprocess ended before it read the line
         return ""
     finally:
         timer.cancel()
@@ -134,12 +134,12 @@ def _close() -> None:
 
 
 def serve() -> None:
-    """Answers one line of JSON by another until its input ends: the other side of [`compare_expressions`]."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    """Answers each line of JSON with one line until its input ends: the subprocess of [`compare_expressions`]."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     from math_verify import parse, verify
 
     replies = sys.stdout
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - nothing else is said, to the end
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
     os.dup2(sys.stderr.fileno(), 2)
     _limit_memory()
     _reply(replies, {"ready": True})
@@ -151,7 +151,7 @@ def serve() -> None:
 
 
 def _compared(parse: Any, verify: Any, reference: str, answers: Sequence[str]) -> dict[str, bool]:
-    """Whether the reference could be read, and whether the answer equals it."""
+    """Compares one answer: `read` says whether the reference was parsed, `equal` whether the answer equals it."""
     try:
         gold = parse(reference, parsing_timeout=None)
         if not _is_expression(gold):
@@ -159,12 +159,12 @@ def _compared(parse: Any, verify: Any, reference: str, answers: Sequence[str]) -
         readings = (parse(answer, parsing_timeout=None) for answer in answers)
         found: list[Any] = next(filter(_is_expression, readings), [])
         return {"read": True, "equal": bool(verify(gold, found, timeout_seconds=None))}
-    except Exception:  # noqa: BLE001 - sympy raises anything: what it cannot compare is not equal
+    except Exception:  # noqa: BLE001 - sympy raises any exception; an answer it cannot compare is wrong
         return {"read": bool(answers), "equal": False}
 
 
 def _is_expression(found: Sequence[Any]) -> bool:
-    """Whether anything was parsed; math-verify adds the text itself."""
+    """Tells whether anything was parsed; math-verify adds the text itself."""
     return any(not isinstance(value, str) for value in found)
 
 
@@ -174,8 +174,8 @@ def _reply(replies: IO[str], reply: dict[str, bool]) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """Processor time after which the process ends, wherever it is; 0 takes the limit away."""
-    if hasattr(signal, "setitimer"):  # not on Windows, where the wall clock alone counts
+    """Limits CPU time: the process ends when it is used up; 0 removes the limit."""
+    if hasattr(signal, "setitimer"):  # not on Windows, where only the wall-clock limit applies
         signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
 
 

@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 _FENCE = re.compile(r"```[A-Za-z]*\s*\n(.*?)\n?\s*```", re.S)
 
 
-def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
+def json_schema_verifier(prompt: object, completion: str, answer: object) -> float:
     """1 if the completion is JSON that is valid under the schema, else 0.
 
     Args:
-        prompt (`Any`): Unused.
-        completion (`str`): The answer. Thoughts and a code fence around it are left out; NaN and Infinity are no
-            JSON.
+        prompt (`object`): Unused.
+        completion (`str`): The answer. Thoughts and a code fence around it are removed; NaN and Infinity are not JSON.
         answer (`str` or `Mapping`): The schema, or a `response_format` that holds it.
 
     Raises:
-        ScoringError: If the reference is no JSON schema.
+        ScoringError: If the reference is not a JSON schema.
         MissingExtraError: If jsonschema is not installed.
 
     Example:
@@ -47,16 +46,45 @@ def json_schema_verifier(prompt: Any, completion: str, answer: Any) -> float:
         raise ScoringError(f"The JSON schema cannot be applied: {type(error).__name__}: {error!s:.200}.") from error
 
 
-def schema_of_row(answer: Any, form: Any) -> Any:
-    """The schema of one row: its reference, or else the `response_format` that its answer was asked for in."""
-    return form if answer is None else answer
+def schema_of_row(answer: Any, form: Any, body: Any = None) -> Any:
+    """The schema of one row: its reference, or else what its answer was asked for in.
+
+    Args:
+        answer (`Any`): Its reference.
+        form (`Any`): The prompt's `response_format`.
+        body (`str` or `Mapping`, *optional*): The teacher's `extra_body`, which may hold a schema for all prompts.
+
+    Example:
+        >>> schema_of_row(None, None, '{"response_format": {"type": "json_object"}, "top_k": 5}')
+        {'type': 'json_object'}
+    """
+    return next((one for one in (answer, form) if one is not None), schema_of_body(body))
 
 
-def _validator(answer: Any) -> Validator:
-    """What holds values against the schema; no schema is ever fetched.
+def schema_of_body(body: Any) -> Any:
+    """The schema that a request's further keys hold: `response_format`, vLLM's `structured_outputs` and
+    `guided_json`, or the `grammar` of Text Generation Inference; `None` where there is none."""
+    try:
+        keys = json.loads(body) if isinstance(body, str) else body
+    except (ValueError, RecursionError) as error:
+        raise ScoringError(f"`extra_body` must be JSON, got {body!r:.80} ({error}).") from error
+    if not isinstance(keys, Mapping):
+        return None
+    form, outputs, grammar = (keys.get(name) for name in ("response_format", "structured_outputs", "grammar"))
+    if isinstance(form, Mapping) and form.get("type") in ("json_object", "json_schema"):
+        return form
+    if isinstance(outputs, Mapping) and (outputs.get("json") is not None or outputs.get("json_object")):
+        return outputs.get("json") or {"type": "json_object"}
+    if isinstance(grammar, Mapping) and grammar.get("type") == "json":
+        return grammar.get("value")
+    return keys.get("guided_json")
+
+
+def _validator(answer: object) -> Validator:
+    """A validator for the schema; remote references are never fetched.
 
     Raises:
-        ScoringError: If it is none.
+        ScoringError: If the schema is not valid.
     """
     require("check answers against a JSON schema", "jsonschema")
     from jsonschema import Draft202012Validator
@@ -69,13 +97,13 @@ def _validator(answer: Any) -> Validator:
     try:
         kind.check_schema(schema)
     except (SchemaError, RecursionError) as error:
-        said = error.message if isinstance(error, SchemaError) else "it is too deep"
-        raise ScoringError(f"The reference is no valid JSON schema: {said:.200}.") from error
+        said = error.message if isinstance(error, SchemaError) else "it is nested too deeply"
+        raise ScoringError(f"The reference is not a valid JSON schema: {said:.200}.") from error
     return kind(schema, registry=Registry())
 
 
-def _schema(answer: Any) -> Any:
-    """The schema, taken out of a `response_format` where the reference is one."""
+def _schema(answer: object) -> Any:
+    """The schema, extracted from a `response_format` if the reference is one."""
     try:
         found = json.loads(answer, parse_constant=_no_json) if isinstance(answer, str) else answer
     except (ValueError, RecursionError) as error:
@@ -91,7 +119,7 @@ def _schema(answer: Any) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The same without the keys that Arrow adds with nulls, but for values that a schema lists."""
+    """The schema without the null keys that Arrow adds; values that the schema lists are kept as they are."""
     if isinstance(value, Mapping):
         return {
             key: part if key in ("const", "enum", "default", "examples") else _without_nulls(part)
@@ -101,5 +129,5 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
-def _no_json(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

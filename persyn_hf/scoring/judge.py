@@ -1,4 +1,4 @@
-"""A judge: a model behind a chat endpoint that gives an answer 1 to 10."""
+"""A judge: a model behind a chat endpoint that rates an answer from 1 to 10."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from persyn_hf.columns import Prompt, prompt_id, prompt_text
 from persyn_hf.config import Judge
+from persyn_hf.endpoints.conversation import content_texts
 from persyn_hf.endpoints.endpoint import Endpoint
 from persyn_hf.endpoints.requests import Send
 from persyn_hf.errors import ConfigError, RequestError, RetryableError
@@ -19,11 +20,11 @@ from persyn_hf.ledger.ledger import Origin
 from persyn_hf.scoring.paid import Account, Asking, Question, ask_paid, question_key
 from persyn_hf.scoring.verdicts import EXPECTED, parse_score
 
-#: Longest excerpt of a reply that is no score.
+#: Longest excerpt of a reply that is not a score, in characters.
 _EXCERPT = 1000
-#: Replies in a row that are no scores, before the first one that is, after which a judge is asked nothing more.
+#: Consecutive replies without a score, before the first score, after which the judge gets no more requests.
 _PATIENCE = 8
-#: Tokens that a chat template adds around one message, at most.
+#: Upper bound of the tokens that a chat template adds around one message.
 _TEMPLATE_TOKENS = 64
 
 TEMPLATE = """\
@@ -47,36 +48,42 @@ def judge_answers(
     judge: Judge,
     prompts: Sequence[Prompt],
     completions: Sequence[str],
-    references: Sequence[Any],
+    references: Sequence[object],
     account: Account | None = None,
 ) -> list[float | str]:
-    """Asks a judge for a score of every answer that the ledger has none for.
+    """Asks a judge to score every answer whose score is not in the ledger.
 
     Args:
         judge (`Judge`): The judge.
         prompts (list of `str` or of chat messages), completions (`Sequence[str]`), references (`Sequence`): The
             answers; a reference may be `None`.
-        account (`Account`, *optional*): Where replies are kept, and what they may cost; without, nothing is kept.
+        account (`Account`, *optional*): The ledger that stores replies, and their cost limit. Without it, replies are
+            not stored.
 
     Returns:
-        `list[float | str]`: In order, the score, 1 to 10, or, as a text, why there is none: the judge's own words
-        where they are no score. Such an answer is asked for again by the next call.
+        `list[float | str]`: In order, the score, 1 to 10, or a text that says why there is none: it quotes the judge's
+        reply if that is not a score. The next call asks again for such an answer.
 
     Raises:
-        ConfigError: If the template is no template.
-        ScoringError: If the judge cannot be asked at all (wrong key, wrong address, nobody listening), or its first
-            replies are all no scores.
+        ConfigError: If the template is not valid.
+        ScoringError: If the judge cannot be reached (wrong key, wrong address, no server), or none of its first
+            replies is a score.
     """
     endpoint = Endpoint.of(judge, model=judge.model)
 
     def score(reply: Completion) -> float:
+        text = reply.text.rstrip()
+        if reply.finish_reason == "length" and text[-1:] in set("0123456789.") and not text.endswith("10"):
+            raise RequestError("the judge's reply may end within its score; raise `judge.max_tokens`")
         return parse_score(reply.text, lambda words: endpoint.clean(words, _EXCERPT))
 
     asking = Asking(
         who=f"the judge `{endpoint.clean(judge.model)}` at {endpoint.address}",
         endpoint=endpoint,
         service=judge,
-        origin=Origin(model=judge.model, revision=judge.revision, sampling=json.dumps(_sampling(judge)), kind="judge"),
+        origin=Origin(
+            model=judge.model, revision=judge.revision, sampling=json.dumps(judge.sampling_fields), kind="judge"
+        ),
         ask=_asker(judge, endpoint),
         longest=judge.max_tokens,
         wrong=lambda reply: _wrong(reply, score),
@@ -87,7 +94,7 @@ def judge_answers(
     requests = render_requests(judge, prompts, completions, references)
     questions = [
         Question(
-            question_key("judge", judge.model, judge.revision or "", _sampling(judge), request),
+            question_key("judge", judge.model, judge.revision or "", judge.sampling_fields, request),
             request,
             len(request.encode("utf-8", "replace")) + _TEMPLATE_TOKENS,
             prompt_id(prompt),
@@ -99,12 +106,12 @@ def judge_answers(
 
 
 def render_requests(
-    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[Any]
+    judge: Judge, prompts: Sequence[Prompt], completions: Sequence[str], references: Sequence[object]
 ) -> list[str]:
-    """The request for every answer, from the judge's template.
+    """Renders the judge's template for every answer.
 
     Raises:
-        ConfigError: If it is no template, or asks for what there is not.
+        ConfigError: If the template is not valid or uses an unknown variable.
     """
     try:
         template = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(
@@ -120,22 +127,12 @@ def render_requests(
         ) from error
 
 
-def _sampling(judge: Judge) -> dict[str, Any]:
-    """What decides a reply beside the model and the request."""
-    chosen = {"temperature": judge.temperature, "seed": judge.seed}
-    return {
-        **judge.extra_body,
-        **{name: value for name, value in chosen.items() if value is not None},
-        judge.max_tokens_field: judge.max_tokens,
-    }
-
-
 def _asker(judge: Judge, endpoint: Endpoint) -> Callable[..., Any]:
     async def ask(send: Send, request: str) -> Completion:
         body = {
             "model": judge.model,
             "messages": [{"role": "user", "content": request}],
-            **_sampling(judge),
+            **judge.sampling_fields,
             "stream": False,
         }
         return _reply(await send(endpoint.url("/v1/chat/completions"), body))
@@ -144,7 +141,7 @@ def _asker(judge: Judge, endpoint: Endpoint) -> Callable[..., Any]:
 
 
 def _wrong(reply: Completion, score: Callable[[Completion], float]) -> str | None:
-    """Why a reply is no score."""
+    """The reason that a reply is not a score; `None` if it is one."""
     try:
         score(reply)
     except RequestError as error:
@@ -154,21 +151,22 @@ def _wrong(reply: Completion, score: Callable[[Completion], float]) -> str | Non
 
 
 def _reply(answer: Any) -> Completion:
-    """The text of a chat completion; none at all is an empty reply."""
+    """Reads a chat completion; one without text is an empty reply."""
     try:
         choice = answer["choices"][0]
         content = choice["message"]["content"]
     except (LookupError, TypeError):
         raise RetryableError("the answer is no chat completion") from None
-    if isinstance(content, list):  # parts, `[{"type": "text", "text": …}]`
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    content, _ = content_texts(content)  # thoughts in parts of their own are not read
+    refusal = choice["message"].get("refusal")
+    content = content or (refusal if isinstance(refusal, str) else None)  # its words are the reason
     usage = answer.get("usage") if isinstance(answer, Mapping) else None
     asked, made, total = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens"))
     if asked is not None and made is not None and total is not None:
-        made = max(made, total - asked)  # some count thoughts beside the completion
+        made = max(made, total - asked)  # some servers count thoughts separately from the completion
     reason = choice.get("finish_reason")
     return Completion(
-        content if isinstance(content, str) else "",
+        content or "",
         reason if isinstance(reason, str) else "stop",
         asked,
         made,
@@ -176,6 +174,6 @@ def _reply(answer: Any) -> Completion:
     )
 
 
-def _count(usage: Any, name: str) -> int | None:
+def _count(usage: object, name: str) -> int | None:
     value = usage.get(name) if isinstance(usage, Mapping) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None

@@ -1,4 +1,4 @@
-"""`persyn_learnability`: how likely the student finds each answer, as a `datasets.map` function."""
+"""`persyn_learnability`: the student's log-likelihood of each answer, as a `datasets.map` function."""
 
 from __future__ import annotations
 
@@ -63,40 +63,37 @@ def persyn_learnability(
     version: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Adds the student's view of an answer: `r_l = (1/T) Σ_t log p_student(y_t | x, y_<t)` (arXiv 2510.10925, eq. 1).
+    """Adds the learnability of an answer: `r_l = (1/T) Σ_t log p_student(y_t | x, y_<t)` (arXiv 2510.10925, eq. 1).
 
-    Works on one row and on a batch. Answers of one prompt share the prompt's computation when they stand in one
-    batch, so sort by `prompt_id` and take a large `batch_size`. In a `map` worker torch runs on one thread.
+    Works on one row and on a batch. Answers to one prompt share the prompt's computation if they are in one batch, so
+    sort by `prompt_id` and use a large `batch_size`. In a `map` worker, torch runs on one thread.
 
     Args:
-        batch_or_row (`Mapping`): With the prompt column and `completion`; `finish_reason` and `error` are read where
-            they are there.
-        rank (`int`, *optional*): From `with_rank=True`: the worker's number picks the GPU.
+        batch_or_row (`Mapping`): The prompt column and `completion`; `finish_reason` and `error` are read if present.
+        rank (`int`, *optional*): Worker number from `with_rank=True`; it selects the GPU.
         student (`str`): Hub repository id or local folder.
-        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under the prompt
-            that they were written under. Without it no teacher's system prompt reaches the student.
-        prompt_column (`str`, defaults to `"prompt"`): Strings or chat messages.
-        suffix (`str`, defaults to `""`): Put behind the new columns' names, so that a second student's scores stand
-            beside the first's.
+        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score each answer with the system
+            prompt it was generated with. Without it, the student sees no teacher's system prompt.
+        prompt_column (`str`, defaults to `"prompt"`): Column of the prompts: strings or chat messages.
+        suffix (`str`, defaults to `""`): Suffix of the new columns' names, to store the scores of a second student.
         progress (`bool`, defaults to `False`): Show a bar for every batch, in tokens per second.
-        version (`str`, *optional*): Part of the cache key only; `pin_student` fills it in.
-        options: Keys of [`Student`]. `revision` is for a folder its digest, which `pin_student` fills in. Of
-            `metrics` the first is written to `learnability_metric`, `"mean-logprob"` where none is given;
-            `learnability` is always the mean log-probability. With `too_long="truncate"` cut answers are counted in a
-            warning and marked in `learnability_truncated`. The `endpoint` is called `student_endpoint`: a base URL,
-            or the fields of [`StudentEndpoint`]; `student` and `revision` then say whose tokenizer and template the
-            server runs.
+        version (`str`, *optional*): Part of the cache key only; `pin_student` sets it.
+        options: Keys of [`Student`]. For a folder, `revision` is its digest, which `pin_student` sets. The first of
+            `metrics` (defaults to `"mean-logprob"`) is written to `learnability_metric`; `learnability` is always the
+            mean log-probability. With `too_long="truncate"`, truncated answers are counted in a warning and marked in
+            `learnability_truncated`. The key `endpoint` is named `student_endpoint`: a base URL or the fields of
+            [`StudentEndpoint`]; `student` and `revision` then name the tokenizer and template that the server uses.
 
     Returns:
-        `dict`: `learnability` (nats/token, ≤ 0), `student`, `student_revision`, `learnability_metric` and on request
-        `rsr`, `perplexity`, `student_completion_tokens` (the student's own count): lists for a batch, scalars for a
-        row. A row with `error` or without completion has null scores.
+        `dict`: `learnability` (nats/token, ≤ 0), `student`, `student_revision`, `learnability_metric` and, if
+        requested, `rsr`, `perplexity`, `student_completion_tokens` (the student's own count): lists for a batch,
+        scalars for a row. A row with `error` or without completion has null scores.
 
     Raises:
         MissingColumnError: If a column is absent.
         DataError: If a prompt is empty, or the row holds the scores of another student or revision.
         PromptTooLongError: If an answer does not fit the student's context.
-        ScoringError: If a completion cannot be found in what the student's template renders.
+        ScoringError: If a completion cannot be found in the text that the student's template renders.
 
     Example:
         >>> scored = answers.map(
@@ -117,16 +114,18 @@ def persyn_learnability(
     warn_of_missing(scores)
     cut = sum(score is not None and score.truncated for score in scores)
     if cut:
-        logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(scores), model.context)
+        logger.warning(
+            "%d of %d answers were truncated to the student's context of %s tokens.", cut, len(scores), model.context
+        )
     columns = score_columns(scores, model, metrics, asked.too_long)
     return {name + suffix: values[0] if single else values for name, values in columns.items()}
 
 
 def pin_student(student: str, revision: str | None = None, **settings: Any) -> dict[str, Any]:
-    """Arguments of `persyn_learnability` under which a cached result is a fresh one.
+    """Arguments of `persyn_learnability` that make the cache of `datasets` safe to use.
 
-    `datasets` caches by the arguments. A name does not change when the weights behind it do, so the resolved commit,
-    or a folder's digest, and the library's version stand among them.
+    `datasets` caches by the arguments. A name stays the same when its weights change, so the arguments include the
+    resolved commit, or a folder's digest, and the version of persyn_hf.
 
     Args:
         student (`str`): Hub repository id or local folder.
@@ -141,7 +140,7 @@ def pin_student(student: str, revision: str | None = None, **settings: Any) -> d
 
 
 def parse_endpoint(endpoint: str | Mapping[str, Any] | StudentEndpoint) -> StudentEndpoint:
-    """A server from its URL or its fields.
+    """Reads a server from its URL or its fields.
 
     Raises:
         ConfigError: If a field is wrong.
@@ -153,18 +152,18 @@ def parse_endpoint(endpoint: str | Mapping[str, Any] | StudentEndpoint) -> Stude
 
 
 def require_packages(student: Student) -> None:
-    """Refuses to score where a package is absent: behind a server, a student needs its tokenizer only.
+    """Checks that the packages that a student needs are installed; behind a server, only its tokenizer is needed.
 
     Raises:
-        MissingPackageError: Names what is missing.
+        MissingPackageError: If a package is missing.
     """
     if student.endpoint is None:
         require("score with a student in this process", "torch", "transformers")
     else:
-        require("tokenize what a student behind a server scores", "transformers")
+        require("tokenize for a student behind a server", "transformers")
 
 
-#: Keywords for fields of the student, where a function has an argument for the student's name.
+#: Keyword → field of the student, for functions that take the student's name as an argument.
 STUDENT_OPTIONS = {
     "revision": "revision",
     "student_endpoint": "endpoint",
@@ -183,13 +182,13 @@ _IN_PROCESS = ("dtype", "device", "devices", "attn_implementation", "token_budge
 def read_student(
     name: str, options: Mapping[str, Any], source: str, keywords: Mapping[str, str] = STUDENT_OPTIONS
 ) -> Student:
-    """The student of one call, from its name and its options.
+    """Reads the student of one call from its name and its options.
 
     Args:
         name (`str`): Hub repository id or local folder.
-        options (`Mapping[str, Any]`): As the caller wrote them.
-        source (`str`): Names the function in errors.
-        keywords (`Mapping[str, str]`): The field that each keyword is for.
+        options (`Mapping[str, Any]`): The caller's keywords.
+        source (`str`): Name of the function in errors.
+        keywords (`Mapping[str, str]`): Keyword → field of [`Student`].
 
     Raises:
         ConfigError: If an option is unknown or out of range.
@@ -200,16 +199,16 @@ def read_student(
 
 
 def _refuse_ignored(student: Student) -> None:
-    """Refuses what a student behind a server does not read.
+    """Refuses options that have no effect on a student behind a server.
 
     Raises:
-        ConfigError: Names the option.
+        ConfigError: If one is set.
     """
     given = [name for name in _IN_PROCESS if getattr(student, name) != default_of(Student, name)]
     if student.endpoint is not None and given:
         raise ConfigError(
-            f"persyn_learnability: `{given[0]}` cannot be set for a student behind a server: it is for one in this "
-            "process."
+            f"persyn_learnability: `{given[0]}` cannot be set for a student behind a server: it applies to a student "
+            "in this process. Remove it, or remove `student_endpoint`."
         )
 
 
@@ -217,8 +216,8 @@ def load_scorer(student: Student, rank: int | None = None) -> Scorer:
     """Loads the student of a configuration, in this process or behind its server.
 
     Args:
-        student (`Student`): Which one, and how it is run.
-        rank (`int`, *optional*): The number of a worker, which picks its GPU.
+        student (`Student`): The student's section.
+        rank (`int`, *optional*): Worker number; it selects the GPU.
     """
     if student.endpoint is not None:
         return load_remote_student(student.model, student.revision, student.endpoint)
@@ -245,9 +244,9 @@ def score_batch(
     progress: Progress | None = None,
     account: Account | None = None,
 ) -> list[AnswerScore | None]:
-    """Scores the rows of a batch as the student's section says; `None` where there is no completion to score.
+    """Scores the rows of a batch with the student's settings; `None` for a row without completion.
 
-    What a server says is kept in the ledger of `account`, where one is given.
+    A server's replies are stored in the ledger of `account`, if given.
     """
     rows = answered(batch)
     names = row_names(batch, rows)
@@ -282,7 +281,7 @@ def score_batch(
 
 
 def warn_of_missing(scores: Sequence[AnswerScore | None]) -> list[str | None]:
-    """The reasons of answers that have no learnability, which are counted in a warning."""
+    """Warns of answers that have no learnability, and returns the reason per answer."""
     reasons = [None if score is None else score.error for score in scores]
     given = [reason for reason in reasons if reason is not None]
     if given:
@@ -295,7 +294,7 @@ def warn_of_missing(scores: Sequence[AnswerScore | None]) -> list[str | None]:
 def score_columns(
     scores: Sequence[AnswerScore | None], model: Scorer, metrics: Sequence[str], too_long: str = "error"
 ) -> dict[str, list[Any]]:
-    """The columns of a batch's scores; `learnability_truncated` where answers may have been cut."""
+    """The columns of a batch's scores, with `learnability_truncated` if `too_long` is `"truncate"`."""
     wanted = dict.fromkeys(("mean-logprob", *metrics))
     columns: dict[str, list[Any]] = {
         COLUMN_OF[metric]: [None if score is None else score.value(metric) for score in scores] for metric in wanted
@@ -308,10 +307,10 @@ def score_columns(
 
 
 def refuse_other_student(batch: Mapping[str, Sequence[Any]], student: str, revision: str, suffix: str = "") -> None:
-    """Refuses to write over the scores of another student, or of another revision of this one.
+    """Refuses to overwrite the scores of another student, or of another revision of this one.
 
     Raises:
-        DataError: Naming whose scores are there.
+        DataError: If there are such scores.
     """
     students = batch.get(STUDENT + suffix) or ()
     revisions = batch.get(STUDENT_REVISION + suffix) or [None] * len(students)
@@ -322,15 +321,15 @@ def refuse_other_student(batch: Mapping[str, Sequence[Any]], student: str, revis
     }
     if others:
         raise DataError(
-            f'These rows already hold the scores of {", ".join(sorted(others))}. Pass `suffix` (such as "_2") to put '
-            f"those of {student} ({revision}) beside them, or remove the columns."
+            f'These rows already hold the scores of {", ".join(sorted(others))}. Pass `suffix` (such as "_2") to add '
+            f"the scores of {student} ({revision}) in columns of their own, or remove the columns."
         )
 
 
 def _prompts(
     batch: Mapping[str, Sequence[Any]], rows: Sequence[int], column: str, system_prompts: Mapping[str, str] | None
 ) -> list[Prompt]:
-    """The prompts as they reach the student: a teacher's system prompt stands before them only where it was asked."""
+    """The prompts as the student sees them, each after its teacher's system prompt if `system_prompts` has one."""
     prompts = [batch[column][row] for row in rows]
     if not system_prompts:
         return prompts

@@ -1,10 +1,9 @@
-"""The verifier `math`: the final answer of a text against the reference, compared by math-verify."""
+"""The verifier `math`: compares the final answer of a text with the reference by math-verify."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Any
 
 from persyn_hf.errors import ScoringError
 from persyn_hf.scoring.grader import compare_expressions
@@ -22,24 +21,24 @@ _JOINED = re.compile(r"[\s$]*(?:,|;|,?\s*(?:and|or)|,?\s*\\text\s*\{\s*(?:and|or
 #: A line that says what a letter stands for.
 _LETTER = re.compile(r"^[^\w\n]*[A-Za-z][ \t]*:.*$", re.M)
 _PLAIN = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-#: A name or a few words, as \\text{Evelyn} is a reference.
+#: A name or a few words, for references such as \\text{Evelyn}.
 _NAME = re.compile(r"[A-Za-z]+(?: [A-Za-z]+){0,3}")
 _BASE = re.compile(r"([0-9A-Za-z]{1,64})_\{?(\d{1,2})\}?")
 
 
-def math_verifier(prompt: Any, completion: str, answer: Any) -> float:
+def math_verifier(prompt: object, completion: str, answer: object) -> float:
     """1 if the completion's final answer equals the reference, else 0 (math-verify).
 
-    The final answer is what stands last of `\\boxed{}`, `Answer:`, `####` and "the answer is"; where there is no
-    box also `A:` in upper case; or else what math-verify finds in the text. Thoughts are left out.
+    The final answer follows the last of `\\boxed{}`, `Answer:`, `####` and "the answer is", and, in a text without a
+    box, `A:` in upper case. A text with none of them is given to math-verify whole. Thoughts are ignored.
 
     Args:
-        prompt (`Any`): Unused.
-        completion (`str`): The answer. What cannot be read, or not within five seconds, is wrong.
-        answer (`Any`): The reference: an expression, plain or as LaTeX, or a solution that states one.
+        prompt (`object`): Unused.
+        completion (`str`): The answer. One that cannot be parsed within five seconds is wrong.
+        answer (`object`): The reference: an expression, plain or as LaTeX, or a solution that states one.
 
     Raises:
-        ScoringError: If the reference cannot be read.
+        ScoringError: If the reference cannot be parsed.
         MissingExtraError: If math-verify is not installed.
 
     Example:
@@ -59,22 +58,22 @@ def math_verifier(prompt: Any, completion: str, answer: Any) -> float:
     return float(equal)
 
 
-def require_expression(answer: Any) -> None:
-    """Refuses a reference that is no mathematical expression.
+def require_expression(answer: object) -> None:
+    """Refuses a reference that is not a mathematical expression.
 
     Args:
-        answer (`Any`): As for [`math_verifier`].
+        answer (`object`): The reference, as in [`math_verifier`].
 
     Raises:
-        ScoringError: If it cannot be read.
+        ScoringError: If it cannot be parsed.
     """
     gold = _reference(answer)
     if _number(gold) is None and compare_expressions(f"\\boxed{{{gold}}}", []) is None:
         raise _unreadable(answer)
 
 
-def _reference(answer: Any) -> str:
-    """The reference as LaTeX, whole: its first number never stands for it."""
+def _reference(answer: object) -> str:
+    """The whole reference as LaTeX; it is never reduced to its first number."""
     require_answer(answer)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise _unreadable(answer)
@@ -86,14 +85,14 @@ def _reference(answer: Any) -> str:
     return found
 
 
-def _unreadable(answer: Any) -> ScoringError:
+def _unreadable(answer: object) -> ScoringError:
     return ScoringError(
-        f"The reference answer {answer!r:.200} is no mathematical expression that math-verify can read."
+        f"The reference answer {answer!r:.200} is not a mathematical expression that math-verify can parse."
     )
 
 
 def _readings(completion: str) -> list[str]:
-    """What math-verify is given of a completion, the best reading first."""
+    """The readings of a completion that math-verify gets, the best first."""
     text = without_thoughts(completion)
     marks = _marks(text)
     if not marks:
@@ -108,7 +107,7 @@ def _readings(completion: str) -> list[str]:
 
 
 def _marks(text: str) -> list[tuple[int, int, str]]:
-    """Where final answers are stated: start, end of the mark, and its kind, in the order of the text."""
+    """The marks that state final answers, as start, end and kind, in the order of the text."""
     boxed = [(found.start(), found.end(), "boxed") for found in _BOXED.finditer(text)]
     marks = [(found.start(), found.end(), "stated") for found in _STATED.finditer(text)]
     if not boxed:
@@ -119,7 +118,7 @@ def _marks(text: str) -> list[tuple[int, int, str]]:
 
 
 def _piece(text: str, marks: list[tuple[int, int, str]]) -> str:
-    """The stretch after the last mark; several boxes joined by `and`, `or` or a comma are a list."""
+    """The text after the last mark; several boxes joined by `and`, `or` or a comma are a list."""
     _, end, kind = marks[-1]
     if kind == "said":
         found = _SENTENCE.match(text, end)
@@ -142,7 +141,7 @@ def _piece(text: str, marks: list[tuple[int, int, str]]) -> str:
 
 
 def _braced(text: str, start: int) -> tuple[str, int]:
-    """What stands in the braces that open there, and where they end; to the end of the line where none closes."""
+    """The content of the braces that open at `start`, and their end; up to the end of the line if none closes."""
     if not text.startswith("{", start):
         found = re.compile(r"[^\s$]*").match(text, start)
         return (found[0], found.end()) if found is not None else ("", start)
@@ -161,13 +160,13 @@ def _inside(reading: str) -> str:
 
 
 def _number(reading: str) -> Decimal | None:
-    """The value of a plain number; such are compared without math-verify."""
+    """The value of a plain number, which is compared without math-verify."""
     text = _inside(reading)
     return Decimal(text.replace(",", "")) if len(text) < 100 and _PLAIN.fullmatch(text) else None
 
 
 def _in_base(text: str) -> int | str:
-    """The value of a number with its base, as `11_2`; the text itself where it has no such value."""
+    """The value of a number with its base, such as `11_2`; the text itself if it has no value in that base."""
     found = _BASE.fullmatch(text)
     try:
         return text if found is None else int(found[1], int(found[2]))

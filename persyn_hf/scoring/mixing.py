@@ -1,4 +1,4 @@
-"""What quality is made of: one source, or several with weights whose scales meet in a way that was chosen."""
+"""Sources of quality: one, or several with weights and a chosen way to bring their scales together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from persyn_hf.errors import ConfigError
 from persyn_hf.scoring.verdicts import RANGE
 from persyn_hf.scoring.verifiers import Verifier
 
-#: What the verifiers by name give.
+#: Ranges of the built-in verifiers.
 _RANGES = {"math": (0.0, 1.0), "exact": (0.0, 1.0), "reasoning-gym": (0.0, 1.0), "json-schema": (0.0, 1.0)}
 
-#: Ways to bring unlike scales together that need all rows of a prompt, as `score` has them.
+#: Normalisations that need all rows of a prompt, which only `score` has.
 WITHIN_PROMPT = ("minmax", "zscore", "rank")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source of quality; see `QualitySource`, which it is with its defaults filled in."""
+    """One source of quality: a `QualitySource` with its defaults filled in."""
 
     name: str
     weight: float = 1.0
@@ -34,18 +34,18 @@ class Source:
 
     @property
     def column(self) -> str:
-        """The column of its own that it has among several."""
+        """Name of the source's own column, used if there are several sources."""
         return f"{QUALITY}_{self.name}"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What quality is made of.
+    """The sources of quality and their normalisation.
 
     Args:
-        parts (`tuple[Source, ...]`): At least one.
-        several (`bool`): Whether each has a column of its own.
-        normalize (`str`, *optional*): How unlike scales meet.
+        parts (`tuple[Source, ...]`): The sources, at least one.
+        several (`bool`): Whether to write a column per source.
+        normalize (`str`, *optional*): Normalisation that brings different scales together.
     """
 
     parts: tuple[Source, ...]
@@ -54,15 +54,15 @@ class Sources:
 
     @property
     def judged(self) -> bool:
-        """Whether a model gives scores, and so a column for the reason where it gives none."""
+        """Tells whether a model gives scores, so that a column of errors is needed."""
         return any(part.verifier is None for part in self.parts)
 
 
 def read_sources(quality: Quality | Mapping[str, Any]) -> Sources:
-    """Reads the configuration's section, or its keys.
+    """Reads the configuration's section or its keys.
 
     Raises:
-        ConfigError: If a key is wrong, two sources have one name, or their scales cannot meet.
+        ConfigError: If a key is wrong, two sources have one name, or their scales differ and `normalize` is not set.
 
     Example:
         >>> read_sources({"verifier": "math"}).parts[0].range
@@ -73,27 +73,27 @@ def read_sources(quality: Quality | Mapping[str, Any]) -> Sources:
     names = [part.name for part in sources.parts]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ConfigError(f"Sources of quality must differ in `name`; named more than once: {', '.join(repeated)}.")
+        raise ConfigError(f"Sources of quality must have different names; got more than once: {', '.join(repeated)}.")
     if QUALITY_ERROR in [part.column for part in sources.parts]:
-        raise ConfigError(f"A source of quality cannot be named `error`: `{QUALITY_ERROR}` is a column.")
+        raise ConfigError(f"A source of quality cannot be named `error`: the column `{QUALITY_ERROR}` is reserved.")
     _require_one_scale(sources)
     return sources
 
 
 def function_source(verifier: Verifier) -> Sources:
-    """A verifier that is a function of the user's."""
+    """A single source: the user's own verifier function."""
     return Sources((Source(getattr(verifier, "__name__", "verifier"), verifier=verifier),))
 
 
 def weighted_mean(sources: Sources, values: Mapping[str, Sequence[float | None]]) -> list[float | None]:
-    """One number per row, each row by itself: the weighted mean on one scale.
+    """The weighted mean of the sources, row by row.
 
     Args:
-        sources (`Sources`): With `normalize` either `"range"` or none.
-        values (`Mapping`): A column per source name.
+        sources (`Sources`): The sources; `normalize` is `"range"` or `None`.
+        values (`Mapping`): Source name → column of values.
 
     Returns:
-        `list`: Null where a source has no value.
+        `list`: One number per row; null if a source has no value.
     """
     columns = [
         [None if value is None else _placed(part, value) for value in values[part.name]]
@@ -105,7 +105,7 @@ def weighted_mean(sources: Sources, values: Mapping[str, Sequence[float | None]]
 
 
 def mean_of_columns(weights: Sequence[float], columns: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The weighted mean of every row; null where a column is."""
+    """The weighted mean of every row; null if a column is null."""
     means: list[float | None] = []
     for row in zip(*columns, strict=True):
         known = [value for value in row if value is not None]
@@ -142,13 +142,13 @@ def _source(part: QualitySource) -> Source:
 
 
 def _require_one_scale(sources: Sources) -> None:
-    """Several sources meet on one known scale, or by a way that was chosen."""
+    """Requires several sources to share one known scale, or `normalize` to be set."""
     ranges = {part.name: part.range for part in sources.parts}
     if sources.normalize == "range":
         unknown = [name for name, known in ranges.items() if known is None]
         if unknown:
             raise ConfigError(
-                f"`normalize: range` needs the least and the greatest value of {', '.join(unknown)}: give `range`, or "
+                f"`normalize: range` needs the lowest and the highest value of {', '.join(unknown)}: set `range`, or "
                 "normalise within the prompt with `minmax`, `zscore` or `rank`."
             )
         return
@@ -156,7 +156,7 @@ def _require_one_scale(sources: Sources) -> None:
     if sources.normalize is None and not alike:
         shown = ", ".join(f"{name} {known or 'unknown'}" for name, known in ranges.items())
         raise ConfigError(
-            f"These sources of quality have unlike scales ({shown}), and their mean would mean nothing. Give "
-            "`normalize`: `range` maps each source's range to 0 to 1; `minmax`, `zscore` and `rank` normalise each "
-            "within the prompt."
+            f"The sources of quality have different scales ({shown}), so they cannot be averaged. Set `normalize`: "
+            "`range` maps each source's range to 0 to 1; `minmax`, `zscore` and `rank` normalise each source within "
+            "the prompt."
         )

@@ -1,4 +1,4 @@
-"""One expression, however it is written (plain, Unicode, LaTeX), as LaTeX that math-verify reads whole."""
+"""Conversion of an expression (plain, Unicode or LaTeX) to LaTeX that math-verify parses whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import unicodedata
 from itertools import accumulate
 
-#: Longest stretch that is read as one expression, in characters, and the brackets that may stand in each other.
+#: Longest text that is read as one expression, in characters, and its deepest nesting of brackets.
 LONGEST = 2000
 _DEEPEST = 50
 
@@ -93,9 +93,9 @@ _TRANSLATION = str.maketrans(_CHARACTERS)
 
 
 def as_latex(text: str) -> str | None:
-    """An expression as LaTeX; `None` where it is too long, or where words stand in it and no single expression.
+    """Writes an expression as LaTeX; `None` if it is too long, or holds words and not exactly one expression.
 
-    The unit behind a number, dollar signs and a full stop are left out; `and` and `or` make a list.
+    The unit after a number, dollar signs and a full stop are removed; `and` and `or` make a list.
 
     Example:
         >>> as_latex("2√5"), as_latex("18 dollars"), as_latex("none of these")
@@ -121,13 +121,13 @@ def as_latex(text: str) -> str | None:
 
 
 def _depth(text: str) -> int:
-    """How many brackets stand in each other."""
+    """The nesting depth of the brackets."""
     steps = [1 if letter in "([{" else -1 if letter in ")]}" else 0 for letter in text]
     return max(accumulate(steps), default=0)
 
 
 def plain_letters(text: str) -> str:
-    """Unicode's minus signs, fractions, powers and roots as ASCII and LaTeX."""
+    """Replaces Unicode's minus signs, fractions, powers and roots by ASCII and LaTeX."""
     if text.isascii():
         return text
     letters = []
@@ -160,7 +160,7 @@ def _written(text: str) -> str:
 
 
 def _has_words(latex: str) -> bool:
-    """Whether there is prose in it: a run of letters that is neither a function nor a product of variables."""
+    """Tells whether a text holds prose: a run of letters that is neither a function nor a product of variables."""
     bare = _COMMAND.sub(" ", _WRAPPED.sub(" ", _ENVIRONMENT.sub(" ", latex)))
     return any(_is_word(found.lower()) for found in _LETTERS.findall(bare))
 

@@ -1,8 +1,8 @@
-"""Answers of one prompt in one packed sequence: the prompt's tokens once, then every completion's.
+"""Packed sequences: the prompt's tokens once, then the tokens of every completion of that prompt.
 
-A pack is a row of trees, a tree is a prompt and some of its completions. Position ids restart after the prompt for
-every completion, and attention sees the prompt and the completion itself, never a neighbour: no padding, and a prompt
-is computed once however many teachers answered it.
+A pack is a row of trees; a tree is a prompt and some of its completions. Position ids restart after the prompt for
+every completion, and a completion attends to the prompt and to itself, never to a neighbour. There is no padding, and
+a prompt is computed once for all its answers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Pack:
     """One forward pass.
 
     Args:
-        ids, positions (`list[int]`): Tokens fed and their position ids. The last token of a completion predicts
-            nothing that is scored, so it is not fed.
-        layout (`Layout`): Where prompts and completions lie.
-        rows (`list[int]`): The answers, in the order of their completions.
-        sources (`list[int]`): For every scored token the place in `ids` that predicts it.
+        ids, positions (`list[int]`): Tokens fed and their position ids. The last token of a completion predicts no
+            scored token, so it is not fed.
+        layout (`Layout`): Spans of the prompts and completions.
+        rows (`list[int]`): Rows of the answers, in the order of their completions.
+        sources (`list[int]`): Position in `ids` that predicts each scored token.
         targets (`list[int]`): The scored tokens.
         lengths (`list[int]`): Scored tokens per answer.
     """

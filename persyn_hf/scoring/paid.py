@@ -1,8 +1,8 @@
-"""Questions to a server that scores, asked once and paid once: what the ledger has is not asked again.
+"""Requests to a server that scores, sent once and paid once: answers in the ledger are not requested again.
 
-A judge and a student behind a server are asked alike: the key of a question says all that its answer depends on, an
-answer is in the ledger the moment it arrives, another run's questions are waited for, and what is in flight is set
-aside from `max_cost`, which covers teachers and those that score together.
+A judge and a student behind a server share this code. The key of a question covers everything its answer depends on;
+an answer is written to the ledger as soon as it arrives; questions that another run has claimed are waited for; and
+the worst-case cost of requests in flight is reserved from `max_cost`, a limit that teachers and scorers share.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from persyn_hf.ledger.completion import Completion
 from persyn_hf.ledger.ledger import Ledger, Origin, open_ledger
 from persyn_hf.ledger.money import Budget
 
-#: Seconds between two looks for answers that another run is to bring.
+#: Seconds between two checks for answers that another run has requested.
 _LOOK = 0.2
-#: How many times more patience there is once a question was answered.
+#: Factor on the patience once a question has been answered.
 _PATIENT = 4
 
 
 @dataclass(frozen=True)
 class Account:
-    """Where answers are kept, and what they may cost.
+    """The ledger that stores answers, and their cost limit.
 
     Args:
         ledger (`Ledger`): The ledger.
-        max_cost (`float`, *optional*): USD that all of its answers may cost.
+        max_cost (`float`, *optional*): Limit on the cost of all answers in the ledger, in USD.
     """
 
     ledger: Ledger
@@ -50,10 +50,10 @@ class Question:
     """One question.
 
     Args:
-        key (`str`): The key of its answer, from [`question_key`].
-        content (`Any`): What is asked.
-        tokens (`int`): Tokens that it has at most.
-        prompt_id (`str`, *optional*): The prompt whose answer is scored.
+        key (`str`): Key of its answer, from [`question_key`].
+        content (`Any`): Content of the request.
+        tokens (`int`): Upper bound of its tokens.
+        prompt_id (`str`, *optional*): Prompt whose answer is scored.
     """
 
     key: str
@@ -64,19 +64,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Asking:
-    """Who is asked, and how an answer is read.
+    """The server that is asked, and the functions that send a question and check its answer.
 
     Args:
-        who (`str`): Names it in errors.
+        who (`str`): Name of the server in errors.
         endpoint (`Endpoint`), service (`Service`): The server.
-        origin (`Origin`): What the ledger says of its answers.
-        ask (`Callable`): Sends one question's content and gives the answer.
-        longest (`int`): Tokens of an answer, at most.
-        wrong (`Callable[[Completion], str | None]`): Why an answer is none; such a question is asked again by the
-            next run.
-        expected (`str`): What an answer should be, for errors.
-        patience (`int`): Questions in a row without an answer after which nothing more is asked.
-        alone (`bool`): Whether the first questions are asked one by one, until one is answered.
+        origin (`Origin`): Facts that the ledger records with each answer.
+        ask (`Callable`): Function that sends one question's content and returns the answer.
+        longest (`int`): Upper bound of an answer's tokens.
+        wrong (`Callable[[Completion], str | None]`): Function that says why an answer is invalid, `None` if it is
+            valid. The next run asks again after an invalid answer.
+        expected (`str`): Expected form of an answer, for errors.
+        patience (`int`): Consecutive questions without an answer after which no more are sent.
+        alone (`bool`): Whether to send questions one at a time until the first is answered.
     """
 
     who: str
@@ -91,12 +91,12 @@ class Asking:
     alone: bool = False
 
 
-def question_key(*parts: Any) -> str:
-    """The key of an answer: SHA-256 of all that it depends on, as JSON.
+def question_key(*parts: object) -> str:
+    """The key of an answer: SHA-256 of everything it depends on, as JSON.
 
     Example:
         >>> question_key("judge", "m")[:8]
-        'eef8c17f'
+        'c9361bb5'
     """
     text = json.dumps([1, *parts], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -106,24 +106,25 @@ def ask_paid(
     asking: Asking,
     questions: Sequence[Question],
     account: Account | None = None,
-    through: Callable[[Question], Any] | None = None,
+    through: Callable[[Question], object] | None = None,
 ) -> list[Completion | RequestError]:
-    """Asks what the ledger has no answer for; equal questions are asked once.
+    """Sends the questions whose answers are not in the ledger; equal questions are sent once.
 
-    Ctrl-C and SIGTERM let what is in flight end, where the ledger is a file.
+    If the ledger is a file, Ctrl-C and SIGTERM wait for the requests in flight.
 
     Args:
-        asking (`Asking`): Who is asked.
-        questions (`Sequence[Question]`): What is asked.
-        account (`Account`, *optional*): Where answers are kept, and what they may cost; without, nothing is kept.
-        through (`Callable`, *optional*): Called with every question that is through.
+        asking (`Asking`): The server.
+        questions (`Sequence[Question]`): The questions.
+        account (`Account`, *optional*): The ledger that stores answers, and their cost limit. Without it, answers are
+            not stored.
+        through (`Callable`, *optional*): Called with every question that is done.
 
     Returns:
-        `list[Completion | RequestError]`: In order, the answers, or why there is none.
+        `list[Completion | RequestError]`: In order, the answer, or the error that says why there is none.
 
     Raises:
-        ScoringError: If nothing can succeed, or no question was answered for so long that none will be.
-        LedgerError: If an answer cannot be kept.
+        ScoringError: If no request can succeed, or too many questions in a row got no answer.
+        LedgerError: If an answer cannot be written.
     """
 
     async def run(interrupt: Interrupt) -> list[Completion | RequestError]:
@@ -136,7 +137,7 @@ def ask_paid(
 
 
 class Unasked(RequestError):
-    """The question was not asked, since nothing more is."""
+    """The question was not sent, because the run had stopped sending."""
 
 
 @dataclass
@@ -146,10 +147,10 @@ class _Run:
     asking: Asking
     claims: Claims
     max_cost: float | None
-    through: Callable[[Question], Any]
+    through: Callable[[Question], object]
     found: dict[str, Completion] = field(default_factory=dict)
     failed: dict[str, RequestError] = field(default_factory=dict)
-    tried: dict[str, int] = field(default_factory=dict)
+    last_words: dict[str, str] = field(default_factory=dict)
     answers: bool = False
     stopped: str = ""
     hopeless: str = ""
@@ -163,7 +164,7 @@ class _Run:
         self.priced = self.asking.service.has_price
 
     async def go(self, questions: Sequence[Question], interrupt: Interrupt) -> list[Completion | RequestError]:
-        """Asks until every question has its answer, has failed, or nothing more is asked."""
+        """Sends questions until each has its answer or has failed, or the run stops sending."""
         kept = self.claims.ledger.on_disk
         if kept:
             interrupt.attach(lambda: self._drain(interrupt))
@@ -179,7 +180,7 @@ class _Run:
             elif waiting and not found:
                 await asyncio.sleep(_LOOK)
         if interrupt.pressed and kept:
-            say("Interrupted. What was answered is in the ledger; run again to go on.")
+            say("Interrupted. All answers received are in the ledger; run again to resume.")
         keys = {question.key for question in questions}
         if self.hopeless and self.asking.patience > 1 and not keys <= self.found.keys() | self.failed.keys():
             raise ScoringError(self._farewell(len(keys)))
@@ -190,15 +191,15 @@ class _Run:
 
     def _farewell(self, count: int) -> str:
         return (
-            f"{self.asking.who} gave {self.streak} replies in a row that are no scores, and nothing more is asked "
-            f"({len(self.found):,} of {count:,} answers have a score). The last: {self.hopeless}"
+            f"{self.asking.who} gave {self.streak} replies in a row that are not scores, so no more requests are sent "
+            f"({len(self.found):,} of {count:,} answers have a score). The last error: {self.hopeless}"
         )
 
     def _drain(self, interrupt: Interrupt) -> None:
-        """Asks nothing more."""
+        """Stops sending questions."""
         self.stopped = "the run was interrupted"
         again = "A second one stops at once." if interrupt.terminated else "Press it again to stop at once."
-        say(f"{interrupt.name}: {self.in_flight} requests in flight are waited for. {again}")
+        say(f"{interrupt.name}: waiting for {self.in_flight} requests in flight. {again}")
         self.money.set()
         self._settled()
 
@@ -207,11 +208,11 @@ class _Run:
             self.drained.set()
 
     async def _ask(self, questions: Sequence[Question], kept: bool) -> None:
-        """Asks questions that are this run's; those that wait for another try when the run is drained are left."""
+        """Sends the questions that this run has claimed; when it is interrupted, questions to retry are dropped."""
         again = (
-            "they are in the ledger, and the next run asks for the rest" if kept else "the next run sends all again"
+            "they are in the ledger, and the next run requests the rest" if kept else "the next run sends all again"
         )
-        work = ask_service(self.asking.endpoint, self.asking.service, questions, self._one, self.through, again)
+        work = ask_service(self.asking.endpoint, self.asking.service, questions, self._one, self._passed, again)
         asking = asyncio.ensure_future(work)
         drained = asyncio.ensure_future(self.drained.wait())
         try:
@@ -230,8 +231,15 @@ class _Run:
             await asyncio.gather(asking, drained, return_exceptions=True)
             self.claims.release([question.key for question in questions if question.key not in self.found])
 
+    def _passed(self, question: Question) -> None:
+        """A question is asked no more."""
+        words = self.last_words.pop(question.key, None)
+        if words is not None and question.key not in self.found:
+            self._unanswered(words)
+        self.through(question)
+
     async def _one(self, send: Send, question: Question) -> RequestError | None:
-        """One try of one question."""
+        """Makes one attempt at one question."""
         if self.asking.alone and not self.answers:
             async with self.turn:
                 if not self.answers:
@@ -244,19 +252,20 @@ class _Run:
         self.in_flight += 1
         try:
             return self._keep(question, await self.asking.ask(send, question.content))
-        except RequestError as error:  # what came is no answer of this question
+        except RequestError as error:  # the response is not an answer to this question
             self._lost(question, True)
             self._unanswered(str(error))
             return error
         except TeacherError as error:
             self._lost(question, error.maybe_charged)
-            self.tried[question.key] = self.tried.get(question.key, 0) + 1
-            if not isinstance(error, RetryableError) or self.tried[question.key] >= self.asking.service.attempts:
+            if isinstance(error, RetryableError):  # it is asked again, unless it has been for too long
+                self.last_words[question.key] = str(error)
+            else:
                 self._unanswered(str(error))
             raise
         except LedgerError:
             raise
-        except BaseException:  # given up, so that it may have been answered
+        except BaseException:  # cancelled: the server may have answered and charged
             self._lost(question, True)
             raise
         finally:
@@ -264,7 +273,7 @@ class _Run:
             self._settled()
 
     async def _affordable(self, question: Question) -> bool:
-        """Sets the worst case aside; waits for money that is set aside by others."""
+        """Reserves the worst-case cost; waits while other requests hold the budget."""
         while self.priced and not self.budget.hold(self._worst(question)):
             if self.budget.idle:
                 self.stopped = self.stopped or self.budget.exceeded
@@ -294,7 +303,7 @@ class _Run:
             self.claims.keep([(question.key, answer, origin)], self.budget.written())
             self.found[question.key], self.streak, self.answers = answer, 0, True
             return None
-        # Kept to be looked at, under a key that nothing is looked up by.
+        # Stored for inspection, under a key that is never looked up.
         beside = question_key("no answer", question.key, time.time_ns())
         self.claims.keep([(beside, answer, replace(origin, kind=f"{origin.kind} (no score)"))], self.budget.written())
         self._unanswered(f"{wrong}. Expected: {self.asking.expected}.")

@@ -1,26 +1,23 @@
-"""Linear layers whose weights lie in memory as the CPU's matrix kernels want them.
+"""Linear layers whose weights are stored in the memory layout of the CPU's matrix kernels.
 
-oneDNN, which PyTorch ships, multiplies fastest by weights in a blocked order of its own. Otherwise it reorders them at
-every call or, in float32, leaves the product to a library that knows the processor less well. A student that only
-scores never changes, so its weights are reordered once. Layers for which that does not work, or gives other numbers,
-stay as they are.
+oneDNN, which PyTorch ships, is fastest with weights in its own blocked layout. Otherwise it reorders them at every
+call or, in float32, PyTorch uses a slower library. The weights of a student that only scores never change, so they are
+reordered once. Layers for which that fails, or gives different numbers, stay as they are.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from persyn_hf.models.device import has_prepacked_linear
 
-#: Largest relative difference that another order of summation explains.
+#: Largest relative difference that a different order of summation explains.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 class PrepackedLinear(torch.nn.Module):
-    """`torch.nn.Linear` for inference on a CPU; the original's weight is not kept."""
+    """A `torch.nn.Linear` for inference on a CPU; it does not keep the original weight."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -29,26 +26,26 @@ class PrepackedLinear(torch.nn.Module):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """As `torch.nn.functional.linear`."""
+        """Computes `torch.nn.functional.linear`."""
         found: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, self._weight, self.bias, "none", [], "")
         return found
 
     def original(self) -> torch.nn.Linear:
-        """The layer as it was."""
+        """The original layer."""
         linear = torch.nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         linear.weight = torch.nn.Parameter(self._weight.to_dense(), requires_grad=False)
         linear.bias = self.bias
         return linear
 
 
-def prepack(body: Any) -> int:
-    """Prepacks the linear layers of a model's body in place, one by one, each held against the original.
+def prepack(body: torch.nn.Module) -> int:
+    """Prepacks the linear layers of a model's body in place, and checks each against the original.
 
     Args:
-        body (`torch.nn.Module`): On the CPU, in float32 or bfloat16; other layers are left alone.
+        body (`torch.nn.Module`): A body on the CPU. Only layers in float32 or bfloat16 are prepacked.
 
     Returns:
-        `int`: How many layers were prepacked.
+        `int`: Number of prepacked layers.
     """
     if not has_prepacked_linear():
         return 0
@@ -63,7 +60,7 @@ def prepack(body: Any) -> int:
     return packed
 
 
-def restore(body: Any) -> None:
+def restore(body: torch.nn.Module) -> None:
     """Undoes `prepack`."""
     for module in list(body.modules()):
         for name, child in list(module.named_children()):
@@ -78,6 +75,6 @@ def _prepacked(linear: torch.nn.Linear) -> PrepackedLinear | None:
         made = PrepackedLinear(linear)
         found, expected = made(probe).double(), linear(probe).double()
     except (AttributeError, RuntimeError):
-        return None  # the operators are not public: another release of PyTorch, or a processor without them
+        return None  # the operators are private: this PyTorch or this processor may lack them
     close = (found - expected).norm() <= _TOLERANCE[linear.weight.dtype] * expected.norm()
     return made if bool(close) else None

@@ -1,4 +1,4 @@
-"""`persyn_quality`: how good each answer is, by verifiers, reward models and judges, as a `datasets.map` function."""
+"""`persyn_quality`: the quality of answers by verifiers, reward models and judges, as a `datasets.map` function."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from persyn_hf.columns import ANSWER, COMPLETION, PROMPT, QUALITY, QUALITY_ERROR, RESPONSE_FORMAT, require_columns
+from persyn_hf.columns import (
+    ANSWER,
+    COMPLETION,
+    EXTRA_BODY,
+    PROMPT,
+    QUALITY,
+    QUALITY_ERROR,
+    RESPONSE_FORMAT,
+    TOOLS,
+    require_columns,
+)
 from persyn_hf.config import Quality, merged, require_known
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import ConfigError
@@ -38,35 +48,35 @@ def persyn_quality(
     ledger: LedgerLike = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Adds `quality`, on one row or on a batch, by exactly one of a verifier, a reward model, a judge and `sources`.
+    """Adds `quality` to a row or a batch, by exactly one of a verifier, a reward model, a judge and `sources`.
 
     Args:
-        batch_or_row (`Mapping`): With the prompt column, `completion`, and where the verifier needs it the reference.
-        rank (`int`, *optional*): From `with_rank=True`: the worker's number picks the GPU.
-        verifier (`str` or `Callable`, *optional*): `"math"`, `"exact"`, `"reasoning-gym"`,
-            `"package.module:function"`, or a function, called with `(prompt, completion, answer)` and returning a
+        batch_or_row (`Mapping`): The prompt column, `completion` and, if the verifier needs it, the reference.
+        rank (`int`, *optional*): Worker number from `with_rank=True`; it selects the GPU.
+        verifier (`str` or `Callable`, *optional*): `"math"`, `"exact"`, `"reasoning-gym"`, `"json-schema"`, an entry
+            point's name, `"package.module:function"`, or a function `(prompt, completion, answer)` that returns a
             finite number.
         prompt_column, answer_column (`str`): Names of the columns.
-        version (`str`, *optional*): Part of the cache key only; `pin_quality` fills it in.
-        ledger (`Ledger`, path or `None`): Where a judge's replies are kept; what it has is not asked again. With the
-            keyword `max_cost` (USD) a judge that has prices is asked nothing that could bring its sum above.
+        version (`str`, *optional*): Part of the cache key only; `pin_quality` sets it.
+        ledger (`Ledger`, path or `None`): Ledger that stores a judge's replies; stored replies are not requested
+            again. The keyword `max_cost` limits the cost of all its answers, in USD, if the judge has prices.
         options: Keys of [`Quality`]: `reward_model` and its `revision`, `judge` (the fields of [`Judge`]), `sources`
-            (each the fields of [`QualitySource`]) and `normalize`. What needs all rows of a prompt (`minmax`,
-            `zscore`, `rank`) is for `score`, which has them. And those of [`ScorerOptions`] (`dtype`, `device`,
-            `token_budget`), for reward models.
+            (each with the fields of [`QualitySource`]) and `normalize`; only `score` supports `minmax`, `zscore` and
+            `rank`, which need all rows of a prompt. Keys of [`ScorerOptions`] (`dtype`, `device`, `token_budget`)
+            apply to reward models.
 
     Returns:
         `dict`: `quality` (float), a list for a batch, a scalar for a row; null for a row with `error` or without
-        completion. With `sources`, `quality_<name>` on each source's own scale, and `quality` is their weighted mean.
-        With a judge or a reward model, `quality_error` says why an answer has no score: in the judge's own words
-        where they are none, or that the reward model's score is not finite.
+        completion. With `sources`, `quality_<name>` is on each source's own scale, and `quality` is their weighted
+        mean. With a judge or a reward model, `quality_error` says why an answer has no score: it quotes a judge's
+        reply that is not a score, or says that the reward model's score is not finite.
 
     Raises:
-        ConfigError: If not exactly one is given, a verifier is not found, or sources have unlike scales and
-            `normalize` does not say how they meet.
+        ConfigError: If not exactly one is given, a verifier is not found, or sources have different scales and
+            `normalize` is not set.
         MissingColumnError: If a column is absent.
-        ScoringError: If a verifier gives no finite number or cannot read references, the message names the rows; if a
-            reward model gives no finite number at all; or if a judge cannot be asked at all.
+        ScoringError: If a verifier returns no finite number or cannot read references (the message names the rows), if
+            no score of a reward model is finite, or if a judge cannot be reached.
 
     Example:
         >>> persyn_quality({"prompt": "1+1?", "completion": "A: 2", "answer": "2"}, verifier="math")
@@ -88,8 +98,8 @@ def persyn_quality(
         wanted = read_sources({key: value for key, value in asked.items() if value is not None})
     if wanted.normalize in WITHIN_PROMPT:
         raise ConfigError(
-            f"`normalize: {wanted.normalize}` needs all answers of a prompt, which a map function does not have; use "
-            '`persyn_hf.score`, or "range".'
+            f"`normalize: {wanted.normalize}` needs all answers to a prompt, which a map function does not have. Use "
+            '`persyn_hf.score`, or set `normalize` to "range".'
         )
     batch, single = as_batch(batch_or_row)
     how = how.model_copy(update={"device": worker_device(how.device, rank)})
@@ -104,7 +114,7 @@ def persyn_quality(
 
 
 def pin_quality(**settings: Any) -> dict[str, Any]:
-    """Arguments of `persyn_quality` under which a cached result is a fresh one: reward models by commit or digest.
+    """Arguments of `persyn_quality` that make the cache of `datasets` safe: reward models by commit or digest.
 
     Args:
         settings: Arguments of `persyn_quality`.
@@ -132,20 +142,23 @@ def source_values(
     prompt_column: str = PROMPT,
     answer_column: str = ANSWER,
 ) -> tuple[dict[str, list[float | None]], list[str | None]]:
-    """What every source gives every row of a batch, on its own scale, and why a judge gave nothing.
+    """Scores every row of a batch by every source, each on its own scale.
 
     Returns:
-        `tuple[dict, list]`: A column per source name, and a column of errors.
+        `tuple[dict, list]`: Source name → column of scores, and a column of errors.
     """
     rows = answered(batch)
     references = batch.get(answer_column) or [None] * len(batch[COMPLETION])
+    nothing = [None] * len(batch[COMPLETION])
+    forms, bodies = batch.get(RESPONSE_FORMAT) or nothing, batch.get(EXTRA_BODY) or nothing
     answers = ScorableAnswers(
         [batch[prompt_column][row] for row in rows],
         [batch[COMPLETION][row] for row in rows],
         [references[row] for row in rows],
         row_names(batch, rows),
         answer_column in batch,
-        [(batch.get(RESPONSE_FORMAT) or references)[row] for row in rows],
+        [schema_of_row(None, forms[row], bodies[row]) for row in rows],
+        [batch[TOOLS][row] for row in rows] if TOOLS in batch else None,
     )
     columns: dict[str, list[float | None]] = {}
     errors: list[str | None] = [None] * len(batch[COMPLETION])
@@ -160,24 +173,24 @@ def source_values(
                 errors[row] = value
     failed = sum(error is not None for error in errors)
     if failed:
-        logger.warning("%d of %d answers got no score; `%s` says why.", failed, len(rows), QUALITY_ERROR)
+        logger.warning("%d of %d answers got no score; see the column `%s`.", failed, len(rows), QUALITY_ERROR)
     return columns, errors
 
 
 def warn_of_zeros(sources: Sources, values: Mapping[str, Sequence[float | None]]) -> None:
-    """Warns of a verifier that gives every answer 0: more often the references are not read than all is wrong.
+    """Warns of a verifier that gives every answer 0, which usually means that it misreads the references.
 
     Args:
-        sources (`Sources`): What quality is made of.
-        values (`Mapping`): A column per source name.
+        sources (`Sources`): The sources of quality.
+        values (`Mapping`): Source name → column of values.
     """
     for part in sources.parts:
         known = [value for value in values[part.name] if value is not None]
         if part.verifier is not None and known and not any(known):
             name = part.verifier if isinstance(part.verifier, str) else part.name
             logger.warning(
-                "The verifier `%s` gives all %d answers 0. If some of them are right, it does not read them, or not "
-                "their references: look at some rows, and at the form of `answer` that it expects.",
+                "The verifier `%s` gives all %d answers 0. If some of them are correct, it misreads them or their "
+                "references: check some rows, and the format of `answer` that it expects.",
                 name,
                 len(known),
             )
@@ -191,7 +204,9 @@ def _values(part: Source, answers: ScorableAnswers, how: ScorerOptions, account:
         from persyn_hf.scoring.reward_model import load_reward_model, reward_scores
 
         model = load_reward_model(part.reward_model, part.revision, how.dtype, how.device)
-        return reward_scores(model, answers.prompts, answers.completions, answers.names, how.token_budget)
+        return reward_scores(
+            model, answers.prompts, answers.completions, answers.names, how.token_budget, tools=answers.tools
+        )
     assert part.verifier is not None
     if part.verifier == "json-schema":
         answers = replace(answers, references=list(map(schema_of_row, answers.references, answers.forms)))

@@ -1,7 +1,7 @@
-"""The student behind a server: the log-probabilities that it reports of a prompt with its completion.
+"""Scoring by a student behind a server, from the log-probabilities that it reports for a prompt and its completion.
 
-The server must read exactly the tokens that the student's own tokenizer gives, so every answer's tokens are held
-against ours; a score that belongs to other tokens would be no score of this answer.
+The server must read exactly the tokens of the student's own tokenizer, so the tokens of every answer are compared with
+ours: a score of other tokens would not be a score of this answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from persyn_hf.models.rendering import Rendered
 from persyn_hf.scoring.paid import Account, Asking, Question, Unasked, ask_paid, question_key
 from persyn_hf.scoring.reward import RANK_LIMIT, AnswerScore
 
-Progress = Callable[[int], Any]
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class RemoteStudent:
     """A student that a server runs.
 
     Args:
-        name, revision (`str`): Whose tokenizer, template and context count, and what that resolved to.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        context (`int`, *optional*): Tokens it can read at once.
+        name (`str`): Hub repository id or local folder that provides the tokenizer, template and context length.
+        revision (`str`): Resolved commit, or a folder's digest.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        context (`int`, *optional*): Context length in tokens.
         endpoint (`StudentEndpoint`): The server.
     """
 
@@ -48,7 +49,7 @@ class RemoteStudent:
 
 @dataclass(frozen=True)
 class _Token:
-    """What a server says of one token: which it is (id or text), its log-probability and its rank."""
+    """One token as a server reports it: its id or text, its log-probability and its rank."""
 
     token: object
     logprob: object
@@ -56,11 +57,11 @@ class _Token:
 
 
 def load_remote_student(model: str, revision: str | None, endpoint: StudentEndpoint) -> RemoteStudent:
-    """Loads what scoring needs of a student that a server runs: its tokenizer and the size of its context.
+    """Loads the tokenizer and the context length of a student that a server runs.
 
     Args:
         model (`str`): Hub repository id or local folder.
-        revision (`str`, *optional*): As the server runs it; the server is not asked.
+        revision (`str`, *optional*): Revision that the server runs; this is not checked with the server.
         endpoint (`StudentEndpoint`): The server.
     """
     resolved = identity(model, revision)
@@ -83,36 +84,37 @@ def score_remotely(
     progress: Progress | None = None,
     account: Account | None = None,
 ) -> list[AnswerScore]:
-    """Scores rendered answers through the student's server; what the ledger has is not asked again.
+    """Scores rendered answers with the student's server; scores in the ledger are not requested again.
 
-    The ledger keeps what counts of an answer, its sum and its number of tokens and the sum of their ranks, under a key
-    of the student, the server's name for it, the API and the answer's tokens.
+    The ledger stores an answer's summed log-probability, its number of tokens and the sum of their ranks. The key
+    covers the student, the server's name for it, the API and the answer's tokens.
 
     Args:
         student (`RemoteStudent`): From `load_remote_student`.
         answers (`Sequence[Rendered]`): Answers with at least one completion token.
-        names (`Sequence[str]`): How errors name the answers.
+        names (`Sequence[str]`): Names of the answers in errors.
         ranks (`bool`, defaults to `False`): Also sum the tokens' ranks.
-        progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every answer.
-        account (`Account`, *optional*): Where scores are kept, and what they may cost. Without one nothing is kept.
+        progress (`Callable[[int], object]`, *optional*): Called after every answer with its number of tokens.
+        account (`Account`, *optional*): The ledger that stores scores, and their cost limit. Without it, scores are
+            not stored.
 
     Returns:
         `list[AnswerScore]`: In order.
 
     Raises:
-        ConfigError: If ranks are asked of an API that has none.
-        ScoringError: If the server cannot be asked, reads other tokens or reports no log-probabilities.
+        ConfigError: If ranks are requested from an API that does not report them.
+        ScoringError: If the server cannot be reached, reads other tokens or reports no log-probabilities.
     """
     if ranks and student.endpoint.api != "prompt_logprobs":
         raise ConfigError(
-            f'`rsr` needs ranks, which `api: {student.endpoint.api}` does not report; use "prompt_logprobs", or run '
-            "the student in process."
+            f"`rsr` needs ranks, which `api: {student.endpoint.api}` does not report. Set `api: prompt_logprobs`, or "
+            "run the student in this process."
         )
     questions = [_question(student, answer, ranks) for answer in answers]
     through = None if progress is None else lambda question: progress(len(question.content.ids))
     found = ask_paid(_asking(student, ranks), questions, account, through)
     failed = [(name, one) for name, one in zip(names, found, strict=True) if isinstance(one, RequestError)]
-    for name, error in sorted(failed, key=lambda one: isinstance(one[1], Unasked)):  # a reason before its consequence
+    for name, error in sorted(failed, key=lambda one: isinstance(one[1], Unasked)):  # a cause before its effects
         raise ScoringError(f"{name}: {error}") from error
     return [_read(one) for one in found if isinstance(one, Completion)]
 
@@ -167,14 +169,14 @@ def _summed(answer: Rendered, tokens: Sequence[_Token], ranks: bool) -> AnswerSc
 
 
 def _number(value: object) -> float:
-    """What a server calls a number, or NaN."""
+    """A number from a server; NaN if it is not one."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**53
     return float(value) if known else math.nan  # type: ignore[arg-type] # mypy loses what `known` says
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Asks a server about one answer, and reads what it says of the answer's tokens."""
+    """Requests the log-probabilities of one answer's tokens from a server."""
 
     student: RemoteStudent
     endpoint: Endpoint
@@ -184,7 +186,7 @@ class _Reader:
 
 
 class _Generate(_Reader):
-    """`/generate` with `decoder_input_details`: text goes in, so it must tokenise to exactly the answer's tokens."""
+    """`/generate` with `decoder_input_details`: it takes text, which must tokenize to exactly the answer's tokens."""
 
     async def __call__(self, send: Send, answer: Rendered) -> list[_Token]:
         parameters = {"details": True, "decoder_input_details": True, "max_new_tokens": 1}
@@ -192,7 +194,7 @@ class _Generate(_Reader):
         output = await send(self.endpoint.url("/generate"), body)
         details = _mapping(output[0] if isinstance(output, list) and output else output).get("details")
         if not isinstance(details, dict):
-            raise RetryableError("the answer has no `details`")
+            raise RetryableError("the response has no `details`")
         prefill = details.get("prefill")
         tokens = [
             _Token(one.get("id"), one.get("logprob"))
@@ -200,51 +202,51 @@ class _Generate(_Reader):
         ]
         if len(tokens) < len(answer.ids) and len(tokens) <= 1:
             raise ScoringError(
-                f"{self.endpoint.address} reports no prompt log-probabilities; start the server with "
+                f"{self.endpoint.address} reports no prompt log-probabilities. Start the server with "
                 "--enable-prefill-logprobs."
             )
         return self._aligned(answer, tokens)
 
     def _text(self, answer: Rendered) -> str:
-        """A text that the server tokenises, special tokens added by itself, to the answer's tokens."""
+        """A text that the server, which adds special tokens, tokenizes to the answer's tokens."""
         tokenizer = self.student.tokenizer
-        for skipped in (0, 1):  # a tokenizer that puts a first token before every text must not get it twice
+        for skipped in (0, 1):  # a tokenizer that adds a first token to every text must not get it twice
             text = tokenizer.decode(answer.ids[skipped:], clean_up_tokenization_spaces=False)
             if tuple(tokenizer(text, verbose=False)["input_ids"]) == answer.ids:
                 return str(text)
         raise RequestError(
-            "no text tokenises to this answer's tokens (a token straddles the end of the prompt, or the answer is "
-            'cut within a character); `api: "prompt_logprobs"` and `"echo"` send tokens.'
+            "no text tokenizes to this answer's tokens (a token straddles the end of the prompt, or the answer is "
+            "cut within a character). Set `api: prompt_logprobs` or `api: echo`, which send tokens."
         )
 
 
 class _Completions(_Reader):
-    """`/v1/completions`: token ids go in."""
+    """`/v1/completions`: it takes token ids."""
 
     async def _choice(self, send: Send, answer: Rendered, **asked: Any) -> dict[str, Any]:
         body = {
             "model": self.endpoint.model,
             "prompt": list(answer.ids),
-            "max_tokens": 1,  # 0 means no limit to some servers
+            "max_tokens": 1,  # for some servers, 0 means no limit
             "temperature": 1.0,
             **asked,
         }
         output = await send(self.endpoint.url("/v1/completions"), body)
         choices = output.get("choices") if isinstance(output, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise RetryableError("the answer is no completion")
+            raise RetryableError("the response is not a completion")
         return choices[0]
 
 
 class _PromptLogprobs(_Completions):
-    """The parameter `prompt_logprobs`: for every prompt token the log-probability and the rank, by token id."""
+    """The parameter `prompt_logprobs`: it reports the log-probability and the rank of every prompt token by its id."""
 
     async def __call__(self, send: Send, answer: Rendered) -> list[_Token]:
         choice = await self._choice(send, answer, prompt_logprobs=0)
         entries = choice.get("prompt_logprobs")
         if not isinstance(entries, list):
             raise ScoringError(
-                f'{self.endpoint.address} does not know `prompt_logprobs`; use `api: "echo"` or `"generate"`.'
+                f"{self.endpoint.address} does not support `prompt_logprobs`. Set `api: echo` or `api: generate`."
             )
         tokens = []
         for entry, own in zip(entries, answer.ids, strict=False):
@@ -259,7 +261,7 @@ class _PromptLogprobs(_Completions):
 
 
 class _Echo(_Completions):
-    """`echo` with `logprobs`: the prompt's tokens come back as texts, or as `token_id:N` where the server can."""
+    """`echo` with `logprobs`: it returns the prompt's tokens as texts, or as `token_id:N` if the server can."""
 
     async def __call__(self, send: Send, answer: Rendered) -> list[_Token]:
         choice = await self._choice(send, answer, echo=True, logprobs=1, return_tokens_as_token_ids=True)
@@ -268,7 +270,7 @@ class _Echo(_Completions):
         if not isinstance(names, list) or not isinstance(values, list) or len(names) != len(values):
             raise ScoringError(f"{self.endpoint.address} reports no `logprobs` of an echoed prompt.")
         read = [_Token(_named(name), value) for name, value in zip(names, values, strict=True)]
-        generated = len(read) - len(answer.ids)  # the one token that was asked for stands behind the prompt
+        generated = len(read) - len(answer.ids)  # the one generated token comes after the prompt
         return self._aligned(answer, read[: len(answer.ids)] if generated in (0, 1) else read)
 
 
@@ -285,19 +287,19 @@ def _named(name: object) -> object:
 
 
 def _id(digits: str) -> int:
-    """A token's id; -1, which is none, where it cannot be read."""
+    """Reads a token's id; -1, which is no id, if it cannot be read."""
     return int(digits) if digits.isdecimal() and len(digits) < 16 else -1
 
 
-def _mapping(value: Any) -> dict[Any, Any]:
+def _mapping(value: object) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
 def _aligned(student: RemoteStudent, endpoint: Endpoint, answer: Rendered, tokens: list[_Token]) -> list[_Token]:
-    """The server's tokens, if they are ours.
+    """Checks that the server's tokens are ours, and returns them.
 
     Raises:
-        RequestError: At the first that differs.
+        RequestError: If they are not; the message names the first difference.
     """
     tokenizer = student.tokenizer
     for place, (token, own) in enumerate(zip(tokens, answer.ids, strict=False)):
@@ -305,12 +307,12 @@ def _aligned(student: RemoteStudent, endpoint: Endpoint, answer: Rendered, token
         if token.token != own and token.token not in texts:
             raise RequestError(
                 f"the server reads other tokens than the tokenizer of {student.name}: token {place} is "
-                f"{endpoint.clean(repr(token.token))} there, here {own} ({tokenizer.decode([own])!r}). Is it the same "
-                "model and revision?"
+                f"{endpoint.clean(repr(token.token))} there and {own} ({tokenizer.decode([own])!r}) here. Check that "
+                "the server runs the same model and revision."
             )
     if len(tokens) != len(answer.ids):
         raise RequestError(
-            f"the server reads {len(tokens)} tokens, the tokenizer of {student.name} gives {len(answer.ids)}. Is it "
-            "the same model, and is its context long enough?"
+            f"the server reads {len(tokens)} tokens, but the tokenizer of {student.name} gives {len(answer.ids)}. "
+            "Check that the server runs the same model and that its context is long enough."
         )
     return tokens

@@ -1,4 +1,4 @@
-"""The reward that a router learns from: quality and learnability, normalised within the prompt and mixed.
+"""The reward that a router is trained on: quality and learnability, normalised within the prompt and mixed.
 
 `r = (1 - alpha) * n(quality) + alpha * n(learnability)` (PerSyn, arXiv 2510.10925).
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -39,8 +38,9 @@ def normalize(values: ArrayLike, method: str = "minmax") -> Floats:
 
     Args:
         values (`ArrayLike`): Finite scores, `(teachers,)`.
-        method (`"minmax"`, `"zscore"` or `"rank"`): To [0, 1] by least and greatest; to mean 0 and standard deviation
-            1 (population); to [0, 1] by rank, ties averaged. A constant row, and a single score, gives 0.5, 0.0, 0.5.
+        method (`"minmax"`, `"zscore"` or `"rank"`): `minmax` scales to [0, 1] by the lowest and highest score;
+            `zscore` to mean 0 and standard deviation 1 (population); `rank` to [0, 1] by rank, ties averaged. Equal
+            scores, or a single one, give 0.5, 0.0 and 0.5.
 
     Returns:
         `np.ndarray`: float64, `(teachers,)`.
@@ -65,7 +65,7 @@ def reward(quality: ArrayLike, learnability: ArrayLike, alpha: float = 0.4, norm
 
     Args:
         quality, learnability (`ArrayLike`): `(teachers,)`; for both, higher is better.
-        alpha (`float`, defaults to 0.4): The share of learnability. 0 and 1 are exact.
+        alpha (`float`, defaults to 0.4): Weight of learnability. 0 and 1 are exact.
         normalization (`str`, defaults to `"minmax"`): See `normalize`.
 
     Returns:
@@ -89,25 +89,28 @@ def add_rewards(
 ) -> Dataset:
     """Adds the column `reward` to scored answers.
 
-    Scores are normalised over all answers to a prompt: every teacher's, and all of its turns, samples and attempts
-    where it has several. So rewards of samples can be compared with each other and with other teachers', and the mean
-    reward of a teacher's samples is what their mean score would get (`minmax` and `zscore` are linear; `rank` is not).
+    Scores are normalised over all answers to a prompt: those of all teachers, with all their turns, samples and
+    attempts. So rewards of samples can be compared with each other and with those of other teachers, and the mean
+    reward of a teacher's samples equals the reward of their mean score (`minmax` and `zscore` are linear; `rank` is
+    not).
 
     Args:
-        dataset (`Dataset`): With `prompt_id`, `teacher`, `quality` and the learnability column. Rows of a prompt need
-            not be neighbours.
+        dataset (`Dataset`): The columns `prompt_id`, `teacher`, `quality` and the learnability column. Rows of a
+            prompt may be in any order.
         alpha (`float`, defaults to 0.4), normalization (`str`, defaults to `"minmax"`): See `reward`.
-        learnability_column (`str`, defaults to `"learnability"`): `"rsr"` for the rank-surprisal ratio.
-        higher_is_better (`bool`, defaults to `True`): Whether a higher value is more learnable; `False` for `rsr`.
-        reward_column (`str`, defaults to `"reward"`): Where the reward goes, for a second student another.
+        learnability_column (`str`, defaults to `"learnability"`): Column of learnability; `"rsr"` for the
+            rank-surprisal ratio.
+        higher_is_better (`bool`, defaults to `True`): Set to `False` if a lower value is more learnable, as for `rsr`.
+        reward_column (`str`, defaults to `"reward"`): Column of the reward; use another name for a second student.
 
     Returns:
-        `Dataset`: With `reward` (float64). A row with a missing score gets null and takes no part in its prompt.
+        `Dataset`: The rows with `reward` (float64). A row with a missing score gets null and is left out of the
+        normalisation.
 
     Raises:
         ConfigError: If `alpha` or the normalisation is wrong.
         MissingColumnError: If a column is absent.
-        ScoringError: If a score is NaN or infinite, naming prompt and teacher.
+        ScoringError: If a score is NaN or infinite; the message names the prompt and the teacher.
     """
     _require_alpha(alpha)
     _require_method(normalization)
@@ -124,13 +127,14 @@ def add_weighted_quality(
     """Adds `quality`: the weighted mean of several columns, each normalised within the prompt first.
 
     Args:
-        dataset (`Dataset`): With `prompt_id`, `teacher` and the columns.
-        columns (`Sequence[str]`): For all of them, higher is better.
-        weights (`Sequence[float]`): One per column, above 0.
+        dataset (`Dataset`): The columns `prompt_id`, `teacher` and `columns`.
+        columns (`Sequence[str]`): Names of the columns; for all of them, higher is better.
+        weights (`Sequence[float]`): One weight per column, above 0.
         normalization (`str`): See `normalize`.
 
     Returns:
-        `Dataset`: With `quality` (float64). A row with a missing value gets null and takes no part in its prompt.
+        `Dataset`: The rows with `quality` (float64). A row with a missing value gets null and is left out of the
+        normalisation.
     """
     _require_method(normalization)
     values = [_column(dataset, column) for column in columns]
@@ -139,7 +143,7 @@ def add_weighted_quality(
 
 
 def _column(dataset: Dataset, name: str) -> Floats:
-    """A column as float64 with NaN for null; a NaN or an infinity that stands in the table is refused."""
+    """Reads a column as float64 with NaN for null; refuses NaN and infinite values."""
     raw = dataset[name][:]
     values: Floats = np.array([np.nan if value is None else value for value in raw], dtype=np.float64)
     present = np.array([value is not None for value in raw], dtype=bool)
@@ -148,13 +152,13 @@ def _column(dataset: Dataset, name: str) -> Floats:
         row = int(wrong[0])
         raise ScoringError(
             f"`{name}` must be finite, got {values[row]} for prompt {dataset[row][PROMPT_ID]}, "
-            f"teacher {dataset[row][TEACHER]} ({wrong.size} rows in all)."
+            f"teacher {dataset[row][TEACHER]} ({wrong.size} such rows). Fix the values, or set them to null."
         )
     return values
 
 
 def _normalize_columns(prompts: Sequence[str], columns: Sequence[Floats], method: str) -> list[Floats]:
-    """Normalises columns within the prompt; NaN, and no part in it, where any of them is missing."""
+    """Normalises columns within the prompt; a row with a missing value is left out and gets NaN."""
     usable = np.flatnonzero(~np.isnan(columns).any(axis=0))
     _, groups = np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
     order = usable[np.argsort(groups[usable], kind="stable")]
@@ -183,7 +187,7 @@ def _normalize_groups(values: Floats, starts: NDArray[np.intp], method: str) -> 
     low = np.repeat(np.minimum.reduceat(values, starts), counts)
     high = np.repeat(np.maximum.reduceat(values, starts), counts)
     constant = low == high
-    # Halves first: the span of two finite numbers can be infinite.
+    # Halved first: the difference of two finite numbers can be infinite.
     span = np.where(constant, 1.0, high / 2 - low / 2)
     scaled = np.where(constant, 0.5, (values / 2 - low / 2) / span)
     if method == "minmax":
@@ -209,7 +213,7 @@ def _require_method(method: str) -> None:
         raise ConfigError(f"`normalization` must be one of {', '.join(_METHODS)}, got {method!r}.")
 
 
-#: Every metric and its column. `mean-logprob` is always there.
+#: Metric → column. `mean-logprob` is always computed.
 COLUMN_OF = {
     "mean-logprob": LEARNABILITY,
     "rsr": RSR,
@@ -217,23 +221,23 @@ COLUMN_OF = {
     "completion_tokens": STUDENT_COMPLETION_TOKENS,
 }
 
-#: Those that can feed the reward, and whether a higher value is more learnable.
+#: Metrics that the reward can use → whether a higher value is more learnable.
 HIGHER_IS_BETTER = {"mean-logprob": True, "rsr": False, "perplexity": False}
 
-#: Ranks above this count as this in the rank-surprisal ratio (arXiv 2601.14249).
+#: Limit at which ranks are capped in the rank-surprisal ratio (arXiv 2601.14249).
 RANK_LIMIT = 100
 
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """What the student thinks of one answer.
+    """The student's score of one answer.
 
     Args:
         logprob (`float`): Sum of the natural log-probabilities of the completion's tokens, ≤ 0.
-        tokens (`int`): Scored tokens.
+        tokens (`int`): Number of scored tokens.
         rank (`int`, *optional*): Sum of the tokens' ranks, each at most `RANK_LIMIT`.
-        truncated (`bool`, defaults to `False`): Whether only the start of the answer was scored.
-        error (`str`, *optional*): Why there is no score. Its numbers then mean nothing.
+        truncated (`bool`, defaults to `False`): True if only the start of the answer was scored.
+        error (`str`, *optional*): Reason that there is no score; the numbers are then invalid.
     """
 
     logprob: float
@@ -258,17 +262,16 @@ class AnswerScore:
         return None if self.rank is None else self.rank / max(-self.logprob, 1e-12)
 
     def value(self, metric: str) -> float | int | None:
-        """One metric by its name; `None` where there is no score."""
+        """Looks a metric up by its name; `None` if there is no score."""
         if self.error is not None:
             return None
-        named: dict[str, Any] = {
+        named: dict[str, float | int | None] = {
             "mean-logprob": self.learnability,
             "rsr": self.rsr,
             "perplexity": self.perplexity,
             "completion_tokens": self.tokens,
         }
-        found: float | int | None = named[metric]
-        return found
+        return named[metric]
 
 
 def require_metrics(metrics: Sequence[str]) -> None:

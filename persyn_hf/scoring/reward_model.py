@@ -1,4 +1,4 @@
-"""Reward models: one-label sequence classifiers, read so that a batch gives what a single answer gives."""
+"""Reward models: one-label sequence classifiers, evaluated so that an answer's score does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load_reward_model(
 
     Raises:
         ConfigError: If there is no such model or dtype.
-        ScoringError: If it has more than one label or its head is missing.
+        ScoringError: If the model has more than one label or its head is missing.
     """
     calm_worker()
     resolved, where = identity(model, revision), choose_device(device)
@@ -75,8 +75,8 @@ def _load(name: str, revision: str, dtype: str, device: torch.device, streamed: 
     model = load_model(files, "classifier", dtype, device)
     if model.config.num_labels != 1:
         raise ScoringError(
-            f"A reward model must have one label, `{name}` has {model.config.num_labels}: a classifier, whose labels "
-            "have no order. Give a model with one output, such as those trained by TRL's `RewardTrainer`."
+            f"A reward model must have one label, but `{name}` has {model.config.num_labels}: it is a classifier and "
+            "its labels have no order. Use a model with one output, such as one trained with TRL's `RewardTrainer`."
         )
     with exact_float32():
         masked = not (streamed and _needs_no_mask(model, device))
@@ -115,8 +115,10 @@ def reward_scores(
     names: Sequence[str],
     token_budget: int | None = None,
     progress: Callable[[int], Any] | None = None,
+    *,
+    tools: Sequence[Any] | None = None,
 ) -> list[float | str]:
-    """Scores answers; each score is what the model gives the answer alone.
+    """Scores answers; a score does not depend on the other answers.
 
     Args:
         reward_model (`RewardModel`): From `load_reward_model`.
@@ -126,9 +128,12 @@ def reward_scores(
         token_budget (`int`, *optional*): Tokens of one batch, padding included. Default: 8,192 on a CPU; elsewhere
             what `persyn_hf.scoring.growth` finds.
         progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every batch.
+        tools (`Sequence`, *optional*): The definitions of functions that each prompt offers, which the template is
+            given too.
 
     Returns:
-        `list[float | str]`: In order, higher is better, on the model's own scale; words where a score is not finite.
+        `list[float | str]`: In order, the score on the model's own scale, higher is better; or, if it is not finite, a
+        text that says so.
 
     Raises:
         PromptTooLongError: If an answer does not fit the model's context.
@@ -147,22 +152,22 @@ def reward_scores(
     if len(scores) > 1 and all(isinstance(score, str) for score in scores):
         raise ScoringError(
             f"{names[0]} and the {len(scores) - 1} answers after it: {scores[0]}. Its weights overflow in "
-            f"{reward_model.model.dtype}, or are damaged: give another `revision`, or another reward model."
+            f"{reward_model.model.dtype} or are corrupt: set another `revision`, or use another reward model."
         )
     return scores
 
 
-def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: str) -> dict[str, list[int]]:
+def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: str, tools: Any) -> dict[str, list[int]]:
     tokenizer = reward_model.tokenizer
     if getattr(tokenizer, "chat_template", None):
-        messages = [*canonical_messages(prompt), {"role": "assistant", "content": completion}]
+        messages = [*canonical_messages(prompt), answer_message(completion)]
         try:
-            text = apply_template(tokenizer, messages)
+            text = apply_template(tokenizer, messages, tools)
         except TemplateError as error:
             raise ScoringError(f"{name}: the reward model's chat template refuses this: {error}.") from error
         except DataError as error:
             raise ScoringError(f"{name}: the reward model cannot read this conversation: {error}.") from error
-        # The prompt stands in the text too, so that its length says nothing: only cut thoughts are looked for.
+        # The text includes the prompt, so its length shows nothing; only cut thoughts can be detected.
         if "</think>" in completion:
             require_kept(completion, text, "the reward model", name)
         found = tokenizer(text, add_special_tokens=False, verbose=False)
@@ -171,7 +176,7 @@ def _encode(reward_model: RewardModel, prompt: Prompt, completion: str, name: st
     encoded = {key: list(found[key]) for key in ("input_ids", "token_type_ids") if key in found}
     if reward_model.context is not None and len(encoded["input_ids"]) > reward_model.context:
         raise PromptTooLongError(
-            f"{name}: {len(encoded['input_ids'])} tokens, the reward model reads {reward_model.context}."
+            f"{name}: {len(encoded['input_ids'])} tokens, but the reward model's context is {reward_model.context}."
         )
     return encoded
 
@@ -259,7 +264,7 @@ def _logits(model: Any, arrays: dict[str, NDArray[np.int64]], device: torch.devi
 
 
 def _last(ids: list[int], fill: int | None) -> int:
-    """The position that transformers reads when the answer is alone: the last one that is not the padding id."""
+    """The position that transformers reads for a single answer: the last one whose id is not the padding id."""
     if fill is None:
         return len(ids) - 1
     return next((place for place in range(len(ids) - 1, -1, -1) if ids[place] != fill), 0)

@@ -1,4 +1,4 @@
-"""The rows that a map function was given: one or a batch, which of them can be scored, and how errors name them."""
+"""The rows passed to a map function: one row or a batch, the rows that can be scored, and their names in errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Batch = dict[str, Sequence[Any]]
 
 
 def as_batch(batch_or_row: Mapping[str, Any]) -> tuple[Batch, bool]:
-    """A batch, and whether it was a single row."""
+    """Turns a row or a batch into a batch; the flag is true for a row."""
     single = not isinstance(batch_or_row[COMPLETION], list)
     return {key: [batch_or_row[key]] if single else batch_or_row[key] for key in batch_or_row}, single
 
@@ -23,7 +23,7 @@ def answered(batch: Mapping[str, Sequence[Any]]) -> list[int]:
 
 
 def row_names(batch: Mapping[str, Sequence[Any]], rows: Iterable[int]) -> list[str]:
-    """How errors name rows: by prompt and teacher where these are known, and the numbers that are set."""
+    """Names of rows in errors: prompt and teacher if known, and the row numbers that are set."""
     known = [(label, key) for key, label in ((PROMPT_ID, "prompt"), (TEACHER, "teacher")) if key in batch]
     numbers = [name for name in ROW_NUMBERS if name in batch]
     return [

@@ -76,37 +76,37 @@ def score(
     """Scores answers: quality, learnability and the reward `(1 − alpha) · n(quality) + alpha · n(learnability)`.
 
     Args:
-        answers (`Dataset`): With `prompt_id`, `prompt`, `teacher`, `completion`; `error`, `finish_reason` and `answer`
-            are read where they are there.
+        answers (`Dataset`): The columns `prompt_id`, `prompt`, `teacher` and `completion`; `error`, `finish_reason`
+            and `answer` are read if present.
         student (`str` or `Student`): Hub repository id or local folder; or the section `student` of a configuration,
-            beside which no option of the student is taken.
+            in which case the student's options cannot be passed as keywords.
         quality (`Quality`, mapping, `str`, `Callable`, *optional*): The configuration's section or its keys, a
-            verifier's name, or a function `(prompt, completion, answer) -> float`. `None` takes the column `quality`
-            that is there.
-        ledger (`Ledger`, path or `None`): Where the replies of a judge and of a student behind a server are kept as
-            they arrive; what it has is not asked again. It may be the ledger of the answers.
+            verifier's name, or a function `(prompt, completion, answer) -> float`. `None` uses the existing column
+            `quality`.
+        ledger (`Ledger`, path or `None`): Ledger that stores the replies of a judge and of a student behind a server
+            as they arrive; stored replies are not requested again. It may be the ledger of the answers.
         settings (`Reward` or `Mapping`, *optional*): The section `reward` of a configuration, or its keys.
-        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score answers under the prompts
-            that they were written under.
-        suffix (`str`, defaults to `""`): Put behind the names of the student's columns and of `reward`, so that a
-            second student's scores stand beside the first's.
+        system_prompts (`Mapping[str, str]`, *optional*): Teacher → system prompt, to score each answer with the system
+            prompt it was generated with.
+        suffix (`str`, defaults to `""`): Suffix of the names of the student's columns and of `reward`, to store the
+            scores of a second student.
         progress (`bool`, defaults to `True`): Show progress, in tokens per second.
-        options: Single keys of [`Reward`] (`alpha`, `normalization`, `learnability_metric`), which replace those of
-            `settings`; `max_cost` and `batch_size` of [`ScoreOptions`]; and, where `student` is a name, keys of
-            [`Student`] (`metrics`, `dtype`, `device`, `attn_implementation`, `token_budget`, `too_long`), its
-            `revision` and `endpoint` as `student_revision` and `student_endpoint`.
+        options: Keys of [`Reward`] (`alpha`, `normalization`, `learnability_metric`), which replace those of
+            `settings`; `max_cost` and `batch_size` of [`ScoreOptions`]; and, if `student` is a name, keys of
+            [`Student`] (`metrics`, `dtype`, `device`, `attn_implementation`, `token_budget`, `too_long`), with its
+            `revision` and `endpoint` named `student_revision` and `student_endpoint`.
 
     Returns:
-        `Dataset`: The same rows in the same order with `quality`, `learnability`, `student`, `student_revision`,
-        `learnability_metric`, `reward` added. A row without completion has null scores. Where an answer cannot be
-        scored, `learnability_error` says why.
+        `Dataset`: The same rows in the same order with the columns `quality`, `learnability`, `student`,
+        `student_revision`, `learnability_metric` and `reward` added. A row without completion has null scores. If an
+        answer cannot be scored, `learnability_error` says why.
 
     Raises:
         ConfigError: If a setting is wrong.
         MissingColumnError: If a column is absent.
-        DataError: If a prompt is empty, an answer too long, or scores would be written over.
-        ScoringError: If a score cannot be computed; the message names prompt and teacher.
-        MissingPackageError: If a package that the student needs is absent; looked at before quality is computed.
+        DataError: If a prompt is empty, an answer is too long, or scores would be overwritten.
+        ScoringError: If a score cannot be computed; the message names the prompt and the teacher.
+        MissingPackageError: If a package that the student needs is missing; checked before quality is computed.
 
     Example:
         >>> scored = score(answers, "org/student", quality="math", alpha=0.4)  # doctest: +SKIP
@@ -118,7 +118,8 @@ def score(
     reward, student = _settings(student, settings, options)
     if student.teacher_system_prompts and system_prompts is None:
         raise ConfigError(
-            "score: `teacher_system_prompts` of the student needs `system_prompts`: each teacher's, by its name."
+            "score: `teacher_system_prompts` of the student needs `system_prompts`: pass a mapping from teachers' "
+            "names to their system prompts."
         )
     metric = reward.learnability_metric
     require_metrics((metric, *student.metrics))
@@ -146,7 +147,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Pass:
-    """How the rows are gone through: in which order, how many at a time, and who pays."""
+    """Settings of one pass over the rows: their order, the batch size, the progress bar and the account."""
 
     order: list[int]
     batch_size: int
@@ -158,7 +159,7 @@ class _Pass:
             yield self.order[start : start + self.batch_size]
 
 
-#: Keywords of [`score`] that say how it goes.
+#: Keywords of [`score`] that belong to [`ScoreOptions`].
 _OF_THE_PASS = ScoreOptions.model_fields.keys()
 
 
@@ -167,18 +168,18 @@ def _require_prices(how: ScoreOptions, student: Student, sources: Sources | None
     if how.max_cost is not None and not any(one is not None and one.has_price for one in (*asked, student.endpoint)):
         raise ConfigError(
             "score: `max_cost` needs prices: set `price_per_million_prompt_tokens` and "
-            "`price_per_million_completion_tokens` of the judge, or of the student's endpoint."
+            "`price_per_million_completion_tokens` of the judge or of the student's endpoint."
         )
 
 
-#: Keywords of [`score`] for fields of the student.
+#: Keywords of [`score`] → fields of the student.
 _OF_THE_STUDENT = {f"student_{name}" if name == "revision" else name: field for name, field in STUDENT_OPTIONS.items()}
 
 
 def _settings(
     student: str | Student, settings: Reward | Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> tuple[Reward, Student]:
-    """What a call asks for; nothing that it says is left aside."""
+    """Reads the reward's and the student's settings of one call; every keyword is used or refused."""
     own = {name: value for name, value in options.items() if name in _OF_THE_STUDENT}
     mixing = {name: value for name, value in options.items() if name not in own}
     require_known(Reward, mixing, "score", [*Reward.model_fields, *_OF_THE_STUDENT, *_OF_THE_PASS])
@@ -188,14 +189,14 @@ def _settings(
         void = sorted({"dtype", "attn_implementation"} & own.keys()) if asked.endpoint is not None else []
         if void:
             raise ConfigError(
-                f"score: {', '.join(f'`{name}`' for name in void)} cannot be set for a student behind a server, which "
-                "is run as the server was started. Leave it out, or leave out `student_endpoint`."
+                f"score: {', '.join(f'`{name}`' for name in void)} cannot be set for a student behind a server: the "
+                "server decides it. Remove it, or remove `student_endpoint`."
             )
         return reward, asked
     if own:
         raise ConfigError(
-            f"score: {', '.join(f'`{name}`' for name in sorted(own))} must be set in the section that is given as "
-            "`student`, not beside it. Give the student's name instead, or set it there."
+            f"score: {', '.join(f'`{name}`' for name in sorted(own))} must be set in the section passed as `student`, "
+            "not as a keyword. Set it in the section, or pass the student's name as `student`."
         )
     return reward, student
 
@@ -207,7 +208,7 @@ def _sources(quality: QualityLike) -> Sources:
 
 
 def _by_prompt(answers: Dataset) -> list[int]:
-    """Row numbers with the answers of a prompt beside each other, prompts in the order of their first row."""
+    """Row numbers with the answers to a prompt next to each other, prompts in the order of their first row."""
     first: dict[str, int] = {}
     ids = answers[PROMPT_ID][:]
     for row, prompt in enumerate(ids):
@@ -220,7 +221,9 @@ def _add_quality(answers: Dataset, sources: Sources | None, student: Student, tu
         require_columns(answers.column_names, (QUALITY,), "score without `quality`")
         return answers
     if QUALITY in answers.column_names:
-        raise DataError("The answers already have `quality`: pass quality=None to use it, or remove the column.")
+        raise DataError(
+            "The answers already have the column `quality`: pass `quality=None` to use it, or remove the column."
+        )
     values: dict[str, list[float | None]] = {part.name: [None] * len(answers) for part in sources.parts}
     errors: list[str | None] = [None] * len(answers)
     how = ScorerOptions(device=student.device, token_budget=student.token_budget)
@@ -243,18 +246,18 @@ def _add_quality(answers: Dataset, sources: Sources | None, student: Student, tu
     return add_weighted_quality(answers, columns, weights, str(sources.normalize))
 
 
-#: The types of the student's columns that are not float64.
+#: Types of the student's columns other than float64.
 _TYPES = {STUDENT_COMPLETION_TOKENS: "int64", LEARNABILITY_TRUNCATED: "bool"} | dict.fromkeys(
     (STUDENT, STUDENT_REVISION, LEARNABILITY_METRIC), "string"
 )
 
 
-#: Characters of a token, until the student has counted some.
+#: Estimate of the characters per token, used until the student has tokenized a batch.
 _CHARACTERS_PER_TOKEN = 4
 
 
 def _expected_tokens(answers: Dataset) -> int:
-    """Roughly how many tokens the student will read, so that the time left is shown from the start."""
+    """A rough number of tokens that the student will read, so that the bar shows the time left from the start."""
     characters = sum(len(text) for text in answers[COMPLETION] if text is not None)
     prompts = dict(zip(answers[PROMPT_ID], answers[PROMPT], strict=True))
     return (characters + sum(len(str(prompt)) for prompt in prompts.values())) // _CHARACTERS_PER_TOKEN
@@ -282,14 +285,16 @@ def _add_learnability(
             for row, one in zip(rows, found, strict=True):
                 scores[row] = one
             done += len(rows)
-            bar.total = round(bar.n * len(answers) / done)  # the tokens of the rest are not known yet
+            bar.total = round(bar.n * len(answers) / done)  # extrapolated from the batches so far
             bar.refresh()
     reasons = warn_of_missing(scores)
     if any(reasons):
         answers = set_column(answers, LEARNABILITY_ERROR + suffix, reasons, "string")
     cut = sum(one is not None and one.truncated for one in scores)
     if cut:
-        logger.warning("%d of %d answers were cut to the student's %s tokens.", cut, len(answers), model.context)
+        logger.warning(
+            "%d of %d answers were truncated to the student's context of %s tokens.", cut, len(answers), model.context
+        )
     for name, values in score_columns(scores, model, metrics, student.too_long).items():
         answers = set_column(answers, name + suffix, values, _TYPES.get(name, "float64"))
     return answers

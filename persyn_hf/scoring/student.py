@@ -1,7 +1,7 @@
-"""A student in memory: its weights, its tokenizer, and which of the fast ways are right for its architecture.
+"""A student in memory: its weights, its tokenizer, and the fast paths that are correct for its architecture.
 
 Nothing is assumed about an architecture. After loading, a few random tokens go through the model's own forward pass
-and through the packed one, and through its own logits and the tiled ones; a way that disagrees is not used.
+and the packed one, and through its own logits and the tiled ones; a fast path whose numbers differ is not used.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from persyn_hf.scoring.prepacked import prepack, restore
 #: Largest relative difference of hidden states and logits that rounding explains, by the weights' type.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 
-#: Layer types whose attention the packed sequence reproduces (`sliding_attention` through its window).
+#: Layer types whose attention a packed sequence reproduces (`sliding_attention` by its window).
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """The output layer, applied to chosen positions and a tile of the vocabulary at a time.
+    """The output layer, applied to selected positions and one tile of the vocabulary at a time.
 
     Args:
         weight (`Tensor`): `(vocabulary, hidden)`.
@@ -130,13 +130,13 @@ def load_student(
     Args:
         model (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Branch, tag or commit; for a folder, the digest that it must have.
-        dtype (`str`, defaults to `"auto"`): `"auto"` is the checkpoint's own.
-        device (`str`, *optional*): Defaults to CUDA where there is one, else the CPU.
-        attn_implementation (`str`, *optional*): One of transformers'. Answers then share nothing: each is a sequence
-            of its own in a padded batch.
+        dtype (`str`, defaults to `"auto"`): Type of the weights; `"auto"` keeps the checkpoint's.
+        device (`str`, *optional*): Device; defaults to CUDA if available, else the CPU.
+        attn_implementation (`str`, *optional*): An attention implementation of transformers. Packing is then off: each
+            answer is a sequence of its own in a padded batch.
 
     Returns:
-        `StudentModel`: The model, its tokenizer and what is known of it.
+        `StudentModel`: The loaded student.
 
     Raises:
         ConfigError: If there is no such model or dtype.
@@ -261,7 +261,7 @@ def _fast_ways(model: Any, device: torch.device, share: bool) -> tuple[OutputLay
             if _close(packed, own_hidden, tolerance):
                 return head, True
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-            pass  # this architecture does not run packed: every answer gets a sequence of its own
+            pass  # this architecture cannot run packed: every answer gets a sequence of its own
         restore(model.base_model)
         model.set_attn_implementation(plain)
     return head, False
@@ -315,13 +315,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def token_scores(
     head: OutputLayer, hidden: Tensor, targets: Tensor, ranks: bool, rows: int = 1024, tile: int = 1024
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of chosen tokens, never holding more than `rows × tile` logits.
+    """Computes log-probabilities of the target tokens, holding at most `rows × tile` logits at a time.
 
     Args:
         head (`OutputLayer`): The output layer.
         hidden (`Tensor`): Last hidden states at the predicting positions, `(tokens, hidden)`.
         targets (`Tensor`): Token ids, `(tokens,)`.
-        ranks (`bool`): Also the ranks: 1 + the number of tokens that are strictly more probable.
+        ranks (`bool`): Also compute ranks: 1 + the number of tokens that are strictly more probable.
         rows (`int`, defaults to 1024), tile (`int`, defaults to 1024): The largest block of logits.
 
     Returns:
@@ -348,7 +348,7 @@ def token_scores(
 
 
 def _count_above(logits: Tensor, logit: Tensor, own: Tensor) -> Tensor:
-    """How many of a tile's logits exceed the target's; the target itself never counts, however it was rounded."""
+    """The number of a tile's logits above the target's; the target itself never counts, even if rounding raises it."""
     above = (logits > logit[:, None]).sum(dim=1)
     inside = (own >= 0) & (own < logits.shape[1])
     itself = logits.gather(1, own.clamp(0, logits.shape[1] - 1)[:, None])[:, 0] > logit

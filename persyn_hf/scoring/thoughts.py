@@ -1,4 +1,4 @@
-"""What verifiers compare: the answer behind a completion's thoughts, and the reference, which must be there."""
+"""The two texts that a verifier compares: the answer after a completion's thoughts, and the reference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _END = "</think>"
 
 
 def without_thoughts(completion: str) -> str:
-    """What stands after the last `</think>`; the whole text where nothing does.
+    """The text after the last `</think>`; the whole text if nothing follows it or there is no such tag.
 
     Example:
         >>> without_thoughts("<think>2 and 2.</think>\\n\\n4")
@@ -24,5 +24,7 @@ def without_thoughts(completion: str) -> str:
 def require_answer(answer: Any) -> Any:
     """Refuses a missing reference answer."""
     if answer is None:
-        raise ScoringError("This verifier needs a reference: give the column `answer` (`prompts.answer_column`).")
+        raise ScoringError(
+            "This verifier needs a reference: add the column `answer`, or name yours in `prompts.answer_column`."
+        )
     return answer

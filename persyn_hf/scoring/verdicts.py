@@ -1,8 +1,7 @@
-"""The score in a judge's reply: read where it can mean one number only.
+"""Parser for the score in a judge's reply; a reply that could mean more than one number is refused.
 
-The last line that holds anything must be the score alone, in one of these forms; the lines before it are reasons and
-are not read, so that of several scores the last line's counts. Marks of Markdown, a full stop and a remark in brackets
-without digits are no matter.
+The last line with content must be the score alone, in one of these forms. Earlier lines are reasons and are not read,
+so the last of several scores counts. Markdown, a full stop and a remark in brackets without digits are ignored.
 
 | form | examples |
 |---|---|
@@ -12,7 +11,7 @@ without digits are no matter.
 | JSON | `{"score": 7}`, `{"rating": "7/10", "reason": "…"}`, also in a code block |
 
 A range (`7-8`), two numbers, another scale (`4/5`, `80%`), a sign, a decimal comma (`7,5` may be two numbers) and a
-number outside 1 to 10 are no score.
+number outside 1 to 10 are not scores.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from typing import Any
 
 from persyn_hf.errors import RequestError
 
-#: The least and the greatest score.
+#: The lowest and the highest score.
 RANGE = (1.0, 10.0)
-#: What a reply should have been, for errors.
+#: The expected form of a reply, for errors.
 EXPECTED = 'the last line must be the score alone, such as `7`, `Score: 7`, `7/10` or `{"score": 7}`'
-#: Characters at the end of a reply that are read.
+#: Number of characters read from the end of a reply.
 _READ = 20_000
-#: Openings of objects that are tried in a reply that ends with one.
+#: Number of opening braces tried in a reply that ends with a JSON object.
 _TRIED = 50
 
 _KIND = r"(?:final|overall|total|numeric(?:al)?|quality|average|最终|总体|综合)"
@@ -51,11 +50,13 @@ _SCORE = re.compile(
 )
 #: Marks of Markdown, which judges put anywhere around a score.
 _MARKS = re.compile(r"[*_`#>\"'“”]+")
+#: Special tokens that leaked at the end of a reply, and signs that are no letters.
+_TOKENS = re.compile(r"(?:\s|<\|[a-z_]{2,20}\|>|</s>|<end_of_turn>|<eos>|[\u200b-\u200d\ufe0f\ufeff\u2705\u2b50])+\Z")
 #: The score in a tag of its own.
 _TAGGED = re.compile(r"<(score|rating|grade)>([^<>]*)</\1>[.]?", re.IGNORECASE)
-#: Lines that hold nothing: fences, rules, tags.
+#: Lines without content: fences, rules, tags.
 _EMPTY = re.compile(r"`{3,}\w*|~{3,}\w*|[-*_=]{3,}|</?\w+>")
-#: Full-width forms, as they are typed beside Chinese and Japanese.
+#: Full-width characters, as typed in Chinese and Japanese.
 _WIDE = {0xFF01 + step: 0x21 + step for step in range(94)} | {0x3000: 0x20}
 _KEY = re.compile(r"(?:final|overall|total)?(?:score|rating|grade)")
 
@@ -64,26 +65,29 @@ def parse_score(reply: str, clean: Callable[[str], str] = str) -> float:
     """Reads a judge's reply.
 
     Args:
-        reply (`str`): The judge's words; thoughts before `</think>` are not read.
-        clean (callable, *optional*): Makes them fit for an error.
+        reply (`str`): The judge's reply; thoughts before `</think>` are not read.
+        clean (callable, *optional*): Function that makes the reply safe to show in an error.
 
     Raises:
-        RequestError: If the last line is not the score alone, or the number is not from 1 to 10; with the reply's
-            text.
+        RequestError: If the last line is not the score alone, or the number is not from 1 to 10. The message quotes
+            the reply.
 
     Example:
         >>> parse_score("Correct, but long.\\nScore: **7**/10.")
         7.0
     """
-    text = reply[-_READ:].rpartition("</think>")[2].translate(_WIDE).strip()
+    text = _TOKENS.sub("", reply[-_READ:].rpartition("</think>")[2]).translate(_WIDE).strip()
     if "<think>" in text:  # the reply ends within its thoughts
         text = ""
+    if "<|channel|>" in text:  # gpt-oss's channels, where a server does not read them
+        channel, _, said = text.rpartition("<|channel|>")[2].partition("<|message|>")
+        text = said if channel.strip() == "final" else ""
     score = _of_json(text) if text.rstrip("`~ \n").endswith("}") else None
     if score is None:
         lines = [line for line in map(str.strip, text.splitlines()) if line and not _EMPTY.fullmatch(line)]
         score = _of_line(lines[-1]) if lines else None
     if score is None or not RANGE[0] <= score <= RANGE[1]:
-        raise RequestError(f"the judge's reply is no score from 1 to 10: {clean(reply)!r}")
+        raise RequestError(f"the judge's reply is not a score from 1 to 10: {clean(reply)!r}")
     return score
 
 
@@ -95,7 +99,7 @@ def _of_line(line: str) -> float | None:
 
 
 def _of_json(text: str) -> float | None:
-    """The score of the object that a text ends with; `None` where there is none, or not one."""
+    """The score in the JSON object at the end of a text; `None` if there is no score or more than one."""
     text = text.rstrip("`~ \n")
     for start, _ in zip(_openings(text), range(_TRIED), strict=False):
         try:
@@ -108,7 +112,7 @@ def _of_json(text: str) -> float | None:
 
 
 def _openings(text: str) -> Iterator[int]:
-    """Where an object may begin: at the first brace of a line."""
+    """Positions at which an object may begin: the first brace of each line."""
     return (match.end() - 1 for match in re.finditer(r"^[^{}\n]*\{", text, re.MULTILINE))
 
 

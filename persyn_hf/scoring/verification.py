@@ -1,4 +1,4 @@
-"""What verifiers return, checked row by row."""
+"""Verification of a batch: calls a verifier for every answer and checks its results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class ScorableAnswers:
         prompts, completions, references (`list`): One of each per answer; a reference may be null.
         names (`list[str]`): How errors name the answers.
         has_references (`bool`): Whether there is a column of references.
-        forms (`list`): The `response_format` that each was asked for in.
+        forms (`list`): The form that each was asked for in: the prompt's `response_format`, or its teacher's schema.
+        tools (`list`, *optional*): The functions that each prompt offers.
     """
 
     prompts: list[Any]
@@ -27,18 +28,20 @@ class ScorableAnswers:
     names: list[str]
     has_references: bool
     forms: list[Any]
+    tools: list[Any] | None = None
 
 
 def verified(verifier: Verifier, known: tuple[float, float] | None, answers: ScorableAnswers) -> list[float]:
-    """Gives every answer to a verifier.
+    """Calls a verifier for every answer.
 
     Args:
-        verifier (`Callable`): Called with `(prompt, completion, answer)`.
-        known (`tuple[float, float]`, *optional*): The least and the greatest number that it may return.
+        verifier (`Callable`): The verifier, called with `(prompt, completion, answer)`.
+        known (`tuple[float, float]`, *optional*): The lowest and the highest number that it may return.
         answers (`ScorableAnswers`): The answers.
 
     Raises:
-        ScoringError: If it raises, returns no such number, or cannot read references; names all of these rows.
+        ScoringError: If the verifier raises, returns a number that is not finite or outside `known`, or cannot read
+            references. The message names the rows, up to 20.
     """
     found = []
     unreadable = []
@@ -49,7 +52,7 @@ def verified(verifier: Verifier, known: tuple[float, float] | None, answers: Sco
             found.append(_number(verifier(prompt, completion, reference), known))
         except ScoringError as error:
             unreadable.append(f"{name}: {_explained(error, reference, answers.has_references)}")
-        except PersynError:  # a package that is missing
+        except PersynError:  # a missing package
             raise
         except Exception as error:
             raise ScoringError(f"{name}: the verifier raised {type(error).__name__}: {error}") from error
@@ -67,11 +70,11 @@ def verified(verifier: Verifier, known: tuple[float, float] | None, answers: Sco
 _NAMED = 20
 
 
-def _number(value: Any, known: tuple[float, float] | None) -> float:
-    """What a verifier returned, if it is a score.
+def _number(value: object, known: tuple[float, float] | None) -> float:
+    """Checks the number that a verifier returned.
 
     Raises:
-        ScoringError: If it is no finite number, or outside the range that is known of the verifier.
+        ScoringError: If it is not a finite number, or is outside the verifier's range.
     """
     try:
         number = float(value) if hasattr(value, "__float__") else math.nan
@@ -84,7 +87,7 @@ def _number(value: Any, known: tuple[float, float] | None) -> float:
     return number
 
 
-def _explained(error: ScoringError, reference: Any, has_references: bool) -> str:
+def _explained(error: ScoringError, reference: object, has_references: bool) -> str:
     if reference is None and has_references and "needs a reference" in str(error):
-        return "the verifier needs a reference, and this row's is null."
+        return "the verifier needs a reference, but this row's is null."
     return str(error)

@@ -22,27 +22,27 @@ from persyn_hf.scoring.thoughts import require_answer, without_thoughts
 Verifier = Callable[[Any, str, Any], float]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-#: Set on functions that were made to be verifiers.
+#: Attribute that marks a function as a verifier.
 _MARK = "__persyn_verifier__"
-#: The group of entry points by which an installed package offers verifiers.
+#: Group of entry points through which installed packages offer verifiers.
 _GROUP = "persyn_hf.verifiers"
-#: Those that come with this package.
+#: Verifiers of this package.
 BUILT_IN = ("math", "exact", "reasoning-gym", "json-schema")
 
-#: What decides the scores of the verifiers that come with this package.
+#: Packages that decide the scores of the built-in verifiers.
 _PACKAGES = {"math": "math-verify", "reasoning-gym": "reasoning-gym", "json-schema": "jsonschema"}
-#: The source of each module that a verifier was found in, as it is loaded.
+#: Digest of the loaded source of each module that holds a verifier.
 _digests: dict[str, str] = {}
 
 
 def verifier(function: _Function) -> _Function:
-    """Marks a function as a verifier, so that a configuration may name it; the function itself is returned.
+    """Marks a function as a verifier, so that a configuration may name it, and returns it unchanged.
 
-    A configuration is data, and often somebody else's: without the mark it could name any function of any installed
-    package and have every prompt run through it.
+    A configuration may come from somebody else. Without the mark, it could name any function of any installed package
+    and have it called with every prompt.
 
     Args:
-        function (`Callable`): Called with `(prompt, completion, answer)`, returns a finite number.
+        function (`Callable`): A function called with `(prompt, completion, answer)` that returns a finite number.
 
     Example:
         >>> @verifier
@@ -58,15 +58,15 @@ def find_verifier(name: str, trust: bool = False) -> Verifier:
 
     Args:
         name (`str`): `"math"`, `"exact"`, `"reasoning-gym"`, `"json-schema"`, the name of an installed package's
-            entry point in the group `persyn_hf.verifiers`, or `"package.module:function"` of a function that
-            [`verifier`] marks.
-        trust (`bool`, defaults to `False`): Take any function (`trust_verifier: true`).
+            entry point in the group `persyn_hf.verifiers`, or `"package.module:function"` for a function marked with
+            [`verifier`].
+        trust (`bool`, defaults to `False`): Accept any function (`trust_verifier: true`).
 
     Returns:
-        `Callable`: Called with `(prompt, completion, answer)`.
+        `Callable`: The verifier, called with `(prompt, completion, answer)`.
 
     Raises:
-        ConfigError: If there is no such function, or it was not made to be a verifier.
+        ConfigError: If there is no such function, or it is not marked as a verifier.
         MissingExtraError: If the package that a verifier needs is not installed.
 
     Example:
@@ -94,19 +94,19 @@ def find_verifier(name: str, trust: bool = False) -> Verifier:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"`verifier`: cannot find {name!r}: {error}.") from error
     if not callable(found):
-        raise ConfigError(f"`verifier`: {name!r} is no function.")
+        raise ConfigError(f"`verifier`: {name!r} is not a function.")
     if not trust and getattr(found, _MARK, False) is not True and not _is_offered(found):
         raise ConfigError(
-            f"`verifier`: {name!r} is not marked as a verifier, so it is not called. If it is yours, put "
-            "`@persyn_hf.verifier` above it. If you know what it does with every prompt and answer, set "
-            "`trust_verifier: true` beside `verifier`."
+            f"`verifier`: {name!r} is not marked as a verifier, so it is not called. If it is yours, decorate it with "
+            "`@persyn_hf.verifier`. If you trust it with every prompt and answer, set `trust_verifier: true` next to "
+            "`verifier`."
         )
     offered: Verifier = found
     return offered
 
 
 def _installed(name: str) -> Verifier:
-    """A verifier that an installed package offers."""
+    """Loads a verifier that an installed package offers."""
     for point in entry_points(group=_GROUP, name=name):
         try:
             offered: Verifier = point.load()
@@ -121,25 +121,25 @@ def _installed(name: str) -> Verifier:
     )
 
 
-def _is_offered(function: Any) -> bool:
-    """Whether an installed package offers the very function."""
+def _is_offered(function: object) -> bool:
+    """Tells whether an installed package offers exactly this function."""
     written = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
     return any(point.value.replace(" ", "") == written for point in entry_points(group=_GROUP))
 
 
 def verifier_identity(name: str) -> list[str]:
-    """The identity of a verifier: its name, and the version or the source that decides its scores.
+    """The identity of a verifier: its name, and the package version or the source digest that decides its scores.
 
-    For a function of your own, the source of its module counts; other modules that this one imports do not.
+    For your own function, the digest covers its module's source, not the modules that it imports.
 
     Args:
-        name (`str`): As for [`find_verifier`].
+        name (`str`): Name as in [`find_verifier`].
 
     Raises:
-        ConfigError, MissingExtraError: As [`find_verifier`] does.
+        ConfigError, MissingExtraError: As in [`find_verifier`].
     """
     package = _PACKAGES.get(name)
-    find_verifier(name, trust=True)  # it is not called
+    find_verifier(name, trust=True)  # safe: it is not called
     if package is not None:
         return [name, version(package)]
     module, colon, _ = name.partition(":")
@@ -150,30 +150,31 @@ def verifier_identity(name: str) -> list[str]:
 
 
 def _loaded(name: str) -> ModuleType:
-    """A module, loaded anew where its source has changed since, as in a notebook beside an open editor."""
+    """Imports a module, and reloads it if its source has changed, as in a notebook next to an open editor."""
     module = importlib.import_module(name)
     file = getattr(module, "__file__", None)
     digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and os.path.isfile(file) else ""
     if _digests.setdefault(name, digest) != digest and module.__spec__ is not None:
-        # Python tells an old compiled file by second and size; a quick edit of one digit would go unnoticed.
+        # Python compares compiled files by seconds and size, so it would miss a quick edit of one digit.
         Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
         module = importlib.reload(module)
         _digests[name] = digest
     return module
 
 
-def exact_verifier(prompt: Any, completion: str, answer: Any) -> float:
-    """1 if the completion is the answer, thoughts and the white space around either left out, else 0; case counts."""
+def exact_verifier(prompt: object, completion: str, answer: object) -> float:
+    """1 if the completion equals the answer, ignoring thoughts and surrounding white space, else 0; case matters."""
     reference = str(require_answer(answer)).strip()
     return float(reference in (completion.strip(), without_thoughts(completion).strip()))
 
 
-def reasoning_gym_verifier(prompt: Any, completion: str, answer: Any) -> float:
-    """What reasoning-gym's own scorer of the task gives, 0 to 1.
+def reasoning_gym_verifier(prompt: object, completion: str, answer: Any) -> float:
+    """The score of reasoning-gym's own scorer for the task, 0 to 1.
 
     Args:
-        prompt (`Any`): Unused.
-        completion (`str`): Its answer stands in the last `<answer>…</answer>`, or is the whole text.
+        prompt (`object`): Unused.
+        completion (`str`): A completion with its answer in the last `<answer>…</answer>`; without that tag the whole
+            text is the answer.
         answer (`str` or `Mapping`): The task's entry, as JSON: `json.dumps(dataset[i])`.
     """
     score_answer_fn, extract_answer = _reasoning_gym()

@@ -1,1 +1,1 @@
-"""Students: supervised fine-tuning with TRL, and the statistics of comparing them."""
+"""Students: supervised fine-tuning with TRL."""

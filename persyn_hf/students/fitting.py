@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: TRL's `SFTTrainer` over rows whose labels are already known."""
+"""Supervised fine-tuning with TRL's `SFTTrainer`, on rows that already have labels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from persyn_hf.packages import require
 from persyn_hf.students.labels import IGNORED, LABELS, RowCounts, check_batch, digest_rows
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
+    from peft import LoraConfig
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "training.json"
 CHECKPOINTS = "checkpoints"
 _IDENTITY_FILE = "persyn.json"
-#: Arguments of `SFTConfig` that have a name of their own here, or that rows with labels rule out.
+#: Arguments of `SFTConfig` that `training` sets, or that do not work with labelled rows.
 _OURS = {
     "output_dir",
     "num_train_epochs",
@@ -62,19 +64,20 @@ _OURS = {
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training did.
+    """Report of a training run.
 
     Args:
-        student (`str`), student_revision (`str`): What was trained, as resolved.
-        seed (`int`): Of the order of rows and of new weights.
-        steps (`int`): Optimiser steps.
+        student (`str`): Repository id or folder of the student.
+        student_revision (`str`): Resolved commit or folder digest of the student.
+        seed (`int`): Random seed of the row order and of new weights.
+        steps (`int`): Number of optimiser steps.
         loss (`float`): Mean training loss, nats/token.
-        seen_tokens (`int`, *optional*): Completion tokens that the loss was taken on, in all steps: a token that two
-            epochs see counts twice. `None` in reports of older versions.
-        seconds (`float`): Of the last process that trained; less than the whole after a resume.
+        seen_tokens (`int`, *optional*): Completion tokens in the loss over all steps; a token counts once per epoch.
+            `None` in reports of older versions.
+        seconds (`float`): Training time of the last process, in seconds; after a resume, less than the total.
         counts (`RowCounts`): Rows and tokens.
-        settings (`dict`): The recipe.
-        versions (`dict`): Of the libraries.
+        settings (`dict`): Training settings.
+        versions (`dict`): Versions of the libraries.
     """
 
     student: str
@@ -89,24 +92,24 @@ class TrainingReport:
     seen_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `training.json` holds them."""
+        """The report as plain values, as stored in `training.json`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingReport:
-        """The inverse of [`TrainingReport.to_dict`]."""
+        """Reads a report from the values of [`TrainingReport.to_dict`]."""
         return cls(**{**data, "counts": RowCounts(**data["counts"])})
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student learns from.
+    """The training data of a student.
 
     Args:
-        rows (`Dataset`): `input_ids` and `labels`.
-        counts (`RowCounts`): What they are made of, for the report.
-        ends (`frozenset[int]`): Tokens that end a turn; generation stops at them afterwards.
-        tokenizer (`PreTrainedTokenizerBase`): The student's; saved beside the weights.
+        rows (`Dataset`): Rows of `input_ids` and `labels`.
+        counts (`RowCounts`): Counts of the rows, for the report.
+        ends (`frozenset[int]`): Tokens that end a turn; the trained student stops generation at them.
+        tokenizer (`PreTrainedTokenizerBase`): The student's tokenizer, saved with the weights.
     """
 
     rows: Dataset
@@ -128,17 +131,18 @@ def fit(
     """Trains a student on labelled rows and saves it as an ordinary model.
 
     Args:
-        lesson (`Lesson`): The rows, and the tokenizer that made them.
+        lesson (`Lesson`): Rows, and the tokenizer that made them.
         student (`str`), student_revision (`str`): Repository id and commit, or folder and digest.
-        output_dir (`Path`): Gets the model, the tokenizer and `training.json`, which is written last.
-        training (`Training`): The recipe.
-        seed (`int`): Of the order of rows and of new weights.
-        resume (`bool`, defaults to `True`): Go on from the last checkpoint; refuse those of another training.
+        output_dir (`Path`): Output folder of the model, the tokenizer and `training.json`, which is written last.
+        training (`Training`): Training settings.
+        seed (`int`): Random seed of the row order and of new weights.
+        resume (`bool`, defaults to `True`): Resume from the last checkpoint; checkpoints of another training run are
+            refused.
         progress (`bool`, defaults to `True`): Show a bar and the loss.
 
     Raises:
-        ConfigError: If a setting does not fit, or the folder holds checkpoints of another training.
-        StudentError: If the batch that the trainer makes would teach something else than completions.
+        ConfigError: If a setting is wrong, or the folder holds checkpoints of another training run.
+        StudentError: If the loss on the trainer's first batch would cover anything but completions.
         MissingExtraError: If TRL or peft is not installed.
     """
     rows, tokenizer = lesson.rows, lesson.tokenizer
@@ -202,9 +206,9 @@ def _trainer(
 
     bf16 = training.bf16 if training.bf16 is not None else trains_in_bfloat16()
     set_seed(seed)
-    # All weights are trained in float32, under autocast where `bf16`; frozen ones below adapters need no such care.
+    # Trained weights are float32, with autocast if `bf16`; frozen weights below adapters can be bfloat16.
     dtype = "bfloat16" if bf16 and training.lora is not None else "float32"
-    # The trainer takes it to its own device.
+    # The trainer moves the model to its own device.
     model = load_model(_files(student, student_revision), "causal-lm", dtype, "cpu", trainable=True)
     arguments = _arguments(training, output_dir / CHECKPOINTS, seed, bf16, progress)
     try:
@@ -215,7 +219,7 @@ def _trainer(
         trainer = trl.SFTTrainer(
             model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=_adapters(training)
         )
-    except RuntimeError as error:  # how transformers says that a tracker is not installed
+    except RuntimeError as error:  # transformers raises it if a tracker is not installed
         raise StudentError(f"The trainer cannot be set up: {str(error).splitlines()[0]}") from error
     if not progress:
         trainer.remove_callback(PrinterCallback)
@@ -228,7 +232,7 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
     taken = sorted(_OURS & set(training.extra))
     if taken:
         raise ConfigError(
-            f"`training.extra`: {', '.join(taken)} must be set by the keys of `training`, or not at all."
+            f"`training.extra` must not set {', '.join(taken)}: use the keys of `training`, if it has them."
         )
     return {
         "output_dir": str(folder),
@@ -236,7 +240,7 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
         "max_steps": training.max_steps or -1,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler_type,
-        "warmup_steps": training.warmup_ratio,  # below 1 it is a ratio
+        "warmup_steps": training.warmup_ratio,  # a value below 1 is a ratio
         "weight_decay": training.weight_decay,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -256,7 +260,7 @@ def _arguments(training: Training, folder: Path, seed: int, bf16: bool, progress
     } | training.extra
 
 
-def _adapters(training: Training) -> Any:
+def _adapters(training: Training) -> LoraConfig | None:
     if training.lora is None:
         return None
     require("train low-rank adapters", "peft")
@@ -270,7 +274,7 @@ def _adapters(training: Training) -> Any:
 
 
 def _stop_at(model: Any, ends: frozenset[int]) -> None:
-    """Generation stops at what the student learns to end a turn with, which need not be its end-of-text token."""
+    """Makes generation stop at the tokens that end a turn, which may differ from the end-of-text token."""
     known = model.generation_config.eos_token_id
     known = [] if known is None else [known] if isinstance(known, int) else list(known)
     together = [*known, *sorted(ends - set(known))]
@@ -278,9 +282,9 @@ def _stop_at(model: Any, ends: frozenset[int]) -> None:
 
 
 def _count_seen(trainer: Any) -> None:
-    """Counts the tokens that the loss is taken on, batch by batch.
+    """Counts the tokens in the loss, batch by batch.
 
-    The count stands in a field of the trainer's state that nothing else uses here, so that checkpoints keep it.
+    The count is stored in a field of the trainer's state that is otherwise unused here, so that checkpoints keep it.
     """
     step = trainer.training_step
 
@@ -296,18 +300,18 @@ def _files(student: str, revision: str) -> ModelFiles:
     return ModelFiles(student, revision, "The student", StudentError)
 
 
-def _own_dtype(student: str, revision: str) -> Any:
-    """The dtype of the student's published weights; `None` where its config does not say."""
+def _own_dtype(student: str, revision: str) -> torch.dtype | None:
+    """The dtype of the student's published weights; `None` if its config has none."""
     from persyn_hf.models.loading import load_config
 
     config = load_config(_files(student, revision))
     return getattr(config.get_text_config(), "dtype", None)
 
 
-def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training, dtype: Any) -> None:
+def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training, dtype: torch.dtype | None) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if dtype is not None and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        model.to(dtype)  # trained in float32, published as the student was; sharded weights are left as they are
+        model.to(dtype)  # trained in float32, saved in the student's dtype; sharded weights stay as they are
     if training.lora is not None and training.lora.merge:
         merged = model.merge_and_unload()
         if trainer.is_world_process_zero():
@@ -316,7 +320,7 @@ def _save(trainer: Any, tokenizer: Any, output_dir: Path, training: Training, dt
         return
     trainer.save_model(str(output_dir))
     if trainer.is_world_process_zero():
-        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle, and `training.json` says it all
+        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; `training.json` has the settings
 
 
 def _identity(rows: Dataset, student_revision: str, training: Training, seed: int) -> dict[str, Any]:
@@ -331,8 +335,8 @@ def _finished(output_dir: Path, identity: dict[str, Any]) -> TrainingReport | No
         return None
     if data.pop("identity", None) != identity:
         raise ConfigError(
-            f"`output_dir`: {output_dir} holds a student of another training (data, recipe, student or seed differ). "
-            "Give another folder, or `resume=False` to train anew there."
+            f"`output_dir`: {output_dir} holds a student of another training run (data, settings, student or seed "
+            "differ). Use another folder, or pass `resume=False` to overwrite it."
         )
     return TrainingReport.from_dict(data)
 
@@ -343,24 +347,26 @@ def _last_checkpoint(output_dir: Path, identity: dict[str, Any], resume: bool) -
         return None
     file = folder / _IDENTITY_FILE
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)  # every process of a launch comes here
+        shutil.rmtree(folder, ignore_errors=True)  # every process of a launch does this
         return None
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != identity:
         raise ConfigError(
-            f"`output_dir`: {folder} holds checkpoints of another training (data, recipe, student or seed differ). "
-            "Give another folder, or `resume=False` to begin anew there."
+            f"`output_dir`: {folder} holds checkpoints of another training run (data, settings, student or seed "
+            "differ). Use another folder, or pass `resume=False` to delete them."
         )
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if _is_complete(path):
             return str(path)
-        logger.warning("%s is damaged, or was not written to its end; it is passed over.", path)
+        logger.warning("%s is damaged or incomplete and is skipped.", path)
     return None
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint's files are there and whole, as far as their formats tell; those of a sharded training
-    (FSDP, DeepSpeed) have formats of their own and are taken as they are."""
+    """Tells whether a checkpoint's files exist and are complete, as far as their formats show.
+
+    Sharded checkpoints (FSDP, DeepSpeed) have other formats and are not checked.
+    """
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

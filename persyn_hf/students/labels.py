@@ -1,33 +1,34 @@
-"""Training rows: token ids, and labels that are the completion's tokens and nothing else."""
+"""Training rows: token ids, and labels on the completion's tokens only."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persyn_hf.errors import StudentError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 INPUT_IDS = "input_ids"
 LABELS = "labels"
-#: The label of a token that no loss is taken on, torch's and transformers' own.
+#: Label of a token that is not in the loss, as in torch and transformers.
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the answers.
+    """Counts of training rows, of their tokens, and of answers without a row.
 
     Args:
         rows (`int`): Training rows.
-        learnt_tokens (`int`): Tokens that the loss is taken on, in all rows.
-        tokens (`int`): Tokens in all, prompts included.
-        without_end (`int`): Rows that learn no end of turn: the teacher's `max_tokens` or our `max_length` cut them.
-        left_out (`int`): Answers whose prompt alone fills `max_length`.
+        learnt_tokens (`int`): Tokens in the loss, over all rows.
+        tokens (`int`): All tokens, prompts included.
+        without_end (`int`): Rows without an end of turn, cut by the teacher's `max_tokens` or by `max_length`.
+        left_out (`int`): Answers left out because the prompt alone fills `max_length`.
     """
 
     rows: int
@@ -38,7 +39,7 @@ class RowCounts:
 
 
 def label_row(prompt_ids: Sequence[int], completion_ids: Sequence[int], max_length: int) -> dict[str, list[int]]:
-    """One row, cut to `max_length` tokens; without labels where nothing of the completion is left.
+    """Makes one row, cut to `max_length` tokens; it has no labels if nothing of the completion is left.
 
     Example:
         >>> label_row([1, 2], [3, 4], max_length=8)
@@ -52,7 +53,7 @@ def label_row(prompt_ids: Sequence[int], completion_ids: Sequence[int], max_leng
 
 
 def learns_something(row: Mapping[str, Sequence[int]]) -> bool:
-    """Whether any token of a row has a label."""
+    """Tells whether any token of a row has a label."""
     return any(label != IGNORED for label in row[LABELS])
 
 
@@ -67,13 +68,13 @@ def count_rows(rows: Dataset, asked: int, ends: frozenset[int]) -> RowCounts:
 
 
 def each(rows: Dataset, column: str) -> Iterator[list[int]]:
-    """The values of a column of lists, read in batches."""
+    """Yields the values of a column of lists, read in batches."""
     for batch in rows.select_columns([column]).iter(1000):
         yield from batch[column]
 
 
 def digest_rows(rows: Dataset) -> str:
-    """The digest of what is learnt and in which order, so that a training is never resumed with other data."""
+    """The digest of the rows and their order, so that a training run is never resumed with other data."""
     digest = hashlib.sha256()
     for column in (INPUT_IDS, LABELS):
         for values in each(rows, column):
@@ -81,15 +82,15 @@ def digest_rows(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def learnt_spans(batch: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """The stretches of tokens that a collated batch takes the loss on.
+def learnt_spans(batch: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
+    """Finds the spans of tokens in the loss of a collated batch.
 
     Args:
-        batch (`Mapping`): As the trainer's collator makes it: `input_ids` and `labels` of shape `(rows, tokens)` and,
-            where rows are packed, `position_ids` that begin again with every row.
+        batch (`Mapping`): Batch from the trainer's collator: `input_ids` and `labels` of shape `(rows, tokens)` and,
+            if rows are packed, `position_ids` that restart with every row.
 
     Raises:
-        StudentError: If a label is another token than the input's at its place.
+        StudentError: If a label differs from the input token at its position.
     """
     spans: list[tuple[int, ...]] = []
     ids, labels = batch[INPUT_IDS].tolist(), batch[LABELS].tolist()
@@ -98,7 +99,9 @@ def learnt_spans(batch: Mapping[str, Any]) -> list[tuple[int, ...]]:
         span: list[int] = []
         for token, label, position in zip(row_ids, row_labels, row_positions, strict=True):
             if label not in (IGNORED, token):
-                raise StudentError(f"The trainer's batch labels the token {token} as {label}; it must be itself.")
+                raise StudentError(
+                    f"In the trainer's batch, the label of token {token} must be {token} or {IGNORED}, got {label}."
+                )
             if span and (label == IGNORED or position == 0):
                 spans.append(tuple(span))
                 span = []
@@ -109,28 +112,28 @@ def learnt_spans(batch: Mapping[str, Any]) -> list[tuple[int, ...]]:
     return spans
 
 
-def check_batch(batch: Mapping[str, Any], rows: Dataset) -> None:
-    """Looks at a batch as the trainer collates it, before anything is learnt from it.
+def check_batch(batch: Mapping[str, Tensor], rows: Dataset) -> None:
+    """Checks a batch from the trainer's collator before the first step.
 
     Args:
         batch (`Mapping`): The batch.
         rows (`Dataset`): All training rows.
 
     Raises:
-        StudentError: If no token would be learnt, or something else than whole completions of the rows.
+        StudentError: If no token is in the loss, or the loss covers anything but whole completions of the rows.
     """
     strange = set(learnt_spans(batch))
     if not strange:
         raise StudentError(
-            "No token of the first batch would be learnt: the loss mask is empty. Look at the student's chat template "
-            "(it must show the assistant's content) or give another one with `chat_template`, and see that "
-            "`max_length` leaves room for completions."
+            "The loss mask of the first batch is empty, so no token would be learnt. Check that the student's chat "
+            "template shows the assistant's content (or set another one with `chat_template`), and that `max_length` "
+            "leaves room for completions."
         )
     for labels in each(rows, LABELS):
         strange.discard(tuple(label for label in labels if label != IGNORED))
         if not strange:
             return
     raise StudentError(
-        f"The trainer would learn {len(strange)} stretches of tokens that are no answer's completion, one of them "
-        f"{next(iter(strange))[:10]}. Rows must stay whole and apart: see `packing` and `extra`."
+        f"The loss would cover {len(strange)} spans of tokens that are not completions, for example "
+        f"{next(iter(strange))[:10]}. Rows must be neither split nor joined: check `packing` and `extra`."
     )

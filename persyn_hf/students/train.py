@@ -1,4 +1,4 @@
-"""`train_student`: from a personalised set to a fine-tuned student with its card."""
+"""`train_student`: fine-tunes a student on a personalised set and writes its card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from persyn_hf import columns
 from persyn_hf.config import Training, merged, read_settings, require_known
 from persyn_hf.config.publishing import StudentRepository
 from persyn_hf.errors import ConfigError, DataError, ScoringError, StudentError
-from persyn_hf.messages import Message, answer_message, said, without_nulls
+from persyn_hf.messages import Message, Prompt, answer_message, said, without_nulls
 from persyn_hf.models.identity import resolve_revision
 from persyn_hf.packages import require
 from persyn_hf.prompts.sources import read_table
@@ -25,17 +25,18 @@ from persyn_hf.tables import require_table
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from persyn_hf.models.rendering import Rendered
     from persyn_hf.publishing.push import StudentPush
 
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """A student after its training.
+    """A trained student.
 
     Args:
-        path (`Path`): The folder with model, tokenizer, card and `training.json`.
-        report (`TrainingReport`): What the training did.
-        url (`str`, *optional*): Where it was pushed to.
+        path (`Path`): Folder with the model, the tokenizer, the card and `training.json`.
+        report (`TrainingReport`): Report of the training run.
+        url (`str`, *optional*): URL of the repository it was pushed to.
     """
 
     path: Path
@@ -57,32 +58,30 @@ def train_student(
 ) -> TrainedStudent:
     """Fine-tunes a student on a personalised set with TRL's `SFTTrainer`; the loss is on completion tokens only.
 
-    The rows are rendered as scoring renders them: a completion reaches through its end-of-turn token and not further,
-    and an answer that was cut (`finish_reason` is `length`, or `max_length` is reached) learns no end of turn. Before
-    the first step a batch is looked at as the trainer collates it. On one machine with several GPUs use
-    `accelerate launch`.
+    Rows are rendered as in scoring: a completion ends with its end-of-turn token. A truncated answer (`finish_reason`
+    is neither `stop` nor null, or `max_length` is reached) has no end-of-turn token. Before the first step, a batch
+    from the trainer's collator is checked. On a machine with several GPUs, use `accelerate launch`.
 
     Args:
-        data (`Dataset`, `str` or `PathLike`): `prompt` and `completion`, as [`personalize`] makes them, or routed
-            answers with string completions; or where such a table is: a file, a folder or a Hub dataset.
+        data (`Dataset`, `str` or `PathLike`): `prompt` and `completion` from [`personalize`], or routed answers with
+            string completions; or the path or Hub id of such a table.
         student (`str`): Hub repository id or local folder of a causal language model.
-        output_dir (`str` or `PathLike`): Where the trained student goes.
-        training (`Training` or `Mapping`, *optional*): The recipe: the section `training` of a configuration, or its
-            keys.
+        output_dir (`str` or `PathLike`): Output folder of the trained student.
+        training (`Training` or `Mapping`, *optional*): The section `training` of a configuration, or its keys.
         revision (`str`, *optional*): Commit, tag or branch of the student.
-        seed (`int`, defaults to 0): Of the order of rows and of adapters.
-        resume (`bool`, defaults to `True`): Go on where an interrupted call stopped; a finished one is not repeated.
+        seed (`int`, defaults to 0): Random seed of the row order and of adapters.
+        resume (`bool`, defaults to `True`): Resume an interrupted run; a finished run is not repeated.
         progress (`bool`, defaults to `True`): Show a bar and the loss.
-        options: Single keys of [`Training`] (`learning_rate`, `max_steps` …), which replace those of `training`; and
-            those of [`StudentRepository`] (`push_to_hub`, `private`, `license`).
+        options: Keys of [`Training`] (`learning_rate`, `max_steps` …), which replace those of `training`, and keys of
+            [`StudentRepository`] (`push_to_hub`, `private`, `license`).
 
     Returns:
         `TrainedStudent`: Folder and report.
 
     Raises:
-        ConfigError: If a setting is wrong or `output_dir` holds another training.
-        DataError: If the table is not what it must be, or nothing is left to learn.
-        PublishError: If `push_to_hub` cannot be written to; looked at before anything is trained.
+        ConfigError: If a setting is wrong, or `output_dir` holds another training run.
+        DataError: If the table has the wrong format, or nothing is left to learn.
+        PublishError: If `push_to_hub` cannot be written to; checked before training.
         StudentError: If the student's chat template hides completions.
         MissingExtraError: If TRL is not installed.
 
@@ -106,7 +105,7 @@ def train_student(
 
 
 def _lesson(data: Dataset | str | os.PathLike[str], student: str, revision: str, recipe: Training) -> Lesson:
-    """What the student learns from a table, or from where one is."""
+    """Renders a table, or the table at a location, as training data."""
     table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
     require_table(table, "train_student")
     columns.require_columns(table.column_names, (columns.PROMPT, columns.COMPLETION), "train_student")
@@ -120,16 +119,16 @@ def training_rows(table: Dataset, tokenizer: Any, max_length: int) -> Dataset:
     """Renders answers as the student reads them, with labels on the completions' tokens.
 
     Args:
-        table (`Dataset`): With `prompt` and `completion`; `finish_reason` is read where it is there.
-        tokenizer (`PreTrainedTokenizerBase`): The student's.
-        max_length (`int`): Longer rows are cut; rows without any completion token are left out.
+        table (`Dataset`): The columns `prompt` and `completion`; `finish_reason` is read if present.
+        tokenizer (`PreTrainedTokenizerBase`): The student's tokenizer.
+        max_length (`int`): Longest row in tokens. Longer rows are cut; rows without completion tokens are left out.
 
     Returns:
-        `Dataset`: `input_ids` and `labels`.
+        `Dataset`: Rows of `input_ids` and `labels`.
 
     Raises:
         DataError: If a completion is empty or no answer is left.
-        StudentError: If a completion cannot be found in what the chat template renders.
+        StudentError: If a completion cannot be found in the text that the chat template renders.
     """
     from datasets import Features, List, Value
 
@@ -146,7 +145,8 @@ def training_rows(table: Dataset, tokenizer: Any, max_length: int) -> Dataset:
     ).filter(learns_something, load_from_cache_file=False, desc="rows that learn")
     if len(rows) == 0:
         raise DataError(
-            f"Nothing is left to learn: {len(table)} prompts fill `max_length`, {max_length} tokens, by themselves."
+            f"Nothing is left to learn: all {len(table)} prompts alone fill `max_length` ({max_length} tokens). "
+            "Increase `max_length`."
         )
     return rows
 
@@ -163,7 +163,7 @@ def end_of_turn(tokenizer: Any) -> frozenset[int]:
 
 @contextmanager
 def _bars(progress: bool) -> Iterator[None]:
-    """Without progress, `datasets` and transformers show no bars of their own either."""
+    """Hides the progress bars of `datasets` and transformers too, unless `progress`."""
     import datasets
     from transformers.utils import logging
 
@@ -216,24 +216,24 @@ def _label_batch(batch: dict[str, list[Any]], tokenizer: Any, max_length: int) -
 
 def _render(
     tokenizer: Any,
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     completions: Sequence[str | Message],
     reasons: Sequence[str | None],
-    tools: Sequence[Any] | None = None,
-) -> Any:
+    tools: Sequence[object] | None = None,
+) -> list[Rendered]:
     from persyn_hf.models.rendering import render_answers
 
     try:
         return render_answers(tokenizer, prompts, completions, reasons, tools=tools)
     except ScoringError as error:
         raise StudentError(
-            f"{error} Nothing could be learnt with this template; give one that shows the assistant's content as it "
-            "is, in a file named by `training.chat_template` (TRL has some under `trl/chat_templates`)."
+            f"{error} A student cannot be trained with this template. Set `training.chat_template` to a file with one "
+            "that shows the assistant's content unchanged (TRL has some in `trl/chat_templates`)."
         ) from error
 
 
 def _answer(completion: Any, calls: Any) -> str | Message:
-    """The text of a completion, which is a string or one assistant message; its message where it calls tools."""
+    """Reads a completion, a string or one assistant message: its text, or its message if it calls tools."""
     if isinstance(completion, str):
         message = answer_message(completion, calls)
     elif isinstance(completion, Sequence) and len(completion) == 1 and completion[0].get("role") == "assistant":
@@ -244,14 +244,18 @@ def _answer(completion: Any, calls: Any) -> str | Message:
         return {"content": None, **message}
     text = said(message)
     if not text.strip():
-        raise DataError("A completion is empty; `personalize` leaves such answers out.")
+        raise DataError("A completion is empty. Remove such rows, as `personalize` does.")
     return text
 
 
 def _publish(
-    folder: Path, report: TrainingReport, data: Any, push: StudentPush | None, repository: StudentRepository
+    folder: Path,
+    report: TrainingReport,
+    data: Dataset | str | os.PathLike[str],
+    push: StudentPush | None,
+    repository: StudentRepository,
 ) -> str | None:
-    """Writes the card and pushes, in one process of several."""
+    """Writes the card and pushes, in the main process only."""
     from accelerate import PartialState
 
     if not PartialState().is_main_process:
@@ -267,13 +271,13 @@ def _publish(
 
 
 def _rows_of_teachers(data: Dataset | str | os.PathLike[str]) -> dict[str, int]:
-    """The rows of each teacher, most first; nothing where the table does not name them."""
+    """Counts the rows of each teacher, the most frequent first; empty if the table does not name teachers."""
     table = read_table(os.fspath(data), "data") if isinstance(data, str | os.PathLike) else data
     return dict(Counter(table[columns.TEACHER][:]).most_common()) if columns.TEACHER in table.column_names else {}
 
 
 def _checked_push(repository: StudentRepository) -> StudentPush | None:
-    """The push that follows the training, looked at before it starts."""
+    """Prepares the push that follows the training, and checks it before training starts."""
     if repository.push_to_hub is None:
         return None
     from persyn_hf.publishing.push import StudentPush

@@ -103,7 +103,7 @@ def test_a_former_flag_names_what_replaces_it(arguments, instead):
     with pytest.raises(ConfigError) as raised:
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     flag = next(one for one in arguments if one.startswith("--") and one != "--output" and one != "--output-dir")
-    assert str(raised.value) == f"The option {flag.partition('=')[0]} is now given as: --set '{instead}'."
+    assert str(raised.value) == f"The option {flag.partition('=')[0]} was replaced; use --set '{instead}'."
 
 
 def test_every_former_flag_names_a_key_that_there_is():

@@ -42,7 +42,7 @@ def file(tmp_path, tiny_lm, double, monkeypatch):
 def test_the_first_prompt_is_shown_as_every_teacher_gets_it(file, double):
     done = CliRunner().invoke(app, ["doctor", str(file)])
     assert done.exit_code == 0, done.output
-    shown = done.output[done.output.index("The first prompt, as every teacher gets it:") :]
+    shown = done.output[done.output.index("First request to every teacher:") :]
     (prompt,) = {line for line in shown.splitlines() if line.startswith("  user: Say ")}
     lines = shown.splitlines()
     assert lines[1].startswith("a (") and '"max_tokens": 10' in lines[1] and "at most 0.01 USD" in lines[1]
@@ -53,8 +53,8 @@ def test_the_first_prompt_is_shown_as_every_teacher_gets_it(file, double):
 def test_one_real_answer_of_every_teacher_is_asked_for_and_used_by_the_run(file, double):
     done = CliRunner().invoke(app, ["doctor", str(file), "--try"])
     assert done.exit_code == 0, done.output
-    assert "Asking 2 teachers for one answer each (at most 0.02 USD)" in done.output
-    assert "Every teacher answers, and its answer was scored." in done.output
+    assert "Requesting one answer from each of 2 teachers (at most 0.02 USD)" in done.output
+    assert "Every teacher answered, and every answer was scored." in done.output
     asked = [body["messages"][-1]["content"] for body in double.bodies]
     assert len(asked) == 2 and len(set(asked)) == 1
     assert CliRunner().invoke(app, ["run", str(file), "--until", "probe", "--quiet"]).exit_code == 0
@@ -70,4 +70,4 @@ def test_what_would_stop_a_run_is_a_failure(file, double):
 
 def test_try_needs_a_file():
     done = CliRunner().invoke(app, ["doctor", "--try"])
-    assert done.exit_code == 1 and "--try needs the YAML file" in str(done.exception)
+    assert done.exit_code == 1 and "--try needs the run's YAML file" in str(done.exception)

@@ -73,7 +73,7 @@ def test_run(file, called):
 
 
 def test_a_wrong_key_stops_before_the_run(file):
-    with pytest.raises(ConfigError, match=r"--set: `reward\.alhpa`: unknown key; this section knows alpha, "):
+    with pytest.raises(ConfigError, match=r"--set: `reward\.alhpa`: unknown key; this section has alpha, "):
         invoke("run", file, "--set", "reward.alhpa=0.1")
     with pytest.raises(ConfigError, match=r"--set must be given as section\.key=value"):
         invoke("run", file, "--set", "reward.alpha")
@@ -105,7 +105,7 @@ def test_doctor(file, called, monkeypatch):
     moved = ["--set", "teachers.b.1.endpoint=http://127.0.0.1:3"]
     (config,) = called("persyn_hf.doctor", "check_configuration", "doctor", file, *moved)["given"]
     assert [teacher.endpoints for teacher in config.teachers] == [("http://127.0.0.1:1",), ("http://127.0.0.1:3",)]
-    with pytest.raises(ConfigError, match="--set needs the YAML file"):
+    with pytest.raises(ConfigError, match="--set needs the run's YAML file"):
         invoke("doctor", "--set", "seed=1")
 
 
@@ -151,7 +151,7 @@ def test_train_student_with_a_file_takes_another_student(file, called):
 @pytest.mark.parametrize("key", ["reward.alpha=0", "student.model=x", "publish.license=mit", "trainng.packing=true"])
 def test_train_student_refuses_what_it_does_not_read(file, key):
     for more in ([], ["--config", file]):
-        with pytest.raises(ConfigError, match=r"train-student reads only: --set training\.…, seed"):
+        with pytest.raises(ConfigError, match=r"train-student reads only training\.…, seed"):
             invoke(*TRAIN[2:], *more, "--set", key)
 
 
@@ -181,7 +181,7 @@ def test_allocate(called, tmp_path):
     assert taken["max_share"] == {"b.1": 0.5} and taken["budget"] == 3 and taken["families"] == {"a": "Qwen2.5"}
     assert (taken["policy"], taken["scale"], taken["makespan"]) == ("oracle", "reward", "shortest")
     assert (taken["seed"], taken["top_k"]) == (4, 2)
-    with pytest.raises(ConfigError, match=r"`allocation\.expected_tokens` is of a run"):
+    with pytest.raises(ConfigError, match=r"`allocation\.expected_tokens` applies only to a run"):
         invoke("allocate", *arguments, "--set", "allocation.expected_tokens=3")
     with pytest.raises(ConfigError, match=r"--set: `allocation\.policy`: Input should be 'strong'|'persyn'"):
         invoke("allocate", *arguments, "--policy", "best")

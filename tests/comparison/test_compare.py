@@ -224,7 +224,7 @@ def test_the_command_prints_the_table(settings, tmp_path):
     file.write_text(yaml.safe_dump(settings))
     done = CliRunner().invoke(app, ["compare", str(file), "--quiet"])
     assert done.exit_code == 0, done.output
-    assert "PerSyn router minus" in done.stdout and "Everything is in" in done.stdout
+    assert "PerSyn router minus" in done.stdout and "Results: " in done.stdout
     numbers = json.loads((tmp_path / "out/comparison.json").read_text())
     assert [cell["policy"] for cell in numbers["summary"]["cells"]] == ["strong", "persyn"] * 2
 
@@ -232,7 +232,7 @@ def test_the_command_prints_the_table(settings, tmp_path):
 def test_a_comparison_that_cannot_be_honest_is_refused(settings, tmp_path):
     seen = settings["compare"]["held_out"]
     settings["compare"]["held_out"] = settings["prompts"]
-    with pytest.raises(DataError, match="24 held-out prompts are training prompts"):
+    with pytest.raises(DataError, match="24 held-out prompts are also training prompts"):
         run(settings)
     settings["compare"]["held_out"] = seen
     settings["compare"]["nll_teachers"] = ["nobody"]
@@ -250,7 +250,7 @@ def test_a_comparison_that_cannot_be_honest_is_refused(settings, tmp_path):
         ({"seeds": [-1]}, "seeds must be in"),
         ({"policies": ["best"]}, "compare.policies"),
         ({"students": [{"name": "a/b", "model": "m"}]}, "compare.students"),
-        ({"decodings": [{"name": "greedy", "temprature": 0}]}, "unknown key; this section knows extra_body"),
+        ({"decodings": [{"name": "greedy", "temprature": 0}]}, "unknown key; this section has extra_body"),
     ],
 )
 def test_wrong_sections_are_explained(settings, change, words):

@@ -82,7 +82,7 @@ def test_unlike_seeds_or_prompts_are_refused():
     with pytest.raises(DataError, match="same seeds"):
         summarise(outcomes({"strong": whole, "persyn": part}))
     other = outcomes({"persyn": whole}, ids=tuple(f"q{row}" for row in range(40)))
-    with pytest.raises(DataError, match="same seeds on the same prompts"):
+    with pytest.raises(DataError, match="same seeds and prompts"):
         summarise(outcomes({"strong": whole}) + other)
 
 

@@ -24,7 +24,7 @@ def _change(settings, path, value):
 
 BAD = [
     (["reward", "alpha"], 1.3, "`reward.alpha`: Input should be less than or equal to 1, got 1.3"),
-    (["reward", "alhpa"], 0.4, "`reward.alhpa`: unknown key; this section knows alpha, learnability_metric"),
+    (["reward", "alhpa"], 0.4, "`reward.alhpa`: unknown key; this section has alpha, learnability_metric"),
     (["teachers", 1, "name"], "terse", "`teachers`: teacher names must differ; named more than once: terse"),
     (["teachers", 0, "backend"], "cloud", "`teachers[0].backend`: Input should be 'endpoint' or 'local'"),
     (
@@ -42,7 +42,7 @@ BAD = [
     (["student", "endpoint"], {"url": "x"}, "`student.endpoint.url`: String should match pattern"),
     (["router", "pretrained"], "x/y", "`router`: give exactly one of `backbone`"),
     (["publish", "router_repo_id"], "x/y", "`publish`: `router_repo_id` needs `dataset_repo_id`"),
-    (["tachers"], [], "`tachers`: unknown key; this section knows accept, allocation, compare"),
+    (["tachers"], [], "`tachers`: unknown key; this section has accept, allocation, compare"),
 ]
 
 

@@ -37,14 +37,14 @@ def test_headers_that_are_set_anyway_are_refused(name):
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
-        ({"Authorization": "Bearer ${K}"}, "`Authorization` is made of `api_key_env`"),
-        ({"x-api-key": "abc"}, "`x-api-key`: the value may be a key; put it into an environment variable"),
-        ({"x-title": PASTED}, "`x-title`: the value looks like a key"),
+        ({"Authorization": "Bearer ${K}"}, "`Authorization` is set from `api_key_env`"),
+        ({"x-api-key": "abc"}, "`x-api-key`: the value may be a secret; put it into an environment variable"),
+        ({"x-title": PASTED}, "`x-title`: the value looks like a secret"),
         ({"x-a": "${sk-1234}"}, "`${…}` must hold the name of an environment variable"),
-        ({"x-a": "$NAME"}, "`${NAME}` stands for an environment variable"),
-        ({"x-a": "two\r\nlines"}, "ASCII on one line"),
-        ({"x a": "y"}, "no name of a header"),
-        ({"X-A": "1", "x-a": "2"}, "stands twice"),
+        ({"x-a": "$NAME"}, "write an environment variable as `${NAME}`"),
+        ({"x-a": "two\r\nlines"}, "one line of ASCII"),
+        ({"x a": "y"}, "not a valid header name"),
+        ({"X-A": "1", "x-a": "2"}, "is given twice"),
     ],
 )
 def test_what_is_no_header_is_said_without_its_value(headers, said):
@@ -54,9 +54,9 @@ def test_what_is_no_header_is_said_without_its_value(headers, said):
 
 
 def test_a_key_in_the_query_is_refused_unless_it_is_a_variable_s():
-    assert "may be a key" in refused(extra_query={"api_key": "abc"})
+    assert "may be a secret" in refused(extra_query={"api_key": "abc"})
     assert teacher(extra_query={"key": "${GEMINI_KEY}"}).extra_query == {"key": "${GEMINI_KEY}"}
-    assert "has no name" in refused(extra_query={"": "x"})
+    assert "empty name" in refused(extra_query={"": "x"})
 
 
 def test_the_header_of_the_key_is_set_once():

@@ -41,7 +41,7 @@ def test_numbers_of_numpy_are_numbers():
     given = {"top_k": np.int64(2), "temperature": np.float32(0.5), "max_share": {"a": np.float32(0.25)}}
     made = merged(AllocationOptions, None, given, "f")
     assert (made.top_k, made.temperature, made.max_share) == (2, 0.5, {"a": 0.25})
-    with pytest.raises(ConfigError, match="must be a number"):
+    with pytest.raises(ConfigError, match="must be a non-negative number"):
         merged(AllocationOptions, None, {"max_share": True}, "f")
 
 
@@ -54,7 +54,11 @@ def test_numbers_of_numpy_are_numbers():
         (Reward, {"normalization": "x"}, "f: `normalization` must be one of minmax, zscore, rank, got 'x'."),
         (Router, {}, "f: give exactly one of `backbone` (to train a router) and `pretrained` (to use one)."),
         (Student, {"model": "m", "metrics": ("x",)}, "f: `metrics[0]`: Input should be"),
-        (Reward, {"gamma": 1}, "f: `gamma` is no option; there are alpha, learnability_metric, normalization."),
+        (
+            Reward,
+            {"gamma": 1},
+            "f: `gamma` is not an option; the options are alpha, learnability_metric, normalization.",
+        ),
         (Compare, {"car_beta": 1}, "f: `car_beta` is called `beta` now."),
     ],
 )
@@ -96,12 +100,12 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("call", "name", "known"), UNKNOWN, ids=[f"{n}-{k}" for _, n, k in UNKNOWN])
 def test_every_function_names_an_unknown_option_and_the_known_ones(call, name, known):
-    with pytest.raises(ConfigError, match=rf"{name}: `foldz` is no option; there are .*\b{known}\b"):
+    with pytest.raises(ConfigError, match=rf"{name}: `foldz` is not an option; the options are .*\b{known}\b"):
         call(foldz=3)
 
 
 def test_save_takes_no_option_of_a_push():
-    with pytest.raises(ConfigError, match="`private` is no option"):
+    with pytest.raises(ConfigError, match="`private` is not an option"):
         persyn_hf.save_personalized(ANSWERS, "nowhere", private=False)
 
 

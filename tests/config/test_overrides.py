@@ -136,22 +136,31 @@ def test_an_empty_section_of_the_file_can_be_filled(tmp_path):
 
 
 REFUSED = [
-    ("alhpa=1", "--set: `alhpa`: unknown key; this section knows accept, allocation, compare"),
-    ("reward.alhpa=1", "--set: `reward.alhpa`: unknown key; this section knows alpha, learnability_metric, normaliz"),
+    ("alhpa=1", "--set: `alhpa`: unknown key; this section has accept, allocation, compare"),
+    ("reward.alhpa=1", "--set: `reward.alhpa`: unknown key; this section has alpha, learnability_metric, normaliz"),
     (
         "teachers.0.sampling.top_q=1",
-        "--set: `teachers.0.sampling.top_q`: unknown key; this section knows extra_body, max_tokens",
+        "--set: `teachers.0.sampling.top_q`: unknown key; this section has extra_body, max_tokens",
     ),
-    ("teachers.llama.timeout=1", "--set: `teachers`: has no such entry; entries go by index, 0 to 2, or by name: Qwe"),
-    ("teachers.3.timeout=1", "--set: `teachers`: has no such entry; entries go by index, 0 to 2"),
-    ("compare.seeds.9=1", "--set: `compare.seeds`: has no such entry; entries go by index, 0 to 2."),
-    ("compare.decodings.greedy.top_p=1", "--set: `compare.decodings`: is a list that is not given; set it whole"),
-    ("seed.x=1", "--set: `seed`: has no keys of its own."),
+    (
+        "teachers.llama.timeout=1",
+        "--set: `teachers`: has no such entry; address entries by index, 0 to 2, or by name: Qwe",
+    ),
+    ("teachers.3.timeout=1", "--set: `teachers`: has no such entry; address entries by index, 0 to 2"),
+    ("compare.seeds.9=1", "--set: `compare.seeds`: has no such entry; address entries by index, 0 to 2."),
+    (
+        "compare.decodings.greedy.top_p=1",
+        "--set: `compare.decodings`: is a list that the file does not set; set the whole",
+    ),
+    ("seed.x=1", "--set: `seed`: has no keys."),
     ("reward.alpha=1.3", "--set: `reward.alpha`: Input should be less than or equal to 1, got 1.3."),
     ("teachers.Qwen2.5-7B.timeout=0", "--set: `teachers[0].timeout`: Input should be greater than 0, got 0."),
-    ("student.revision=1234567", "got 1234567. Put a text that YAML reads as something else in quotes: --set 'key="),
-    ("teachers.0.system_prompt=Say: yes", "string. Put a text that YAML reads as something else in quotes: --set"),
-    ("quality={verifer: exact}", "--set: `quality.verifer`: unknown key; this section knows judge"),
+    (
+        "student.revision=1234567",
+        "got 1234567. YAML did not read the value as a string; put it in quotes: --set 'key=",
+    ),
+    ("teachers.0.system_prompt=Say: yes", "string. YAML did not read the value as a string; put it in quotes: --set"),
+    ("quality={verifer: exact}", "--set: `quality.verifer`: unknown key; this section has judge"),
     ("router.pretrained=x", "run.yaml with --set: `router`: give exactly one of `backbone`"),
 ]
 
@@ -172,7 +181,7 @@ def test_an_error_of_the_file_is_the_file_s(file):
 
 def test_a_value_over_which_a_section_lies_is_set_whole(file):
     said = refused(file, "allocation.max_share=0.3", "allocation.max_share.Qwen2.5-7B=0.5")
-    assert said == "--set: `allocation.max_share`: holds a single value; set it whole."
+    assert said == "--set: `allocation.max_share`: holds a single value; set it as a whole."
 
 
 SECRET = "hf_aB3dEf6hIj9lMn2pQr5t"
@@ -211,3 +220,33 @@ def test_a_broken_file_is_explained_without_its_line(tmp_path):
         assert "run.yaml: is not valid YAML: " in refused(path) and SECRET not in refused(path)
     path.write_text("[" * 50_000)
     assert refused(path).endswith("run.yaml: is not valid YAML: RecursionError.")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("max_cost: 1\nseed: 3\nmax_cost: 100\n")
+    assert refused(path).endswith(
+        "run.yaml: the key `max_cost` stands twice, in line 1 and in line 3; keep one of them."
+    )
+    path.write_text(f"teachers:\n  - name: a\n    sampling: {{seed: 1, seed: 2}}\n    {SECRET}: 1\n    {SECRET}: 1\n")
+    said = refused(path)
+    assert "stands twice" in said and SECRET not in said
+
+
+def test_aliases_merges_and_windows_files_are_taken(file):
+    plain = RunConfig.from_yaml(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_text().replace("\n", "\r\n").encode())
+    assert RunConfig.from_yaml(file) == plain
+
+
+def test_a_file_that_is_no_utf_8_says_so(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("output_dir: Prüfung\n".encode("latin-1"))
+    assert refused(path).endswith("run.yaml: is not valid YAML: it is no UTF-8; save the file as UTF-8.")
+
+
+def test_an_entry_is_named_as_errors_name_it(file):
+    made = read(file, "teachers[1].timeout=7", "compare.seeds[2]=9", "quality.sources[0].name=exactly")
+    assert (made.teachers[1].timeout, made.compare.seeds) == (7, (0, 1, 9))
+    assert made.quality.sources[0].name == "exactly"
+    assert "`teachers`: has no such entry; entries go by index, 0 to 2" in refused(file, "teachers[9].timeout=7")

@@ -80,7 +80,7 @@ def test_the_schema_is_one_and_knows_every_key():
     alpha = schema["$defs"]["Reward"]["properties"]["alpha"]
     assert alpha == {
         "default": 0.4,
-        "description": "The share of learnability.",
+        "description": "Weight of learnability, 0 to 1.",
         "maximum": 1.0,
         "minimum": 0.0,
         "type": "number",
@@ -116,7 +116,7 @@ def test_what_is_shipped_is_what_the_sections_say():
 
 def test_the_page_has_every_key_with_type_default_and_bounds():
     lines = reference_page().splitlines()
-    assert "| `alpha` | number | `0.4` | ≥ 0; ≤ 1 | The share of learnability. |" in lines
+    assert "| `alpha` | number | `0.4` | ≥ 0; ≤ 1 | Weight of learnability, 0 to 1. |" in lines
     assert "| `source` | string or list of strings | **required** | not empty; at least 1 | " in "\n".join(lines)
     assert any(
         line.startswith("| `students` | list of sections [`compare.students[]`](#comparestudents) |") for line in lines

@@ -69,10 +69,10 @@ def test_a_seed_is_per_row_null_or_a_whole_number(seed):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"top_k": float("nan")}, "`extra_body.top_k` is nan, which JSON has no number for"),
+        ({"top_k": float("nan")}, "`extra_body.top_k` is nan, which is not a JSON number"),
         ({"a": [{"b": float("-inf")}]}, "`extra_body.a[0].b` is -inf"),
-        ({"a": {2: "x"}}, "`extra_body.a` has the key 2, but keys of JSON are texts"),
-        ({"day": datetime.date(2026, 1, 2)}, "`extra_body.day` is a date, which JSON does not have"),
+        ({"a": {2: "x"}}, "`extra_body.a` has the key 2, but JSON keys are strings"),
+        ({"day": datetime.date(2026, 1, 2)}, "`extra_body.day` is a date, which is not a JSON type"),
         ({"model": "x"}, "`extra_body.model` is set by persyn_hf; use the teacher's `model`"),
         ({"messages": []}, "`extra_body.messages` is set by persyn_hf; use the prompt"),
         ({"stream": True}, "`extra_body.stream` is set by persyn_hf; use `stream`"),
@@ -119,7 +119,11 @@ def test_a_dialect_survives_being_written_down(name):
     ("dialect", "sampling", "said"),
     [
         ("openai-reasoning", {"temperature": 0.7}, "`sampling.temperature` is set, but `dialect: openai-reasoning`"),
-        ("azure-reasoning", {"stop": ["x"]}, "`sampling.stop` is set, but `dialect: azure-reasoning` takes none"),
+        (
+            "azure-reasoning",
+            {"stop": ["x"]},
+            "`sampling.stop` is set, but `dialect: azure-reasoning` does not take it",
+        ),
         ("openai", {"stop": list("abcde")}, "`sampling.stop` has 5 strings, but `dialect: openai` takes at most 4"),
         ("gemini", {"stop": list("abcdef")}, "takes at most 5"),
         ("anthropic", {"temperature": 1.5}, "`sampling.temperature` is 1.5, but `dialect: anthropic` takes at most 1"),
@@ -137,13 +141,13 @@ def test_an_unknown_dialect_is_named_with_those_there_are():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"sampling": {"extra_body": {"reasoning_effort": "low"}}}, "`backend: local` knows chat_template_kwargs"),
-        ({"sampling": {"temperature": None}}, "`sampling.temperature: null` leaves it to a server"),
-        ({"sampling": {"extra_body": {"top_k": 1.5}}}, "`sampling.extra_body.top_k` must be a whole number"),
+        ({"sampling": {"extra_body": {"reasoning_effort": "low"}}}, "`backend: local` supports chat_template_kwargs"),
+        ({"sampling": {"temperature": None}}, "`sampling.temperature: null` uses the server"),
+        ({"sampling": {"extra_body": {"top_k": 1.5}}}, "`sampling.extra_body.top_k` must be an integer"),
         ({"sampling": {"extra_body": {"min_p": 2}}}, "`sampling.extra_body.min_p` must be a number between 0 and 1"),
         ({"sampling": {"extra_body": {"chat_template_kwargs": []}}}, "must be a mapping"),
-        ({"stream": True}, "`stream` is of an endpoint"),
-        ({"extra_headers": {"x-title": "mine"}}, "`extra_headers` is of an endpoint"),
+        ({"stream": True}, "`stream` is a setting of endpoints"),
+        ({"extra_headers": {"x-title": "mine"}}, "`extra_headers` is a setting of endpoints"),
     ],
 )
 def test_what_generation_in_this_process_cannot_honour_is_refused(settings, said):
@@ -158,8 +162,16 @@ def test_what_generation_in_this_process_honours_is_taken():
 
 def test_tgi_s_own_protocol_has_names_of_its_own():
     assert teacher(api="tgi", sampling={"extra_body": {"typical_p": 0.9, "grammar": {"type": "json", "value": {}}}})
-    assert "`sampling.extra_body.min_p`: `api: tgi` knows" in refused(
+    assert "`sampling.extra_body.min_p`: `api: tgi` supports" in refused(
         BASE | {"api": "tgi", "sampling": {"extra_body": {"min_p": 0.1}}}
     )
     assert "`stream` is for `api: chat`" in refused(BASE | {"api": "tgi", "stream": True})
     assert "is a form of `api: chat`" in refused(BASE | {"api": "tgi", "dialect": "mistral"})
+
+
+@pytest.mark.parametrize("key", ["api_key", "Authorization", "access_token", "client_secret"])
+def test_a_key_in_extra_body_is_refused_and_not_repeated(key):
+    said = refused(BASE | {"sampling": {"extra_body": {key: "sk-not-to-be-shown"}}})
+    assert f"`extra_body.{key}` is a key by its name" in said
+    assert "not-to-be-shown" not in said
+    assert teacher(sampling={"extra_body": {"prompt_cache_key": "a", "tokenizer_mode": "auto", "max_tokens_x": 1}})

@@ -19,4 +19,4 @@ def test_a_short_demo_runs_and_repeats_nothing(models, tmp_path):
     assert "storyteller" in first.stdout and "Held out: 24 probe prompts" in first.stdout
     second = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert second.returncode == 0, second.stderr
-    assert second.stdout.count("found finished") == 5
+    assert second.stdout.count("already finished") == 5

@@ -232,10 +232,10 @@ def test_a_400_is_asked_once_and_its_reason_kept(caller, body, words):
     ("fault", "words"),
     [
         (f.status("401 No"), "refused the key (HTTP 401): check MY_KEY"),
-        (f.status("403 No"), "refused the request (HTTP 403): moderation or a firewall objects"),
-        (f.status("402 Pay"), "wants payment"),
+        (f.status("403 No"), "refused the request (HTTP 403): moderation or a firewall rejected it"),
+        (f.status("402 Pay"), "requires payment"),
         (f.status("404 No"), "does not serve"),
-        (f.status("429 Too Many", {"error": {"code": "insufficient_quota", "message": "spent"}}), "wants payment"),
+        (f.status("429 Too Many", {"error": {"code": "insufficient_quota", "message": "spent"}}), "requires payment"),
     ],
 )
 def test_what_no_request_can_change_ends_at_once(caller, key, fault, words):
@@ -325,7 +325,7 @@ def test_a_line_break_behind_a_key_is_taken_off(caller, monkeypatch):
 @pytest.mark.parametrize("value", [KEY + "\r\nx-injected: yes", KEY + " x", "Bearer " + KEY, KEY + "é"])
 def test_a_key_with_white_space_in_it_is_not_sent(caller, monkeypatch, value):
     monkeypatch.setenv("MY_KEY", value)
-    with f.faulty(Server()) as server, pytest.raises(ConfigError, match="MY_KEY holds white space") as caught:
+    with f.faulty(Server()) as server, pytest.raises(ConfigError, match="MY_KEY contains white space") as caught:
         caller(server.url, api_key_env="MY_KEY")
     assert server.heads == []
     assert "canary" not in "".join(traceback.format_exception(caught.value))
@@ -373,7 +373,9 @@ def test_an_address_that_holds_a_secret_or_is_none_is_refused_unrepeated(caller,
 def test_a_proxy_gets_no_key(caller, way, key, monkeypatch):
     with f.faulty(Server()) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
-        with pytest.raises(ConfigError, match=r"HTTP_PROXY.*reads the key \(MY_KEY\).*add models.invalid to NO_PROXY"):
+        with pytest.raises(
+            ConfigError, match=r"HTTP_PROXY.*can read the key \(MY_KEY\).*add models.invalid to NO_PROXY"
+        ):
             caller("http://models.invalid", **key)
     assert proxy.heads == []
 

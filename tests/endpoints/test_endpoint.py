@@ -98,5 +98,5 @@ def test_variables_that_are_missing_are_told_together_before_anything_is_asked(m
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("run.yaml: `teachers[0].extra_headers.x-a`: the environment variable NO_A is not set")
     assert lines[1].startswith(
-        "run.yaml: `teachers[0].extra_query.b`: the environment variable NO_B holds a line break"
+        "run.yaml: `teachers[0].extra_query.b`: the environment variable NO_B contains a line break"
     )

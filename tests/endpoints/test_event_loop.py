@@ -60,8 +60,8 @@ def test_one_control_c_drains_and_reports(tmp_path):
         assert len(ledger) == asked == server.served
     assert 20 <= asked < 100
     assert run.returncode not in (0, 3)
-    assert "Ctrl-C: 8 requests in flight are waited for. Press it again to stop at once." in said
-    assert "Interrupted. What was answered is in the ledger; run again to go on." in said
+    assert "Ctrl-C: waiting for 8 requests in flight. Press it again to stop at once." in said
+    assert "Interrupted. The answers so far are in the ledger; run again to resume." in said
     did = re.findall(r"^(first|second): (\d+) of 400 rows, (\d+) \+ (\d+) tokens", said, re.MULTILINE)
     counts = {name: int(rows) for name, rows, _, _ in did}
     assert set(counts) == {"first", "second"} and sum(counts.values()) == asked
@@ -98,7 +98,7 @@ def test_one_line_per_teacher_on_a_terminal_and_plain_lines_elsewhere(tmp_path):
             r"2 teachers, 40 rows: asking",
             r"first: 20 of 20 rows, 60 \+ 100 tokens, 20\.0000 USD",
             r"second: 20 of 20 rows, 60 \+ 100 tokens, 20\.0000 USD",
-            r"2 teachers: 0:00:\d\d in all",
+            r"2 teachers: 0:00:\d\d in total",
         ]
         assert re.fullmatch("\n".join(lines) + "\n", said)
         ours, theirs = pty.openpty()
@@ -136,7 +136,7 @@ def test_a_log_has_a_line_every_so_often(capsys, monkeypatch):
         generate_parallel([f"p{n}" for n in range(10)], teachers)
     said = capsys.readouterr().err
     lines = said.splitlines()
-    assert lines[0] == "1 teacher, 10 rows: asking"
+    assert lines[0] == "1 teacher, 10 rows: sending requests"
     shape = r"0:00:0\d: (\d+) of 10 rows \(\d+%\), [0-2] in flight, \d+ tokens/s, 0 errors(, about 0:00:\d\d left)?"
     counts = [int(match[1]) for line in lines[1:-2] if (match := re.fullmatch(shape, line))]
     assert len(counts) >= 3
@@ -155,8 +155,8 @@ def test_sigterm_drains_and_a_second_run_goes_on(tmp_path):
         with Ledger(tmp_path / "l") as ledger:
             assert len(ledger) == asked == server.served
         assert run.returncode == 143
-        assert "SIGTERM: 8 requests in flight are waited for. A second one stops at once." in said
-        assert "Interrupted. What was answered is in the ledger; run again to go on." in said
+        assert "SIGTERM: waiting for 8 requests in flight. A second one stops at once." in said
+        assert "Interrupted. The answers so far are in the ledger; run again to resume." in said
         assert "Traceback" not in said
         server.delay = 0
         assert start(server, tmp_path / "l", 30).wait(60) == 0
@@ -203,7 +203,7 @@ def test_sigterm_ends_the_command_with_what_was_in_flight_kept(tmp_path):
         run.send_signal(signal.SIGTERM)
         _, said = run.communicate(timeout=60)
         assert run.returncode == 143, said
-        assert "SIGTERM: 6 requests in flight are waited for." in said
+        assert "SIGTERM: waiting for 6 requests in flight." in said
         with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
             assert len(ledger) == server.served == len(server.bodies) < 40
         server.delay = 0
@@ -228,7 +228,7 @@ finally:
     run.send_signal(signal.SIGTERM)
     out, said = run.communicate(timeout=20)
     assert (run.returncode, out) == (143, "cleaned up\n")
-    assert said == "SIGTERM: stopped. What is finished is kept; run again to go on.\n"
+    assert said == "SIGTERM: stopped. Finished work is kept; run again to resume.\n"
 
 
 JUDGE = """
@@ -253,7 +253,7 @@ def test_a_judge_is_given_up_with_a_word(number, name):
         assert time.monotonic() - began < 10
         assert len(server.bodies) < 100
     assert run.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
-    assert f"{name}: what is in flight is given up." in said
+    assert f"{name}: cancelling the requests in flight." in said
     answered = re.search(r"http://\S+: (\d+) of 200 requests were answered; the next run sends all again\.", said)
     assert 4 <= int(answered[1]) < 100
     assert "CancelledError" not in said

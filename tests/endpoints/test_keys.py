@@ -50,7 +50,7 @@ def test_a_line_break_that_a_file_left_behind_a_key_is_taken_off(monkeypatch, en
 @pytest.mark.parametrize("value", ["sk-a b", "sk-\na", "\nsk-a", " sk-a", "sk-a ", "sk-a\t", "sk-é", "sk-\x1ba"])
 def test_what_cannot_be_a_key_is_refused_without_repeating_it(monkeypatch, value):
     monkeypatch.setenv("MY_KEY", value)
-    with pytest.raises(ConfigError, match=r"^this: the environment variable MY_KEY holds white space") as caught:
+    with pytest.raises(ConfigError, match=r"^this: the environment variable MY_KEY contains white space") as caught:
         find_key("MY_KEY", False, "this")
     said = "".join(traceback.format_exception(caught.value))
     assert value not in said and "sk-" not in said

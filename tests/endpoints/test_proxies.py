@@ -81,6 +81,6 @@ def test_a_hub_on_this_machine_is_not_blocked(monkeypatch):
 
 def test_a_key_in_a_header_or_in_the_query_is_kept_from_a_proxy_too():
     for secret in ({"headers": (("x-key", "k-123"),)}, {"query": (("key", "k-123"),)}):
-        with pytest.raises(ConfigError, match=r"reads the key \(of `extra_headers` or `extra_query`\)"):
+        with pytest.raises(ConfigError, match=r"can read the key \(of `extra_headers` or `extra_query`\)"):
             keep_key_from_proxies(Endpoint("http://models.test", secrets=("k-123",), **secret))
     keep_key_from_proxies(Endpoint("http://models.test", headers=(("x-title", "mine"),)))

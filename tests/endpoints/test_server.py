@@ -46,8 +46,9 @@ def fill(share, most=1000):
 def test_the_least_known_limit_holds_for_all_together(caplog):
     shared = server("http://a")
     first, second, unknown = shared.join(8), shared.join(3), shared.join()
-    assert "http://a:80 is one server, so one `max_concurrency` holds for all that ask it: 3, the least of 3, 8" in (
-        caplog.text
+    assert (
+        "http://a:80 is one server, so one `max_concurrency` applies to all of its callers: 3, the smallest of 3, 8"
+        in caplog.text
     )
     assert [fill(first), fill(second), fill(unknown)] == [3, 0, 0]
     second.close()
@@ -283,7 +284,7 @@ def test_a_stopped_process_is_named_and_keeps_nobody_waiting(cache, monkeypatch,
                 assert not share.enter()
                 assert time.monotonic() < end
                 time.sleep(0.02)
-            assert f"http://a:80: other processes hold all 2 places: {other.pid} (running); waiting" in caplog.text
+            assert f"http://a:80: other processes hold all 2 slots: {other.pid} (running); waiting" in caplog.text
             other.send_signal(signal.SIGSTOP)
             end = time.monotonic() + 10
             while not share.enter():
@@ -328,7 +329,7 @@ def test_where_no_folder_can_be_used_the_limit_still_holds_in_the_process(cache,
         place.write_text("in the way")
     share = server("http://a").join(2)
     assert fill(share) == 2
-    assert "http://a:80: processes side by side do not share its limit" in caplog.text
+    assert "http://a:80: parallel processes do not share the limit of this server" in caplog.text
     share.close()
 
 

@@ -1,9 +1,10 @@
 """What comes back, from a server's words to the table: only what is understood counts as a whole answer."""
 
+import json
 import logging
 
 import pytest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from persyn_hf.errors import RetryableError, RowError
 from persyn_hf.generation.client import Request
@@ -37,7 +38,7 @@ def test_an_unknown_reason_stays_in_the_table_counts_as_cut_and_is_told_once(cap
     assert table["finish_reason"][:] == ["stop", "dreamy", "dreamy", "length"]
     assert summarize_generation(table)["t"].truncated == 3
     told = [record.getMessage() for record in caplog.records if "dreamy" in record.getMessage()]
-    assert told == ["teacher t ended an answer for the unknown reason `dreamy`; such answers count as cut"]
+    assert told == ["teacher t ended an answer for the unknown reason `dreamy`; it counts as truncated"]
     assert (count_kept(table).rows, count_kept(table).truncated) == (1, 3)
     assert personalize(table)["finish_reason"][:] == ["stop"]
     with Ledger(tmp_path / "l") as ledger:
@@ -55,9 +56,9 @@ def test_a_limit_of_the_servers_own_is_in_the_table_and_told_once(caplog):
         table, _ = generate(lambda n, body: said("Half of", "length"), 2, teacher={"sampling": {"max_tokens": 64}})
     assert table["finish_reason"][:] == ["length", "length"]
     assert (table["completion_tokens"][0], table["max_tokens"][0]) == (5, 64)
-    told = [r.getMessage() for r in caplog.records if "limit of its own" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "lower limit" in r.getMessage()]
     assert len(told) == 1
-    assert told[0].startswith("teacher t was cut after 5 tokens, though `max_tokens` is 64")
+    assert told[0].startswith("teacher t was cut off after 5 tokens, although `max_tokens` is 64")
 
 
 def test_leaks_are_cut_in_the_table_counted_and_kept_in_the_ledger(tmp_path):
@@ -80,7 +81,7 @@ def test_leaks_are_cut_in_the_table_counted_and_kept_in_the_ledger(tmp_path):
 
 def test_an_answer_of_nothing_but_tokens_is_none(tmp_path):
     table, server = generate(lambda n, body: said("<|im_end|>\n"))
-    assert table["error"][:] == ["the answer holds nothing but special tokens ('<|im_end|>')"]
+    assert table["error"][:] == ["the answer contains only special tokens ('<|im_end|>')"]
     assert len(server.bodies) == 1
 
 
@@ -144,3 +145,51 @@ def test_refusals_and_calls_of_tools_are_told_as_what_they_are():
     calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}]
     kind, words = refused({"content": None, "tool_calls": calls}, "tool_calls")
     assert (kind, words) == (RowError, "the teacher called a tool and wrote no text (`weather`)")
+
+
+def test_an_error_beside_an_answer_is_no_answer():
+    died = {"code": 502, "message": "the model died"}
+    kind, words = refused({"content": "half of"}, error=died)  # in the choice
+    assert kind is RetryableError
+    assert "the model died" in words
+    whole = {**chat_body("half of"), "error": died}
+    with (
+        serve(Double(lambda n, _: JSONResponse(whole))) as server,
+        pytest.raises(RetryableError, match="the model died"),
+    ):
+        ask(server.url)
+    with serve(Double(lambda n, _: JSONResponse({**chat_body("all of it"), "error": None}))) as server:
+        assert ask(server.url).text == "all of it"
+
+
+def test_the_first_choice_is_the_one_with_index_0():
+    body = chat_body("first")
+    second = {**chat_body("second")["choices"][0], "index": 1}
+    with serve(Double(lambda n, _: JSONResponse({**body, "choices": [second, *body["choices"]]}))) as server:
+        assert ask(server.url).text == "first"
+    with serve(Double(lambda n, _: JSONResponse({**body, "choices": [second]}))) as server:
+        assert ask(server.url).text == "second"
+
+
+def test_a_stream_that_nobody_asked_for_is_read():
+    delta = {"choices": [{"index": 0, "delta": {"content": "four"}}], "error": None}
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "error": None}
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in (delta, end)) + "data: [DONE]\n\n"
+    with serve(Double(lambda n, _: Response(stream, media_type="text/event-stream"))) as server:
+        completion = ask(server.url)
+    assert (completion.text, completion.finish_reason) == ("four", "stop")
+    broken = f"data: {json.dumps({'choices': [{'error': {'message': 'the model died'}}]})}\n\ndata: [DONE]\n\n"
+    with (
+        serve(Double(lambda n, _: Response(broken, media_type="text/event-stream"))) as server,
+        pytest.raises(RetryableError, match="the model died"),
+    ):
+        ask(server.url)
+
+
+def test_a_page_in_place_of_an_answer_is_called_a_page():
+    page = "<html><head><title>Sign in</title></head></html>"
+    with (
+        serve(Double(lambda n, _: Response(page, media_type="text/html"))) as server,
+        pytest.raises(RetryableError, match=r"the answer is a web page \('Sign in'\) and no completion"),
+    ):
+        ask(server.url)

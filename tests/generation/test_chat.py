@@ -68,8 +68,8 @@ def error(status, kind, text="words"):
         (lambda n, body: HTMLResponse("<h1>Bad gateway</h1>", 503), UnavailableError, "^HTTP 503$"),
         (lambda n, body: Response(status_code=401), TeacherDownError, "refused the key.*set `api_key_env`"),
         (lambda n, body: Response(status_code=404), TeacherDownError, "does not serve `org/m`"),
-        (lambda n, body: HTMLResponse("<p>hello"), RetryableError, "no completion"),
-        (lambda n, body: Response('{"choices": [{"mess'), RetryableError, "no completion"),
+        (lambda n, body: HTMLResponse("<p>hello"), RetryableError, "not a completion"),
+        (lambda n, body: Response('{"choices": [{"mess'), RetryableError, "not a completion"),
         (lambda n, body: JSONResponse([1, 2]), RetryableError, "no c"),
         (lambda n, body: JSONResponse({"choices": []}), RetryableError, "no choices"),
         (lambda n, body: JSONResponse(chat_body("")), RetryableError, "an empty completion"),
@@ -127,6 +127,37 @@ def test_a_missing_key_is_a_configuration_error(monkeypatch):
         ({"content": " four"}, " four", None),
         ({"content": [{"type": "text", "text": "fo"}, {"type": "text", "text": "ur"}, 3]}, "four", None),
         ({"content": "Write <think> and </think>."}, "Write <think> and </think>.", None),
+        # A server that tells the thoughts apart and leaves them in the text too; an answer may speak of the tag.
+        ({"content": "<think>2+2 is</think>\n\nfour", "reasoning_content": "2+2 is"}, "four", "2+2 is"),
+        ({"content": "</think>\n\nfour", "reasoning": "2+2 is"}, "four", "2+2 is"),
+        ({"content": "It ends with </think>.", "reasoning": "2+2 is"}, "It ends with </think>.", "2+2 is"),
+        ({"content": "<think> opens it.", "reasoning": "2+2 is"}, "<think> opens it.", "2+2 is"),
+        # Other models' marks, where a server does not know them.
+        ({"content": "[THINK]2+2 is[/THINK]four"}, "four", "2+2 is"),
+        ({"content": "2+2 is\n</seed:think>four"}, "four", "2+2 is"),
+        ({"content": "◁think▷2+2 is◁/think▷four"}, "four", "2+2 is"),
+        ({"content": "<|channel>thought\n2+2 is<channel|>four"}, "four", "2+2 is"),
+        (
+            {
+                "content": "<|channel|>analysis<|message|>2+2 is<|end|><|start|>assistant<|channel|>final"
+                "<|message|>four<|return|>"
+            },
+            "four",
+            "2+2 is",
+        ),
+        ({"content": "<|channel|>final<|message|>four"}, "four", None),
+        (
+            {"content": "<reasoning>2</reasoning><answer>4</answer>"},
+            "<reasoning>2</reasoning><answer>4</answer>",
+            None,
+        ),
+        # Parts.
+        (
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "2+2 is"}]}, {"text": "four"}]},
+            "four",
+            "2+2 is",
+        ),
+        ({"content": [{"type": "output_text", "text": "fo"}, "ur"]}, "four", None),
     ],
 )
 def test_reasoning_is_told_apart(message, text, reasoning):
@@ -136,13 +167,18 @@ def test_reasoning_is_told_apart(message, text, reasoning):
     assert (completion.text, completion.reasoning) == (text, reasoning)
 
 
-@pytest.mark.parametrize("message", [{"content": None, "reasoning_content": "hm"}, {"content": "<think>hm"}])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None, "reasoning_content": "hm"},
+        {"content": "<think>hm"},
+        {"content": "[THINK]hm"},
+        {"content": "<|channel|>analysis<|message|>hm"},
+    ],
+)
 def test_an_answer_that_is_all_reasoning_says_what_to_raise(message):
     behave = lambda n, body: JSONResponse(chat_body(message["content"], "length", **message))  # noqa: E731
-    with (
-        serve(Double(behave)) as server,
-        pytest.raises(RowError, match=r"all of `max_tokens` \(9\) went into reasoning"),
-    ):
+    with serve(Double(behave)) as server, pytest.raises(RowError, match=r"reasoning used all of `max_tokens` \(9\)"):
         ask(server.url)
 
 
@@ -189,7 +225,7 @@ def test_without_a_finish_reason_the_number_of_tokens_tells():
 def test_an_answer_that_was_broken_off_is_asked_for_again(said):
     with (
         serve(Double(lambda n, body: JSONResponse(chat_body("Half of", said)))) as server,
-        pytest.raises(RetryableError, match=f"broke the answer off .*'{said}'") as caught,
+        pytest.raises(RetryableError, match=f"interrupted the answer .*'{said}'") as caught,
     ):
         ask(server.url)
     assert caught.value.attempts == 2
@@ -269,7 +305,7 @@ def test_a_compressed_answer_stops_the_teacher():
 @pytest.mark.parametrize(("status", "kind"), [(402, None), (429, "insufficient_quota")])
 def test_a_server_that_wants_payment_stops_the_teacher(status, kind):
     behave = lambda n, body: JSONResponse({"error": {"message": "credits", "type": kind}}, status)  # noqa: E731
-    with serve(Double(behave)) as server, pytest.raises(TeacherDownError, match="wants payment"):
+    with serve(Double(behave)) as server, pytest.raises(TeacherDownError, match="requires payment"):
         ask(server.url)
 
 

@@ -121,7 +121,7 @@ def test_failures_are_not_kept(tmp_path):
         (["a", "b", "a"], DuplicatePromptError, "1 rows repeat"),
         ([{"text": "a"}], MissingColumnError, "needs the column `prompt`"),
         ([{"prompt": "a", "completion": "x"}], DataError, "adds the column `completion`"),
-        ([{"prompt": "a", "prompt_id": "0" * 16}], DataError, "is not that of its prompt"),
+        ([{"prompt": "a", "prompt_id": "0" * 16}], DataError, "does not match its prompt"),
     ],
 )
 def test_bad_prompts_are_refused_before_anything_is_asked(server, prompts, error, words):
@@ -300,7 +300,7 @@ def test_no_room_for_the_table_stops_no_run_and_is_said_at_its_end(server, tmp_p
     monkeypatch.setattr("tempfile.tempdir", "/dev/full")  # no folder can be made in it
     prompts = [f"p{n}" for n in range(1500)]
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        with pytest.raises(LedgerError, match=r"cannot be written to /dev/full.*TMPDIR.*not asked for twice"):
+        with pytest.raises(LedgerError, match=r"cannot be written to /dev/full.*TMPDIR.*not requested twice"):
             generate_parallel(prompts, teachers(server)[:1], ledger=ledger, progress=False)
         assert len(ledger) == 1500
         monkeypatch.undo()

@@ -73,7 +73,7 @@ def test_a_stop_string_ends_the_answer_and_is_cut(tiny):
 def test_a_prompt_that_does_not_fit_fails_alone(tiny):
     long, short = answer(tiny, request("x" * 600), request("x"))
     assert isinstance(long, RowError)
-    assert "the context holds 512" in str(long)
+    assert "the context is 512 tokens" in str(long)
     assert short.text
 
 

@@ -120,7 +120,7 @@ def test_a_server_that_lists_no_models_is_taken_at_its_word_with_a_note(listed, 
     server = ChatServer(listed)
     with serve_app(server.app()) as url:
         assert run(url)["completion"][:] == ["Words."]
-        assert f"{url} lists no models; it is taken to serve `org/model`" in caplog.text
+        assert f"{url} lists no models; persyn_hf assumes that it serves `org/model`" in caplog.text
 
 
 def test_another_model_is_an_error_that_names_what_is_served():
@@ -155,7 +155,7 @@ def test_all_problems_of_all_teachers_are_told_at_once(monkeypatch, tiny_lm):
     assert f"teacher `other`: {b} serves `x`, but `model` is `m`." in text
     assert f"teacher `locked`: {c} refused the key (HTTP 401): check MY_KEY" in text
     assert f"teacher `tgi`: {d} serves `y`, but `model` is `{tiny_lm}`." in text
-    assert f"teacher `no tgi`: {a} has no `/info` with a `model_id`: it is no TGI; set `api: chat`." in text
+    assert f"teacher `no tgi`: {a} has no `/info` with a `model_id`, so it is not TGI; set `api: chat`." in text
     assert "teacher `silent`: " in text
     assert "does not answer (cannot connect" in text
     assert good.paid + other.paid + locked.paid + len(tgi.requests) == 0
@@ -256,8 +256,8 @@ def test_prompts_that_do_not_fit_are_counted_before_anything_is_asked(tiny_lm):
         tgi_run(server, tiny_lm, prompts)
     # `<|user|> … <|end|>\n<|assistant|> `: one token per byte, and three special ones.
     assert str(caught.value).startswith(
-        "teacher `t`: 2 of 10 prompts do not fit. The server takes 600 tokens beside `max_tokens` 16, the longest "
-        "prompt has 907."
+        "teacher `t`: 2 of 10 prompts do not fit. The server accepts 600 tokens in addition to `max_tokens` 16, "
+        "the longest prompt has 907."
     )
     assert server.requests == []
 
@@ -265,21 +265,21 @@ def test_prompts_that_do_not_fit_are_counted_before_anything_is_asked(tiny_lm):
 def test_max_tokens_counts_where_the_limit_is_on_both_together(tiny_lm):
     server = Tgi(max_input_tokens=1000, max_total_tokens=1000)
     assert tgi_run(server, tiny_lm, ["x" * 700], max_tokens=200)["error"][:] == [None]
-    with pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server takes 600 tokens"):
+    with pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server accepts 600 tokens"):
         tgi_run(server, tiny_lm, ["x" * 700], max_tokens=400)
     with pytest.raises(ConfigError, match=r"`max_tokens` must be under 1000, .* got 1000"):
         tgi_run(server, tiny_lm, ["Hi"], max_tokens=1000)
 
 
 def test_more_stop_strings_than_the_server_takes(tiny_lm):
-    with pytest.raises(ConfigError, match="takes 4 `stop` strings, got 5"):
+    with pytest.raises(ConfigError, match="accepts at most 4 `stop` strings, got 5"):
         tgi_run(Tgi(), tiny_lm, ["Hi"], stop=list("abcde"))
 
 
 def test_the_length_that_vllm_reports_is_a_limit_too(tiny_lm):
     server = ChatServer(models(str(tiny_lm), max_model_len=600))
     with serve_app(server.app()) as url:
-        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server takes 584 tokens"):
+        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server accepts 584 tokens"):
             run(url, str(tiny_lm), ["x" * 700, "Hi"], sampling={"max_tokens": 16})
         assert server.paid == 0
         assert run(url, str(tiny_lm), ["x" * 500, "Hi"], sampling={"max_tokens": 16})["error"][:] == [None, None]
@@ -305,7 +305,7 @@ def test_another_revision_is_an_error(tiny_lm):
     server = Tgi(model_id=str(tiny_lm), model_sha="a" * 40)
     with serve_app(server.app()) as url:
         assert run(url, str(tiny_lm), api="tgi", revision="a" * 40, sampling={"max_tokens": 9})["error"][:] == [None]
-        with pytest.raises(ConfigError, match=f"serves revision {'a' * 40} of .*, `revision` is {'b' * 40}"):
+        with pytest.raises(ConfigError, match=f"serves revision {'a' * 40} of .*, but `revision` is {'b' * 40}"):
             run(url, str(tiny_lm), api="tgi", revision="b" * 40)
 
 
@@ -315,7 +315,7 @@ def test_a_lora_has_the_context_of_the_model_that_it_stands_on(tiny_lm):
     server = ChatServer({"data": [*base, adapter]})
     with (
         serve_app(server.app()) as url,
-        pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server takes 584 tokens"),
+        pytest.raises(PromptTooLongError, match=r"1 of 1 prompts do not fit\. The server accepts 584 tokens"),
     ):
         run(url, "my-lora", ["x" * 700], tokenizer=str(tiny_lm), sampling={"max_tokens": 16})
     assert server.paid == 0
@@ -332,7 +332,7 @@ def test_a_parent_that_leads_nowhere_is_no_limit(parent):
 def test_a_gateway_s_limit_of_the_input_is_a_limit(tiny_lm, about):
     server = ChatServer(models("alias", **about))
     with serve_app(server.app()) as url:
-        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server takes 600 tokens"):
+        with pytest.raises(PromptTooLongError, match=r"1 of 2 prompts do not fit\. The server accepts 600 tokens"):
             run(url, "alias", ["x" * 700, "Hi"], tokenizer=str(tiny_lm), sampling={"max_tokens": 16})
         assert run(url, "alias", ["x" * 500, "Hi"], tokenizer=str(tiny_lm))["error"][:] == [None, None]
 
@@ -359,7 +359,10 @@ def test_an_open_port_that_is_no_model_server_is_told(status):
     app = Starlette(routes=[Route("/{path:path}", everything, methods=["GET", "POST"])])
     with serve_app(app) as url, pytest.raises(ConfigError) as caught:
         run(url)
-    assert f"{url}/v1/models is a web page, so no model server is asked there; check `endpoint`." in str(caught.value)
+    assert f"{url}/v1/models is a web page, so it is not a model server; check `endpoint`." in str(caught.value)
+
+
+REFUSED = r"refused the key \(HTTP 400 \(auth_error\): Authentication Error\): check MY_KEY"
 
 
 def test_a_wrong_key_that_a_gateway_answers_with_400_is_told(monkeypatch):
@@ -369,7 +372,7 @@ def test_a_wrong_key_that_a_gateway_answers_with_400_is_told(monkeypatch):
         return JSONResponse({"error": {"message": "Authentication Error", "type": "auth_error", "code": "400"}}, 400)
 
     app = Starlette(routes=[Route("/v1/models", refuse)])
-    with serve_app(app) as url, pytest.raises(ConfigError, match=r"refused the key \(HTTP 400\): check MY_KEY"):
+    with serve_app(app) as url, pytest.raises(ConfigError, match=REFUSED):
         run(url, api_key_env="MY_KEY")
 
 
@@ -378,3 +381,20 @@ def test_a_tokenizer_that_is_not_there_is_told_before_anything_is_asked(tmp_path
     with serve_app(server.app()) as url, pytest.raises(ConfigError, match="cannot be loaded"):
         run(url, "alias", ["Hi"], tokenizer=str(tmp_path))
     assert server.paid == 0
+
+
+@pytest.mark.parametrize(
+    ("listed", "fits"),
+    [
+        ({"data": [{"name": "m"}]}, True),
+        ({"data": [{"object": "model"}]}, True),  # it says nothing
+        ({"data": [{"name": "x"}, {"object": "model"}]}, False),
+    ],
+)
+def test_a_list_without_ids_is_read_as_far_as_it_says_anything(listed, fits):
+    with serve_app(ChatServer(listed).app()) as url:
+        if fits:
+            assert run(url, "m")["error"][:] == [None]
+        else:
+            with pytest.raises(ConfigError, match="serves `x`, but `model` is `m`"):
+                run(url, "m")

@@ -5,11 +5,11 @@ from datasets import Dataset, Value
 from starlette.responses import JSONResponse
 
 from persyn_hf import columns
-from persyn_hf.config import Sampling
+from persyn_hf.config import Sampling, Teacher
 from persyn_hf.errors import DataError, DuplicatePromptError
 from persyn_hf.generation.client import Request
 from persyn_hf.generation.generate import generate_parallel, generate_routed, persyn_generate
-from persyn_hf.generation.jobs import completion_key, row_seed
+from persyn_hf.generation.jobs import completion_key, resolved, row_seed
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.ledger.ledger import Ledger
 from tests.generation.servers import Teacher as Double
@@ -156,3 +156,18 @@ def test_a_failure_is_of_its_own_sample(tmp_path):
         rows = [{"prompt": "x", "sample": n} for n in range(3)]
         table = generate_parallel(rows, teachers(server, "a"), progress=False)
     assert table["error"][:] == [None, "HTTP 422: no", None]
+
+
+def test_a_tokenizer_that_renders_here_is_part_of_the_key_and_no_other(tmp_path):
+    def key(**settings):
+        teacher = Teacher(name="t", model="m", endpoint="http://h", **settings)
+        return resolved(teacher).job("Hi", "p", 7).key
+
+    plain = key()
+    assert key(tokenizer="org/tokenizer") == key(api="tgi") == plain  # `chat` renders nothing here
+    named = key(api="tgi", tokenizer="org/tokenizer")
+    assert len({plain, named, key(api="tgi", tokenizer="org/other")}) == 3
+    (tmp_path / "tokenizer.json").write_text("{}")
+    local = key(api="tgi", tokenizer=str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{ }")
+    assert key(api="tgi", tokenizer=str(tmp_path)) != local

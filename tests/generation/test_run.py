@@ -151,7 +151,7 @@ def test_rerouting_needs_scores_of_these_teachers():
     with pytest.raises(ConfigError, match="needs the column `route_scores`"):
         generate_routed([{"prompt": "x", "route": "a"}], teachers, progress=False)
     row = {"prompt": "x", "route": "a", "route_scores": [1.0, 2.0, 3.0]}
-    with pytest.raises(ConfigError, match="has 3 scores a row for the 2 teachers a, b; give"):
+    with pytest.raises(ConfigError, match="has 3 scores per row for the 2 teachers a, b; pass"):
         generate_routed([row], teachers, progress=False)
 
 
@@ -167,7 +167,7 @@ def test_a_budget_is_not_passed_and_a_rerun_goes_on(tmp_path):
         table = generate_parallel(prompts, teachers[:1], tmp_path / "l", progress=False, max_cost=most)
         answered = [row for row in table if row["error"] is None]
         left = [row["error"] for row in table if row["error"] is not None]
-        assert set(left) == {"`max_cost` (500 USD) would have been passed"}
+        assert set(left) == {"`max_cost` (500 USD) would have been exceeded"}
         # What is left is less than one worst case.
         assert most - 160 < 8 * len(answered) <= most
         assert len(server.bodies) == len(answered)

@@ -212,7 +212,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(api, key, certificate,
     server = Tgi(model_id=str(tiny_lm), key=CANARY)
     with (
         serve_app(server.app(), ssl_certfile=certificate) as url,
-        pytest.raises(TeacherDownError, match="has no certificate that can be trusted"),
+        pytest.raises(TeacherDownError, match=r"the certificate of .* cannot be trusted"),
     ):
         ask(url, tiny_lm, api, api_key_env=key)
     assert server.headers == []

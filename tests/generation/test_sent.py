@@ -13,7 +13,8 @@ from persyn_hf.generation.client import Request
 from persyn_hf.generation.jobs import completion_key, resolved
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.ledger.ledger import Ledger
-from tests.generation.servers import chat_body, serve_app
+from tests.generation.servers import Teacher as Double
+from tests.generation.servers import chat_body, serve, serve_app
 from tests.generation.tgi_server import Tgi
 
 FAST = RetryPolicy(base_delay=0.01, max_delay=0.05)
@@ -185,10 +186,10 @@ def test_forms_as_objects_reach_the_server_without_what_arrow_added():
 def test_forms_that_cannot_be_kept_are_told_before_anything_is_asked(tiny_lm):
     rows = [{"prompt": "one", "response_format": None}, {"prompt": "two", "response_format": "{"}]
     service = Service()
-    with serve_app(service.app()) as url, pytest.raises(DataError, match="Row 1: `response_format` is no JSON"):
+    with serve_app(service.app()) as url, pytest.raises(DataError, match="Row 1: `response_format` must be JSON"):
         ask(url, rows)
     local = {"name": "l", "model": str(tiny_lm), "backend": "local"}
-    with pytest.raises(ConfigError, match="teacher `l`: generation in this process cannot hold an answer"):
+    with pytest.raises(ConfigError, match="teacher `l`: generation in this process does not support"):
         generate_parallel([{"prompt": "one", "response_format": '{"type": "json_object"}'}], [local], progress=False)
     assert service.bodies == []
 
@@ -272,3 +273,20 @@ def test_the_identity_of_a_request_does_not_depend_on_the_order_of_its_keys():
         )
 
     assert made({"a": 1, "b": 2}) == made({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize(("pieces", "size", "room"), [(300, 1, True), (300, 8, False), (3000, 1, False)])
+def test_a_stream_has_room_for_its_events_and_its_answer_the_same_bound(pieces, size, room):
+    def stream(n, body):
+        events = [
+            {"id": "x" * 40, "model": "m" * 40, "choices": [{"index": 0, "delta": {"content": "a" * size}}]}
+        ] * pieces + [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]
+        text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+        assert len(text) > 40_000
+        return Response(text, media_type="text/event-stream")
+
+    with serve(Double(stream)) as double:
+        one = {"name": "t", "model": "m", "endpoint": double.url, "stream": True, "max_response_bytes": 1024}
+        made = generate_parallel(["q"], [one | {"preflight": False}], progress=False)
+    assert (made["completion"][0] == "a" * 300 * size) is room
+    assert room or "`max_response_bytes`" in made["error"][0]

@@ -66,7 +66,7 @@ def test_two_processes_keep_to_one_purse(tmp_path):
         answered = len(server.bodies)
         again = finished(start(server, tmp_path, "three", rows, most), tmp_path, "three")
         assert len(server.bodies) == answered, "nothing fits any more"
-    reason = "`max_cost` (900 USD) would have been passed"
+    reason = "`max_cost` (900 USD) would have been exceeded"
     assert {error for table in (*tables, again) for error in table["errors"]} == {None, reason}
     assert again["errors"].count(None) == answered
     with Ledger(tmp_path / "l.sqlite") as ledger:

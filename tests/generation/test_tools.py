@@ -6,9 +6,16 @@ from threading import Thread
 
 import pytest
 from datasets import Dataset, IterableDataset
+from starlette.responses import Response
+from transformers import AutoTokenizer
 
 import persyn_hf
-from persyn_hf.errors import DataError
+from persyn_hf.config import Teacher
+from persyn_hf.errors import DataError, PromptTooLongError
+from persyn_hf.generation.describe import EndpointLimits
+from persyn_hf.generation.preflight import require_fit
+from tests.generation.servers import Teacher as Double
+from tests.generation.servers import serve
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
@@ -115,7 +122,7 @@ def test_a_call_that_was_cut_is_no_answer(server):
     broken = {**CALL, "function": {"name": "weather", "arguments": '{"ci'}}
     server.handler.reply = ({"role": "assistant", "content": None, "tool_calls": [broken]}, "length")
     made = answered(server, [{"prompt": "Weather?", "tools": TOOLS}])
-    assert made["completion"][:] == made["tool_calls"][:] == [None] and "called a tool" in made["error"][0]
+    assert made["completion"][:] == made["tool_calls"][:] == [None] and "call of a tool" in made["error"][0]
 
 
 def test_content_parts_reach_the_teacher_unharmed(server):
@@ -153,3 +160,57 @@ def test_rows_generators_and_streams_are_taken(server):
 def test_one_shape_of_row_that_is_none_is_named(server):
     with pytest.raises(DataError, match="Row 1: expected a mapping with `prompt`, or a prompt, got int"):
         answered(server, ["Hi", 5])
+
+
+def test_calls_of_a_stream_are_put_together_by_index():
+    calls = [
+        {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {"id": "c2", "type": "function", "function": {"name": "time", "arguments": '{"zone": "CET"}'}},
+    ]
+
+    def piece(index, **function):
+        return {"index": index, "function": function}
+
+    def delta(*pieces, **more):
+        return {"choices": [{"index": 0, "delta": {"tool_calls": list(pieces), **more}}]}
+
+    events = [
+        delta(piece(0, name="weather", arguments="") | {"id": "c1", "type": "function"}, role="assistant"),
+        delta(piece(0, arguments='{"city"')),
+        delta(piece(1, name="time", arguments="") | {"id": "c2", "type": "function"}),
+        delta(piece(1, arguments='{"zone": '), piece(0, arguments=': "Oslo"}')),  # both in one event
+        delta(piece(1, arguments='"CET"}')),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]},
+        {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}},
+    ]
+    body = "".join(f"data: {json.dumps(one)}\n\n" for one in events) + "data: [DONE]\n\n"
+
+    def stream(n, asked):
+        assert asked["stream"] is True and asked["tools"] == TOOLS
+        return Response(body, media_type="text/event-stream")
+
+    with serve(Double(stream)) as double:
+        teacher = {"name": "t", "model": "m", "endpoint": double.url, "stream": True, "preflight": False}
+        rows = [{"prompt": "Weather?", "tools": TOOLS}]
+        made = persyn_hf.generate_parallel(rows, [teacher], progress=False)
+    assert made["error"][:] == [None] and made["tool_calls"][0] == calls
+    assert made["completion_tokens"][:] == [5]
+
+
+def test_a_call_that_max_tokens_cut_names_max_tokens(server):
+    broken = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"ci'}}
+    server.handler.reply = ({"role": "assistant", "content": None, "tool_calls": [broken]}, "length")
+    made = answered(server, [{"prompt": "Weather?", "tools": TOOLS}])
+    assert made["error"][:] == ["`max_tokens` (1024) cut the answer in a call of a tool (`weather`); raise it"]
+
+
+def test_what_tools_take_of_the_context_counts_before_anything_is_asked(tiny_lm, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_lm)
+    tokenizer.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path)
+    long = [{"type": "function", "function": {"name": "f", "description": "a word " * 200, "parameters": {}}}]
+    teacher = Teacher(name="t", model="m", tokenizer=str(tmp_path), endpoint="http://h", sampling={"max_tokens": 4})
+    question, limits = ({"role": "user", "content": "Hi"},), EndpointLimits(max_total_tokens=1204)
+    require_fit(teacher, limits, [(question, {})])
+    with pytest.raises(PromptTooLongError, match="1 of 2 prompts do not fit"):
+        require_fit(teacher, limits, [(question, {}), (question, {"tools": long})])

@@ -38,7 +38,7 @@ def test_what_tells_two_teachers_apart(other, apart):
 def test_two_models_served_under_one_name_are_refused_before_anything_is_asked(routed):
     with serve(Double()) as first, serve(Double()) as second:
         teachers = [teacher("a", first.url), teacher("b", second.url)]
-        with pytest.raises(ConfigError, match=r"`a` and `b` have the same `model`.* give each a `revision`"):
+        with pytest.raises(ConfigError, match=r"`a` and `b` have the same `model`.* give each its own `revision`"):
             if routed:
                 generate_routed([{"prompt": "Hi", "route": "a"}, {"prompt": "Ho", "route": "b"}], teachers)
             else:

@@ -124,7 +124,7 @@ def test_reasoning_beyond_max_tokens_does_not_pass_the_budget(lengths, tmp_path,
     assert spent <= 5.0
     assert spent > 2.0  # what is left is less than two answers' worst case
     assert len(server.bodies) < 60
-    told = [r.getMessage() for r in caplog.records if "reasoning stands outside" in r.getMessage()]
+    told = [r.getMessage() for r in caplog.records if "reasoning is charged in addition" in r.getMessage()]
     assert len(told) == 1
 
 

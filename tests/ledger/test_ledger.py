@@ -76,13 +76,13 @@ def test_several_processes_write_at_once(tmp_path):
 def test_refuses_what_is_no_ledger(tmp_path):
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(LedgerError, match=r"damaged or is no ledger.*Move it away"):
+    with pytest.raises(LedgerError, match=r"damaged or is not a ledger.*Move it away"):
         Ledger(garbage)
     other = tmp_path / "other.sqlite"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE mine (x)")
     connection.close()
-    with pytest.raises(LedgerError, match="no ledger; name another path"):
+    with pytest.raises(LedgerError, match="not a ledger; name another path"):
         Ledger(other)
     with pytest.raises(LedgerError, match="cannot be opened"):
         Ledger(garbage / "below" / "a file")
@@ -94,7 +94,7 @@ def test_refuses_another_format_with_a_way_out(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(LedgerError, match=r"format 99, this version of persyn-hf reads 3.*move the file away"):
+    with pytest.raises(LedgerError, match=r"format 99, but this version of persyn-hf reads 3.*move the file away"):
         Ledger(path)
 
 
@@ -114,7 +114,7 @@ def test_a_full_disk_loses_nothing_written(tmp_path):
     with Ledger(path) as ledger:
         ledger.put("a" * 64, Completion("kept", "stop", 1, 1))
         ledger._connection.execute("PRAGMA max_page_count=3")
-        with pytest.raises(LedgerError, match="disk is full: make room"):
+        with pytest.raises(LedgerError, match="disk is full: free some space"):
             ledger.put("b" * 64, Completion("x" * 100_000, "stop", 1, 1))
     with Ledger(path) as ledger:
         assert ledger.get_many(["a" * 64, "b" * 64])["a" * 64].text == "kept"

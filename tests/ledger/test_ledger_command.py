@@ -76,7 +76,7 @@ def test_prune_removes_what_is_named_and_nothing_else(ledger):
 
 
 def test_a_path_that_is_not_there_is_not_made(tmp_path):
-    with pytest.raises(LedgerError, match="there is no such ledger"):
+    with pytest.raises(LedgerError, match="does not exist; give the path of a ledger"):
         call("show", tmp_path / "none.sqlite")
     assert not (tmp_path / "none.sqlite").exists()
 
@@ -97,7 +97,7 @@ def test_an_older_format_is_taken_over(tmp_path):
     assert "256 answers" in call("rescue", old, new).stdout
     with Ledger(new) as opened:
         assert opened.get_many(["ff" * 32])["ff" * 32] == Completion("t255", "stop", 1, 2)
-    with pytest.raises(LedgerError, match="is there already"):
+    with pytest.raises(LedgerError, match="the file exists already"):
         rescue(old, new)
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_ledger_gives_what_can_be_read(tmp_path):
     with Ledger(tmp_path / "new.sqlite") as opened:
         assert 240 < len(opened) < 256
     (tmp_path / "page").write_bytes(b"<html>" * 500)
-    with pytest.raises(LedgerError, match="nothing of it can be read"):
+    with pytest.raises(LedgerError, match="the file cannot be read"):
         rescue(tmp_path / "page", tmp_path / "other.sqlite")
 
 

@@ -31,7 +31,7 @@ def test_what_a_deleted_ledger_held_is_saved_beside_it(tmp_path, how):
             remove(path)
         if how == "replaced":
             path.write_bytes(b"")
-        with pytest.raises(LedgerError, match=r"deleted or replaced while it was in use\. The 5 answers") as caught:
+        with pytest.raises(LedgerError, match=r"deleted or replaced while it was in use\. Its 5 answers") as caught:
             ledger.put("k5", Completion("answer 5", "stop", 3, 2))
     saved = re.search(r"are in (\S+)\.", str(caught.value))[1]
     with Ledger(saved) as copy:

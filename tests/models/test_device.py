@@ -35,16 +35,16 @@ def test_mps_is_chosen_only_by_name(gpus, monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "cuda:-2"])
 def test_a_device_that_torch_does_not_know(name):
-    with pytest.raises(ConfigError, match=f"`device` must be one like .* got '{name}'"):
+    with pytest.raises(ConfigError, match=f"`device` must be a name such as .* got '{name}'"):
         devices.choose_device(name)
 
 
 def test_a_gpu_that_is_not_there(gpus):
     gpus(0)
-    with pytest.raises(ConfigError, match="`device` is 'cuda', and this process sees 0 CUDA GPUs"):
+    with pytest.raises(ConfigError, match="`device` is 'cuda', but this process sees 0 CUDA GPUs"):
         devices.choose_device("cuda")
     gpus(2)
-    with pytest.raises(ConfigError, match="`device` is 'cuda:2', and this process sees 2 CUDA GPUs"):
+    with pytest.raises(ConfigError, match="`device` is 'cuda:2', but this process sees 2 CUDA GPUs"):
         devices.choose_device("cuda:2")
 
 

@@ -101,7 +101,7 @@ FIRST_LINE = CHATML.replace("message['content']", "message['content'].split('\n'
 
 
 def test_a_template_that_cuts_thoughts_names_the_row_and_the_way_out():
-    with pytest.raises(ScoringError, match=r"row 0: the chat template of the student leaves out .*'the'.*separate"):
+    with pytest.raises(ScoringError, match=r"row 0: the chat template of the student drops .*'the'.*separate"):
         spans(CUTS_THOUGHTS, "<think>hello hello</think>\n\nthe")
     assert spans(CUTS_THOUGHTS, "hello the")[1] == "hello the<|im_end|>"
     thoughts = "<think>hello</think>\n\nthe"
@@ -110,5 +110,5 @@ def test_a_template_that_cuts_thoughts_names_the_row_and_the_way_out():
 
 
 def test_a_template_that_leaves_out_other_text_is_refused_too():
-    with pytest.raises(ScoringError, match=r"of 15 characters it shows 5 \('hello'\)\. Give a chat template"):
+    with pytest.raises(ScoringError, match=r"of 15 characters it shows 5 \('hello'\)\. Use a chat template"):
         spans(FIRST_LINE, "hello\nhello the")

@@ -110,7 +110,7 @@ def test_without_lengths_max_tokens_is_the_bound_and_says_so(settings):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"completion_tokens": {"cheap": 10}}, "no answer length for the teacher dear"),
+        ({"completion_tokens": {"cheap": 10}}, "Every teacher needs an answer length; dear has none"),
         ({"completion_tokens": 0}, "above 0"),
         ({"shares": {"cheap": 0.7, "dear": 0.7}}, "sum to 1"),
         ({"tokens_per_second": 0}, "above 0"),
@@ -119,6 +119,110 @@ def test_without_lengths_max_tokens_is_the_bound_and_says_so(settings):
 def test_wrong_arguments_are_refused(settings, arguments, message):
     with pytest.raises(ConfigError, match=message):
         plan(RunConfig.from_dict(settings), **arguments)
+
+
+#: `cheap` passes in one of two answers (a cut one and a failed one among those that do not), `dear` in four of five.
+SCORED = {
+    "teacher": ["cheap"] * 4 + ["dear"] * 5,
+    "completion_tokens": [100, 100, 100, None] + [100] * 5,
+    "quality": [1.0, 1.0, 1.0, None] + [1.0] * 4 + [0.0],
+    "finish_reason": ["stop", "stop", "length", None] + ["stop"] * 5,
+}
+
+
+def routed(made):
+    return {line.teacher: line.generations for line in made.lines if line.stage == "generate"}
+
+
+@pytest.mark.parametrize("where", ["sample", "run"])
+def test_attempts_follow_from_the_pass_rates_of_the_probe(settings, tmp_path, where):
+    config = RunConfig.from_dict(settings | {"accept": {"min_quality": 1.0, "attempts": 3}})
+    given = {"sample": Dataset.from_dict(SCORED)}
+    if where == "run":
+        stages = tmp_path / "run" / "stages" / "score.parquet"
+        stages.mkdir(parents=True)
+        Dataset.from_dict(SCORED).to_parquet(stages / "part-00000.parquet")
+        given = {"completion_tokens": 100}
+    made = plan(config, **given)
+    # Half of the prompts ask cheap, dear, cheap: 1, 0.5 and 0.1 times; half ask dear, cheap, dear: 1, 0.2 and 0.1.
+    # Of the five prompts of the probe, each teacher's first answer is there already.
+    assert routed(made) == pytest.approx({
+        "cheap": 20 * (0.5 + 0.05 + 0.1) - 5 * (0.5 + 0.1), "dear": 20 * (0.25 + 0.5 + 0.05) - 5 * (0.25 + 0.5),
+    })  # fmt: skip
+    assert made.retries.rates == {"cheap": 0.5, "dear": 0.8}
+    assert made.retries.accepted == pytest.approx(20 * (1 - 0.025 - 0.01))
+    assert (made.retries.fewest, made.retries.most) == (15, 20 * 3 - 5 * 2)
+    assert made.cost == pytest.approx((5 + 10) * 100e-6 + (5 + 12.25) * 500e-6)
+    source = "the sample" if where == "sample" else "the run's scored probe"
+    said = f"15 to 50 new answers, about 22 by the shares of good answers in {source} (cheap 50%, dear 80%)"
+    assert any(said in note for note in made.notes)
+
+
+def test_the_same_teacher_is_counted_again_and_one_whose_answer_is_fixed_is_not(settings):
+    settings["teachers"][1]["sampling"] = {"temperature": 0.0}
+    accept = {"min_quality": 1.0, "attempts": 2, "retry": "same"}
+    made = plan(RunConfig.from_dict(settings | {"accept": accept}), sample=Dataset.from_dict(SCORED))
+    assert routed(made) == pytest.approx({"cheap": 10 * 1.5 - 2.5, "dear": 10 - 2.5})
+
+
+def test_a_target_ends_the_attempts_and_one_that_is_out_of_reach_is_told(settings):
+    accept = {"min_quality": 1.0, "target_rows": 10}
+    made = plan(RunConfig.from_dict(settings | {"accept": accept}), sample=Dataset.from_dict(SCORED))
+    begun, known = 11, 5 * 11 / 20  # 10 / 0.965 prompts, of which so many are in the probe
+    assert routed(made) == pytest.approx({"cheap": begun * 0.65 - known * 0.6, "dear": begun * 0.8 - known * 0.75})
+    made = plan(RunConfig.from_dict(settings | {"accept": accept | {"target_rows": 20}}),
+                sample=Dataset.from_dict(SCORED))  # fmt: skip
+    assert any("fewer than `accept.target_rows` (20)" in note for note in made.notes)
+
+
+def test_without_a_probe_the_range_of_attempts_is_told_and_the_table_has_the_most(settings):
+    made = plan(RunConfig.from_dict(settings | {"accept": {"min_quality": 1.0}}), completion_tokens=100)
+    assert made.retries.accepted is None and sum(routed(made).values()) == made.retries.most == 50
+    assert any(
+        "1 to 3 answers to a prompt: 15 to 50 new answers; the table has the most" in note for note in made.notes
+    )
+    assert made.policies[0].generations == 10 + 15  # beside the other ways, with one answer to a prompt
+
+
+def test_what_judges_read_beside_the_probe_is_in_the_plan(settings):
+    judge = {"url": "http://127.0.0.1:1", "model": "j", "price_per_million_prompt_tokens": 1.0}
+    settings |= {"quality": {"judge": judge}}
+
+    def judged(**more):
+        made = plan(RunConfig.from_dict(settings | more), completion_tokens=100)
+        return next((line.generations, line.cost) for line in made.lines if line.stage == "score")
+
+    probe = judged()
+    assert probe[0] == 10
+    for more, answers in (({"hygiene": {"min_quality": 5.0}}, 15), ({"accept": {"min_quality": 5.0}}, 50)):
+        count, cost = judged(**more)
+        assert count == 10 + answers and cost / count == pytest.approx(probe[1] / 10)
+
+
+def test_a_student_reads_routed_answers_where_all_are_scored(settings):
+    plain = plan(RunConfig.from_dict(settings), completion_tokens=100).scorers[0].tokens
+    more = plan(RunConfig.from_dict(settings | {"hygiene": {"min_quality": 1.0}}), completion_tokens=100)
+    prompt = more.lines[0].prompt_tokens / 5
+    assert more.scorers[0].tokens - plain == pytest.approx(15 * (prompt + 100))
+    accept = plan(RunConfig.from_dict(settings | {"accept": {"min_quality": 1.0}}), completion_tokens=100)
+    assert accept.scorers[0].tokens == plain  # it looks at the quality only
+
+
+def test_actual_counts_every_attempt(settings, tmp_path):
+    stages = tmp_path / "run" / "stages"
+    stages.mkdir(parents=True)
+    rows = [
+        {"prompt_id": "a", "teacher": "cheap", "attempt": attempt, "completion_tokens": 10, "prompt_tokens": 1,
+         "error": None}
+        for attempt in range(3)
+    ]  # fmt: skip
+    for name, own in (("probe", rows[:1]), ("generate", rows)):
+        Dataset.from_list(own).to_parquet(stages / f"{name}.parquet")
+        (stages / f"{name}.json").write_text(json.dumps({"seconds": 3.0}))
+    counts = {
+        (line.stage, line.teacher): line.generations for line in read_actual(RunConfig.from_dict(settings)).lines
+    }
+    assert counts[("probe", "cheap")] == 1 and counts[("generate", "cheap")] == 2
 
 
 def test_a_probe_larger_than_the_prompts_is_refused(settings):

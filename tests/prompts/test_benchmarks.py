@@ -40,7 +40,7 @@ def test_the_questions_of_a_task_are_those_that_the_harness_asks(task):
 
 @pytest.mark.slow
 def test_a_task_that_is_not_known_is_named(task):
-    with pytest.raises(ConfigError, match="lm-eval knows no odd"):
+    with pytest.raises(ConfigError, match="lm-eval has no task odd"):
         list(task_texts(task.model_copy(update={"tasks": ("odd",)})))
 
 

@@ -78,12 +78,12 @@ SHAPES = {
         ASKED,
         "messages",
     ),
-    "messages as JSON in a string": ({"prompt": json.dumps(TALK)}, ASKED, "messages within strings"),
-    "messages as Python in a string": ({"prompt": repr(TALK)}, ASKED, "messages within strings"),
+    "messages as JSON in a string": ({"prompt": json.dumps(TALK)}, ASKED, "messages in strings"),
+    "messages as Python in a string": ({"prompt": repr(TALK)}, ASKED, "messages in strings"),
     "ChatML": (
         {"prompt": "<|im_start|>user\nName a sea.<|im_end|>\n<|im_start|>assistant\n"},
         ASKED,
-        "ChatML within strings",
+        "ChatML in strings",
     ),
     "HH-RLHF": (
         {"chosen": "\n\nHuman: Name a sea.\n\nAssistant: Aral", "rejected": "\n\nHuman: Name a sea.\n\nAssistant: No"},
@@ -130,7 +130,7 @@ def test_a_shape_is_found_read_and_said(shape, tmp_path, caplog):
 def test_a_shape_can_be_named(shape, row, tmp_path, caplog):
     wanted = {"text": json.dumps(TALK), "alpaca": "Name a sea.", "qa": "Name a sea."}.get(shape, ASKED)
     assert loaded(tmp_path, [row], format=shape)["prompt"][:] == [wanted]
-    with pytest.raises(ConfigError, match=r"prompts.format: .* has no column that .* is read from; it has other"):
+    with pytest.raises(ConfigError, match=r"prompts.format: .* has no column for .*; it has other"):
         loaded(tmp_path, [{"other": "x"}], format=shape)
 
 
@@ -143,7 +143,7 @@ def test_two_shapes_that_fit_are_a_question_with_its_choices(tmp_path):
 
 
 def test_no_shape_that_fits_lists_the_columns(tmp_path):
-    with pytest.raises(ConfigError, match=r"it has title, url\. Name one of them, or a `template`"):
+    with pytest.raises(ConfigError, match=r"it has title, url\. Set `column`, or a `template`"):
         loaded(tmp_path, [{"title": "x", "url": "y"}])
 
 
@@ -152,11 +152,13 @@ def test_a_template_makes_prompts_of_any_columns(tmp_path):
     data = loaded(tmp_path, rows, template="Write {{ words }} words about {{ title | lower }}.")
     assert data["prompt"][:] == ["Write 20 words about seas.", "Write 30 words about lakes."]
     assert data.column_names == ["prompt_id", "prompt"]
-    with pytest.raises(ConfigError, match=r"prompts.template: there is no column `name`; there are title, words"):
+    with pytest.raises(
+        ConfigError, match=r"prompts.template: there is no column `name`; the columns are title, words"
+    ):
         loaded(tmp_path, rows, template="{{ name }}")
-    with pytest.raises(ConfigError, match=r"prompts.template: .*It is a Jinja template over the columns of a row"):
+    with pytest.raises(ConfigError, match=r"prompts.template: .*It must be a Jinja template over the columns"):
         loaded(tmp_path, rows, template="{{ title ")
-    with pytest.raises(ValueError, match="`column` and `template` both say what the prompt is"):
+    with pytest.raises(ValueError, match="`column` and `template` both define the prompt"):
         Prompts(source="x", column="a", template="{{ a }}")
 
 
@@ -169,12 +171,12 @@ def test_the_last_answer_is_dropped_and_counted_or_kept_or_refused(tmp_path, cap
     assert "the answer at the end of 1 conversations was kept as the reference `answer`" in caplog.text
     with pytest.raises(DataError, match=r"p\.jsonl, row 0: A prompt ends with an assistant's turn, 'The Aral Sea\.'"):
         loaded(tmp_path, rows, last_assistant="error")
-    with pytest.raises(ValueError, match="both name the reference"):
+    with pytest.raises(ValueError, match="both define the reference"):
         Prompts(source="x", answer_column="a", last_assistant="reference")
 
 
 def test_a_conversation_of_answers_only_is_no_prompt(tmp_path):
-    with pytest.raises(DataError, match=r"row 0: A prompt is empty: the conversation holds an answer only"):
+    with pytest.raises(DataError, match=r"row 0: A prompt is empty: the conversation holds only an answer"):
         loaded(tmp_path, [{"messages": TALK[1:]}])
 
 
@@ -204,7 +206,7 @@ def test_other_columns_are_kept_and_ours_are_renamed(tmp_path, caplog):
         "source_quality_math",
     ]
     assert data[0]["meta"] == {"n": None} and data[0]["id"] == "007" and data[0]["source_source_teacher"] == "Ann"
-    assert "the column `teacher` is called `source_source_teacher`, as `teacher` is ours" in caplog.text
+    assert "the column `teacher` was renamed to `source_source_teacher`, since persyn_hf uses `teacher`" in caplog.text
     chosen = loaded(tmp_path, [row], keep_columns=["id"], answer_column="answer")
     assert chosen.column_names == ["prompt_id", "prompt", "answer", "id"]
     assert loaded(tmp_path, [row], keep_columns=[]).column_names == ["prompt_id", "prompt"]
@@ -253,7 +255,7 @@ WRONG = {
     "null": ([{"prompt": "a"}, {"prompt": None}], "row 1: A prompt must be a string, got null"),
     "blank": ([{"prompt": "a"}, {"prompt": " \n"}], "row 1: A prompt is empty"),
     "a number": ([{"prompt": "a"}, {"prompt": 5}], "row 1: A prompt must be a string, got int 5"),
-    "two kinds": ([{"prompt": "a"}, {"prompt": ASKED}], "the first is a string, this one is chat messages"),
+    "two kinds": ([{"prompt": "a"}, {"prompt": ASKED}], "the first is a string, but this is chat messages"),
     "no messages": ([{"messages": ASKED}, {"messages": []}], "row 1: A prompt is empty"),
     "no content": ([{"messages": [{"role": "user"}]}], r"must have `role` and `content`, got the keys \['role'\]"),
     "a number as content": ([{"messages": [{"role": "user", "content": 5}]}], "a string or a list of parts, got int"),
@@ -274,7 +276,11 @@ def test_all_wrong_rows_are_counted_and_the_first_are_named(tmp_path):
     with pytest.raises(DataError) as raised:
         loaded(tmp_path, [{"prompt": "a"}, *({"prompt": ""} for _ in range(9))])
     said = str(raised.value).replace(str(tmp_path), "HERE")
-    assert "HERE/p.jsonl, row 1: A prompt is empty" in said and "in 8 more rows" in said and said.endswith("row 5 ….")
+    assert (
+        "HERE/p.jsonl, row 1: A prompt is empty" in said
+        and "8 more rows are wrong" in said
+        and said.endswith("row 5 ….")
+    )
 
 
 def test_repeated_prompts_name_both_rows(tmp_path):
@@ -284,3 +290,20 @@ def test_repeated_prompts_name_both_rows(tmp_path):
         load_prompts(Prompts(source=str(tmp_path / "*.jsonl")))
     said = str(raised.value).replace(str(tmp_path), "HERE")
     assert "1 rows repeat an earlier prompt, first HERE/2.jsonl, row 1, which repeats HERE/1.jsonl, row 1." in said
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [{"from": "Human", "value": "Name a sea."}, {"from": "Assistant", "value": "Aral"}]},
+        {"messages": [{"role": "User", "content": "Name a sea."}, {"role": "Assistant", "content": "Aral"}]},
+        {"messages": [{"role": "HUMAN ", "content": "Name a sea."}]},
+    ],
+)
+def test_capitals_in_the_names_of_speakers_do_not_count(tmp_path, row):
+    assert loaded(tmp_path, [row])["prompt"][:] == [ASKED]
+
+
+def test_a_speaker_that_is_no_name_is_named_by_its_row(tmp_path):
+    with pytest.raises(DataError, match=r"row 0: `from` must be one of human, .* got "):
+        loaded(tmp_path, [{"conversations": [{"from": ["human"], "value": "Name a sea."}]}], format="sharegpt")

@@ -83,7 +83,7 @@ def test_several_files_patterns_and_folders_of_shards(tmp_path):
     assert load(shards / "*.gz")["prompt"][:] == ["p0", "p1", "p2"]
     both = load([str(shards / "p-[12].jsonl.gz"), str(tmp_path / "q.parquet")])
     assert both["prompt"][:] == ["p1", "p2", "q"] and both["n"][:] == [None, None, 1]
-    with pytest.raises(ConfigError, match=r"there is no file that matches .*\*\.csv"):
+    with pytest.raises(ConfigError, match=r"no file matches .*\*\.csv"):
         load(tmp_path / "*.csv")
 
 
@@ -113,17 +113,23 @@ def test_saved_datasets(tmp_path):
 
 DAMAGED = {
     "broken.jsonl": (b'{"prompt": "a"}\n{"prompt": "b"\n', r"line 2, column 15: Expecting ',' delimiter"),
-    "number.jsonl": (b'{"prompt": "a"}\n5\n', r"line 2 holds a number; expected an object"),
-    "half.jsonl": (b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n', r"line 2 holds half of a surrogate .*surrogates not"),
-    "half.json": (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', r"row 1 holds half of a surrogate"),
-    "latin.csv": ("prompt\na\nça va\n".encode("latin-1"), r"line 3 is no UTF-8: .*can't decode byte 0xe7 .*as UTF-8"),
-    "latin.txt": ("ça va".encode("latin-1"), r"line 1 is no UTF-8"),
-    "empty.jsonl": (b"\n\n", r"it is empty"),
-    "empty.csv": (b"prompt\n", r"it is empty"),
-    "empty.txt": (b"", r"it is empty"),
-    "dict.json": (b'{"version": 1, "data": [{"prompt": "a"}]}', r"one object with the keys version, data; expected"),
+    "number.jsonl": (b'{"prompt": "a"}\n5\n', r"line 2 must hold an object, got a number"),
+    "half.jsonl": (
+        b'{"prompt": "a"}\n{"prompt": "\\ud83d"}\n',
+        r"line 2 holds an unpaired surrogate, .*surrogates not",
+    ),
+    "half.json": (b'[{"prompt": "a"}, {"prompt": "\\ud83d"}]', r"row 1 holds an unpaired surrogate"),
+    "latin.csv": ("prompt\na\nça va\n".encode("latin-1"), r"line 3 is not UTF-8: .*can't decode byte 0xe7 .*as UTF-8"),
+    "latin.txt": ("ça va".encode("latin-1"), r"line 1 is not UTF-8"),
+    "empty.jsonl": (b"\n\n", r"the file is empty"),
+    "empty.csv": (b"prompt\n", r"the file is empty"),
+    "empty.txt": (b"", r"the file is empty"),
+    "dict.json": (
+        b'{"version": 1, "data": [{"prompt": "a"}]}',
+        r"list of rows or an object .*, got one object with the keys version, data",
+    ),
     "broken.json": (b'[{"prompt": "a"},\n {"prompt" "b"}]', r"line 2, column 12: Expecting ':' delimiter"),
-    "ragged.csv": (b"prompt,id\na,1\nb,2,3\n", r"line 3 has 3 cells, the first line names 2 columns"),
+    "ragged.csv": (b"prompt,id\na,1\nb,2,3\n", r"line 3 has 3 cells, but the first line names 2 columns"),
     "quote.csv": (b'prompt\n"never closed\n', r"line 2: unexpected end of data"),
     "twice.csv": (b"prompt,prompt\na,b\n", r"line 1 names the column prompt more than once"),
     "cut.jsonl.gz": (gzip.compress(LINES)[:-9], r"compressed data is damaged: .*end-of-stream"),
@@ -168,3 +174,35 @@ def test_zstandard_without_its_package_says_what_to_install(tmp_path, monkeypatc
 def test_a_list_without_a_source_is_no_source():
     with pytest.raises(ValueError, match="source"):
         Prompts(source=[])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prompt;answer\nOne, two;1\nThree;2\n",
+        '"prompt";"answer"\r\n"One, two";"1"\r\n"Three";"2"\r\n',
+        "prompt\tanswer\nOne, two\t1\nThree\t2\n",
+        "prompt | answer\nOne, two|1\nThree|2\n",
+        'prompt, answer\n"One, two",1\nThree,2\n',
+    ],
+)
+def test_cells_are_separated_as_the_first_line_shows(tmp_path, text):
+    path = tmp_path / "p.csv"
+    path.write_bytes(text.encode())
+    made = load(path)
+    assert made["prompt"][:] == ["One, two", "Three"]
+    assert made["answer"][:] == ["1", "2"]
+
+
+def test_one_column_may_hold_any_marks(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt\nOne; two | three\n")
+    assert load(path)["prompt"][:] == ["One; two | three"]
+
+
+def test_a_list_over_many_lines_is_read_under_the_name_of_json_lines(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps([{"prompt": "One"}, {"prompt": "Two"}], indent=2), encoding="utf-8")
+    assert load(path)["prompt"][:] == ["One", "Two"]
+    path.write_text('[{"role": "user", "content": "One"}]\n[{"role": "user", "content": "Two"}]\n')
+    assert [prompt[0]["content"] for prompt in load(path)["prompt"]] == ["One", "Two"]

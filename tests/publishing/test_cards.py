@@ -134,7 +134,7 @@ def test_parts_that_are_gone_come_back_in_their_place():
     ],
 )
 def test_damaged_markers_are_an_error(body):
-    with pytest.raises(PublishError, match=r"has lost its partner or stands twice.*nothing was sent"):
+    with pytest.raises(PublishError, match=r"must be one of a pair.*nothing was sent"):
         merge_body(body, part("a", "x"))
 
 
@@ -275,19 +275,20 @@ def first_sentence(provenance):
 def test_the_card_says_in_its_first_sentence_that_one_teacher_answered():
     fallback = PERSYN | {"fallback": "a"}
     assert first_sentence(Provenance(shares(3, 2), 5, {"train": 5}, PERSYN)).startswith(
-        "A training set in which every prompt is answered by the teacher that one student learns most from"
+        "A training set in which every prompt is answered by the teacher that one student is expected to learn most "
+        "from. A router chose"
     )
     assert first_sentence(Provenance(shares(5, 0), 5, {"train": 5}, fallback)) == (
         "A training set in which one teacher, a, answers every prompt: on held-out prompts the router did not beat "
         "the best single teacher, a"
     )
     assert first_sentence(Provenance(shares(3, 2), 5, {"train": 5}, fallback)) == (
-        "A training set in which the prompts are not routed one by one: on held-out prompts the router did not beat "
+        "A training set in which the prompts are not routed individually: on held-out prompts the router did not beat "
         "the best single teacher, a"
     )
     assert first_sentence(Provenance(shares(0, 4), 4, {"train": 4}, PERSYN)) == (
-        "A training set in which one teacher, b, answers every prompt: the router chose it each time, before anything "
-        "was generated"
+        "A training set in which one teacher, b, answers every prompt: the router chose it for each prompt before "
+        "generation"
     )
     several = [cards.Run(name, Provenance(shares(4, n), 4 + n, {"train": 4})) for name, n in (("x", 0), ("y", 1))]
     body = cards.dataset_body(several, location="me/data")
@@ -300,7 +301,10 @@ def test_the_students_card_says_that_one_teacher_answered():
     one = cards.student_card({"student": "org/s", "teachers": {"a": 9}}, location="me/s")
     two = cards.student_card({"student": "org/s", "teachers": {"a": 9, "b": 1}}, location="me/s")
     assert "fine-tuned on answers of one teacher, a\n" in one and "| rows by a | 9 |" in one
-    assert "fine-tuned on answers of the teachers that it learns most from" in two and "| rows by b | 1 |" in two
+    assert (
+        "fine-tuned on answers of the teachers that it is expected to learn most from" in two
+        and "| rows by b | 1 |" in two
+    )
 
 
 def test_no_figure_that_is_no_number_is_published():
@@ -341,7 +345,7 @@ def test_the_card_says_how_each_teacher_was_asked_and_what_was_left_out():
         '\\{"enable\\_thinking": false\\}; left to the server: temperature, seed'
     ) in body
     assert "- 2 prompts: near duplicate" in body and "- 1 answer: refused" in body
-    assert "3 answers were generated, and 2 requests got none." in body
+    assert "3 answers were generated, and 2 requests failed." in body
     assert "- Quality: a language model judged each answer: [org/judge](https://huggingface.co/org/judge)." in body
     assert "| prompt | Is 1 &lt; 2? \\| yes |" in body
     assert "| completion, by a | See www<!-- -->.evil.example |" in body

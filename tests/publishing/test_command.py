@@ -39,14 +39,18 @@ def test_push_of_a_run(hub, client, tiny_lm, models, tmp_path):
     named += ["--set", "publish.license=mit"]
     with pytest.raises(PublishError, match="Name the dataset repository"):
         client(command, ["push", str(file), "--quiet"])
-    assert "Nothing was sent" in client(command, ["push", str(file), *named, "--dry-run"])
+    assert "nothing was uploaded" in client(command, ["push", str(file), *named, "--dry-run"])
     assert hub.repos == {}
     printed = client(command, ["push", str(file), *named, "--set", "publish.tags=[v1.0]"])
     assert "dataset me/data: " in printed and "/datasets/me/data/commit/" in printed
     card = hub.dataset().text("README.md")
-    assert "figures/teachers.png" in card and "They cost \\$" in card and "all of them would have cost about" in card
+    assert (
+        "figures/teachers.png" in card
+        and "The answers cost \\$" in card
+        and "generate-then-select would have cost about" in card
+    )
     assert "[me/router]" not in card and 'model="me/router"' in card and hub.dataset().tags.keys() == {"v1.0"}
-    assert "nothing has changed" in client(command, ["push", str(file), *named])
+    assert "no changes" in client(command, ["push", str(file), *named])
     dataset, provenance, _, scores = client(load)
     assert len(dataset) == 40 and provenance.generations == 40 + 20 and len(scores[0]) == 2
     assert all(teacher.strength is not None and teacher.cost > 0 for teacher in provenance.teachers if teacher.rows)

@@ -46,7 +46,7 @@ def cut_at_every_request(hub, client, late, changes):
         if error is None:
             assert between == after
             return number
-        assert "failed: " in error or "cannot be written to: " in error or "does not take the card" in error
+        assert "failed: " in error or "is not writable: " in error or "rejects the card" in error
     raise AssertionError("no push came through")
 
 
@@ -93,10 +93,10 @@ def test_what_passes_is_tried_again(hub, client, status):
 @pytest.mark.parametrize(
     "status, message",
     [
-        (401, "the Hub does not know this token"),
-        (403, "may not write there"),
+        (401, "the Hub rejects this token"),
+        (403, "has no write access"),
         (409, "injected|409"),
-        (412, "other pushes were faster every time"),
+        (412, "concurrent pushes changed the repository"),
         (429, "429"),
         (500, "Run the same push again"),
     ],
@@ -118,7 +118,7 @@ def test_a_read_only_token_is_found_out_before_the_router_goes(hub, client):
     client(push, make_data("old"), router=OLD)
     hub.fail("GET /api/datasets/me/data/auth-check/write", 403, times=50)
     before = state(hub)
-    with pytest.raises(PublishError, match="The dataset `me/data` cannot be written to: this token may not write"):
+    with pytest.raises(PublishError, match="The dataset `me/data` is not writable: this token has no write access"):
         client(push, make_data("new"), router=NEW)
     assert state(hub) == before
 
@@ -147,8 +147,8 @@ def test_half_of_a_push_in_several_commits_shows_the_old_data(hub, client):
     "readme, message",
     [
         ("---\nlicense: [mit\n---\n# x\n", r"metadata that is not valid YAML at line 2"),
-        ("---\n- a\n- b\n---\n# x\n", "metadata that is no mapping but list"),
-        ("---\nlicense: mit\n---\n<!-- persyn:begin use -->\n# x\n", "has lost its partner"),
+        ("---\n- a\n- b\n---\n# x\n", "metadata that is a mapping, got list"),
+        ("---\nlicense: mit\n---\n<!-- persyn:begin use -->\n# x\n", "must be one of a pair"),
     ],
 )
 def test_a_card_that_cannot_be_merged_stops_the_push(hub, client, readme, message):

@@ -100,5 +100,5 @@ def test_a_students_files_name_no_folder(hub, client, tmp_path):
     assert model.text("config.json") == (tmp_path / "config.json").read_text()
     assert (tmp_path / "training.json").read_text() == kept
     card = model.text("README.md")
-    assert "| chat\\_template | template.jinja |" in card and "The data: dataset." in card
+    assert "| chat\\_template | template.jinja |" in card and "Training data: dataset." in card
     assert "| tokens learnt from | 272 |" in card

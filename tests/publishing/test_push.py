@@ -163,7 +163,7 @@ def test_tags_mark_both_commits_and_are_never_moved(hub, answers, router, client
     assert hub.dataset().tags == {"v1.0": done.dataset.commit} and hub.model().tags == {"v1.0": done.router.commit}
     again = client(push, answers, router=router, tags=("v1.0",))
     assert not again.dataset.changed
-    with pytest.raises(PublishError, match=r"The tag `v1.0` of the dataset `me/data` marks the commit"):
+    with pytest.raises(PublishError, match=r"The tag `v1.0` of the dataset `me/data` already marks the commit"):
         client(push, make_data("changed"), tags=("v1.0",))
     assert hub.dataset().sha == done.dataset.commit
     client(push, make_data("changed"), tags=("v1.1",))
@@ -252,9 +252,9 @@ def test_an_existing_public_repository_stays_public(hub, client):
 def test_names_are_looked_at_first(hub, answers, router, client):
     for options, message in [
         ({"repo_id": "no owner"}, "`repo_id`: Repo id must use alphanumeric"),
-        ({"repo_id": "data"}, "must name its owner too, as `me/data`"),
+        ({"repo_id": "data"}, "must include its owner, such as `me/data`"),
         ({"router_repo_id": "a//b", "router": router}, "`router_repo_id`"),
-        ({"config_name": "a/b"}, "`config_name` must be letters"),
+        ({"config_name": "a/b"}, "`config_name` must consist of letters"),
         ({"router_repo_id": "me/router"}, "`router_repo_id` needs `router`"),
     ]:
         with pytest.raises(PublishError, match=re.escape(message)):
@@ -264,28 +264,28 @@ def test_names_are_looked_at_first(hub, answers, router, client):
 
 def test_the_token_is_looked_at_before_anything_is_sent(hub, answers, router, client):
     for token, message in [
-        (READ_TOKEN, "Making the dataset `me/data` needs a token with write access; this one is read-only"),
-        ("hf_unknown", "the Hub does not know this token"),
+        (READ_TOKEN, "Creating the dataset `me/data` needs a token with write access, got a read-only one"),
+        ("hf_unknown", "the Hub rejects this token"),
     ]:
         with pytest.raises(PublishError, match=message) as caught:
             client(push, answers, router=router, token=token)
         assert token not in str(caught.value)
     with pytest.raises(
-        PublishError, match="token of `me` cannot make the dataset `you/data`: it may write to me, my-org"
+        PublishError, match="token of `me` cannot create the dataset `you/data`: it can write to me, my-org only"
     ):
         client(push, answers, repo_id="you/data")
     assert hub.repos == {} and not [asked for asked in hub.requests if not asked.startswith("GET")]
     hub.add("dataset", "me/data", private=False)
-    with pytest.raises(PublishError, match="may not write there; make one with write access"):
+    with pytest.raises(PublishError, match="has no write access; create one that has"):
         client(push, answers, token=READ_TOKEN)
     client(push, answers, repo_id="my-org/data")
 
 
 def test_a_name_of_the_other_type(hub, answers, router, client):
     client(push, answers, router=router)
-    with pytest.raises(PublishError, match=r"`me/router` is a model on the Hub.* swapped"):
+    with pytest.raises(PublishError, match=r"`me/router` must be a dataset, but it is a model on the Hub.* swapped"):
         client(push, answers, repo_id="me/router")
-    with pytest.raises(PublishError, match=r"`me/data` is a dataset on the Hub.* swapped"):
+    with pytest.raises(PublishError, match=r"`me/data` must be a model, but it is a dataset on the Hub.* swapped"):
         client(push, answers, repo_id="me/other", router=router, router_repo_id="me/data")
     assert set(hub.repos) == {("dataset", "me/data"), ("model", "me/router")}
     client(push, answers, repo_id="me/both", router=router, router_repo_id="me/both")
@@ -293,7 +293,7 @@ def test_a_name_of_the_other_type(hub, answers, router, client):
 
 
 def test_the_hub_refuses_a_licence_before_anything_is_sent(hub, answers, router, client):
-    with pytest.raises(PublishError, match=r'The Hub does not take the card .*"license" must be one of'):
+    with pytest.raises(PublishError, match=r'The Hub rejects the card .*"license" must be one of'):
         client(push, answers, router=router, license="my-own")
     assert hub.repos == {}
 
@@ -305,7 +305,7 @@ def test_warnings_of_licences(hub, client):
         "Teacher terse has the licence llama3: Llama 3 forbids using its outputs to improve models other than Llama."
     ]
     assert "- Teacher terse has the licence llama3" in hub.dataset().text("README.md")
-    assert any("No `license` is given" in m for m in client(warned, make_data("b"), private=False))
+    assert any("`license` is not set" in m for m in client(warned, make_data("b"), private=False))
 
 
 def test_secrets_stop_the_push_and_are_not_repeated(hub, client):
@@ -348,12 +348,12 @@ def test_a_gated_or_missing_router(hub, answers, router, client, tmp_path):
     with pytest.raises(PublishError, match="it is gated"):
         client(command, ["pull", "me/data", str(tmp_path / "run")])
     del hub.repos["model", "me/router"]
-    with pytest.raises(PublishError, match="there is no such repository"):
+    with pytest.raises(PublishError, match="the repository does not exist"):
         client(load)
     assert len(client(load, with_router=False)[0]) == 2
-    with pytest.raises(PublishError, match="Loading the dataset `me/none` failed: there is no such repository"):
+    with pytest.raises(PublishError, match="Loading the dataset `me/none` failed: the repository does not exist"):
         client(load, "me/none")
-    with pytest.raises(PublishError, match="it has no such revision"):
+    with pytest.raises(PublishError, match="the revision does not exist"):
         client(load, revision="v9")
     hub.add("dataset", "me/plain").write(**{"data.csv": "a\n1\n"})
     with pytest.raises(PublishError, match=r"has no `persyn.json`, so persyn-hf did not push it"):

@@ -45,15 +45,15 @@ def test_words_of_a_person_stay_and_old_weights_go(hub, folder, client):
 
 
 def test_what_cannot_be_pushed_is_said_before_a_training(hub, folder, client):
-    with pytest.raises(PublishError, match="must name its owner too"):
+    with pytest.raises(PublishError, match="must include its owner"):
         client(check_student, "student")
-    with pytest.raises(PublishError, match="this one is read-only"):
+    with pytest.raises(PublishError, match="got a read-only one"):
         client(check_student, "me/student", token=READ_TOKEN)
-    with pytest.raises(PublishError, match="cannot make the model `other/student`"):
+    with pytest.raises(PublishError, match="cannot create the model `other/student`"):
         client(check_student, "other/student")
     client(push_student, folder, card())
     hub.model("me/student").write(**{"README.md": "---\n- a list\n---\n"})
-    with pytest.raises(PublishError, match="metadata that is no mapping"):
+    with pytest.raises(PublishError, match="metadata that is a mapping, got list"):
         client(check_student, "me/student")
 
 

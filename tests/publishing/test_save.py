@@ -61,7 +61,7 @@ def test_messages_stay_messages(answers):
 
 
 def test_nothing_left_is_an_error(answers):
-    with pytest.raises(DataError, match="of 3, all failed, were empty or were cut"):
+    with pytest.raises(DataError, match="all 3 failed, were empty or were truncated"):
         personalize(answers.select([2, 3, 4]))
     with pytest.raises(MissingColumnError):
         personalize(Dataset.from_dict({"prompt": ["x"]}))
@@ -206,8 +206,8 @@ def test_splits_need_names_rows_and_the_same_features(answers, tmp_path):
     for data, message in [
         (DatasetDict(train=whole, test=whole.remove_columns("prompt_id")), "the same features"),
         (DatasetDict({"a-b": whole}), "A split's name"),
-        (DatasetDict(train=whole.select([])), "has no rows"),
-        (DatasetDict(), "has no split"),
+        (DatasetDict(train=whole.select([])), "must have at least one row"),
+        (DatasetDict(), "at least one split"),
     ]:
         with pytest.raises(DataError, match=message):
             save_personalized(data, tmp_path / "wrong")
@@ -268,7 +268,7 @@ def test_card_metadata_and_facts(answers, router, tmp_path):
     link = f"[org/small](https://huggingface.co/org/small/tree/{'b' * 40})"
     assert f"| terse | {link} | bbbbbbbbbbbb | apache-2.0 | 1 | 50.0% | 2 | – |" in body
     assert "- 1 answer: cut by max" in body and "2.0 times as many" in body
-    assert "They cost \\$0.5; all of them would have cost about \\$12.00" in body
+    assert "The answers cost \\$0.5; generate-then-select would have cost about \\$12.00" in body
     assert "| PerSyn router | 0.550 | 0.450 to 0.650 |" in body
     _, metadata, body = (tmp_path / "router/README.md").read_text().split("---\n", 2)
     facts = yaml.safe_load(metadata)
@@ -297,9 +297,9 @@ def test_leaks_are_found_at_any_depth_and_only_leaks():
     [
         ("cc-by-nc-4.0", "mit", "forbids commercial use; the dataset's is mit"),
         ("cc-by-nc-4.0", "cc-by-nc-4.0", None),
-        ("cc-by-nd-4.0", "mit", "forbids sharing what is derived"),
-        ("cc-by-sa-4.0", None, "asks for the same licence on what is derived; the dataset's is not given"),
-        ("Llama3.1", "mit", "carry “Llama” in their name"),
+        ("cc-by-nd-4.0", "mit", "forbids sharing derived works"),
+        ("cc-by-sa-4.0", None, "requires the same licence for derived works; the dataset's is not given"),
+        ("Llama3.1", "mit", "have “Llama” in their name"),
         ("apache-2.0", "mit", None),
         (None, "mit", None),
     ],

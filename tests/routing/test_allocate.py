@@ -154,20 +154,20 @@ def test_all_finish_together() -> None:
 
 
 CONTRADICTIONS = [
-    ({"max_share": 0.3}, "`max_share` allows 90 answers in all, but 100 prompts with `top_k` 1 need 100: 10 too few"),
-    ({"min_share": 0.4}, "`min_share` asks for 120 answers in all, but 100 prompts with `top_k` 1 have 100: 20 to"),
-    ({"min_share": {"a": 0.5}, "max_share": 0.4}, "a: `min_share` asks for 50 of the 100 prompts and `max_share`"),
+    ({"max_share": 0.3}, "`max_share` allows 90 answers in total, but 100 prompts with `top_k` 1 need 100: 10 too"),
+    ({"min_share": 0.4}, "`min_share` requires 120 answers in total, but 100 prompts with `top_k` 1 have 100:"),
+    ({"min_share": {"a": 0.5}, "max_share": 0.4}, "a: `min_share` requires 50 of the 100 prompts, but `max_share`"),
     (
         {"budget": 100.0, "cost": {"a": 1, "b": 2, "c": 3}, "max_share": 0.5},
         "`budget` of 100 USD is 50 USD too little: the cheapest allocation within the shares costs 150 USD (a",
     ),
     (
         {"makespan": 10.0, "throughput": {"a": 1, "b": 2, "c": 5}},
-        "`makespan` of 10 s cannot be kept: in that time the teachers can give 80 of the 100 answers. With",
+        "`makespan` of 10 s cannot be met: the teachers can give only 80 of the 100 answers in that time. The",
     ),
     (
         {"makespan": 15.0, "throughput": {"a": 1, "b": 2, "c": 5}, "min_share": {"a": 0.3}},
-        "`makespan` of 15 s cannot be kept: `min_share` alone takes a 30 s. Within the other limits the",
+        "`makespan` of 15 s cannot be met: `min_share` alone takes a 30 s. The shortest within the other",
     ),
 ]
 
@@ -186,7 +186,7 @@ WRONG = [
     ({"makespan": 5.0}, "`makespan` needs `throughput`"),
     ({"makespan": 5.0, "throughput": {"a": 1, "b": 0, "c": 1}}, "`throughput` must be positive, got 0 for b"),
     ({"top_k": 4}, "`top_k` must be between 1 and the number of teachers, 3, got 4"),
-    ({"temperature": -1.0}, "`temperature` must be a number that is not negative"),
+    ({"temperature": -1.0}, "`temperature` must be non-negative"),
     ({"policy": "best"}, "`policy` must be one of persyn, strong"),
     ({"scale": "points"}, "`scale` must be one of bradley-terry, win-rate, reward"),
 ]
@@ -203,7 +203,7 @@ def test_wrong_scores_are_refused() -> None:
         allocate(np.zeros((3, 3)), ["a", "b"])
     with pytest.raises(DataError, match="row 1"):
         allocate(np.array([[0.0, 1.0], [np.nan, 1.0]]), ["a", "b"])
-    with pytest.raises(DataError, match="no prompt"):
+    with pytest.raises(DataError, match="prompts to allocate, got an empty table"):
         allocate(np.zeros((0, 2)), ["a", "b"])
     ragged = Dataset.from_dict({"route_scores": [[0.0, 1.0], [1.0]]})
     with pytest.raises(DataError, match="one length"):
@@ -272,6 +272,16 @@ def test_costs_and_rates_of_configured_teachers() -> None:
     costs = answer_costs(teachers, {"a": 500, "b": 200}, prompt_tokens=50)
     assert costs == pytest.approx({"a": (50 * 2 + 500 * 10) / 1e6, "b": 200 / 1e6})
     assert answer_costs(teachers)["b"] == pytest.approx(100 / 1e6)
+    deep = Teacher(
+        name="a",
+        price_per_million_prompt_tokens=2,
+        price_per_million_cached_tokens=1,
+        price_per_million_completion_tokens=10,
+        price_per_million_reasoning_tokens=50,
+        **shared,
+    )
+    thought = answer_costs([deep, teachers[1]], 500, 50, {"a": 20}, {"a": 400})
+    assert thought["a"] == pytest.approx((30 * 2 + 20 * 1 + 100 * 10 + 400 * 50) / 1e6)
     rates = answer_rates(teachers, {"a": 500, "b": 200}, tokens_per_second=25)
     assert rates == pytest.approx({"a": 4 * 25 / 500, "b": 32 * 25 / 200})
     with pytest.raises(ConfigError, match="none for b"):

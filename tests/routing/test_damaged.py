@@ -137,7 +137,7 @@ def test_names_that_move_a_terminal_are_refused(copy: Path, name: str) -> None:
 
 def test_names_that_stand_twice_are_refused(copy: Path) -> None:
     rename(copy, ["alpha", "beta", "alpha"])
-    refused(copy, r"must differ, \['alpha'\] stands more than once")
+    refused(copy, r"must be unique, got \['alpha'\] more than once")
 
 
 def test_names_with_markup_or_in_any_script_are_names(copy: Path) -> None:
@@ -151,7 +151,7 @@ def test_names_with_markup_or_in_any_script_are_names(copy: Path) -> None:
 
 def test_a_tokenizer_for_another_model(copy: Path) -> None:
     edit(copy, lambda tokens: tokens["model"]["vocab"].update({"extra": 50}), "tokenizer.json")
-    refused(copy, "its tokenizer has a token 50, its model knows tokens below 50")
+    refused(copy, "its tokenizer has the token id 50, but its model has only 50 embeddings")
 
 
 def test_a_prompt_is_never_longer_than_the_model_reads(copy: Path) -> None:

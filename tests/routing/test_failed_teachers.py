@@ -77,7 +77,7 @@ def test_no_policy_passes_the_oracle_whatever_is_missing(seed):
 
 def test_a_teacher_that_died_is_told_and_left_out(tiny_bert, tmp_path):
     rows = outage(make_scored(60, learnable=False, noise=0.3, seed=3).to_list())
-    with pytest.warns(UserWarning, match=r"'alpha' is no candidate: it answered 6 of 60 prompts; `router.min_answ"):
+    with pytest.warns(UserWarning, match=r"'alpha' is left out: it answered 6 of 60 prompts; `router.min_answ"):
         router = train_router(rows, tiny_bert, "s", tmp_path, folds=3)
     assert sorted(router.teachers) == ["beta", "gamma"] and router.fallback == "beta"
     assert router.metadata["left_out"] == {"alpha": "answered 6 of 60 prompts"}
@@ -107,7 +107,7 @@ def test_judges_that_fail_everywhere_leave_nobody_out():
         if row["teacher"] == "beta":
             row["reward"] = None
     rows[90 + 1]["reward"] = 0.5
-    assert read_rewards(rows, "t", 0.5).left_out == {"beta": "has rewards of 1 prompts, where another teacher has 10"}
+    assert read_rewards(rows, "t", 0.5).left_out == {"beta": "has rewards for 1 prompts, and another teacher has 10"}
 
 
 def test_too_few_candidates_are_an_error_that_names_the_others():
@@ -124,7 +124,7 @@ def test_a_new_teacher_that_died_is_not_added(router_folder):
     router = PersynRouter.from_pretrained(router_folder)
     rows = make_scored(40, seed=8).to_list()
     rows += [dict(row, teacher="delta", reward=0.99 if n < 4 else None) for n, row in enumerate(rows[::3])]
-    with pytest.raises(DataError, match=r"'delta' is no candidate: it answered 4 of 40"):
+    with pytest.raises(DataError, match=r"'delta' is left out: it answered 4 of 40"):
         add_teacher(router, rows)
     with pytest.raises(RouterMismatchError):
         add_teacher(router, make_scored(20))
@@ -143,7 +143,7 @@ def test_where_all_is_equal_there_is_no_gap_and_no_nan():
     head, report = fit_head(table, np.zeros((12, 0)), "regression", "best-single", 3, 0)
     assert report.gap_closed is None and report.fallback == "a" and report.more_prompts is None
     assert report.reason == (
-        "There is no gap to close: 'a' earns on held-out prompts what the oracle does; every prompt goes to it."
+        "There is no gap to close: 'a' earns as much as the oracle on held-out prompts; every prompt goes to it."
     )
     stored = json.dumps(report.as_dict(), allow_nan=False)
     assert json.loads(stored)["gap_closed"] is None and "gap closed" not in str(report)
@@ -169,7 +169,7 @@ def test_judging_one_prompt_equal_rewards_or_none():
     ranked = judge_scores(rewards, np.array([[1.0, 0.0], [1.0, 0.0]]))
     assert ranked.pair_accuracy is None and ranked.calibration_error is None and ranked.hit3.mean == 1.0
     assert bootstrap_means(np.array([[2.0, 3.0]]), draws=4).tolist() == [[2.0, 3.0]] * 4
-    with pytest.raises(DataError, match="none of 3 prompts has one"):
+    with pytest.raises(DataError, match="got 3 prompts without any"):
         judge_routes(np.full((3, 2), NAN), {"best_single": np.zeros(3, int), "oracle": np.zeros(3, int)})
 
 

@@ -52,8 +52,8 @@ def test_labels_read_without_transformers_are_those_of_the_checkpoint(router_fol
         (None, "has a `config.json`; there is none in the folder"),
         ("{", "cannot load its `config.json`: it is not JSON"),
         ("[]", "cannot load its `config.json`: it must hold a JSON object, got a list"),
-        ('{"id2label": {"one": "a"}}', r"no persyn router \(architectures: \[\], model type: None\)"),
-        ('{"model_type": "bert"}', r"no persyn router \(architectures: \[\], model type: 'bert'\)"),
+        ('{"id2label": {"one": "a"}}', r"not a persyn router \(architectures: \[\], model type: None\)"),
+        ('{"model_type": "bert"}', r"not a persyn router \(architectures: \[\], model type: 'bert'\)"),
         ('{"persyn": {"teachers": [{"name": "a"}]}}', r"names the architectures \[\]"),
         (
             '{"persyn": {"teachers": [{"name": "a"}]}, "architectures": ["BertForSequenceClassification"],'

@@ -135,16 +135,16 @@ def test_rewards_of_prompts_that_a_table_lacks_are_unknown(table: RewardTable) -
 def test_a_policy_without_its_basis_is_refused(table: RewardTable) -> None:
     with pytest.raises(ConfigError, match="must be one of persyn, strong, mix, family-strong, car, random, oracle"):
         policy_scores("family_strong", Basis(table.teachers, table), 3)
-    with pytest.raises(ConfigError, match="'persyn' chooses by the scores of a router"):
+    with pytest.raises(ConfigError, match="'persyn' needs the scores of a router"):
         policy_scores("persyn", Basis(table.teachers, table), 3)
-    with pytest.raises(ConfigError, match="'oracle' chooses by the rewards of every teacher's answer"):
+    with pytest.raises(ConfigError, match="'oracle' needs the rewards of every teacher's answer"):
         policy_scores("oracle", Basis(table.teachers, table), 3)
     with pytest.raises(ConfigError, match=r"family \(none is given\); teachers have Kin, Other"):
         policy_scores("family-strong", Basis(table.teachers, table, {"c": "Kin", "a": "Other"}), 3)
 
 
 def test_a_baseline_says_what_it_lacks(probe: Dataset, prompts: Dataset) -> None:
-    with pytest.raises(ConfigError, match="'strong' chooses by scored answers"):
+    with pytest.raises(ConfigError, match="'strong' needs scored answers"):
         allocate(prompts, TEACHERS, policy="strong")
     with pytest.raises(DataError, match="`quality`"):
         allocate(prompts, TEACHERS, policy="strong", probe=probe.remove_columns("quality"))

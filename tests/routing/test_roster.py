@@ -90,7 +90,7 @@ def test_wrong_tables_and_names_are_refused(router_folder: str, scored: Dataset)
     router = PersynRouter.from_pretrained(router_folder)
     with pytest.raises(RouterMismatchError, match="expected one that is not in"):
         add_teacher(router, scored)
-    with pytest.raises(RouterMismatchError, match="describes"):
+    with pytest.raises(RouterMismatchError, match="must describe all teachers"):
         add_teacher(router, with_delta(scored, 0.1, 0.2), teacher={"name": "epsilon"})
     with pytest.raises(DataError, match="nothing to fit"):
         tied = [{**row, "reward": 0.5} for row in with_delta(scored, 0.5, 0.5)]

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from persyn_hf import PersynRouter, persyn_route, pin_router
 from persyn_hf.errors import ConfigError, DataError, RouterCheckpointError, RouterError, RouterMismatchError
 from persyn_hf.routing import tei as endpoint
+from tests.generation.servers import serve_app
 from tests.routing.tei_server import TeiDouble, served
 
 TEXTS = [f"{topic} {topic} sea {number}" for number in range(6) for topic in ("code", "poem")]
@@ -49,7 +54,7 @@ def test_a_pinned_router_is_the_one_that_is_served(double: TeiDouble, router_fol
         persyn_route({"prompt": "code"}, endpoint=double.url, revision="2" * 40)
     double.sha, double.kind = None, "embedding"
     endpoint._describe_once.cache_clear()
-    with pytest.raises(RouterError, match="no sequence classifier"):
+    with pytest.raises(RouterError, match="must serve a sequence classifier"):
         persyn_route({"prompt": "code"}, endpoint=double.url)
     endpoint._describe_once.cache_clear()
 
@@ -104,7 +109,35 @@ def test_what_a_served_router_would_ignore_is_refused(double: TeiDouble) -> None
     for option, value in (("device", "cpu"), ("dtype", "float32")):
         with pytest.raises(ConfigError, match=f"`{option}` is for a router in this process"):
             persyn_route({"prompt": TEXTS[0]}, endpoint=double.url, **{option: value})
-    with pytest.raises(ConfigError, match="`api_key_env` is the key of a server"):
+    with pytest.raises(ConfigError, match="`api_key_env` needs `endpoint`"):
         persyn_route({"prompt": TEXTS[0]}, router="org/router", api_key_env="SOME_KEY")
-    with pytest.raises(RouterCheckpointError, match=r"does not say which commit it serves.*give `router` too"):
+    with pytest.raises(ConfigError, match="`extra_query` is for a router behind a server"):
+        pin_router("org/router", extra_query={"api-version": "2"})
+    with pytest.raises(RouterCheckpointError, match=r"does not report which commit it serves.*pass `router` too"):
         persyn_route({"prompt": TEXTS[0]}, endpoint=double.url, revision="2" * 40)
+
+
+def test_a_gateway_in_front_gets_its_own_headers_and_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def answer(request: Request) -> JSONResponse:
+        sent = {name: request.headers.get(name) for name in ("api-key", "x-team", "authorization")}
+        asked.append((request.url.path, request.url.query, sent))
+        if request.url.path == "/info":
+            labels = {"id2label": {"0": "alpha", "1": "beta"}}
+            return JSONResponse({"model_type": {"classifier": labels}, "max_client_batch_size": 4})
+        return JSONResponse([[{"label": "alpha", "score": 0.1}, {"label": "beta", "score": 0.9}]])
+
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
+    monkeypatch.setenv("GATE_KEY", "sesame")
+    monkeypatch.setenv("TEAM", "blue")
+    reached = {
+        "api_key_env": "GATE_KEY",
+        "api_key_header": "api-key",
+        "extra_headers": {"x-team": "${TEAM}"},
+        "extra_query": {"api-version": "3"},
+    }
+    with serve_app(app) as url:
+        assert persyn_route({"prompt": "code"}, endpoint=url, **reached)["route"] == "beta"
+    sent = {"api-key": "sesame", "x-team": "blue", "authorization": None}
+    assert asked == [("/info", "api-version=3", sent), ("/predict", "api-version=3", sent)]

@@ -81,7 +81,7 @@ def test_without_a_template_for_one_message_prompts_are_read_bare(tiny_llama: st
 
 
 def test_a_template_that_leaves_no_room_is_refused(chat_llama: str) -> None:
-    with pytest.raises(ConfigError, match=r"`max_length` is 5, and .* has 7 tokens"):
+    with pytest.raises(ConfigError, match=r"`max_length` must be more than the 7 tokens .* got 5"):
         build_classifier(chat_llama, ["a", "b"], revision=None, max_length=5, dtype=None, device="cpu")
     with pytest.raises(ConfigError, match=r"`max_length` must be at least 16, got 15"):
         train_router(make_scored(20), chat_llama, "s", max_length=15)

@@ -80,9 +80,9 @@ def _summary(settings):
 
 
 WRONG = [
-    ({"max_share": {"nobody": 0.5}}, "names nobody, which is no teacher"),
+    ({"max_share": {"nobody": 0.5}}, "names nobody, but the teachers are"),
     ({"max_share": 1.5}, "allocation.max_share`: a share must be between 0 and 1, got 1.5"),
-    ({"max_share": {"cold": "half"}}, "allocation.max_share`: must be a number that is not negative"),
+    ({"max_share": {"cold": "half"}}, "allocation.max_share`: must be a non-negative number"),
     ({"policy": "family-strong"}, "`policy: family-strong` needs `student_family`"),
     ({"top_k": 4}, "`allocation.top_k` is 4, but there are 3 teachers"),
 ]

@@ -150,6 +150,7 @@ TABLE = {
         "max_concurrency": (3, NOTHING),
         "timeout": (9.0, NOTHING),
         "attempts": (2, NOTHING),
+        "down_after": (60.0, NOTHING),
         "max_response_bytes": (4096, NOTHING),
         "price_per_million_prompt_tokens": (1.0, NOTHING),
         "price_per_million_completion_tokens": (1.0, NOTHING),
@@ -323,6 +324,8 @@ OF_A_JUDGE = {
     "max_concurrency": (3, NOTHING),
     "timeout": (9.0, NOTHING),
     "attempts": (2, NOTHING),
+    "down_after": (60.0, NOTHING),
+    "preflight": (False, NOTHING),
     "max_response_bytes": (4096, NOTHING),
     "price_per_million_prompt_tokens": (1.0, NOTHING),
     "price_per_million_completion_tokens": (1.0, NOTHING),
@@ -481,5 +484,5 @@ def test_a_pretrained_router_counts_with_its_weights(base, tmp_path):
 def test_only_plain_values_can_be_part_of_a_fingerprint():
     assert key_of({"a": (1, 2.5, None, True), "b": float("inf")}) == {"a": [1, 2.5, None, True], "b": "inf"}
     for value in (object(), {1, 2}, b"bytes", Path("x"), lambda: None):
-        with pytest.raises(TypeError, match="cannot be made of"):
+        with pytest.raises(TypeError, match="has no fingerprint"):
             key_of(value)

@@ -88,9 +88,8 @@ def test_nothing_is_pushed_without_a_place_or_with_a_secret():
 
 def test_the_command_wants_a_run(tmp_path):
     done = CliRunner().invoke(app, ["pairs", str(tmp_path)])
-    assert isinstance(done.exception, ConfigError) and "no folder of a run that has done the stage `score`" in str(
-        done.exception
-    )
+    assert isinstance(done.exception, ConfigError)
+    assert "must be the folder of a run that has finished the stage `score`" in str(done.exception)
 
 
 @pytest.mark.slow

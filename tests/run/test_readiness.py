@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from persyn_hf import RunConfig, run
+from persyn_hf.doctor.configuration import check_configuration
 from persyn_hf.errors import ConfigError, DataError, PersynError
 from persyn_hf.ledger.ledger import Ledger
 from persyn_hf.run import readiness
@@ -122,7 +123,7 @@ MISTAKES = {
     "verifier's function": (lambda s, d, t: edit(s, "quality.verifier", "json:judge"), "cannot find"),
     "unlike scales": (
         lambda s, d, t: edit(s, "quality", {"sources": [{"verifier": "exact"}, judged(d["judge"].url)]}),
-        "unlike scales",
+        "different scales",
     ),
     "references": (
         lambda s, d, t: rows(s, {2: {"answer": None}, 5: {"answer": None}}),
@@ -203,12 +204,47 @@ MISTAKES = {
     "probe": (lambda s, d, t: edit(s, "probe.size", 9), "probe.size: must be at most the number of prompts, 8, got 9"),
     "repository": (lambda s, d, t: edit(s, "publish.dataset_repo_id", "me/my data"), "`publish.dataset_repo_id`"),
     "repository without an owner": (
-        lambda s, d, t: edit(s, "publish.dataset_repo_id", "data"), "must name its owner too, as `me/data`"
+        lambda s, d, t: edit(s, "publish.dataset_repo_id", "data"), "must include the owner, such as `me/data`"
     ),
     "folder": (
-        lambda s, d, t: edit(s, "output_dir", s["prompts"]["source"] + "/run"), "cannot be written to; set another"
+        lambda s, d, t: edit(s, "output_dir", s["prompts"]["source"] + "/run"), "is not writable; set another"
     ),
     "backbone": (lambda s, d, t: edit(s, "router.backbone", str(t / "nobody")), "nobody"),
+    "no answer passes": (
+        lambda s, d, t: edit(s, "accept", {"min_quality": 2.0}),
+        "`accept.min_quality` is 2, but exact gives 0 to 1, so no answer passes",
+    ),
+    "every answer passes": (
+        lambda s, d, t: (edit(s, "quality", judged(d["judge"].url)), edit(s, "hygiene.min_quality", 0.5)),
+        "`hygiene.min_quality` is 0.5, but judge gives 1 to 10, so every answer passes",
+    ),
+    "no answer passes any more": (
+        lambda s, d, t: (
+            edit(s, "quality", {"sources": [{"verifier": "exact"}, judged(d["judge"].url)], "normalize": "range"}),
+            edit(s, "hygiene.min_quality", 7.0),
+        ),
+        r"`hygiene.min_quality` is 7, but exact \+ judge gives 0 to 1",
+    ),
+    "no scale": (
+        lambda s, d, t: (edit(s, "quality.normalize", "rank"), edit(s, "hygiene.min_quality", 0.5)),
+        "`quality.normalize: rank` leaves no scale for `hygiene.min_quality`",
+    ),
+    "the same answer again": (
+        lambda s, d, t: (
+            edit(s, "accept", {"min_quality": 1.0, "retry": "same"}),
+            edit(s, "teachers.0.sampling.temperature", 0.0),
+            edit(s, "teachers.1.sampling.seed", 7),
+        ),
+        "`accept.retry: same` asks the same teacher again, but odd, even would give the same answer",
+    ),
+    "more rows than prompts": (
+        lambda s, d, t: edit(s, "accept", {"min_quality": 1.0, "target_rows": 9}),
+        "accept.target_rows: must be at most the number of prompts, 8, .* got 9",
+    ),
+    "no section to compare with": (
+        lambda s, d, t: edit(s, "hygiene.decontaminate", ["compare"]),
+        r"`hygiene.decontaminate: \[compare\]` needs `compare`",
+    ),
     "reward model": (
         lambda s, d, t: edit(s, "quality", {"reward_model": s["student"]["model"]}), "must have one label"
     ),
@@ -255,6 +291,51 @@ def test_an_extra_that_is_missing_is_told_before_anything_is_paid_for(settings, 
     assert not doubles["odd"].asked
 
 
+def test_all_extras_that_are_missing_are_told_at_once_and_with_the_prompts(settings, doubles, monkeypatch):
+    for module in ("datasketch", "lm_eval", "jsonschema"):
+        monkeypatch.setitem(sys.modules, module, None)
+    source = settings["prompts"]["source"]
+    settings |= {
+        "quality": {"verifier": "json-schema"},
+        "hygiene": {"dedup": "near", "decontaminate": ["compare"]},
+        "compare": {
+            "students": [{"name": "s", "model": "org/s"}], "held_out": {"source": source}, "lm_eval": {"tasks": ["x"]}
+        },
+    }  # fmt: skip
+    rows(settings, {2: {"prompt": "x" * 600}})
+    with pytest.raises(ConfigError) as caught:
+        go(settings, until="publish")
+    for said in ("datasketch", "lm-eval", "jsonschema", "1 of 8 prompts cannot be read"):
+        assert said in str(caught.value)
+    assert not doubles["odd"].asked
+
+
+def test_what_retries_cannot_change_or_go_beyond_is_a_note(settings):
+    edit(settings, "accept", {"min_quality": 1.0, "retry": "same"})
+    edit(settings, "teachers.0.sampling.temperature", 0.0)
+    edit(settings, "allocation.max_share", 0.75)
+    notes = [one for one in check_configuration(RunConfig.from_dict(settings)) if one.state == "note"]
+    said = {one.key: one.message for one in notes if one.topic == "settings"}
+    assert said["accept.retry"].startswith("`accept.retry: same` asks odd once only")
+    assert said["allocation.max_share"].startswith(
+        "`allocation.max_share`: of the routes, which are the first attempts"
+    )
+    edit(settings, "accept", {"min_quality": 1.0})
+    edit(settings, "teachers.1.sampling.temperature", 0.0)
+    notes = {one.key: one.message for one in check_configuration(RunConfig.from_dict(settings))}
+    assert "`accept.attempts` is 3, but a prompt has at most 2 different answers" in notes["accept.attempts"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [({"min_quality": 0.5}, "hygiene.min_quality"), ({"min_tokens": 2}, "hygiene.min_tokens")]
+)
+def test_hygiene_without_what_it_needs_is_told(settings, section, key):
+    del settings["student"], settings["quality"]
+    settings |= {"hygiene": section, "router": {"pretrained": settings["router"]["backbone"]}}
+    failures = [one for one in check_configuration(RunConfig.from_dict(settings)) if one.state == "fail"]
+    assert key in [one.key for one in failures]
+
+
 def test_a_full_disk_is_told_before_anything_is_paid_for(settings, doubles, monkeypatch):
     from collections import namedtuple
 
@@ -263,6 +344,9 @@ def test_a_full_disk_is_told_before_anything_is_paid_for(settings, doubles, monk
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(contradictions.shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(ConfigError, match=r"`output_dir`: 0\.0 GB free .* the run writes at most about 2\.5e-05 GB"):
+        go(settings)
+    edit(settings, "accept", {"min_quality": 1.0})  # 8 probe answers of 64 tokens, and 3 attempts at 8 prompts
+    with pytest.raises(ConfigError, match=r"the run writes at most about 4\.9e-05 GB"):
         go(settings)
     assert not doubles["odd"].asked
 
@@ -349,19 +433,19 @@ def test_a_changed_setting_says_what_it_costs_and_wants_a_yes(settings, doubles,
     with pytest.raises(ConfigError) as caught:
         go(settings, until="probe")
     # 3 prompt and 5 completion tokens for each of 4 answers, 0.1 USD each.
-    line = "teachers[0].sampling.max_tokens: 64 → 65: 4 answers of `odd` are asked for again (about 3.20 USD)"
+    line = "teachers[0].sampling.max_tokens: 64 → 65: 4 answers of `odd` are requested again (about 3.20 USD)"
     assert line in str(caught.value) and line in caplog.messages
     assert "--yes" in str(caught.value) and "No requests were sent" in str(caught.value)
     assert len(doubles["odd"].asked) == PROBE
     asked = []
     with pytest.raises(ConfigError, match="No requests were sent"):
         go(settings, until="probe", confirm=lambda question: asked.append(question))
-    assert asked == ["Answers that cost about 3.2 USD are bought again. Go on?"]
+    assert asked == ["Requesting answers again will cost about 3.2 USD. Continue?"]
     go(settings, until="probe", yes=True)
     assert (len(doubles["odd"].asked), len(doubles["even"].asked)) == (2 * PROBE, PROBE)
     caplog.clear()
     go(settings, until="probe")
-    assert not [message for message in caplog.messages if "asked for again" in message]
+    assert not [message for message in caplog.messages if "requested again" in message]
 
 
 @pytest.mark.parametrize(
@@ -376,8 +460,8 @@ def test_the_line_names_the_setting(key, value, says, settings, doubles, caplog)
     go(settings, until="probe")
     edit(settings, key, value)
     go(settings, until="probe")
-    (line,) = [message for message in caplog.messages if "asked for again" in message]
-    assert line == f"{says} are asked for again (no price is configured)"
+    (line,) = [message for message in caplog.messages if "requested again" in message]
+    assert line == f"{says} are requested again (no price is configured)"
 
 
 def test_a_sum_below_the_limit_and_new_prompts_need_no_yes(settings, doubles, caplog):
@@ -385,11 +469,11 @@ def test_a_sum_below_the_limit_and_new_prompts_need_no_yes(settings, doubles, ca
     go(settings, until="probe")
     edit(settings, "probe.size", PROMPTS)
     go(settings, until="probe")
-    assert not [message for message in caplog.messages if "asked for again" in message]
+    assert not [message for message in caplog.messages if "requested again" in message]
     edit(settings, "teachers.1.sampling.max_tokens", 65)
     settings["confirm_above"] = 6.4
     go(settings, until="probe")
-    assert [message for message in caplog.messages if "8 answers of `even` are asked for again" in message]
+    assert [message for message in caplog.messages if "8 answers of `even` are requested again" in message]
     with Ledger(f"{settings['output_dir']}/ledger.sqlite") as ledger:
         assert len(ledger) == 3 * PROMPTS
 
@@ -407,7 +491,7 @@ def test_bad_prompts_are_dropped_and_counted(settings, doubles):
         "A prompt is empty; every prompt needs at least one character that is not white space.": 1,
         "duplicate": 1,
         "the student reads 511 tokens of a prompt; it has 714": 1,
-        "`exact` needs a reference and it has none (null)": 1,
+        "`exact` needs a reference, but the prompt has none (null)": 1,
     }
     assert sorted(stage_table(settings["output_dir"], "prompts")["prompt"]) == ["Say 0.", "Say 1.", "Say 2.", "Say 4."]
     report = json.loads((Path(settings["output_dir"]) / "report.json").read_text())

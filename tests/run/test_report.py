@@ -57,7 +57,7 @@ def test_teachers_that_are_no_candidates_are_told():
     assert (report.generations, report.saved) == (1, 2.0) and report.to_dict()["left_out"] == block["left_out"]
     shown = StringIO()
     print_report(report, Console(file=shown, width=200))
-    assert "c[/red] answered 4 of 30 prompts on the probe: it is no candidate" in shown.getvalue()
+    assert "c[/red] answered 4 of 30 prompts on the probe, so it is excluded" in shown.getvalue()
 
 
 def test_at_80_columns_no_header_is_cut_and_the_rows_that_left_are_told():
@@ -76,7 +76,7 @@ def test_at_80_columns_no_header_is_cut_and_the_rows_that_left_are_told():
     assert header[:3] == ["teacher", "prompts", "share"] and header[-3:] == ["quality", "learnability", "reward"]
     flat = " ".join(said.split())
     assert (
-        "386 of 480 answers are in the set; left out: 4 without an answer, 90 cut by `max_tokens` "
+        "386 of 480 answers are in the set; left out: 4 without an answer, 90 cut at `max_tokens` "
         "(`publish.keep_truncated` keeps them)." in flat
     )
-    assert "4 prompts were dropped: 3 × it is too long; 1 × repeats an earlier prompt." in flat
+    assert "4 prompts were dropped: 3 × it is too long; 1 × duplicate of an earlier prompt." in flat

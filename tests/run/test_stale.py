@@ -97,7 +97,7 @@ def test_reasoning_that_is_kept_reaches_every_table_without_a_request(settings, 
     assert not any(_run(settings).values())
     assert all("<think>" in text for stage in ("probe", "generate") for text in _column(settings, stage, "completion"))
     assert asked() == before
-    assert "probe is made again: changed since: `teachers`" in caplog.messages
+    assert "probe is recomputed: `teachers` changed" in caplog.messages
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_a_damaged_table_is_made_again_as_it_was(settings, asked, caplog, damage
         DAMAGES[damage](RunFolder(settings["output_dir"]).stages / f"{stage}.parquet/part-00000.parquet")
     assert _run(settings, "score") == {"probe": False, "score": False}
     assert _files(settings) == before and asked() == requests
-    said = [message for message in caplog.messages if "is not what the run wrote" in message]
+    said = [message for message in caplog.messages if "has changed since the run wrote it" in message]
     assert [message.split()[0] for message in said] == ["probe", "score"]
     assert all(_run(settings, "score").values())
 
@@ -220,7 +220,7 @@ def test_a_damaged_router_is_trained_again(settings, caplog, file):
     (folder / file).write_bytes(before[:-2])
     assert _run(settings, "router") == {"probe": True, "score": True, "router": False}
     assert (folder / file).read_bytes() == before
-    assert any(message.startswith("router is made again: its file is not") for message in caplog.messages)
+    assert any(message.startswith("router is recomputed: its file has changed") for message in caplog.messages)
 
 
 def test_the_cut_into_shards_changes_no_value(settings, tmp_path, asked):
@@ -325,7 +325,7 @@ def test_scores_that_a_judge_failed_to_give_are_asked_for_again(settings, judge,
     broken.append(chat_body("I cannot rate this."))
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 3, done.output
-    assert "12 rows of" in done.output and "got no score" in done.output and "6 x the judge's reply" in done.output
+    assert "12 rows of" in done.output and "have no score" in done.output and "6 x the judge's reply" in done.output
     assert set(_column(settings, "score", "quality")) == {None}
     broken.clear()
     asked = len(double.bodies)

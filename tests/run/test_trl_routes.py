@@ -62,7 +62,7 @@ def test_teachers_with_another_tokenizer_are_refused_by_name(models):
         export_routes(routed("same", "other", "same"), teachers, models["qwen"])
     with pytest.raises(RouterMismatchError, match=r"'gone' cannot be compared.*Set `tokenizer`"):
         export_routes(routed("same", "gone", "same"), [*teachers], models["qwen"])
-    with pytest.raises(RouterMismatchError, match=r"'splits' .*splits 'What is 2 \+ 2\?' otherwise"):
+    with pytest.raises(RouterMismatchError, match=r"'splits' .*splits 'What is 2 \+ 2\?' differently"):
         export_routes(routed("same", "splits", "same"), teachers, models["qwen"])
 
 

@@ -30,7 +30,7 @@ def test_scores(reply, expected):
 
 @pytest.mark.parametrize("reply", ["", "0", "11", "10.5", "7 or 8", "Score: 7\nbut wait", "-3", "seven", "8/5", "100"])
 def test_what_is_no_score(reply):
-    with pytest.raises(RequestError, match="no score from 1 to 10"):
+    with pytest.raises(RequestError, match="not a score from 1 to 10"):
         parse_score(reply)
 
 
@@ -44,7 +44,7 @@ def test_scores_errors_and_what_was_asked(monkeypatch, caplog):
     texts = [body["messages"][-1]["content"] for body in double.bodies]
     assert found["quality"] == [len(texts[0]) % 9 + 1, len(texts[1]) % 9 + 1, None, None]
     assert found["quality_error"][:3] == [None] * 3
-    assert found["quality_error"][3] == "the judge's reply is no score from 1 to 10: 'That is a matter of taste.'"
+    assert found["quality_error"][3] == "the judge's reply is not a score from 1 to 10: 'That is a matter of taste.'"
     assert "1 of 3 answers got no score" in caplog.text
     assert "Name a colour." in texts[0] and "[Reference answer]\ngreen\n" in texts[0]
     assert "And {{ another }}?" in texts[1] and "Reference" not in texts[1]
@@ -105,3 +105,34 @@ def test_score_keeps_the_error_and_gives_no_reward(llama):
     assert scored["quality"][:] == [9.0, None, 2.0]
     assert scored["reward"][:] == [1.0, None, 0.0]
     assert "'oh'" in scored["quality_error"][1]
+
+
+class Saying(Judge):
+    """A judge that says the words of a whole choice."""
+
+    choice: dict = {}  # noqa: RUF012 - set for each test
+
+    def chat(self, body):
+        return JSONResponse({"choices": [{"index": 0, "finish_reason": "stop", **self.choice}]})
+
+
+@pytest.mark.parametrize(
+    ("text", "quality"), [("Score: 1", None), ("Score: 7.", None), ("Score: 10", 10.0), ("Score: 8/10", 8.0)]
+)
+def test_a_cut_reply_may_end_within_its_number(text, quality):
+    double = Saying()
+    double.choice = {"finish_reason": "length", "message": {"content": f"Good.\n{text}"}}
+    with serve(double) as url:
+        found = persyn_quality({"prompt": "p", "completion": "c"}, judge={"url": url, "model": "m"})
+    assert found["quality"] == quality
+    assert (found["quality_error"] is None) == (quality is not None)
+    if quality is None:
+        assert found["quality_error"].startswith("the judge's reply may end within its score; raise")
+
+
+def test_a_judge_that_refuses_is_quoted():
+    double = Saying()
+    double.choice = {"message": {"content": None, "refusal": "I rate no weapons."}}
+    with serve(double) as url:
+        found = persyn_quality({"prompt": "p", "completion": "c"}, judge={"url": url, "model": "m"})
+    assert found["quality_error"] == "the judge's reply is no score from 1 to 10: 'I rate no weapons.'"

@@ -172,7 +172,7 @@ def test_bad_rows_and_settings_are_named(llama):
 def test_truncation_scores_the_start_and_counts(llama, caplog):
     row = {"prompt": "hello", "completion": "hello the " * 200}
     cut = persyn_learnability(row, student=llama, too_long="truncate")
-    assert "1 of 1 answers were cut" in caplog.text
+    assert "1 of 1 answers were truncated" in caplog.text
     student = load_student(llama)
     whole = render_answers(student.tokenizer, ["hello"], [row["completion"]], ["stop"])[0]
     logprobs, targets = models.reference_logprobs(llama, list(whole.ids[:256]), len(whole.prompt_ids))
@@ -187,7 +187,7 @@ def test_cut_answers_are_marked_among_the_whole(llama, caplog):
         render_answers(load_student(llama).tokenizer, ["hello"], ["x"], ["stop"])[0].prompt_ids
     )
     assert cut["learnability_metric"] == ["perplexity"] * 3
-    assert "1 of 3 answers were cut" in caplog.text
+    assert "1 of 3 answers were truncated" in caplog.text
 
 
 def test_a_teachers_system_prompt_reaches_the_student_only_where_asked(llama):
@@ -331,5 +331,5 @@ def test_an_answer_without_a_score_has_none_and_the_reason(llama, tmp_path):
     found = score(Dataset.from_dict(rows), str(tmp_path), None, progress=False)
     assert found["learnability_error"][2] == "the student gives log-probabilities that are not finite"
     assert found["learnability"][0] < 0 and found["learnability"][2] is None
-    with pytest.raises(ScoringError, match=r"not finite, for all of 1 answers.*another `dtype`"):
+    with pytest.raises(ScoringError, match=r"not finite for all 1 answers.*another `dtype`"):
         persyn_learnability({"prompt": "the", "completion": "the"}, student=str(tmp_path))

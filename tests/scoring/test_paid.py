@@ -88,7 +88,7 @@ def test_a_judge_that_never_gives_a_number_is_told_at_its_first_replies(tmp_path
         judged(url, tmp_path / "l.sqlite", 200)
     said = str(raised.value)
     assert len(double.bodies) == 8, "one by one, until one can be read"
-    assert said.startswith(f"the judge `big` at {url} gave 8 replies in a row that are no scores")
+    assert said.startswith(f"the judge `big` at {url} gave 8 replies in a row that are not scores")
     assert "0 of 200 answers have a score" in said and "As an AI model," in said and "\x1b" not in said
     assert "Expected: the last line must be the score alone, such as `7`" in said
 
@@ -135,7 +135,7 @@ def test_the_purse_is_not_passed_and_a_rerun_goes_on(tmp_path, llama):
         # 2 USD each; the worst case is 84 or 85: nothing fits any more once 26 are spent.
         assert len(double.bodies) == 13 or len(double.bodies) == 14
         left = [error for error in scored["quality_error"] if error is not None]
-        assert len(left) == 40 - len(double.bodies) and set(left) == {"`max_cost` (110 USD) would have been passed"}
+        assert len(left) == 40 - len(double.bodies) and set(left) == {"`max_cost` (110 USD) would have been exceeded"}
         assert scored["reward"][:].count(None) == len(left)
         whole = score(rows, llama, quality, **how, max_cost=500.0)
         assert whole["quality"][:] == [7.0] * 40 and len(double.bodies) == 40
@@ -170,8 +170,8 @@ def test_ctrl_c_lets_what_is_in_flight_end_and_the_next_run_goes_on(tmp_path, ca
         with pytest.raises(KeyboardInterrupt):
             judged(url, path, 200, max_concurrency=4)
         said, before = capsys.readouterr().err, len(double.bodies)
-        assert "Ctrl-C: " in said and "requests in flight are waited for. Press it again to stop at once." in said
-        assert "Interrupted. What was answered is in the ledger; run again to go on." in said
+        assert "Ctrl-C: waiting for " in said and " requests in flight. Press it again to stop at once." in said
+        assert "Interrupted. All answers received are in the ledger; run again to resume." in said
         assert 20 <= before < 60
         double.behave = None
         assert judged(url, path, 200)["quality"] == [7.0] * 200

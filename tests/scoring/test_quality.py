@@ -92,7 +92,7 @@ def test_bad_settings():
         persyn_quality(row, verifier="tests.scoring.test_quality:shortest")
     with pytest.raises(ScoringError, match="needs a reference"):
         persyn_quality(row, verifier="math")
-    with pytest.raises(ScoringError, match="no mathematical expression"):
+    with pytest.raises(ScoringError, match="not a mathematical expression"):
         persyn_quality(row | {"answer": "unknowable"}, verifier="math")
     with pytest.raises(MissingColumnError, match="`completion`"):
         persyn_quality({"prompt": "p"}, verifier="exact")
@@ -158,5 +158,5 @@ def test_a_reward_model_that_gives_no_finite_score(tmp_path):
 def test_a_reward_model_whose_template_cuts_thoughts_is_refused(tmp_path):
     cuts = models.CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
     folder = models.save_reward_model(tmp_path, "llama", models.tokenizer(cuts))
-    with pytest.raises(ScoringError, match="the chat template of the reward model leaves out part"):
+    with pytest.raises(ScoringError, match="the chat template of the reward model drops part"):
         persyn_quality({"prompt": "p", "completion": "<think>hello</think>the"}, reward_model=folder)

@@ -108,7 +108,7 @@ def test_a_server_that_cut_the_prompt_is_refused(llama):
     double = Student(llama)
     completions = double.completions
     double.completions = lambda body: completions(body | {"prompt": body["prompt"][:9]})
-    with serve(double) as url, pytest.raises(ScoringError, match=r"reads 9 tokens, the tokenizer of .* gives"):
+    with serve(double) as url, pytest.raises(ScoringError, match=r"reads 9 tokens, but the tokenizer of .* gives"):
         persyn_learnability(BATCH, student=llama, student_endpoint=url)
 
 
@@ -116,7 +116,7 @@ def test_a_server_that_cut_the_prompt_is_refused(llama):
     ("api", "switch", "message"),
     [
         ("generate", {"prefill": False}, "--enable-prefill-logprobs"),
-        ("prompt_logprobs", {"extension": False}, "does not know `prompt_logprobs`"),
+        ("prompt_logprobs", {"extension": False}, "does not support `prompt_logprobs`"),
     ],
 )
 def test_a_server_that_reports_nothing_says_what_to_change(llama, api, switch, message):
@@ -127,7 +127,7 @@ def test_a_server_that_reports_nothing_says_what_to_change(llama, api, switch, m
 def test_a_text_that_cannot_be_tokenised_so_is_an_error_for_text_and_none_for_tokens(llama):
     row = {"prompt": "hello", "completion": "\n\nhello"}
     with serve(Student(llama)) as url:
-        with pytest.raises(ScoringError, match="no text tokenises"):
+        with pytest.raises(ScoringError, match="no text tokenizes"):
             persyn_learnability(row, student=llama, student_endpoint={"url": url, "api": "generate"})
         remote = persyn_learnability(row, student=llama, student_endpoint=url)
     assert remote["learnability"] == pytest.approx(persyn_learnability(row, student=llama)["learnability"], abs=1e-5)

@@ -103,7 +103,7 @@ def test_cut_answers_are_counted_once_over_all_batches(answers, llama, caplog):
     assert sum(filter(None, scored["learnability_truncated"][:])) == 4
     assert scored["learnability_truncated"][4] is None
     assert [record.message for record in caplog.records if "were cut" in record.message] == [
-        "4 of 5 answers were cut to the student's 256 tokens."
+        "4 of 5 answers were truncated to the student's context of 256 tokens."
     ]
 
 

@@ -43,11 +43,11 @@ def test_one_scale_needs_no_choice():
 
 def test_unlike_scales_are_refused_until_they_are_told_how_to_meet():
     sources = [{"verifier": "math"}, {"verifier": LENGTH, "name": "size"}]
-    with pytest.raises(ConfigError, match=r"unlike scales .math .0\.0, 1\.0., size unknown."):
+    with pytest.raises(ConfigError, match=r"different scales .math .0\.0, 1\.0., size unknown."):
         persyn_quality(ANSWERS, sources=sources)
-    with pytest.raises(ConfigError, match="greatest value of size"):
+    with pytest.raises(ConfigError, match="highest value of size"):
         persyn_quality(ANSWERS, sources=sources, normalize="range")
-    with pytest.raises(ConfigError, match="needs all answers of a prompt"):
+    with pytest.raises(ConfigError, match="needs all answers to a prompt"):
         persyn_quality(ANSWERS, sources=sources, normalize="minmax")
     sources[1]["range"] = (0, 8)
     found = persyn_quality(ANSWERS, sources=sources, normalize="range")
@@ -62,7 +62,7 @@ def test_a_judge_and_a_verifier_meet_by_their_ranges():
     assert found["quality"] == [1.0, 1.0, None, 1.0, None]
     assert found["quality_jury"] == [10.0, 10.0, None, 10.0, None]
     assert found["quality_math"] == [1.0, 1.0, 0.0, 1.0, None]
-    assert found["quality_error"][2] == "jury: the judge's reply is no score from 1 to 10: 'hm'"
+    assert found["quality_error"][2] == "jury: the judge's reply is not a score from 1 to 10: 'hm'"
 
 
 @pytest.mark.parametrize("method", ["minmax", "zscore", "rank"])
@@ -94,7 +94,7 @@ def test_score_takes_the_quality_that_is_there_and_never_writes_over_it(llama):
 def test_bad_sources():
     with pytest.raises(ConfigError, match="more than once: math"):
         persyn_quality(ANSWERS, sources=[{"verifier": "math"}, {"verifier": "math"}])
-    with pytest.raises(ConfigError, match="`quality_error` is a column"):
+    with pytest.raises(ConfigError, match="the column `quality_error` is reserved"):
         persyn_quality(ANSWERS, sources=[{"verifier": "math", "name": "error"}])
     with pytest.raises(ConfigError, match="exactly one"):
         persyn_quality(ANSWERS, verifier="math", sources=[{"verifier": "math"}])

@@ -20,7 +20,9 @@ from persyn_hf.scoring.verdicts import parse_score
         ("8 points", 8.0), ("Score: 8/10 (very good)", 8.0), ("\\boxed{8}", 8.0), ("`8`", 8.0), ('"8"', 8.0),
         ("<score>8</score>", 8.0), ("<rating> 8/10 </rating>", 8.0), ("<answer>\n8\n</answer>", 8.0),
         ("分数：8", 8.0), ("评分: 8分", 8.0), ("最终得分：９／１０", 9.0), ("스코어\n점수: 6점", 6.0),
-        ("Note : 8/10", 8.0),
+        ("Note : 8/10", 8.0), ("Score: 8<|im_end|>", 8.0), ("Score: 8</s>", 8.0), ("Score: 8 ✅", 8.0),
+        ("Score: 8\u200b", 8.0), ('{"score": 8}<|eot_id|>', 8.0), ("8\n<end_of_turn>\n", 8.0),
+        ("<|channel|>analysis<|message|>Score: 3<|end|><|start|>assistant<|channel|>final<|message|>Score: 8", 8.0),
         ("Bewertung: 8 von 10", 8.0), ("Puntuación: 7", 7.0), ("Оценка: 7", 7.0), ("スコア：7点", 7.0),
         ('{"score": 8}', 8.0), ('```json\n{"score": 8}\n```', 8.0), ('{"rating": "8/10", "reason": "1 slip"}', 8.0),
         ('{\n "reasoning": "It has {braces} and 3 steps.",\n "overall_score": 8.5\n}', 8.5),
@@ -44,13 +46,14 @@ def test_one_number_is_a_score(line, score):
         '{"score": 8, "rating": 7}', '{"score": {"value": 8}}', '{"score": null}', '{"score": true}', '{"score": 11}',
         '{"scores": [7, 8]}', '{"score": "7-8"}', '{"helpfulness": 8}', '{"score": 8} or {"score": 9}', '{"score": 8',
         '{"score": NaN}', '{"score": 1e400}', "[" * 100_000, '{"a":' * 100_000 + "}", "<think>\nScore: 7",
+        "<|channel|>analysis<|message|>Score: 7", "Score: <|im_end|>7",
     ],
 )  # fmt: skip
 def test_what_could_mean_something_else_is_no_score(line):
-    with pytest.raises(RequestError, match="no score from 1 to 10"):
+    with pytest.raises(RequestError, match="not a score from 1 to 10"):
         parse_score(f"Reasonable.\n\n{line}")
 
 
 def test_the_error_has_the_judges_words_made_fit():
-    with pytest.raises(RequestError, match=r"no score from 1 to 10: 'FINE BY ME'"):
+    with pytest.raises(RequestError, match=r"not a score from 1 to 10: 'FINE BY ME'"):
         parse_score("fine by me", str.upper)

@@ -4,8 +4,11 @@ import json
 from importlib.metadata import EntryPoint
 
 import pytest
+from datasets import Dataset
 
 import persyn_hf
+from persyn_hf.config import Quality, Teacher
+from persyn_hf.doctor.grading import unreadable_references
 from persyn_hf.errors import ConfigError, ScoringError
 from persyn_hf.scoring import verifiers
 from persyn_hf.scoring.quality import persyn_quality
@@ -90,8 +93,8 @@ def test_all_references_that_cannot_be_read_are_named_at_once():
         persyn_quality(rows, verifier="math")
     lines = str(raised.value).splitlines()
     assert lines[0] == "25 rows cannot be verified." and lines[-1] == "… and 5 more." and len(lines) == 22
-    assert lines[1].startswith("prompt id01: The reference answer 'words only' is no mathematical expression")
-    assert lines[3] == "prompt id03: the verifier needs a reference, and this row's is null."
+    assert lines[1].startswith("prompt id01: The reference answer 'words only' is not a mathematical expression")
+    assert lines[3] == "prompt id03: the verifier needs a reference, but this row's is null."
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_the_schema_may_stand_in_the_form_that_was_asked_for():
     [
         ("{", "must be a JSON schema"),
         ("[1]", "must be a JSON schema, an object"),
-        ('{"type": "intger"}', "no valid JSON schema"),
+        ('{"type": "intger"}', "not a valid JSON schema"),
         ({"type": "json_schema"}, "must be a JSON schema, an object"),
         ({"$ref": "https://example.com/other.json"}, "cannot be applied"),
         (None, "needs a reference"),
@@ -165,3 +168,39 @@ def test_the_schema_may_stand_in_the_form_that_was_asked_for():
 def test_references_that_are_no_schema(schema, said):
     with pytest.raises(ScoringError, match=said):
         find_verifier("json-schema")("", "1", schema)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"response_format": FORM},
+        {"structured_outputs": {"json": PERSON}},
+        {"guided_json": PERSON, "top_k": 5},
+        {"grammar": {"type": "json", "value": PERSON}},
+    ],
+    ids=["response_format", "structured_outputs", "guided_json", "grammar"],
+)
+def test_a_schema_that_a_teacher_is_asked_for_verifies_where_the_row_has_none(body):
+    good, bad = '{"age": 36}', '{"age": "x"}'
+    rows = {
+        "prompt": ["p"] * 4,
+        "completion": [good, bad, bad, bad],
+        "answer": [None, None, {"type": "object"}, None],
+        "response_format": [None, None, None, '{"type": "json_object"}'],
+        "extra_body": [json.dumps(body)] * 4,
+    }
+    assert persyn_quality(rows, verifier="json-schema")["quality"] == [1.0, 0.0, 1.0, 1.0]
+    with pytest.raises(ScoringError, match="`extra_body` must be JSON"):
+        persyn_quality(ROW | {"answer": None, "extra_body": "{"}, verifier="json-schema")
+
+
+def test_references_that_only_some_teachers_replace_are_missed_before_anything_is_asked():
+    prompts = Dataset.from_dict({"prompt": ["a", "b"], "answer": [None, json.dumps(PERSON)]})
+    quality = Quality(verifier="json-schema")
+    common = {"model": "m", "endpoint": "http://h"}
+    told = Teacher(name="x", sampling={"extra_body": {"response_format": FORM}}, **common)
+    assert unreadable_references(quality, prompts, [told, told]) == {}
+    assert list(unreadable_references(quality, prompts, [told, Teacher(name="y", **common)])) == [0]
+    broken = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "no such type"}}}
+    wrong = Teacher(name="y", sampling={"extra_body": {"response_format": broken}}, **common)
+    assert "no valid JSON schema" in unreadable_references(quality, prompts, [told, wrong])[0]

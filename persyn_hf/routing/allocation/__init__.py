@@ -1,1 +1,1 @@
-"""Allocation: from scores per prompt to routes for the whole set, under caps, budgets and deadlines."""
+"""Allocation: routes for a whole set of prompts from scores, within share, budget and time limits."""

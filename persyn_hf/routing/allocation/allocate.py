@@ -1,4 +1,4 @@
-"""`allocate`: scores in, routes for the whole set out."""
+"""`allocate`: assigns a teacher to every prompt within share, budget and time limits."""
 
 from __future__ import annotations
 
@@ -33,36 +33,35 @@ def allocate(
     seed: int = 0,
     **options: Any,
 ) -> AllocationResult:
-    """Turns scores into routes for the whole set: the largest sum of scores that keeps all limits.
+    """Assigns a teacher to every prompt, maximising the total score within share, budget and time limits.
 
-    A router's scores are Bradley–Terry scores: a difference of two is the log-odds that one answer beats the other.
-    Their sum treats a unit of log-odds alike on every prompt. `scale="win-rate"` first turns them into the share of
-    the other teachers that a teacher is expected to beat, 0 to 1, which saturates where a prompt is clear.
+    A router's scores are Bradley–Terry scores: the difference of two is the log-odds that one answer beats the other.
+    Their sum weights a unit of log-odds equally on every prompt. `scale="win-rate"` first converts them to the share
+    of the other teachers that a teacher is expected to beat, 0 to 1, which saturates on clear prompts.
 
     Args:
-        routed (`Dataset` or `ndarray` of shape `(prompts, teachers)`): A table with `route_scores`, or the scores.
-            For other policies than `persyn` any table of the prompts.
-        teachers (`Sequence[str]` or `Sequence[Teacher]`): In the order of the scores: `router.teachers`.
+        routed (`Dataset` or `ndarray` of shape `(prompts, teachers)`): Table with `route_scores`, or the scores. For
+            policies other than `persyn`, any table of the prompts.
+        teachers (`Sequence[str]` or `Sequence[Teacher]`): Teachers in the order of the scores: `router.teachers`.
         settings (`AllocationOptions` or `Mapping`, *optional*): The section `allocation` of a configuration, or its
-            keys. What the section says of expected tokens is for [`answer_costs`] and [`answer_rates`].
-        cost (mapping, *optional*): USD for one answer of each teacher, which `budget` needs; [`answer_costs`]
-            computes it.
-        throughput (mapping, *optional*): Answers per second of each teacher, which `makespan` needs;
+            keys. Its expected tokens are used by [`answer_costs`] and [`answer_rates`] only.
+        cost (mapping, *optional*): USD per answer of each teacher, required by `budget`; [`answer_costs`] computes it.
+        throughput (mapping, *optional*): Answers per second of each teacher, required by `makespan`;
             [`answer_rates`] computes it.
-        probe (`Dataset`, *optional*): Scored answers, for other policies than `persyn` and `random`.
+        probe (`Dataset`, *optional*): Scored answers, for policies other than `persyn` and `random`.
         families (mapping, *optional*): Family of each teacher; default: the `family` of the `Teacher`s.
         seed (`int`, defaults to 0): Random seed.
         options: Single keys of [`AllocationOptions`] (`policy`, `max_share`, `budget`, `top_k` …), which replace
-            those of `settings`. With `top_k` above 1, score the answers of all, then [`keep_best`].
+            those of `settings`. With `top_k` above 1, score all answers, then use [`keep_best`].
 
     Returns:
-        `AllocationResult`: Routes, shares, cost, time, expected reward and how far from the best it can be at most.
+        `AllocationResult`: Routes, shares, cost, time, expected reward and the maximum distance from the optimum.
 
     Raises:
-        AllocationError: If the limits contradict each other: which, and by how much.
+        AllocationError: If the limits contradict each other; it names them and the amount.
         ConfigError: If a setting is out of range.
-        DataError: If scores are missing, not finite, or of another number of teachers.
-        RouterMismatchError: If the table's routes are not those of `teachers` in this order.
+        DataError: If scores are missing, not finite, or have another number of teachers.
+        RouterMismatchError: If the table's routes do not match `teachers` in this order.
 
     Example:
         >>> scores = np.array([[2.0, 0.0], [1.0, 0.5], [0.3, 0.0]])
@@ -93,16 +92,16 @@ def allocate(
         )
         scores = policy_scores(policy, basis, len(routed), seed)
     if not len(scores):
-        raise DataError("There is no prompt to allocate.")
+        raise DataError("Expected prompts to allocate, got an empty table.")
     limits = make_limits(names, len(scores), asked.top_k, cost=cost, throughput=throughput, settings=asked)
     solution = solve(_diversified(scores, asked.temperature, seed), limits, seed)
     return AllocationResult.of(solution, scores, names, asked, seed=seed, cost=cost, throughput=throughput)
 
 
 def _read_probe(policy: str, probe: Any, names: Sequence[str]) -> RewardTable:
-    """The scored answers that a policy chooses by, with the teachers in the order of the scores."""
+    """Reads the scored answers that a policy needs, with the teachers in the order of the scores."""
     if probe is None:
-        raise ConfigError(f"The policy {policy!r} chooses by scored answers; pass them as `probe`.")
+        raise ConfigError(f"The policy {policy!r} needs scored answers; pass them as `probe`.")
     table = read_rewards(probe, f"the policy {policy!r}")
     absent = [name for name in names if name not in table.teachers]
     if absent:
@@ -112,7 +111,7 @@ def _read_probe(policy: str, probe: Any, names: Sequence[str]) -> RewardTable:
 
 def _own_rewards(routed: Any, table: RewardTable) -> NDArray[np.float64]:
     if columns.PROMPT_ID not in getattr(routed, "column_names", ()):
-        raise ConfigError("The policy 'oracle' needs `prompt_id` to find the prompts' own rewards in `probe`.")
+        raise ConfigError("The policy 'oracle' needs the column `prompt_id`, to find the prompts' rewards in `probe`.")
     ids, known = routed[columns.PROMPT_ID][:], set(table.ids)
     absent = [identity for identity in ids if identity not in known]
     if absent:
@@ -126,20 +125,34 @@ def answer_costs(
     teachers: Sequence[Teacher],
     completion_tokens: float | Mapping[str, float] | None = None,
     prompt_tokens: float | Mapping[str, float] = 0.0,
+    cached_tokens: Mapping[str, float] | None = None,
+    reasoning_tokens: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """USD for one answer of each teacher, from its prices and expected tokens.
+    """Computes USD per answer of each teacher from its prices and expected tokens.
 
     Args:
-        teachers (`Sequence[Teacher]`): With their prices.
-        completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer. Left out:
-            `sampling.max_tokens`, the most it can be.
+        teachers (`Sequence[Teacher]`): Teachers with their prices.
+        completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer; default: the maximum,
+            `sampling.max_tokens`.
         prompt_tokens (`float` or mapping by teacher, defaults to 0): Mean tokens of a prompt.
+        cached_tokens, reasoning_tokens (mapping by teacher, *optional*): Those of a prompt that come from a cache and
+            those of an answer that go into reasoning, which may have prices of their own. A teacher that is not named
+            has none.
 
     Raises:
         ConfigError: If a mapping lacks a teacher.
     """
     prompt, completion = _tokens(teachers, prompt_tokens), _completion_tokens(teachers, completion_tokens)
-    return {teacher.name: teacher.price(prompt[teacher.name], completion[teacher.name]) for teacher in teachers}
+    cached, reasoning = cached_tokens or {}, reasoning_tokens or {}
+    return {
+        teacher.name: teacher.price(
+            prompt[teacher.name],
+            completion[teacher.name],
+            min(cached.get(teacher.name, 0.0), prompt[teacher.name]),
+            min(reasoning.get(teacher.name, 0.0), completion[teacher.name]),
+        )
+        for teacher in teachers
+    }
 
 
 def answer_rates(
@@ -148,13 +161,13 @@ def answer_rates(
     tokens_per_second: float | Mapping[str, float] = default_of(Allocation, "tokens_per_second"),
     concurrency: float = 32,
 ) -> dict[str, float]:
-    """Answers per second of each teacher: its requests in flight, each at `tokens_per_second`.
+    """Computes answers per second of each teacher: its requests in flight, each at `tokens_per_second`.
 
     Args:
-        teachers (`Sequence[Teacher]`): `max_concurrency` holds for each of a teacher's endpoints.
+        teachers (`Sequence[Teacher]`): Teachers; `max_concurrency` applies to each of a teacher's endpoints.
         completion_tokens (`float` or mapping by teacher, *optional*): As for [`answer_costs`].
-        tokens_per_second (`float` or mapping by teacher, defaults to 50): Speed of one request.
-        concurrency (`float`, defaults to 32): For teachers without `max_concurrency`.
+        tokens_per_second (`float` or mapping by teacher, defaults to 50): Speed of one request, in tokens per second.
+        concurrency (`float`, defaults to 32): Requests in flight of teachers without `max_concurrency`.
     """
     completion, speed = _completion_tokens(teachers, completion_tokens), _tokens(teachers, tokens_per_second)
     return {
@@ -175,7 +188,7 @@ def _tokens(teachers: Sequence[Teacher], given: float | Mapping[str, float]) -> 
         return {teacher.name: float(given) for teacher in teachers}
     absent = [teacher.name for teacher in teachers if teacher.name not in given]
     if absent:
-        raise ConfigError(f"Expected tokens of every teacher; there are none for {', '.join(absent)}.")
+        raise ConfigError(f"Expected tokens of every teacher, got none for {', '.join(absent)}.")
     return given
 
 
@@ -183,7 +196,7 @@ def _names(teachers: Sequence[Any]) -> tuple[list[str], dict[str, str | None]]:
     names = [teacher if isinstance(teacher, str) else teacher.name for teacher in teachers]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or not names:
-        raise ConfigError(f"`teachers` must be different names, got {names}.")
+        raise ConfigError(f"`teachers` must be unique names, at least one; got {names}.")
     return names, {t.name: t.family for t in teachers if isinstance(t, Teacher)}
 
 
@@ -195,7 +208,7 @@ def _scores(routed: Any, names: Sequence[str]) -> NDArray[np.floating]:
         )
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-        raise DataError(f"Scores must be finite numbers; those of row {row} are {scores[row].tolist()}.")
+        raise DataError(f"Scores must be finite numbers, got {scores[row].tolist()} in row {row}.")
     if not isinstance(routed, np.ndarray) and columns.ROUTE in routed.column_names:
         _same_teachers(routed, scores, names)
     return scores if np.issubdtype(scores.dtype, np.floating) else scores.astype(np.float64)
@@ -206,14 +219,14 @@ def _read(routed: Any) -> NDArray[np.floating]:
     column = routed.select_columns([columns.ROUTE_SCORES]).with_format("arrow")[:].column(0).combine_chunks()
     lengths = column.value_lengths()
     if column.null_count or len(set(lengths.unique().to_pylist())) > 1:
-        raise DataError("allocate needs `route_scores` of one length in every row; some rows have none, or others.")
+        raise DataError("`route_scores` must have one length in every row, got rows without any or of other lengths.")
     width = lengths[0].as_py() if len(column) else 0
     flat: NDArray[np.floating] = column.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(len(column), width)
 
 
 def _same_teachers(routed: Any, scores: NDArray[np.floating], names: Sequence[str]) -> None:
-    """Routes made by a router name its best teacher; with names in another order they would not."""
+    """Checks the order of the names: a router's routes are its best teachers, which they are not in another order."""
     count = min(len(scores), 1000)
     routes = routed.select(range(count))[columns.ROUTE][:]
     strangers = sorted(set(routes) - set(names))
@@ -221,11 +234,11 @@ def _same_teachers(routed: Any, scores: NDArray[np.floating], names: Sequence[st
         raise RouterMismatchError(f"`route` names {', '.join(strangers)}; `teachers` are {', '.join(names)}.")
     best = scores[:count].max(axis=1)
     right = np.array([scores[row, names.index(route)] >= best[row] for row, route in enumerate(routes)])
-    # A router that fell back sends everything to one teacher, whatever its scores; a table may be allocated twice.
+    # Exempt are a router that fell back (one teacher, regardless of scores) and a table that was already allocated.
     if len(set(routes)) > 1 and right.mean() < 0.5 and columns.ROUTES not in routed.column_names:
         raise RouterMismatchError(
-            f"Of {count} routes only {int(right.sum())} are those of the best score: `teachers` must be in the order "
-            "of the scores, `router.teachers`. Drop the column `route` if the routes were changed."
+            f"`teachers` must be in the order of the scores, `router.teachers`: only {int(right.sum())} of {count} "
+            "routes have the best score. Drop the column `route` if the routes were changed."
         )
 
 

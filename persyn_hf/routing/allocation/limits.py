@@ -1,4 +1,4 @@
-"""The limits of an allocation as bounds on each teacher's prompts, and the reason where they cannot be met."""
+"""Limits of an allocation as bounds on each teacher's number of prompts, and errors if they cannot be met."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on how many prompts each teacher answers, and the budget.
+    """Bounds on each teacher's number of prompts, and the budget.
 
     Args:
-        lower, upper (`ndarray` of shape `(teachers,)`): Fewest and most prompts of each teacher.
-        cost (`ndarray` of shape `(teachers,)`): USD for one answer.
-        budget (`float`): USD for all answers; infinite where there is none.
-        top_k (`int`): Teachers of one prompt, all different.
+        lower, upper (`ndarray` of shape `(teachers,)`): Minimum and maximum number of prompts of each teacher.
+        cost (`ndarray` of shape `(teachers,)`): USD per answer.
+        budget (`float`): USD for all answers; infinite without a budget.
+        top_k (`int`): Number of different teachers per prompt.
     """
 
     lower: Counts
@@ -38,12 +38,12 @@ class Limits:
     top_k: int
 
     def met_by(self, counts: Counts) -> bool:
-        """True where teachers may answer so many prompts."""
+        """Returns true if these numbers of prompts are within the limits."""
         within = bool((counts >= self.lower).all() and (counts <= self.upper).all())
         return within and self.within_budget(float(counts @ self.cost))
 
     def within_budget(self, cost: float) -> bool:
-        """True where a sum in USD is within the budget, but for rounding."""
+        """Returns true if a cost in USD is within the budget, up to rounding."""
         return cost <= self.budget + _ROUNDING * max(1.0, abs(self.budget))
 
 
@@ -57,18 +57,20 @@ def make_limits(
     settings: AllocationOptions | None = None,
     **options: Any,
 ) -> Limits:
-    """Turns shares, money and time into bounds on counts.
+    """Converts share, budget and time limits to bounds on each teacher's number of prompts.
 
     Args:
-        teachers (`Sequence[str]`), prompts (`int`), top_k (`int`): The teachers, and how many prompts get how many.
-        cost (mapping, *optional*): USD for one answer of each teacher.
+        teachers (`Sequence[str]`): Names of the teachers.
+        prompts (`int`): Number of prompts.
+        top_k (`int`): Number of teachers per prompt.
+        cost (mapping, *optional*): USD per answer of each teacher.
         throughput (mapping, *optional*): Answers per second of each teacher.
         settings (`AllocationOptions`, *optional*): Shares, budget and makespan.
         options: Single keys of [`AllocationOptions`]: `max_share`, `min_share`, `budget`, `makespan`.
 
     Raises:
         ConfigError: If a setting is out of range, or names an unknown teacher.
-        AllocationError: If nothing meets all limits: which, and by how much.
+        AllocationError: If no allocation meets all limits; it names them and the amount.
     """
     asked = merged(AllocationOptions, settings, options, "allocate", ("max_share", "min_share", "budget", "makespan"))
     budget, makespan = asked.budget, asked.makespan
@@ -80,22 +82,24 @@ def make_limits(
     lower = np.ceil(lowest * prompts - _ROUNDING * prompts).astype(np.int64)
     price = np.zeros(len(teachers)) if cost is None else _positive(teachers, cost, "cost", zero=True)
     if budget is not None and cost is None:
-        raise ConfigError("`budget` needs `cost`: USD for one answer of each teacher (see `answer_costs`).")
+        raise ConfigError("`budget` needs `cost`: USD per answer of each teacher (see `answer_costs`).")
     if budget is not None and not 0 <= budget < np.inf:
-        raise ConfigError(f"`budget` must be a number of USD that is not negative, got {budget}.")
+        raise ConfigError(f"`budget` must be a finite number of USD, at least 0, got {budget}.")
     limits = Limits(lower, upper, price, np.inf if budget is None else float(budget), top_k)
     _explain_shares(teachers, limits, prompts)
     _explain_budget(teachers, limits, prompts)
     if makespan is not None:
         if throughput is None:
-            raise ConfigError("`makespan` needs `throughput`: answers per second of each teacher.")
+            raise ConfigError(
+                "`makespan` needs `throughput`: answers per second of each teacher (see `answer_rates`)."
+            )
         rate = _positive(teachers, throughput, "throughput", zero=False)
         limits = _within_time(teachers, limits, prompts, makespan, rate)
     return limits
 
 
 def cheapest_counts(limits: Limits, prompts: int) -> Counts:
-    """The number of prompts of each teacher in the cheapest allocation that keeps the bounds."""
+    """Returns each teacher's number of prompts in the cheapest allocation within the bounds."""
     counts = limits.lower.copy()
     left = prompts * limits.top_k - int(counts.sum())
     for teacher in np.argsort(limits.cost, kind="stable"):
@@ -106,7 +110,7 @@ def cheapest_counts(limits: Limits, prompts: int) -> Counts:
 
 
 def shortest_makespan(limits: Limits, prompts: int, rate: Array) -> float:
-    """The least number of seconds in which all prompts can be answered within the other limits."""
+    """Returns the shortest time, in seconds, to answer all prompts within the other limits."""
     finish = np.concatenate([limits.lower / rate, [0.0]])
     low, high = float(finish.max()), float((limits.upper / rate).max())
     if _possible(limits, prompts, low, rate):
@@ -117,7 +121,7 @@ def shortest_makespan(limits: Limits, prompts: int, rate: Array) -> float:
             break
         low, high = (low, middle) if _possible(limits, prompts, middle, rate) else (middle, high)
     counts = _caps(limits, high, rate)
-    return float((counts / rate).max())  # some teacher finishes exactly then
+    return float((counts / rate).max())  # the time at which the slowest teacher finishes
 
 
 def _caps(limits: Limits, seconds: float, rate: Array) -> Counts:
@@ -152,12 +156,12 @@ def _within_time(teachers: Sequence[str], limits: Limits, prompts: int, makespan
         why = (
             f"`min_share` alone takes {', '.join(late)}"
             if late
-            else f"in that time the teachers can give {int(caps.sum())} of the {prompts * limits.top_k} answers"
+            else f"the teachers can give only {int(caps.sum())} of the {prompts * limits.top_k} answers in that time"
             if caps.sum() < prompts * limits.top_k
-            else "the teachers that are fast enough are too dear for the `budget`"
+            else "the teachers that are fast enough are too expensive for the `budget`"
         )
         raise AllocationError(
-            f"`makespan` of {seconds:.6g} s cannot be kept: {why}. Within the other limits the shortest is "
+            f"`makespan` of {seconds:.6g} s cannot be met: {why}. The shortest within the other limits is "
             f"{shortest:.6g} s, {shortest - seconds:.6g} s more."
         )
     return Limits(limits.lower, caps, limits.cost, limits.budget, limits.top_k)
@@ -168,20 +172,20 @@ def _explain_shares(teachers: Sequence[str], limits: Limits, prompts: int) -> No
     for name, low, high in zip(teachers, limits.lower, limits.upper, strict=True):
         if low > high:
             raise AllocationError(
-                f"{name}: `min_share` asks for {low} of the {prompts} prompts and `max_share` allows {high}, "
+                f"{name}: `min_share` requires {low} of the {prompts} prompts, but `max_share` allows {high}, "
                 f"{low - high} too few."
             )
     if limits.lower.sum() > answers:
         raise AllocationError(
-            f"`min_share` asks for {int(limits.lower.sum())} answers in all, but {prompts} prompts with "
+            f"`min_share` requires {int(limits.lower.sum())} answers in total, but {prompts} prompts with "
             f"`top_k` {limits.top_k} have {answers}: {int(limits.lower.sum()) - answers} too many. Lower it by "
-            f"{(limits.lower.sum() - answers) / prompts:.6g} of the prompts in all."
+            f"{(limits.lower.sum() - answers) / prompts:.6g} of the prompts in total."
         )
     if limits.upper.sum() < answers:
         raise AllocationError(
-            f"`max_share` allows {int(limits.upper.sum())} answers in all, but {prompts} prompts with "
+            f"`max_share` allows {int(limits.upper.sum())} answers in total, but {prompts} prompts with "
             f"`top_k` {limits.top_k} need {answers}: {answers - int(limits.upper.sum())} too few. Raise it by "
-            f"{(answers - limits.upper.sum()) / prompts:.6g} of the prompts in all."
+            f"{(answers - limits.upper.sum()) / prompts:.6g} of the prompts in total."
         )
 
 
@@ -219,9 +223,7 @@ def _positive(teachers: Sequence[str], given: Mapping[str, float], name: str, ze
     values = np.array([float(given[teacher]) for teacher in teachers])
     for teacher, value in zip(teachers, values, strict=True):
         if not np.isfinite(value) or value < 0 or (value == 0 and not zero):
-            raise ConfigError(
-                f"`{name}` must be {'not negative' if zero else 'positive'}, got {value:g} for {teacher}."
-            )
+            raise ConfigError(f"`{name}` must be {'at least 0' if zero else 'positive'}, got {value:g} for {teacher}.")
     return values
 
 

@@ -1,7 +1,7 @@
-"""The linear program of an allocation, for some of the prompts, in units in which the solver's tolerances are small.
+"""The linear program of an allocation for some of the prompts, scaled so that the solver's tolerances are negligible.
 
-Scores enter as *reduced* scores: a teacher's score minus its price. At the right prices, the best teacher of every
-prompt taken for itself is the best allocation of all, and only prompts with nearly equal teachers need a solver.
+It uses *reduced* scores: a teacher's score minus its price. At the right prices, each prompt's best teacher gives the
+best overall allocation, and only prompts with nearly equal teachers need a solver.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from persyn_hf.packages import require
 from persyn_hf.routing.allocation.limits import Array, Counts, Limits
 
-#: What breaking a limit by one answer costs in the program, in units of the radius: prices move no further at once.
+#: Penalty per answer beyond a limit, in units of the radius; it bounds the change of a price per step.
 _PENALTY = 1.0
-#: Two prices that move by the radius each bring a teacher this much closer to another, in units of the radius.
+#: Largest change of a difference of two prices, each moving by the radius, in units of the radius.
 WINDOW = 2.0
 
 
 @dataclass(frozen=True)
 class Prices:
-    """The cost of a teacher's answer to the others, in units of the scores.
+    """Shadow prices of the limits, in units of the scores.
 
     Args:
-        teacher (`ndarray` of shape `(teachers,)`): Positive where a teacher is wanted by more prompts than it may
-            answer, negative where it must answer more than want it.
+        teacher (`ndarray` of shape `(teachers,)`): Price of a teacher's answer: positive if more prompts prefer the
+            teacher than it may answer, negative if fewer prefer it than it must answer.
         budget (`float`): Price of one USD.
     """
 
@@ -35,22 +35,25 @@ class Prices:
     budget: float
 
     def of(self, limits: Limits) -> Array:
-        """The amount taken off each teacher's score, shape `(teachers,)`."""
+        """Returns the amount subtracted from each teacher's score, shape `(teachers,)`."""
         prices: Array = self.teacher + self.budget * limits.cost
         return prices
 
 
 @dataclass(frozen=True)
 class Program:
-    """One program: which teachers some prompts may go to, and how many answers are left to give.
+    """One program: the candidate teachers of some prompts, and the remaining limits.
 
     Args:
-        rows, teachers (`ndarray` of shape `(pairs,)`): A prompt (0 to `prompts − 1`) and a teacher it may go to.
-        gains (`ndarray` of shape `(pairs,)`): Reduced scores, from the last chosen one on, in units of `radius`.
-        weights (`ndarray` of shape `(prompts,)`): Number of prompts that each stands for.
-        lower, upper (`ndarray` of shape `(teachers,)`): Answers that are left to give.
-        budget (`float`): USD that are left.
-        prices (`Prices`), radius (`float`), limits (`Limits`): What the above was reduced by.
+        rows, teachers (`ndarray` of shape `(pairs,)`): Prompt (0 to `prompts − 1`) and candidate teacher of each pair.
+        gains (`ndarray` of shape `(pairs,)`): Reduced scores minus that of the last chosen teacher, in units of
+            `radius`.
+        weights (`ndarray` of shape `(prompts,)`): Number of equal prompts that each row represents.
+        lower, upper (`ndarray` of shape `(teachers,)`): Remaining minimum and maximum number of answers.
+        budget (`float`): Remaining USD.
+        prices (`Prices`): Prices in the reduced scores.
+        radius (`float`): Maximum error of the prices.
+        limits (`Limits`): Limits of the whole allocation.
     """
 
     rows: NDArray[np.int64]
@@ -65,11 +68,11 @@ class Program:
     limits: Limits
 
     def relaxed(self) -> tuple[Prices, float, float]:
-        """Solves it with fractional answers.
+        """Solves the relaxation with fractional answers.
 
         Returns:
-            `(prices, answers, money)`: Better prices, each at most the radius away; by how many answers bounds had to
-            be broken for that, and by how many of the dearest answers the budget.
+            `(prices, answers, money)`: Better prices, each at most the radius away; the violation of the bounds, in
+                answers; and the violation of the budget, in answers of the most expensive teacher.
         """
         from scipy.optimize import linprog
 
@@ -89,21 +92,21 @@ class Program:
         return Prices(prices - budget * self.limits.cost, budget), float(broken[:-1].sum()), float(broken[-1])
 
     def whole(self, nodes: int, enough: float) -> tuple[Counts | None, float]:
-        """Solves it with whole answers.
+        """Solves the program with whole answers.
 
         Args:
-            nodes (`int`): Most nodes of the search; a limit in time would make the result depend on the machine.
-            enough (`float`): Units of the scores within which an allocation counts as the best.
+            nodes (`int`): Maximum number of search nodes; a time limit would make the result depend on the machine.
+            enough (`float`): Gap to the optimum, in units of the scores, at which the search stops.
 
         Returns:
-            `(answers, gap)`: Of each pair, or `None` where no allocation was found; and how much more any other can
-            give at most, in units of the scores.
+            `(answers, gap)`: Answers of each pair, or `None` if no allocation was found; and the maximum distance from
+                the optimum, in units of the scores.
         """
         from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
         worth = self.prices.teacher / self.radius
         objective, matrix, right, bounds = self._system(self.lower, self.upper, worth, tight=False)
-        kept = len(self.rows) + len(self.lower) + 1  # without the variables that say how far a limit is broken
+        kept = len(self.rows) + len(self.lower) + 1  # without the variables for violated limits
         objective, matrix, bounds = objective[:kept], matrix[:, :kept], bounds[:kept]
         low, high = np.array(bounds).T
         kinds = np.zeros(kept)
@@ -111,7 +114,8 @@ class Program:
         size = linprog(objective, A_eq=matrix, b_eq=right, bounds=bounds, method="highs").fun
         if size is None:
             return None, np.inf
-        # The gap is relative to the objective, so that is moved to about the number of prompts, far from zero.
+        # HiGHS's gap is relative to the objective, so a shift moves the objective far from zero, to about the number
+        # of prompts.
         answers = float(self.weights.sum()) * self.limits.top_k
         objective[: len(self.rows)] -= (size + answers) / answers
         found = milp(
@@ -128,7 +132,7 @@ class Program:
 
     @property
     def prompts(self) -> int:
-        """Prompts, or groups of equal ones, in the program."""
+        """Number of prompts, or of groups of equal prompts, in the program."""
         return len(self.weights)
 
     @property
@@ -140,7 +144,7 @@ class Program:
         return self.prices.budget * self._dearest > self.radius
 
     def _system(self, lower: Array, upper: Array, worth: Array, tight: bool) -> tuple[Any, Any, Any, Any]:
-        """Variables: pairs; answers per teacher; what the budget leaves; broken limits (too many, too few, USD)."""
+        """Builds the system. Variables: pairs; answers per teacher; unspent budget; violations (over, under, USD)."""
         from scipy import sparse
 
         pairs, count = len(self.rows), len(self.lower)
@@ -181,15 +185,17 @@ def make_program(
     limits: Limits,
     weights: Array | None = None,
 ) -> Program:
-    """A program for some prompts.
+    """Builds a program for some prompts.
 
     Args:
         scores (`ndarray` of shape `(prompts, teachers)`): Scores of these prompts.
-        last (`ndarray` of shape `(prompts,)`): The reduced score of the last chosen teacher of each.
-        chosen (`ndarray` of shape `(teachers,)`): Answers that are already given, to prompts outside.
-        share (`float`): These prompts' share of those that are undecided.
-        prices (`Prices`), radius (`float`), limits (`Limits`): Prices, how far they may be wrong, and the limits.
-        weights (`ndarray` of shape `(prompts,)`, *optional*): Number of equal prompts; default: one.
+        last (`ndarray` of shape `(prompts,)`): Reduced score of the last chosen teacher of each prompt.
+        chosen (`ndarray` of shape `(teachers,)`): Answers already assigned to other prompts.
+        share (`float`): Share of these prompts among the undecided ones.
+        prices (`Prices`): Current prices.
+        radius (`float`): Maximum error of the prices.
+        limits (`Limits`): Limits of the whole allocation.
+        weights (`ndarray` of shape `(prompts,)`, *optional*): Number of equal prompts per row; default: 1.
     """
     require("allocate under limits", "scipy")
     gains = (scores - prices.of(limits) - last[:, None]) / radius

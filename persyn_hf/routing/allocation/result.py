@@ -26,18 +26,18 @@ class AllocationResult:
     """Routes for the whole set.
 
     Args:
-        teachers (`tuple[str, ...]`): In the order of the scores.
+        teachers (`tuple[str, ...]`): Names, in the order of the scores.
         choices (`ndarray` of shape `(prompts, top_k)`): Indices into `teachers`, best score first.
         policy, scale (`str`), temperature (`float`), seed (`int`): As given to [`allocate`].
-        total (`float`): Sum of what was maximised: the chosen scores, with the noise of `temperature`.
-        bound (`float`): No allocation within the limits has a larger sum.
+        total (`float`): Maximised sum: the chosen scores, including the noise of `temperature`.
+        bound (`float`): Upper bound on the sum of any allocation within the limits.
         mean_score (`float`): Mean chosen score, without noise.
-        best_score (`float`): The same without any limit: what the limits cost is the difference.
-        expected_reward (`float`): Mean over the answers of the expected reward. For a router's scores: the share of
-            the other teachers that the chosen one is expected to beat (the reward normalised by rank); for rewards,
-            the mean score.
-        cost (`float`, *optional*): USD, where costs are known.
-        seconds (`Mapping[str, float]`, *optional*): When each teacher finishes, where throughputs are known.
+        best_score (`float`): Mean score without limits; the difference to `mean_score` is the cost of the limits.
+        expected_reward (`float`): Mean expected reward per answer. For a router's scores: the share of the other
+            teachers that the chosen one is expected to beat (the reward normalised by rank); for rewards: the mean
+            score.
+        cost (`float`, *optional*): Total USD, if costs are known.
+        seconds (`Mapping[str, float]`, *optional*): Seconds each teacher takes, if throughputs are known.
     """
 
     teachers: tuple[str, ...]
@@ -66,7 +66,7 @@ class AllocationResult:
         cost: Mapping[str, float] | None,
         throughput: Mapping[str, float] | None,
     ) -> AllocationResult:
-        """Counts what a solution came to; `settings` are those under which it was sought."""
+        """Builds the result of a solution that was found with the given settings."""
         counts = np.bincount(solution.choices.ravel(), minlength=len(teachers))
         chosen = np.take_along_axis(scores, solution.choices.astype(np.int64), axis=1)
         top = np.partition(scores, scores.shape[1] - solution.choices.shape[1], axis=1)
@@ -91,12 +91,12 @@ class AllocationResult:
 
     @property
     def top_k(self) -> int:
-        """Teachers of each prompt."""
+        """Number of teachers per prompt."""
         return int(self.choices.shape[1])
 
     @property
     def counts(self) -> dict[str, int]:
-        """Answers of each teacher."""
+        """Number of answers of each teacher."""
         counts = np.bincount(self.choices.ravel(), minlength=len(self.teachers))
         return {teacher: int(count) for teacher, count in zip(self.teachers, counts, strict=True)}
 
@@ -107,12 +107,12 @@ class AllocationResult:
 
     @property
     def makespan(self) -> float | None:
-        """Seconds until the last teacher finishes, where throughputs are known."""
+        """Seconds until the last teacher finishes, if throughputs are known."""
         return None if self.seconds is None else max(self.seconds.values())
 
     @property
     def gap(self) -> float:
-        """The most by which the best allocation can be larger; 0 where this one is proven to be it."""
+        """Maximum distance of `total` from the optimum; 0 if the allocation is proven optimal."""
         return max(self.bound - self.total, 0.0)
 
     @property
@@ -121,10 +121,10 @@ class AllocationResult:
         return [self.teachers[choice] for choice in self.choices[:, 0].tolist()]
 
     def apply(self, prompts: Dataset) -> Dataset:
-        """The table with `route` set, and `routes` (all teachers of a prompt, best first) where there are several.
+        """Returns the table with the column `route`, and `routes` (a prompt's teachers, best first) if `top_k` > 1.
 
         Args:
-            prompts (`Dataset`): The table that was allocated.
+            prompts (`Dataset`): Table that was allocated.
         """
         from datasets import List, Value
 
@@ -136,11 +136,11 @@ class AllocationResult:
         return table
 
     def rounds(self, prompts: Dataset) -> list[Dataset]:
-        """One routed table for each of the `top_k` choices: generate each, concatenate, score, and [`keep_best`]."""
+        """Returns one routed table per `top_k` choice: generate each, concatenate, score, then use [`keep_best`]."""
         return split_rounds(self.apply(prompts))
 
     def summary(self) -> dict[str, Any]:
-        """Plain values, without the routes."""
+        """Returns plain values, without the routes."""
         return {
             "policy": self.policy,
             "scale": self.scale,
@@ -175,7 +175,7 @@ class AllocationResult:
 
 
 def split_rounds(allocated: Dataset) -> list[Dataset]:
-    """One table per choice of an allocated table; the table itself where a prompt has one teacher."""
+    """Splits an allocated table into one table per choice; a table with one teacher per prompt is returned as is."""
     from datasets import Value
 
     if columns.ROUTES not in allocated.column_names:
@@ -189,14 +189,15 @@ def split_rounds(allocated: Dataset) -> list[Dataset]:
 
 
 def win_rates(scores: NDArray[np.floating], choices: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float64]:
-    """The share of the other teachers that each is expected to beat: the mean of `σ(s_i − s_j)` over `j ≠ i`.
+    """Computes the share of the other teachers that each is expected to beat: mean of `σ(s_i − s_j)` over `j ≠ i`.
 
     Args:
         scores (`ndarray` of shape `(prompts, teachers)`): Bradley–Terry scores.
-        choices (`ndarray` of shape `(prompts, top_k)`, *optional*): Only these teachers.
+        choices (`ndarray` of shape `(prompts, top_k)`, *optional*): Indices of the teachers to compute it for;
+            default: all.
 
     Returns:
-        `ndarray` of the shape of `choices`, or of `scores`: 0 to 1; 1 where there is one teacher only.
+        `ndarray` of the shape of `choices`, or of `scores`: Shares, 0 to 1; 1 with a single teacher.
     """
     count, teachers = scores.shape
     if teachers == 1:
@@ -215,13 +216,13 @@ def keep_best(scored: Dataset, by: str = columns.REWARD) -> Dataset:
     """Keeps the best answer of every prompt.
 
     Args:
-        scored (`Dataset`): The prompts' answers, of several teachers or samples, with `prompt_id` and the column `by`.
-        by (`str`, defaults to `"reward"`): The column that decides; larger is better. An answer without a value loses
-            to every answer with one; among equals the earlier row stays.
+        scored (`Dataset`): Answers of several teachers or samples, with `prompt_id` and the column `by`.
+        by (`str`, defaults to `"reward"`): Column to compare; larger is better. An answer without a value loses to
+            every answer with one; of equals, the earlier row is kept.
 
     Returns:
-        `Dataset`: One row per prompt, in the order of their first rows. A prompt without any value keeps its first
-        row, with its `error`, so that it is counted.
+        `Dataset`: One row per prompt, in the order of first appearance. A prompt without any value keeps its first
+            row, with its `error`, so that it is counted.
 
     Raises:
         MissingColumnError: If a column is absent.

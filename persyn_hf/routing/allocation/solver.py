@@ -1,10 +1,10 @@
-"""The best allocation, proven: whole answers, every limit kept, and a bound that no allocation can exceed.
+"""Solver for allocations: whole answers within every limit, and a proven upper bound on any allocation.
 
-Prices decide. With the right price on every teacher (and on the USD), each prompt's best teacher after prices is the
-best allocation of all; this is the linear program's duality. So the solver looks for prices on a sample of prompts,
-fixes the prompts whose best teacher no small error of the prices could change, and looks closer at the rest, until so
-few are left that HiGHS decides them exactly. The prices then give a bound over all prompts: what it leaves open is
-reported, and is nothing, or one answer's difference, as a rule.
+The solver searches for prices. With the right price for every teacher (and for one USD), each prompt's best teacher
+after prices is the best overall allocation, by duality of the linear program. So the solver estimates prices on a
+sample of prompts, fixes the prompts whose best teacher cannot change with a small error of the prices, and repeats
+this on the rest, until HiGHS can solve the remaining few exactly. The prices also give a bound over all prompts; the
+gap to it is reported, and is usually zero or one answer's difference.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from persyn_hf.routing.allocation.program import WINDOW, Prices, make_program
 
 Choices = NDArray[np.integer[Any]]
 
-#: Prompts of one linear program.
+#: Number of prompts in a linear program.
 _SAMPLE = 2000
-#: Share of the undecided prompts that a better estimate of the prices leaves undecided: several times the estimate's
-#: own error, which is about one in the square root of a teacher's part of the sample.
+#: Share of the undecided prompts that stay undecided after a better estimate of the prices: several times the error of
+#: the estimate, which is about one over the square root of a teacher's part of the sample.
 _LEFT = 0.4
-#: HiGHS finds prices to this part of the radius, an order of magnitude for safety included.
+#: Precision of HiGHS's prices relative to the radius, with a safety factor of ten.
 _PRECISION = 1e-6
-#: Nodes of an exact search, times its prompts.
+#: Number of search nodes of an exact search, times its prompts.
 _NODES = 10_000
-#: Undecided prompts that HiGHS decides with whole answers, tried in turn until the bound is reached.
+#: Numbers of undecided prompts that HiGHS solves with whole answers, tried in turn until the bound is reached.
 _CORES = (200, 1000)
-#: Ties are broken by noise of this size, in units of the range of the scores; by more where that is not enough.
+#: Noise that breaks ties, relative to the range of the scores; the larger one is used if the smaller is not enough.
 _NOISE = (1e-8, 1e-5)
-#: An allocation this close to the bound, relative to the total score, is the best as far as anyone can tell.
+#: Gap to the bound, relative to the total score, at which an allocation counts as optimal.
 TOLERANCE = 5e-7
-#: Different rows of scores up to which prompts of equal scores are counted, not told apart.
+#: Maximum number of different rows of scores for which equal prompts are grouped.
 _KINDS = 100
-#: Prompts whose reduced scores are held at once.
+#: Number of prompts whose reduced scores are in memory at once.
 _CHUNK = 1 << 16
 
 
-_UNSOLVED = "Limits that can be kept were not kept: an error of the solver. Please report it."
+_UNSOLVED = "The solver did not meet limits that can be met. This is a bug in persyn_hf; please report it."
 
 
 @dataclass(frozen=True)
 class Solution:
-    """An allocation and how good any can be.
+    """An allocation with an upper bound.
 
     Args:
         choices (`ndarray` of shape `(prompts, top_k)`): Teacher indices, best score first.
         total (`float`): Sum of the chosen scores.
-        bound (`float`): No allocation within the limits has a larger sum.
+        bound (`float`): Upper bound on the sum of any allocation within the limits.
     """
 
     choices: Choices
@@ -63,12 +63,13 @@ def solve(scores: NDArray[np.floating], limits: Limits, seed: int = 0) -> Soluti
     """Finds the allocation with the largest sum of scores.
 
     Args:
-        scores (`ndarray` of shape `(prompts, teachers)`): Finite.
-        limits (`Limits`): Limits that some allocation meets (see [`make_limits`]).
+        scores (`ndarray` of shape `(prompts, teachers)`): Finite scores.
+        limits (`Limits`): Limits that can be met (see [`make_limits`]).
         seed (`int`, defaults to 0): Random seed of the samples and of the noise that breaks ties.
 
     Returns:
-        `Solution`: With `bound − total` at most 5e-7 of the total, unless the exact search was cut off.
+        `Solution`: Allocation with `bound − total` at most 5e-7 of the total, unless the exact search reached its node
+            limit.
     """
     random = np.random.default_rng(seed)
     values = scores.astype(np.float64)
@@ -83,7 +84,7 @@ def solve(scores: NDArray[np.floating], limits: Limits, seed: int = 0) -> Soluti
     if kinds is not None:
         return _by_kind(scores, kinds, kind, sizes, limits, spread, random)
     for noise in _NOISE:
-        if len(values) > _CORES[0]:  # small sets are solved exactly, ties and all
+        if len(values) > _CORES[0]:  # small sets are solved exactly, including ties
             for rows in range(0, len(values), _CHUNK):
                 block = values[rows : rows + _CHUNK]
                 block += random.random(block.shape) * (noise * spread)
@@ -94,7 +95,7 @@ def solve(scores: NDArray[np.floating], limits: Limits, seed: int = 0) -> Soluti
 
 
 def _kinds(values: Array) -> tuple[Array | None, NDArray[np.intp], Counts]:
-    """The different rows, where they are few (a router that fell back scores all prompts alike)."""
+    """Groups equal rows if there are few different ones (a router that fell back scores all prompts alike)."""
     nothing = np.empty(0, dtype=np.int64)
     if len(values) <= _CORES[0] or len(np.unique(values[:: max(1, len(values) // 1000)], axis=0)) > _KINDS:
         return None, nothing, nothing
@@ -111,7 +112,7 @@ def _by_kind(
     spread: float,
     random: np.random.Generator,
 ) -> Solution:
-    """Decides how many prompts of each kind a teacher gets, then deals them out at random."""
+    """Decides how many prompts of each group a teacher gets, then assigns them at random."""
     origin = Prices(np.zeros(kinds.shape[1]), 0.0)
     last = _rank(kinds, origin.teacher, limits.top_k)[1]
     nobody = np.zeros(kinds.shape[1], dtype=np.int64)
@@ -122,7 +123,7 @@ def _by_kind(
     choices = np.empty((len(scores), limits.top_k), dtype=np.int16)
     for number, size in enumerate(sizes):
         mine = program.rows == number
-        # No teacher has more answers than there are prompts, so that no prompt gets it twice.
+        # No teacher has more answers than there are prompts, so no prompt gets a teacher twice.
         dealt = np.repeat(program.teachers[mine], answers[mine]).reshape(limits.top_k, size).T
         choices[np.flatnonzero(kind == number)] = random.permutation(dealt)
     total = _total(scores, choices)
@@ -130,7 +131,7 @@ def _by_kind(
 
 
 def _estimate(values: Array, limits: Limits, spread: float, random: np.random.Generator) -> Prices:
-    """Prices of the linear program over all prompts."""
+    """Estimates the prices of the linear program over all prompts."""
     prices, radius, left = Prices(np.zeros(values.shape[1]), 0.0), spread, _LEFT
     for _ in range(60):
         choices, last, margin = _rank(values, prices.of(limits), limits.top_k)
@@ -142,7 +143,7 @@ def _estimate(values: Array, limits: Limits, spread: float, random: np.random.Ge
             values[rows], last[rows], decided, len(rows) / max(len(open_rows), 1), prices, radius, limits
         )
         prices, answers, money = program.relaxed()
-        # A sample never has exactly its share of the answers that are left; a few are no sign of a wrong radius.
+        # A sample never has exactly its share of the remaining answers; small violations do not mean a wrong radius.
         if money > 1e-6 or answers > (1e-6 if everything else 0.02 * len(rows)):
             radius, left = min(radius * 2, spread), left**0.7
             continue
@@ -157,14 +158,14 @@ def _estimate(values: Array, limits: Limits, spread: float, random: np.random.Ge
 def _decide(
     scores: NDArray[np.floating], values: Array, limits: Limits, prices: Prices, spread: float
 ) -> Solution | None:
-    """Whole answers: all prompts but the closest calls follow the prices."""
+    """Finds whole answers: all prompts follow the prices, except the most nearly tied ones, which HiGHS decides."""
     choices, last, margin = _rank(values, prices.of(limits), limits.top_k)
     bound = _bound(values, choices, prices, limits)
     enough = TOLERANCE * max(1.0, abs(bound)) if len(values) > _CORES[0] else 1e-8
     best: Solution | None = None
 
     def decide(rows: NDArray[np.intp], radius: float) -> float:
-        """Decides these prompts; how much more any allocation can give that differs from the prices' in them only."""
+        """Decides these prompts and returns the gap to the best allocation that follows the prices elsewhere."""
         nonlocal best
         decided = _count(choices, limits) - _count(choices[rows], limits)
         program = make_program(values[rows], last[rows], decided, 1.0, prices, radius, limits)
@@ -184,7 +185,7 @@ def _decide(
         decide(rows, max(float(margin[rows].max()) / 2, 1e-4 * spread))
         if best is not None and best.bound - best.total <= enough:
             break
-        # A teacher that costs a prompt more than the whole gap is in no better allocation: the rest decides it.
+        # A choice that costs a prompt more than the whole gap is in no better allocation, so only the rest is open.
         gap = 2 * spread if best is None else best.bound - best.total
         rows = np.flatnonzero(margin <= gap)
         if len(rows) <= _CORES[-1]:
@@ -196,7 +197,7 @@ def _decide(
 
 
 def _rank(values: Array, prices: Array, top_k: int) -> tuple[Choices, Array, Array]:
-    """Each prompt's best teachers after prices, the last one's reduced score, and how far the next one is behind."""
+    """Returns each prompt's best teachers after prices, the last one's reduced score, and its lead over the next."""
     count, teachers = values.shape
     choices = np.empty((count, top_k), dtype=np.int16)
     last: Array = np.empty(count)
@@ -215,7 +216,7 @@ def _rank(values: Array, prices: Array, top_k: int) -> tuple[Choices, Array, Arr
 
 
 def _bound(values: Array, choices: Choices, prices: Prices, limits: Limits) -> float:
-    """The Lagrangian dual at some prices: no allocation within the limits has a larger sum (weak duality)."""
+    """Computes the Lagrangian dual at the given prices, an upper bound on any allocation within the limits."""
     rows = np.arange(len(values))[:, None]
     reduced = float((values[rows, choices] - prices.of(limits)[choices]).sum())
     bounds = np.where(prices.teacher > 0, limits.upper, limits.lower)
