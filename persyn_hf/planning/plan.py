@@ -256,20 +256,22 @@ def _budget(options: ScorerOptions) -> int:
     return options.token_budget or options.cpu_tokens
 
 
-def _scorers(config: RunConfig, lengths: Lengths, probe: int) -> list[Scorer]:
-    if probe == 0 or absent("torch", "transformers"):
+def _scorers(config: RunConfig, lengths: Lengths, probe: int, routed: Mapping[str, float]) -> list[Scorer]:
+    """Student and reward model, with the tokens that they read: the probe's, and those of routed answers."""
+    if (probe == 0 and not routed) or absent("torch", "transformers"):
         return []
     answers = probe * sum(lengths.completion.values())
     more = sum(count * (lengths.completion[name] + lengths.student_prompt) for name, count in routed.items())
     scorers = []
     student = config.student
-    if student is not None:
-        tokens = probe * (lengths.student_prompt + answers)  # the answers of a prompt share it
+    if student is not None and (probe or scores_answers(config)):
+        tokens = probe * lengths.student_prompt + answers  # the answers of a prompt share it
+        tokens += more if scores_answers(config) else 0.0  # `accept` looks at the quality only
         made = describe_scorer("student", student.model, student.revision, student.dtype, tokens, _budget(student))
         scorers.append(made if student.endpoint is not None else timed_scorer(made, student.device))
     quality = config.quality
     if quality is not None and quality.reward_model is not None:
-        tokens = probe * (lengths.student_prompt * len(config.teachers) + answers)
+        tokens = probe * lengths.student_prompt * len(config.teachers) + answers + more
         budget = _budget(config.student or ScorerOptions())  # `score` gives it the student's
         made = describe_scorer("reward model", quality.reward_model, quality.revision, "auto", tokens, budget)
         scorers.append(timed_scorer(made, student.device if student is not None else None))

@@ -18,6 +18,7 @@ from torch import Tensor
 from persyn_hf.columns import Prompt, canonical_messages, prompt_text
 from persyn_hf.config.scoring import ScorerOptions
 from persyn_hf.errors import DataError, PromptTooLongError, ScoringError
+from persyn_hf.messages import answer_message
 from persyn_hf.models.device import Timeline, choose_device, exact_float32, free_cache, is_out_of_memory
 from persyn_hf.models.files import ModelFiles
 from persyn_hf.models.loading import LOADING, context_of, identity, load_model, load_tokenizer
@@ -139,8 +140,9 @@ def reward_scores(
         PromptTooLongError: If an answer does not fit the model's context.
         ScoringError: If a template refuses a conversation or cuts an answer's thoughts, or no score is finite.
     """
-    rows = zip(prompts, completions, names, strict=True)
-    encoded = [_encode(reward_model, prompt, text, name) for prompt, text, name in rows]
+    nothing = [None] * len(prompts)
+    rows = zip(prompts, completions, names, tools or nothing, strict=True)
+    encoded = [_encode(reward_model, *row) for row in rows]
     growth = Growth(token_budget or ScorerOptions.cpu_tokens, settled=True)
     if reward_model.streamed and token_budget is None:
         growth = reward_model.growth
