@@ -87,17 +87,17 @@ class ScorerOptions(Settings):
     """Options of a model that scores in this process.
 
     Args:
-        dtype (defaults to `"auto"`): Of the weights; sums are float64, log-softmax float32.
-        device (`str`, *optional*): Default: `cuda` where there is one, else `cpu`.
-        token_budget (`int`, *optional*): Tokens of one forward pass, padding included. Default: 8,192 on a CPU; on
-            a GPU 16,384, doubled while that makes scoring at least 5% faster and memory allows it.
+        dtype (defaults to `"auto"`): Type of the weights. The log-softmax is computed in float32, sums in float64.
+        device (`str`, *optional*): Device of the model. Default: `cuda` if available, else `cpu`.
+        token_budget (`int`, *optional*): Maximum number of tokens in one forward pass, padding included. Default:
+            8,192 on a CPU; on a GPU 16,384, doubled while that makes scoring at least 5% faster and memory allows it.
     """
 
     dtype: Dtype = "auto"
     device: str | None = None
     token_budget: int | None = Field(None, ge=1)
 
-    #: Its default on a CPU.
+    #: The default on a CPU.
     cpu_tokens: ClassVar[int] = 8192
 
 
@@ -107,18 +107,20 @@ class Student(ScorerOptions):
     Args:
         model (`str`): Hub repository id or local folder.
         revision (`str`, *optional*): Commit, tag or branch.
-        dtype (defaults to `"auto"`): Of its weights in scoring; `auto` is the checkpoint's.
-        device (*optional*): Device of scoring, as `cuda:1` or `cpu`. Left out: a GPU where there is one.
-        devices (`"all"` or `tuple[str, ...]`, *optional*): Score in a process for each of these devices; `all` is
-            every GPU that there is.
-        attn_implementation (*optional*): Attention in scoring, as transformers names it: `sdpa`, `eager` … With
-            it, answers do not share their prompt.
-        token_budget (`int`, *optional*): Tokens of one forward pass, padding included. Default: 8,192 on a CPU; on
-            a GPU 16,384, doubled while that makes scoring at least 5% faster and memory allows it.
-        too_long (`"error"` or `"truncate"`): What to do with an answer beyond its context.
-        metrics (defaults to none): Further columns beside `learnability`: `rsr`, `perplexity`, `completion_tokens`.
-        teacher_system_prompts (`bool`, defaults to `False`): Score every answer under its teacher's system prompt.
-        endpoint (`StudentEndpoint`, *optional*): Score through a server; `model` then gives tokenizer and template.
+        dtype (defaults to `"auto"`): Type of the weights during scoring; `auto` is the checkpoint's.
+        device (*optional*): Device of scoring, such as `cuda:1` or `cpu`. Default: a GPU if available.
+        devices (`"all"` or `tuple[str, ...]`, *optional*): Score in one process for each of these devices; `all` is
+            every GPU.
+        attn_implementation (*optional*): Attention implementation of transformers during scoring: `sdpa`, `eager` … If
+            set, answers to one prompt are scored without sharing its computation.
+        token_budget (`int`, *optional*): Maximum number of tokens in one forward pass, padding included. Default:
+            8,192 on a CPU; on a GPU 16,384, doubled while that makes scoring at least 5% faster and memory allows it.
+        too_long (`"error"` or `"truncate"`): Treatment of an answer that exceeds the student's context.
+        metrics (defaults to none): Columns to add to `learnability`: `rsr`, `perplexity`, `completion_tokens`.
+        teacher_system_prompts (`bool`, defaults to `False`): Whether to score every answer with its teacher's system
+            prompt.
+        endpoint (`StudentEndpoint`, *optional*): Server that scores instead of this process. `model` then provides
+            the tokenizer and the chat template.
     """
 
     unkeyed: ClassVar[frozenset[str]] = frozenset({"device", "devices", "attn_implementation", "token_budget"})
