@@ -70,6 +70,7 @@ def judge_answers(
             replies is a score.
     """
     endpoint = Endpoint.of(judge, model=judge.model)
+    sampling = json.dumps(judge.sampling_fields)
 
     def score(reply: Completion) -> float:
         text = reply.text.rstrip()
@@ -81,9 +82,7 @@ def judge_answers(
         who=f"the judge `{endpoint.clean(judge.model)}` at {endpoint.address}",
         endpoint=endpoint,
         service=judge,
-        origin=Origin(
-            model=judge.model, revision=judge.revision, sampling=json.dumps(judge.sampling_fields), kind="judge"
-        ),
+        origin=Origin(model=judge.model, revision=judge.revision, sampling=sampling, kind="judge"),
         ask=_asker(judge, endpoint),
         longest=judge.max_tokens,
         wrong=lambda reply: _wrong(reply, score),

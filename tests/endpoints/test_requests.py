@@ -100,7 +100,7 @@ def configured(tmp_path, **judge):
 
 def test_a_judge_that_is_not_listed_is_named_as_a_judge(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "a-key")
-    window = Window(0, 0)
+    window = Window(0, 60, status=404)
     reached = {
         "api_key_env": "JUDGE_KEY",
         "api_key_header": "api-key",
@@ -112,13 +112,20 @@ def test_a_judge_that_is_not_listed_is_named_as_a_judge(tmp_path, monkeypatch):
         assert (found.state, found.key) == ("fail", "quality.judge.url")
         assert "the judge `gpt-oss` (`quality.judge`)" in found.message
         assert "`org/served-under-another-name`" in found.message and "`preflight: false`" in found.message
-        assert "teacher" not in found.message
+        assert "teacher" not in found.message and "used up" in found.message  # what it said when asked by that name
         assert window.seen[0]["api-key"] == "a-key" and "authorization" not in window.seen[0]
         assert window.seen[0]["x-title"] == "mine"
         assert window.queries[0] == "api-version=2"
         asked = len(window.seen)
         (found,) = check_services(configured(tmp_path, url=url, preflight=False, **reached), "q")
         assert found.state == "note" and len(window.seen) == asked
+
+
+def test_a_judge_that_answers_under_a_name_that_is_not_listed_is_taken(tmp_path):
+    window = Window(0, 0)
+    with serve_app(window.app()) as url:
+        (found,) = check_services(configured(tmp_path, url=url), "q")
+    assert (found.state, window.asked, window.answered) == ("ok", 1, 1)
 
 
 def test_a_judge_without_its_key_is_named_as_a_judge(tmp_path, monkeypatch):
