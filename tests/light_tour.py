@@ -94,10 +94,11 @@ def modules() -> dict[str, str]:
 
 
 def configuration(folder: Path, url: str) -> tuple[Path, dict[str, Any]]:
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    rows = [json.dumps({"prompt": text, "answer": "42"}) for text in PROMPTS]
+    (folder / "prompts.jsonl").write_text("\n".join(rows) + "\n")
     settings = {
         "output_dir": str(folder / "run"),
-        "prompts": {"source": str(folder / "prompts.jsonl")},
+        "prompts": {"source": str(folder / "prompts.jsonl"), "answer_column": "answer"},
         "probe": {"size": 3},
         "teachers": [{"name": n, "model": f"org/{n}", "endpoint": url, "sampling": {"max_tokens": 50}} for n in "ab"],
         "student": {"model": "org/student"},

@@ -57,8 +57,8 @@ def test_every_extra_of_the_metadata_is_looked_for_but_those_for_development(ins
     installed |= {"peft": None, "trl": "1.16.0"}
     found = said(doctor.check_extras())
     assert sorted(found) == [
-        "extra dedup", "extra demo", "extra lm-eval", "extra lora", "extra math", "extra reasoning-gym",
-        "extra semhash", "extra students", "extra zstd",
+        "extra dedup", "extra demo", "extra json-schema", "extra lm-eval", "extra lora", "extra math",
+        "extra reasoning-gym", "extra semhash", "extra students", "extra zstd",
     ]  # fmt: skip
     assert found["extra lora"] == ("note", "not installed: pip install 'persyn-hf[lora]'")
     assert found["extra students"] == ("ok", "trl 1.16.0")

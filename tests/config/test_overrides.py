@@ -249,4 +249,4 @@ def test_an_entry_is_named_as_errors_name_it(file):
     made = read(file, "teachers[1].timeout=7", "compare.seeds[2]=9", "quality.sources[0].name=exactly")
     assert (made.teachers[1].timeout, made.compare.seeds) == (7, (0, 1, 9))
     assert made.quality.sources[0].name == "exactly"
-    assert "`teachers`: has no such entry; entries go by index, 0 to 2" in refused(file, "teachers[9].timeout=7")
+    assert "`teachers`: has no such entry; address entries by index, 0 to 2" in refused(file, "teachers[9].timeout=7")

@@ -166,7 +166,7 @@ def test_tgi_s_own_protocol_has_names_of_its_own():
         BASE | {"api": "tgi", "sampling": {"extra_body": {"min_p": 0.1}}}
     )
     assert "`stream` is for `api: chat`" in refused(BASE | {"api": "tgi", "stream": True})
-    assert "is a form of `api: chat`" in refused(BASE | {"api": "tgi", "dialect": "mistral"})
+    assert "is for `api: chat`" in refused(BASE | {"api": "tgi", "dialect": "mistral"})
 
 
 @pytest.mark.parametrize("key", ["api_key", "Authorization", "access_token", "client_secret"])

@@ -95,7 +95,7 @@ def test_one_line_per_teacher_on_a_terminal_and_plain_lines_elsewhere(tmp_path):
         assert start(server, tmp_path / "quiet", 20).communicate(timeout=60)[1] == ""
         said = start(server, tmp_path / "plain", 20, progress=True).communicate(timeout=60)[1]
         lines = [
-            r"2 teachers, 40 rows: asking",
+            r"2 teachers, 40 rows: sending requests",
             r"first: 20 of 20 rows, 60 \+ 100 tokens, 20\.0000 USD",
             r"second: 20 of 20 rows, 60 \+ 100 tokens, 20\.0000 USD",
             r"2 teachers: 0:00:\d\d in total",

@@ -280,7 +280,7 @@ def test_a_stopped_process_is_named_and_keeps_nobody_waiting(cache, monkeypatch,
             monkeypatch.setattr(servers, "_PATIENCE", 0.05)
             share = server("http://a").join(2)
             end = time.monotonic() + 10
-            while "places" not in caplog.text:
+            while "slots" not in caplog.text:
                 assert not share.enter()
                 assert time.monotonic() < end
                 time.sleep(0.02)
