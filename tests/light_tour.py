@@ -24,9 +24,10 @@ os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_DISABLE_PROGRES
 #: Modules that run a model in this process, or train one, and import torch at their top.
 MODEL_MODULES = {
     "persyn_hf.generation.local", "persyn_hf.routing.backbone", "persyn_hf.routing.roster",
-    "persyn_hf.routing.training", "persyn_hf.routing.tuning", "persyn_hf.scoring.attention", "persyn_hf.scoring.batches",
-    "persyn_hf.scoring.engine", "persyn_hf.scoring.packing", "persyn_hf.scoring.parts", "persyn_hf.scoring.prepacked",
-    "persyn_hf.scoring.reward_model", "persyn_hf.scoring.streaming", "persyn_hf.scoring.student",
+    "persyn_hf.routing.training", "persyn_hf.routing.tuning", "persyn_hf.scoring.attention",
+    "persyn_hf.scoring.batches", "persyn_hf.scoring.engine", "persyn_hf.scoring.packing",
+    "persyn_hf.scoring.parts", "persyn_hf.scoring.prepacked", "persyn_hf.scoring.reward_model",
+    "persyn_hf.scoring.streaming", "persyn_hf.scoring.student",
 }  # fmt: skip
 PROMPTS = [f"Say number {number}." for number in range(8)]
 LABELS = {"0": "a", "1": "b"}

@@ -149,7 +149,7 @@ def plan(
     notes += [f"The judge {one.model} has no price, so its cost is not included." for one in judged if not one.cost]
     missing = absent("torch", "transformers")
     if missing and (probe or judged_answers):
-        notes.append(f"What scoring takes is left out: it needs {' and '.join(missing)} ({pip_command(*missing)}).")
+        notes.append(f"Scoring is not included: this needs {' and '.join(missing)} ({pip_command(*missing)}).")
     policies, said = compare_policies(config.teachers, lengths, routed, len(prompts), probe)
     return RunPlan(
         prompts=len(prompts),
