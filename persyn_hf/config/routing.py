@@ -84,14 +84,14 @@ class RouterRecord(Settings):
 
 
 class RouteOptions(Connection):
-    """How [`persyn_route`] runs a router.
+    """Settings with which [`persyn_route`] runs a router.
 
     Args:
         device (`str`, *optional*), dtype (`str`, *optional*): As for [`PersynRouter.from_pretrained`].
         endpoint (`str`, *optional*): Base URL of a Text Embeddings Inference server that serves the router: scores
             come from there and no weights are loaded. `router` may then be left out; given, its `config.json` tells
             the fallback and the prompt column, and must have the server's labels.
-        api_key_env, use_hub_token, api_key_header, extra_headers, extra_query (*optional*): How that server is
+        api_key_env, use_hub_token, api_key_header, extra_headers, extra_query (*optional*): Connection to that server,
             reached, as in [`Connection`]. No token is sent there that is not named so.
     """
 
@@ -112,7 +112,7 @@ class RouteOptions(Connection):
 
     @property
     def connection(self) -> dict[str, Any]:
-        """How the server is reached, as far as that is set."""
+        """The settings of the connection to the server that are set."""
         return {name: getattr(self, name) for name in sorted(self.reached) if getattr(self, name)}
 
 

@@ -215,7 +215,7 @@ def _repeated_key(node: yaml.Node | None) -> str | None:
 
 
 def _problem(error: Exception) -> str:
-    """What is wrong with a YAML text and where, without the line itself: it may hold a secret."""
+    """Describes an error in a YAML text and its place, without the line itself, which may hold a secret."""
     if isinstance(error, UnicodeDecodeError):
         return "it is no UTF-8; save the file as UTF-8"
     mark = getattr(error, "problem_mark", None)

@@ -139,7 +139,7 @@ class Sampling(Settings):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether another attempt has the same answer, as far as is known here: greedy, or one seed for all rows."""
+        """Returns whether another attempt gives the same answer: greedy sampling, or one seed for all rows."""
         return self.is_greedy or isinstance(self.seed, int)
 
     @cached_property

@@ -15,10 +15,20 @@ from persyn_hf.config.settings import Dtype, base_url
 #: Keys of `extra_body` that `/generate` of Text Generation Inference or persyn_hf itself supports.
 TGI_EXTRAS = frozenset(
     {
-        "adapter_id", "best_of", "chat_template_kwargs", "decoder_input_details", "frequency_penalty", "grammar",
-        "repetition_penalty", "top_k", "top_n_tokens", "truncate", "typical_p", "watermark",
+        "adapter_id",
+        "best_of",
+        "chat_template_kwargs",
+        "decoder_input_details",
+        "frequency_penalty",
+        "grammar",
+        "repetition_penalty",
+        "top_k",
+        "top_n_tokens",
+        "truncate",
+        "typical_p",
+        "watermark",
     }
-)  # fmt: skip
+)
 
 
 class Teacher(Connection):
@@ -43,10 +53,10 @@ class Teacher(Connection):
         stream (`bool`, defaults to `False`): Whether to stream the answer, for services that offer nothing else.
         stream_usage (`bool`, defaults to `True`): Whether to request token counts in a stream (`stream_options`).
         sampling (`Sampling`): Sampling parameters.
-        reasoning (`"separate"`, `"keep"` or `"drop"`, defaults to `"separate"`): What becomes of a reasoning model's
+        reasoning (`"separate"`, `"keep"` or `"drop"`, defaults to `"separate"`): Treatment of a reasoning model's
             thoughts (`reasoning_content`, or `<think>` text): their own column, back into the completion between
             `<think>` tags, or nothing. The ledger keeps them in every case, so it can be changed without asking again.
-        leaks (`"cut"`, `"cut-words"` or `"mark"`, defaults to `"cut"`): What becomes of special tokens at the end of
+        leaks (`"cut"`, `"cut-words"` or `"mark"`, defaults to `"cut"`): Treatment of special tokens at the end of
             an answer (`<|im_end|>`, `</s>` …) and of turns that the model invented behind it: they are cut off;
             turns that plain words open (`User:`, `### Instruction`) too; or all of it stays. The column `leak` marks
             the row in every case, and the ledger keeps the answer as it came.
@@ -59,7 +69,7 @@ class Teacher(Connection):
             stream, which take many bytes for each token, not further than 64 times this.
         down_after (`float`, *optional*): Seconds without any answer, after the first one, that show that an endpoint
             is down: more than it takes to start again. `None`: 300, five minutes.
-        on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): What becomes of the rows of a
+        on_teacher_down (`"error"`, `"wait"` or `"reroute"`, defaults to `"error"`): Treatment of the rows of a
             teacher that stops answering: they carry an error, they wait until it is back, or they go to the next
             best teacher of `route_scores`.
         preflight (`bool`, defaults to `True`): Before the first request, check that the endpoint serves `model` and
@@ -233,7 +243,7 @@ def priced(prices: Sequence[float], tokens: Sequence[float | None]) -> float:
     Args:
         prices (`Sequence[float]`): USD for a million tokens of the prompt and of the completion, and, where they are
             given, of a cached prompt and of reasoning ([`Teacher.prices`]); left out, these cost what others do.
-        tokens (`Sequence[float]`): Of the prompt and of the completion, all of them; then, where it is known, how many
+        tokens (`Sequence[float]`): Tokens of the prompt and of the completion; then, where it is known, how many
             of them were cached, and how many went into reasoning. `None` counts as 0.
 
     Example:

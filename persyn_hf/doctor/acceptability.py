@@ -1,4 +1,4 @@
-"""What `accept` and `hygiene` ask of answers, held against what grades them and against what can be asked."""
+"""Checks of `accept` and `hygiene`: the scale of the quality, the teachers' sampling, and the number of prompts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_target(config: RunConfig, prompts: int, source: str) -> Iterator[Findi
 
     Args:
         config (`RunConfig`): The run.
-        prompts (`int`): How many it has.
+        prompts (`int`): Number of prompts.
         source (`str`): Names the configuration in errors.
     """
     wanted = config.accept.target_rows if config.accept is not None else None

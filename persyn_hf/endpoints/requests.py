@@ -74,7 +74,7 @@ class Patience:
 
     @classmethod
     def of(cls, service: Service) -> Patience:
-        """As a service is configured."""
+        """Reads the settings of a service."""
         return cls(
             service.max_concurrency,
             service.timeout,
@@ -86,7 +86,7 @@ class Patience:
 
 @dataclass
 class _Pulse:
-    """Whether a server lives: since when it has answered nobody."""
+    """State of a server: the time since it last answered."""
 
     down_after: float
     seen: bool = False
@@ -97,7 +97,7 @@ class _Pulse:
         self.seen, self.failing_since = True, None
 
     def may_come_back(self, error: RetryableError) -> bool:
-        """Whether a request that failed for load, or since nobody was there, is asked again."""
+        """Returns whether a request that failed because of load, or because nobody answered, is sent again."""
         now = time.monotonic()
         self.failing_since = now if self.failing_since is None else self.failing_since
         gone = isinstance(error, UnavailableError)
@@ -127,7 +127,7 @@ async def ask_all(
         ask (`Callable`): Sends the requests of one item and reads the answer. If it raises a `RetryableError`, it is
             called again; any error that is neither that nor a `RowError` stops all items.
         answered (`Callable`, *optional*): Callback, called with every finished item, answered or not.
-        again (`str`, *optional*): What the next run does with the answers, for the message on cancellation.
+        again (`str`, *optional*): Fate of the answers in the next run, for the message on cancellation.
 
     Returns:
         `list`: The result of `ask` for every item, in order, or the last error of an item without an answer.
@@ -236,7 +236,7 @@ async def _retried(patience: Patience, places: Gate, pulse: _Pulse, ask: Callabl
     failed: Counter[bool] = Counter()  # tries, by whether they failed for load or since nobody was there
 
     def spent(state: RetryCallState) -> bool:
-        """Whether it is asked no more."""
+        """Returns whether requests stop."""
         error = state.outcome.exception() if state.outcome is not None else None
         assert isinstance(error, RetryableError)
         passing = error.overloaded or isinstance(error, UnavailableError)

@@ -124,8 +124,8 @@ class Rules:
     Args:
         endpoint (`Endpoint`): Its key, where it has one, and its own headers are sent.
         timeout (`float`): Seconds without a byte.
-        max_bytes (`int`): Of one answer.
-        room (`int`, defaults to 1): How many times as much is read, of a stream whose answer is in many events.
+        max_bytes (`int`): Maximum size of one answer.
+        room (`int`, defaults to 1): Factor on `max_bytes` for a stream, whose answer comes in many events.
     """
 
     endpoint: Endpoint

@@ -85,7 +85,7 @@ async def describe_judge(judge: Judge, patience: float) -> EndpointLimits:
     """Asks a judge's server what it serves, and for one reply if the judge is not among it.
 
     Args:
-        judge (`Judge`): What it should serve, and where.
+        judge (`Judge`): Judge that the server should serve.
         patience (`float`): Seconds to wait while it does not answer.
 
     Raises:

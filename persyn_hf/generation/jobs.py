@@ -152,7 +152,7 @@ class Plan:
                 yield asked.job(prompt, prompt_id, self.seed, numbers, own_body)
 
     def messages(self, asked: Asked) -> Iterator[tuple[tuple[columns.Message, ...], Mapping[str, Any]]]:
-        """What one teacher is sent for each of its prompts: messages, and the prompt's own keys (`tools` …)."""
+        """The content of each of a teacher's requests: messages, and the prompt's own keys (`tools` …)."""
         for batch in self._batches(self.rows(asked)):
             for prompt, _, _, own_body in _identified(batch):
                 yield asked.messages(prompt), own_body
@@ -231,7 +231,7 @@ def completion_key(model: str, revision: str, request: Request, renderer: str = 
 
     Args:
         model (`str`): The model's name; empty for a local folder, whose revision is a digest.
-        revision (`str`): What `checkpoints.resolve_revision` gives, or what the configuration says of an endpoint.
+        revision (`str`): Resolved commit or digest of the model, or the configured revision of an endpoint's model.
         request (`Request`): Messages, sampling parameters, seed, the row's numbers where any is set, and the row's
             own keys of the body where it has any.
         renderer (`str`, defaults to none): The tokenizer whose template rendered the messages before they were sent,

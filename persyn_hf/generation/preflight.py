@@ -170,7 +170,7 @@ def require_fit(teacher: Teacher, limits: EndpointLimits, prompts: Iterable[Sent
     Args:
         teacher (`Teacher`): With its sampling.
         limits (`EndpointLimits`): The server's.
-        prompts (`Iterable[Sent]`): What is to be sent.
+        prompts (`Iterable[Sent]`): Content of the requests.
 
     Raises:
         ConfigError: If `max_tokens` or the number of `stop` strings alone exceeds a limit.

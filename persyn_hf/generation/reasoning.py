@@ -31,7 +31,7 @@ def split_marked(text: str, told_apart: bool = False) -> tuple[str, str | None] 
     closed leaves no answer.
 
     Args:
-        text (`str`): What the model wrote.
+        text (`str`): Output of the model.
         told_apart (`bool`, defaults to `False`): The server gave the thoughts by themselves. Then only thoughts that
             stand whole at the start are a second copy of them; other marks belong to the answer.
 

@@ -13,7 +13,7 @@ _LOOK = 0.25
 
 
 def is_out_of_money(error: str | None) -> bool:
-    """Whether a row was not asked because of [`Budget.exceeded`]: there is no answer, and none was tried for."""
+    """Returns whether a row was not requested because of [`Budget.exceeded`], so that it has no answer."""
     return error is not None and error.startswith(f"{_LIMIT} (")
 
 
@@ -89,7 +89,7 @@ class Budget:
 
     @property
     def exceeded(self) -> str:
-        """Why nothing more is asked, once that is so."""
+        """The reason that requests stopped, if they did."""
         return f"{_LIMIT} ({self.limit:g} USD) would have been passed"
 
     def _changed(self) -> None:

@@ -120,7 +120,7 @@ def free_cache(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short. On the CPU torch raises a plain RuntimeError, told by its text."""
+    """Returns whether an error is out of memory. On a CPU it is a plain RuntimeError, recognised by its text."""
     import torch
 
     text = str(error).lower()
@@ -151,7 +151,7 @@ def exact_float32() -> Iterator[None]:
 
 
 class Timeline:
-    """When a device reached which point of the work it was given, and the memory that the work took.
+    """Times at which a device reached points of its work, and the memory that the work took.
 
     Marks cost no wait; only `seconds` waits, for the later of its two marks.
     """
@@ -185,7 +185,7 @@ class Timeline:
         return float(first.elapsed_time(second)) / 1000
 
     def has_room(self, factor: float) -> bool:
-        """Whether work that takes `factor` times the memory of the work so far would fit."""
+        """Returns whether work that takes `factor` times the memory of the work so far would fit."""
         import torch
 
         if not self._cuda:

@@ -75,7 +75,7 @@ def judge_costs(
         config (`RunConfig`): Configuration of the run.
         lengths (`Lengths`): Tokens per prompt and answer.
         probe (`int`): Prompts of the probe.
-        tokens_per_second (`float`): Of one request.
+        tokens_per_second (`float`): Speed of one request.
         routed (`Mapping[str, float]`, *optional*): Routed answers that are scored, by teacher.
     """
     own = probe * len(config.teachers)

@@ -120,7 +120,7 @@ def measure_lengths(
 
 
 def _thinks_dearly(teacher: Teacher) -> bool:
-    """Whether its reasoning costs more than the rest of an answer."""
+    """Returns whether a teacher's reasoning costs more than the rest of an answer."""
     return teacher.prices[3] > teacher.prices[1]
 
 

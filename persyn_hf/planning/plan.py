@@ -62,8 +62,8 @@ class RunPlan:
         seconds (`Mapping[str, float]`): Time by stage, in seconds: endpoints run in parallel, local teachers in turn.
         scorers (`Sequence[Scorer]`): Student and reward model.
         policies (`Sequence[PolicyCost]`): PerSyn and the others, for the same prompts.
-        notes (`Sequence[str]`): What was assumed.
-        retries (`Retries`, *optional*): What `accept` asks for.
+        notes (`Sequence[str]`): Assumptions.
+        retries (`Retries`, *optional*): Expected attempts of `accept`.
     """
 
     prompts: int

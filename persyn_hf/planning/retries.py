@@ -1,4 +1,4 @@
-"""How many answers `accept` will ask for: from the pass rates of a scored probe, or the range where there is none."""
+"""Expected number of attempts of `accept`: from the pass rates of a scored probe, or a range without one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Retries:
-    """What `accept` asks for, as far as it is known beforehand.
+    """Expected attempts of `accept`.
 
     Args:
         answers (`Mapping[str, float]`): New answers by teacher, those of the probe left out; without pass rates, the
@@ -128,7 +128,7 @@ def find_scored_probe(config: RunConfig) -> Dataset | None:
 
 
 def retry_notes(retries: Retries, accept: Accept, sampled: bool) -> list[str]:
-    """What the plan says of the attempts.
+    """Returns the plan's notes on the attempts.
 
     Args:
         retries (`Retries`): The prediction.

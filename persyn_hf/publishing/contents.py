@@ -164,7 +164,7 @@ class RouterContent:
         router (`RouterLike`): Router to push.
         provenance (`Provenance`): Provenance of the dataset built with the router.
         figures (`Figures`): Figures of that dataset.
-        dataset_location (`str`, *optional*): That dataset, without a commit, which is not known yet.
+        dataset_location (`str`, *optional*): Location of that dataset, without a commit, which is not known yet.
         license (`str`, *optional*): Licence set by the user.
         language (`Sequence[str]`): Languages set by the user.
         folder (`Path`): Folder for the checkpoint.

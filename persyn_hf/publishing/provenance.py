@@ -72,7 +72,7 @@ class Provenance:
         router_repo_id, router_revision (`str`, *optional*): Where that router is.
         dropped (`Mapping[str, int]`): Answers left out, by reason.
         hygiene (`Mapping[str, int]`): Prompts left out before anything was asked, by reason.
-        accept (`Mapping[str, Any]`): What became of the attempts, where answers were asked for until one was good:
+        accept (`Mapping[str, Any]`): Outcome of the attempts, where answers were requested until one was good:
             `min_quality`, `attempts`, `prompts`, `answers`, `accepted`, `given_up`, `answers_of` and `accepted_of`.
         failed (`int`, *optional*): Requests of the whole run that got no answer.
         judges (`Sequence[str]`): The language models that judged the answers.

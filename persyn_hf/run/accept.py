@@ -38,7 +38,7 @@ def answer_until_accepted(
         routed (`Dataset`): With `route`, and `route_scores` for `accept.retry: next`.
         teachers (`Sequence[Teacher]`), seed (`int`): The run's.
         accept (`Accept`): When an answer is good enough, and how many are asked for.
-        quality (`Quality`): How good an answer is.
+        quality (`Quality`): Quality of an answer.
         score_names (`Sequence[str]`, *optional*): The teachers in the order of `route_scores`; default: in theirs.
         never (`Sequence[str]`, defaults to `()`): Teachers that no retry asks.
         how: `ledger`, `progress`, `max_cost`, as in [`generate_routed`].
@@ -63,7 +63,7 @@ def answer_until_accepted(
 
 @dataclass
 class _Search:
-    """What is known of every prompt: the tries that it may have, those that it had, and what came of them.
+    """State of every prompt: the tries that it may have, those that it had, and their outcome.
 
     Args:
         routed (`Dataset`), accept (`Accept`): As in [`answer_until_accepted`].
@@ -129,7 +129,7 @@ class _Search:
         self.tries[row][done:] = [one for one in self.tries[row][done:] if one != answered]
 
     def goes_on(self, row: int) -> bool:
-        """Whether a prompt is asked once more."""
+        """Returns whether a prompt is requested once more."""
         return not self.accepted[row] and row not in self.held and self.used[row] < len(self.tries[row])
 
     def in_order(self, made: Dataset) -> Dataset:
@@ -175,7 +175,7 @@ def order_of_tries(ranked: Sequence[str], fixed: Collection[str], attempts: int)
 
     Args:
         ranked (`Sequence[str]`): The teachers that may be asked, best first.
-        fixed (`Collection[str]`): Those that give the same answer every time.
+        fixed (`Collection[str]`): Teachers that give the same answer every time.
         attempts (`int`): Most tries.
 
     Example:

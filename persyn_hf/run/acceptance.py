@@ -1,4 +1,4 @@
-"""What became of a run's attempts: how many there were, how many were good enough, and whose."""
+"""Outcome of a run's attempts: their number, and how many of each teacher's were good enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """What came of asking until an answer is good enough.
+    """Outcome of requesting answers until one is good enough.
 
     Args:
         prompts (`int`): Prompts that were asked.

@@ -252,8 +252,8 @@ def _mean_tokens(answers: Dataset | None, column: str, whole: str | None = None)
     """Mean tokens of each teacher's answers, of those whose count is known and not 0.
 
     Args:
-        answers (`Dataset`, *optional*): Of the probe.
-        column (`str`): What is counted.
+        answers (`Dataset`, *optional*): Answers of the probe.
+        column (`str`): Column that is counted.
         whole (`str`, *optional*): The count that it is part of, by default all of it.
     """
     counts: dict[str, list[int]] = {}

@@ -72,7 +72,7 @@ def publish(
     Args:
         config (`RunConfig`), folder (`Path`): The run and its folder.
         prompts (`int`): Prompts of the run.
-        tables (`Tables`), router (`PersynRouter`), report (`RunReport`): What the stages have made.
+        tables (`Tables`), router (`PersynRouter`), report (`RunReport`): Results of the stages.
 
     Raises:
         DataError: If no answer is left to publish.
@@ -108,14 +108,14 @@ def _published(scores: PaidScores) -> dict[str, object]:
 
 
 def _accepted(config: RunConfig, report: RunReport) -> dict[str, Any]:
-    """What a card says of the attempts."""
+    """Returns the facts of the attempts for a card."""
     if config.accept is None or report.accept is None:
         return {}
     return {"min_quality": config.accept.min_quality, "attempts": config.accept.attempts} | asdict(report.accept)
 
 
 def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter, report: RunReport) -> dict[str, Any]:
-    """What cards say of a run beside its tables."""
+    """Returns the facts of a run for its cards, beside its tables."""
     from persyn_hf.publishing.provenance import run_costs
 
     prices = {teacher.name: teacher.prices for teacher in config.teachers if teacher.has_price}

@@ -102,13 +102,13 @@ class RunReport:
         fallback (`str`, *optional*): The teacher that gets every prompt because the router did not beat it.
         verdict (`str`, *optional*): Whether the router earns its place, and what would help where it does not.
         generations (`int`): Answers that the run got; a probe answer that is used again counts once.
-        generations_all (`int`): What generate-then-select would have asked for.
+        generations_all (`int`): Answers that generate-then-select would have requested.
         left_out (`Mapping[str, str]`): Teachers that mostly failed on the probe and are no candidates, with what they
             gave.
         dropped (`Mapping[str, int]`): Prompts that were left out as bad ones, by reason.
-        scores (`Sequence[PaidScores]`): What judges, and a student behind a server, were paid for.
+        scores (`Sequence[PaidScores]`): Paid scores of judges and of a student behind a server.
         kept (`Mapping[str, int]`): Answers in the published set (`rows`), and those left out, by what became of them.
-        accept (`Acceptance`, *optional*): What became of the attempts, where answers are asked for until one is good.
+        accept (`Acceptance`, *optional*): Outcome of the attempts, where answers are requested until one is good.
     """
 
     teachers: Sequence[TeacherLine]

@@ -37,7 +37,7 @@ class Tree:
 
 @dataclass
 class Layout:
-    """Where the trees of a pack lie; `masks` keeps what all layers share.
+    """Positions of the trees of a pack; `masks` keeps what all layers share.
 
     With `parts`, the same places as tensors of a device, all trees go at once; without, one after the other.
     """

@@ -27,7 +27,7 @@ class Batch:
 
     Args:
         rows (`tuple[int, ...]`): Which.
-        tokens (`int`): That go through the model, padding included.
+        tokens (`int`): Tokens that go through the model, padding included.
         shared (`bool`): Whether it is a pack, in which a prompt stands once.
         size (`int`): The tokens that it was allowed.
     """
@@ -40,10 +40,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sharing:
-    """How packs are read, and what that costs.
+    """The attention that reads packs, and its relative cost.
 
     Args:
-        cost (`float`): What a token of a pack costs, where one of a sorted batch costs 1.
+        cost (`float`): Cost of a token of a pack, relative to one of a sorted batch.
         ragged (`bool`): FlashAttention over ragged sequences is there.
         groups (`bool`): Some layers need padded groups.
     """
@@ -60,7 +60,7 @@ def plan_batches(
 
     Args:
         answers (`Sequence[Rendered]`): All answers.
-        rows (`Sequence[int]`): Those to score.
+        rows (`Sequence[int]`): Rows to score.
         size (`Callable[[], int]`): Tokens of a batch, asked before each.
         sharing (`Sharing`, *optional*): `None` where the model cannot be packed.
 
@@ -176,7 +176,7 @@ class PackTensors:
     runs: tuple[int, int, int] | None
 
     def parts(self, inputs: Mapping[str, Tensor]) -> Parts:
-        """Where the trees lie, on the device."""
+        """Positions of the trees, on the device."""
         own, prompts = (
             tuple(
                 Group(causal=part == "own", **{name: inputs[f"{part}.{index}.{name}"] for name in _GROUP})
@@ -212,7 +212,7 @@ def pack_tensors(answers: Sequence[Rendered], rows: Sequence[int], sharing: Shar
 
 
 def lay_out(trees: Sequence[Tree], sharing: Sharing) -> PackTensors:
-    """Where trees lie, as integers for a device."""
+    """Lays out the positions of trees as integers for a device."""
     arrays: dict[str, Places] = {}
     own, prompts, longest = segments_of(trees)
     counts = [0, 0]

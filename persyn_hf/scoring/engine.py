@@ -70,7 +70,7 @@ def score_each(
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> list[AnswerScore]:
-    """As [`score_rendered`], for answers that may be a part of many: an `error` is none of all."""
+    """Scores a part of many answers; see [`score_rendered`]. An `error` is not one of all answers."""
     if token_budget is not None and token_budget < 1:
         raise ConfigError(f"`token_budget` must be at least 1, got {token_budget}.")
     with exact_float32():

@@ -1,4 +1,4 @@
-"""How many tokens a forward pass takes on a device: doubled while that makes it faster and memory allows it."""
+"""Size of a forward pass on a device, in tokens: doubled while that is faster and fits in memory."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Growth:
         """Takes note of a pass, and doubles or settles when enough of one size are known.
 
         Args:
-            size (`int`): What the size was when the pass was planned.
-            tokens (`int`): That it held. One that is not half full says nothing.
-            seconds (`float`): That it took.
+            size (`int`): Size when the pass was planned.
+            tokens (`int`): Tokens of the pass. A pass that is not half full is ignored.
+            seconds (`float`): Duration of the pass.
             has_room (`Callable[[], bool]`): Whether memory allows twice the size.
         """
         if self.settled or size != self.size or 2 * tokens < size:

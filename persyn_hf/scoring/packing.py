@@ -48,7 +48,7 @@ def plan_packs(
 
     Args:
         answers (`Sequence[Rendered]`): All answers.
-        rows (`Sequence[int]`): Those to score.
+        rows (`Sequence[int]`): Rows to score.
         token_budget (`int` or `Callable[[], int]`): Tokens per pack; a function is asked before each. An answer longer
             than this has a pack of its own.
 

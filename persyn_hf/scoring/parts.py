@@ -30,7 +30,7 @@ _NOWHERE = 2**40
 
 
 class Scores(NamedTuple):
-    """What a layer does with its scores: their factor, how far back a token sees, and their soft cap."""
+    """Scaling factor, window and soft cap of a layer's attention scores."""
 
     scale: float
     window: int | None
@@ -76,7 +76,7 @@ class Ragged:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the trees of a pack lie, as tensors on its device, shared by all layers.
+    """Positions of the trees of a pack, as tensors on its device, shared by all layers.
 
     Args:
         own, prompts (`tuple[Group, ...]`): Every segment on itself, and the completions on their prompts.
@@ -95,7 +95,7 @@ class Parts:
         Args:
             query (`Tensor`): `(tokens, heads, dim)`.
             key, value (`Tensor`): `(tokens, key_value_heads, dim)`.
-            how (`Scores`): Of the layer.
+            how (`Scores`): Scaling, window and soft cap of the layer.
 
         Returns:
             `Tensor`: `(tokens, heads, dim)`.
@@ -149,7 +149,7 @@ def in_blocks(
         key, value (`Tensor`): `(rows, key_value_heads, keys, dim)`.
         query_positions, key_positions (`Tensor`): `(rows, queries)` and `(rows, keys)`. A query sees the keys at its
             own position and before, as far back as the window.
-        how (`Scores`): Of the layer.
+        how (`Scores`): Scaling, window and soft cap of the layer.
         causal (`bool`, defaults to `False`): The n-th key lies no earlier than the n-th query, so that later keys
             need not be looked at.
 
@@ -194,7 +194,7 @@ def _merged(output: Tensor, total: Tensor, other: Tensor, others: Tensor) -> Ten
 
 
 def has_ragged_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether FlashAttention over ragged sequences is there."""
+    """Returns whether FlashAttention over ragged sequences is available."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return False
     try:

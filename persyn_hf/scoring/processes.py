@@ -48,11 +48,11 @@ class SpreadStudent:
     """A student in several processes; see `load_spread_student`.
 
     Args:
-        name, revision (`str`): What was asked for and what it resolved to.
+        name, revision (`str`): Name as given, and the revision that it resolved to.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         context (`int`, *optional*): Tokens it can read at once; `None` if it has no limit.
         pool (`ProcessPoolExecutor`): A process for each device.
-        load (`tuple`): How a process loads it.
+        load (`tuple`): Arguments with which a process loads the student.
     """
 
     name: str
@@ -69,7 +69,7 @@ class SpreadStudent:
         token_budget: int | None = None,
         progress: Callable[[int], Any] | None = None,
     ) -> list[AnswerScore]:
-        """As `persyn_hf.scoring.engine.score_rendered`, in portions.
+        """Scores answers in portions; see `persyn_hf.scoring.engine.score_rendered`.
 
         Raises:
             ScoringError: As there.

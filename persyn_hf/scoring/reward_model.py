@@ -125,7 +125,7 @@ def reward_scores(
         reward_model (`RewardModel`): From `load_reward_model`.
         prompts (list of `str` or of chat messages), completions (`Sequence[str]`): The answers. The model's own chat
             template renders them; without one they are its tokenizer's text pair.
-        names (`Sequence[str]`): How errors name the answers.
+        names (`Sequence[str]`): Names of the answers in errors.
         token_budget (`int`, *optional*): Tokens of one batch, padding included. Default: 8,192 on a CPU; elsewhere
             what `persyn_hf.scoring.growth` finds.
         progress (`Callable[[int], Any]`, *optional*): Called with the tokens of every batch.
@@ -235,7 +235,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _reads_last(model: Any) -> bool:
-    """Whether it is a decoder whose score is a linear function of its last token's state."""
+    """Returns whether a model is a decoder whose score is a linear function of its last token's state."""
     return isinstance(getattr(model, "score", None), torch.nn.Linear)
 
 

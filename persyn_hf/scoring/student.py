@@ -86,7 +86,7 @@ class StudentModel:
     """A loaded student.
 
     Args:
-        name, revision (`str`): What was asked for and what it resolved to.
+        name, revision (`str`): Name as given, and the revision that it resolved to.
         model (`PreTrainedModel`): In evaluation mode, on `device`.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         device (`torch.device`): Where it is.
@@ -94,7 +94,7 @@ class StudentModel:
         packed (`bool`): Whether answers of a prompt share its computation.
         head (`OutputLayer`, *optional*): `None` where only the model's own forward pass knows its logits.
         streamed (`bool`, defaults to `False`): Whether batches are given to the device without waiting for it.
-        sharing (`Sharing`, *optional*): How packs are read where batches are streamed.
+        sharing (`Sharing`, *optional*): Attention that reads packs, where batches are streamed.
         masked (`bool`, defaults to `False`): Whether padding must be masked where batches are streamed.
         growth (`Growth`): The size of batches where they are streamed.
     """
@@ -282,7 +282,7 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def may_pack(model: Any) -> bool:
-    """Whether attention is all that mixes tokens, as far as the configuration tells."""
+    """Returns whether only attention mixes tokens, according to the configuration."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
     chunked = getattr(config, "attention_chunk_size", None)
@@ -295,7 +295,7 @@ def may_pack(model: Any) -> bool:
 
 
 def is_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    """Whether two ways of computing differ by no more than rounding of the weights' type explains."""
+    """Returns whether two results differ by no more than the rounding of the weights' type."""
     return _close(found, expected, _TOLERANCE[dtype])
 
 

@@ -16,7 +16,7 @@ class ScorableAnswers:
 
     Args:
         prompts, completions, references (`list`): One of each per answer; a reference may be null.
-        names (`list[str]`): How errors name the answers.
+        names (`list[str]`): Names of the answers in errors.
         has_references (`bool`): Whether there is a column of references.
         forms (`list`): The form that each was asked for in: the prompt's `response_format`, or its teacher's schema.
         tools (`list`, *optional*): The functions that each prompt offers.

@@ -135,7 +135,7 @@ def answer_costs(
         completion_tokens (`float` or mapping by teacher, *optional*): Mean tokens of an answer; default: the maximum,
             `sampling.max_tokens`.
         prompt_tokens (`float` or mapping by teacher, defaults to 0): Mean tokens of a prompt.
-        cached_tokens, reasoning_tokens (mapping by teacher, *optional*): Those of a prompt that come from a cache and
+        cached_tokens, reasoning_tokens (mapping by teacher, *optional*): Tokens of a prompt from a cache, and
             those of an answer that go into reasoning, which may have prices of their own. A teacher that is not named
             has none.
 
