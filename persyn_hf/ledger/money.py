@@ -90,7 +90,7 @@ class Budget:
     @property
     def exceeded(self) -> str:
         """The reason that requests stopped, if they did."""
-        return f"{_LIMIT} ({self.limit:g} USD) would have been passed"
+        return f"{_LIMIT} ({self.limit:g} USD) would have been exceeded"
 
     def _changed(self) -> None:
         if self.limit is not None:

@@ -225,6 +225,9 @@ class _Run:
             for question, outcome in zip(questions, asking.result(), strict=True):
                 if isinstance(outcome, RequestError):
                     self.failed[question.key] = outcome
+        except ScoringError as error:
+            named = self.asking.who if self.asking.who not in str(error) else ""
+            raise ScoringError(f"{named}: {error}" if named else str(error)) from None
         finally:
             drained.cancel()
             asking.cancel()

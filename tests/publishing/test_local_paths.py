@@ -101,4 +101,4 @@ def test_a_students_files_name_no_folder(hub, client, tmp_path):
     assert (tmp_path / "training.json").read_text() == kept
     card = model.text("README.md")
     assert "| chat\\_template | template.jinja |" in card and "Training data: dataset." in card
-    assert "| tokens learnt from | 272 |" in card
+    assert "| completion tokens | 272 |" in card

@@ -49,7 +49,7 @@ def test_labels_read_without_transformers_are_those_of_the_checkpoint(router_fol
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "has a `config.json`; there is none in the folder"),
+        (None, "needs a `config.json`, but there is none in the folder"),
         ("{", "cannot load its `config.json`: it is not JSON"),
         ("[]", "cannot load its `config.json`: it must hold a JSON object, got a list"),
         ('{"id2label": {"one": "a"}}', r"not a persyn router \(architectures: \[\], model type: None\)"),

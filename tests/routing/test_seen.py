@@ -59,5 +59,5 @@ def test_a_router_of_an_earlier_version_says_that_it_does_not_know(router_folder
     config = json.loads((tmp_path / "config.json").read_text())
     del config["persyn"]["probe_prompts"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="does not record the prompts"):
+    with pytest.warns(UserWarning, match="does not record its training prompts"):
         assert evaluate_router(PersynRouter.from_pretrained(tmp_path), scored, show=False).prompts == 120

@@ -109,7 +109,7 @@ def test_what_a_served_router_would_ignore_is_refused(double: TeiDouble) -> None
     for option, value in (("device", "cpu"), ("dtype", "float32")):
         with pytest.raises(ConfigError, match=f"`{option}` is for a router in this process"):
             persyn_route({"prompt": TEXTS[0]}, endpoint=double.url, **{option: value})
-    with pytest.raises(ConfigError, match="`api_key_env` needs `endpoint`"):
+    with pytest.raises(ConfigError, match="`api_key_env` is the key of a server"):
         persyn_route({"prompt": TEXTS[0]}, router="org/router", api_key_env="SOME_KEY")
     with pytest.raises(ConfigError, match="`extra_query` is for a router behind a server"):
         pin_router("org/router", extra_query={"api-version": "2"})

@@ -161,7 +161,7 @@ def test_bad_settings_are_refused(tiny_bert: str, scored: Dataset, monkeypatch: 
         with pytest.raises(MissingExtraError, match=r"pip install 'persyn-hf\[lora\]'"):
             tune(tiny_bert, scored, "regression", method="lora", epochs=1)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="give `output_dir`"):
+    with pytest.raises(ConfigError, match="`output_dir` is required under"):
         train_router(scored, tiny_bert)
 
 

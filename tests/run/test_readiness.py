@@ -133,14 +133,6 @@ MISTAKES = {
         lambda s, d, t: rows(s, {3: {"prompt": "Say 3. " * 100}}),
         r"1 of 8 prompts cannot be read.*\n  rows 3: the student reads 511 tokens of a prompt; it has 7",
     ),
-    "two system messages": (
-        lambda s, d, t: (
-            edit(s, "teachers.1.system_prompt", "Be."),
-            write(t, [{"prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": f"Say {n}"}],
-                       "answer": "1"} for n in range(PROMPTS)]),
-        ),
-        r"8 of 8 prompts cannot be read.*\n  rows 0, 1.*`even` has a `system_prompt`",
-    ),
     "student": (lambda s, d, t: edit(s, "student.model", str(t / "nobody")), "nobody"),
     "student's server": (
         lambda s, d, t: edit(
@@ -160,10 +152,6 @@ MISTAKES = {
         "`rsr` needs ranks",
     ),
     "judge is away": (lambda s, d, t: edit(s, "quality", judged(f"http://127.0.0.1:{free_port()}")), "judge"),
-    "judge's name": (
-        lambda s, d, t: edit(s, "quality", judged(d["judge"].url, model="gpt")),
-        "the judge .*serves `judge`, but `model` is `gpt`",
-    ),
     "judge's key": (
         lambda s, d, t: edit(s, "quality", judged(d["judge"].url, api_key_env="NO_SUCH_KEY")),
         "NO_SUCH_KEY",

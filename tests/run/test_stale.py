@@ -15,7 +15,7 @@ import yaml
 from starlette.responses import JSONResponse
 
 from persyn_hf import RunConfig, run
-from persyn_hf.errors import ConfigError, DataError
+from persyn_hf.errors import ConfigError, DataError, ScoringError
 from persyn_hf.generation.lane import RetryPolicy
 from persyn_hf.run import functions
 from persyn_hf.run.folder import RunFolder
@@ -319,24 +319,33 @@ def test_scores_that_a_judge_failed_to_give_are_asked_for_again(settings, judge,
 
     from persyn_hf.cli import app
 
-    double, broken = judge
+    double, _ = judge
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     command = ["run", str(tmp_path / "run.yaml"), "--until", "score", "--quiet"]
-    broken.append(chat_body("I cannot rate this."))
+    unread = JSONResponse(chat_body("I cannot rate this."))
+    double.behave = lambda n, _: JSONResponse(chat_body("Score: 7")) if n % 3 == 0 else unread
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 3, done.output
-    assert "12 rows of" in done.output and "have no score" in done.output and "6 x the judge's reply" in done.output
-    assert set(_column(settings, "score", "quality")) == {None}
-    broken.clear()
+    missing = _column(settings, "score", "quality").count(None)
+    assert 4 <= missing < 12
+    assert f"{missing} rows of" in done.output and "have no score" in done.output
+    double.behave = lambda n, _: JSONResponse(chat_body("Score: 7"))
     asked = len(double.bodies)
     assert CliRunner().invoke(app, command).exit_code == 0
-    assert len(double.bodies) == asked + 12 and set(_column(settings, "score", "quality")) == {7.0}
-    assert CliRunner().invoke(app, command).exit_code == 0 and len(double.bodies) == asked + 12
+    assert len(double.bodies) == asked + missing and set(_column(settings, "score", "quality")) == {7.0}
+    assert CliRunner().invoke(app, command).exit_code == 0 and len(double.bodies) == asked + missing
+
+
+def test_a_judge_whose_replies_are_no_scores_stops_early(settings, judge, tmp_path):
+    judge[1].append(chat_body("I cannot rate this."))
+    with pytest.raises(ScoringError, match=r"the judge `j` .* 8 replies in a row that are not scores.*cannot rate"):
+        _run(settings)
+    assert len(judge[0].bodies) <= 10
 
 
 def test_a_judge_that_refuses_everything_is_named_in_its_words(settings, judge):
     judge[1].extend([{"error": {"message": "temperature does not support 0"}}, 400])
-    with pytest.raises(DataError, match=r"only none got a reward\. Most often: 12 × .*temperature does not support 0"):
+    with pytest.raises(ScoringError, match=r"the judge `j`.*temperature does not support 0"):
         _run(settings)
 
 
@@ -359,12 +368,11 @@ def test_commands_read_the_folder_of_a_stage_as_they_read_a_file(settings, tmp_p
     _run(settings, "route")
     stages, router = RunFolder(settings["output_dir"]).stages, f"{settings['output_dir']}/stages/router"
     out = tmp_path / "allocated.parquet"
-    for command in (
-        ["allocate", str(stages / "route.parquet"), "--router", router, "--output", str(out)],
-        ["evaluate", router, str(stages / "score.parquet")],
-    ):
-        done = CliRunner().invoke(app, command)
-        assert done.exit_code == 0, done.output
+    allocate = ["allocate", str(stages / "route.parquet"), "--router", router, "--output", str(out)]
+    done = CliRunner().invoke(app, allocate)
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["evaluate", router, str(stages / "score.parquet")])
+    assert done.exit_code == 1 and "was trained on 6 of these 6 prompts" in str(done.exception)
     assert pq.read_table(out).num_rows == PROMPTS
     (stages / "route.parquet/part-00001.parquet").write_bytes(b"junk")
     with pytest.raises(ConfigError, match=r"ROUTED: .*route.parquet cannot be read: .*[Pp]arquet"):

@@ -135,4 +135,4 @@ def test_a_judge_that_refuses_is_quoted():
     double.choice = {"message": {"content": None, "refusal": "I rate no weapons."}}
     with serve(double) as url:
         found = persyn_quality({"prompt": "p", "completion": "c"}, judge={"url": url, "model": "m"})
-    assert found["quality_error"] == "the judge's reply is no score from 1 to 10: 'I rate no weapons.'"
+    assert found["quality_error"] == "the judge's reply is not a score from 1 to 10: 'I rate no weapons.'"

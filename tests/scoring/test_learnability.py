@@ -331,5 +331,5 @@ def test_an_answer_without_a_score_has_none_and_the_reason(llama, tmp_path):
     found = score(Dataset.from_dict(rows), str(tmp_path), None, progress=False)
     assert found["learnability_error"][2] == "the student gives log-probabilities that are not finite"
     assert found["learnability"][0] < 0 and found["learnability"][2] is None
-    with pytest.raises(ScoringError, match=r"not finite for all 1 answers.*another `dtype`"):
+    with pytest.raises(ScoringError, match=r"not finite, for all of 1 answers.*another `dtype`"):
         persyn_learnability({"prompt": "the", "completion": "the"}, student=str(tmp_path))

@@ -150,7 +150,7 @@ def test_what_cannot_work_is_said_at_once(llama):
         persyn_learnability(BATCH, student=llama, student_endpoint="127.0.0.1:80")
     double = Student(llama)
     double.behave = lambda count, body: JSONResponse({"error": "no"}, 401)
-    with serve(double) as url, pytest.raises(ScoringError, match=r"refused the key .HTTP 401.: name its variable"):
+    with serve(double) as url, pytest.raises(ScoringError, match=r"refused the key .HTTP 401: no.: name its variable"):
         persyn_learnability(BATCH, student=llama, student_endpoint=url)
     with pytest.raises(ScoringError, match=r"cannot connect to .* .2 attempts."):
         persyn_learnability(BATCH, student=llama, student_endpoint={"url": url, "attempts": 2})

@@ -102,7 +102,7 @@ def test_cut_answers_are_counted_once_over_all_batches(answers, llama, caplog):
     scored = score(long, llama, "exact", too_long="truncate", batch_size=2, progress=False)
     assert sum(filter(None, scored["learnability_truncated"][:])) == 4
     assert scored["learnability_truncated"][4] is None
-    assert [record.message for record in caplog.records if "were cut" in record.message] == [
+    assert [record.message for record in caplog.records if "were truncated" in record.message] == [
         "4 of 5 answers were truncated to the student's context of 256 tokens."
     ]
 

@@ -203,4 +203,4 @@ def test_references_that_only_some_teachers_replace_are_missed_before_anything_i
     assert list(unreadable_references(quality, prompts, [told, Teacher(name="y", **common)])) == [0]
     broken = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "no such type"}}}
     wrong = Teacher(name="y", sampling={"extra_body": {"response_format": broken}}, **common)
-    assert "no valid JSON schema" in unreadable_references(quality, prompts, [told, wrong])[0]
+    assert "not a valid JSON schema" in unreadable_references(quality, prompts, [told, wrong])[0]
