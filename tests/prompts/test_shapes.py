@@ -289,9 +289,7 @@ def test_repeated_prompts_name_both_rows(tmp_path):
     with pytest.raises(DuplicatePromptError) as raised:
         load_prompts(Prompts(source=str(tmp_path / "*.jsonl")))
     said = str(raised.value).replace(str(tmp_path), "HERE")
-    assert (
-        "1 rows repeat an earlier prompt; the first is HERE/2.jsonl, row 1, which repeats HERE/1.jsonl, row 1." in said
-    )
+    assert "1 rows repeat an earlier prompt; the first is HERE/2.jsonl, row 1, which repeats HERE/1.jsonl" in said
 
 
 @pytest.mark.parametrize(
