@@ -162,7 +162,7 @@ def test_ctrl_c_lets_what_is_in_flight_end_and_the_next_run_goes_on(tmp_path, ca
     def slowly(count, body):
         if count == 20:
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.002)
+        time.sleep(0.002 if count < 20 else 0.05)  # a busy machine may see the signal late
         return None
 
     double.behave = slowly
