@@ -8,10 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from persyn_hf import verifier
+
 LETTERS = "abcdefghij"
 STYLES = ("terse", "scratch", "long")
 
 
+@verifier
 def right(prompt, completion: str, answer: str) -> float:
     """The verifier: 1 where the completion ends with the answer, else 0."""
     return float(completion.rsplit("=", 1)[-1].strip() == answer)

@@ -124,8 +124,7 @@ async def _of_chat(wire: Wire, endpoint: Endpoint, patience: float) -> EndpointL
     info = await _from_info_if_any(wire, endpoint)
     if listed is _PAGE and info == EndpointLimits():
         raise ConfigError(
-            f"{endpoint.url('/v1/models')} is a web page, so it is not a model server; check "
-            f"`{endpoint.setting}`."
+            f"{endpoint.url('/v1/models')} is a web page, so it is not a model server; check `{endpoint.setting}`."
         )
     return replace(info, served_model=limits.served_model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from persyn_hf.hygiene.words import ngrams, words
 
 #: Shortest benchmark text, in words, that is searched inside prompts; a shorter one must equal the whole prompt.
 _SHORTEST = 6
+#: An n-gram in more than this share of a benchmark's texts is its template, not a question, and is ignored.
+_TEMPLATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Contamination:
     Args:
         size (`int`): Words per n-gram.
         runs (`Mapping[int, frozenset[int]]`): Number of words → digests of n-grams.
-        whole (`frozenset[int]`): Digests of texts too short to be searched inside another.
+        whole (`frozenset[int]`): Digests of the whole texts.
     """
 
     size: int
@@ -33,16 +36,20 @@ class Contamination:
             texts (`Iterable[str]`): Questions of the benchmarks.
             size (`int`, defaults to 13): Words per n-gram; 13 is GPT-3's.
         """
-        runs: dict[int, set[int]] = {}
+        counts: dict[int, Counter[int]] = {}
         whole: set[int] = set()
         for text in texts:
             found = words(text)
+            digest = next(ngrams(found, len(found)), None) if found else None
+            if digest is None or digest in whole:
+                continue
+            whole.add(digest)
             own = min(size, len(found))
             if own >= min(_SHORTEST, size):
-                runs.setdefault(own, set()).update(ngrams(found, own))
-            elif found:
-                whole.update(ngrams(found, own))
-        return cls(size, {length: frozenset(each) for length, each in runs.items()}, frozenset(whole))
+                counts.setdefault(own, Counter()).update(set(ngrams(found, own)))
+        most = max(1.0, _TEMPLATE * len(whole))
+        runs = {own: frozenset(run for run, count in each.items() if count <= most) for own, each in counts.items()}
+        return cls(size, runs, frozenset(whole))
 
     def __bool__(self) -> bool:
         return bool(self.runs or self.whole)

@@ -108,6 +108,14 @@ def test_a_long_benchmark_text_is_found_inside_a_prompt():
     assert not benchmark.holds(question.replace("clips", "cakes").replace("friends", "cousins"))
 
 
+def test_the_template_that_a_benchmark_s_texts_share_contaminates_nothing():
+    frame = "Answer the question below step by step and write the final answer behind four hashes: "
+    asked = [f"{frame}how many {fruit} has Ada?" for fruit in ("apples", "pears", "plums")]
+    benchmark = Contamination.of(asked)
+    assert all(map(benchmark.holds, asked))
+    assert not benchmark.holds(f"{frame}where is the sea?")
+
+
 def test_a_short_benchmark_text_is_found_as_a_whole():
     benchmark = Contamination.of(["What is the capital city of France?", "Why?", "", "   "])
     assert benchmark.holds("In a word: what is the capital city of France")
