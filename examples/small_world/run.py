@@ -24,6 +24,8 @@ def settings(output_dir: Path, quick: bool = False) -> dict[str, Any]:
     text = (HERE / "compare.yaml").read_text(encoding="utf-8")
     data = yaml.safe_load(text.replace("runs/small_world", str(output_dir)))
     if quick:
+        for teacher in data["teachers"]:
+            teacher["preflight"] = False  # untrained teachers may say nothing, which would stop the run at once
         data["probe"]["size"] = 24
         data["publish"] = {"keep_truncated": True}  # who has learnt nothing does not know when to stop
         data["router"]["folds"] = 2

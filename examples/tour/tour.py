@@ -112,6 +112,7 @@ held_out = folder / "held_out.jsonl"
 Dataset.from_json(str(models / "prompts.jsonl")).select(range(470, 480)).to_json(held_out)
 compared = settings | {
     "output_dir": str(folder / "comparison"),
+    "hygiene": {"ngram_size": 100},  # the demonstration's prompts are made of a few phrases: only whole ones count
     "training": {
         "max_steps": 2,
         "per_device_train_batch_size": 4,
