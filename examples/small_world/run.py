@@ -28,7 +28,7 @@ def settings(output_dir: Path, quick: bool = False) -> dict[str, Any]:
             teacher["preflight"] = False  # untrained teachers may say nothing, which would stop the run at once
         data["probe"]["size"] = 24
         data["publish"] = {"keep_truncated": True}  # who has learnt nothing does not know when to stop
-        data["router"]["folds"] = 2
+        data["router"] |= {"folds": 2, "min_answered": 0.0}
         data["training"] |= {"max_steps": 2, "per_device_train_batch_size": 8}
         data["compare"] |= {"seeds": [0, 1], "processes": 1}
         for one in [*(teacher["sampling"] for teacher in data["teachers"]), *data["compare"]["decodings"]]:
