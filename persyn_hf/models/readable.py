@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from persyn_hf.errors import DataError
-from persyn_hf.messages import ASSISTANT, Message, Prompt, canonical_messages, canonical_tools, said
+from persyn_hf.messages import ASSISTANT, Message, canonical_tools, said
 
 #: Name of a function that no template contains by chance.
 _PROBE = "persyn_probe_of_calls"
@@ -95,36 +95,3 @@ def _shows_calls(tokenizer: Any) -> bool:
         with suppress(TemplateError, TypeError, KeyError, ValueError, AttributeError):
             return _PROBE in str(tokenizer.apply_chat_template([asked, answer], tokenize=False))
     return False
-
-
-def refused_rows(tokenizer: Any, prompts: Sequence[Prompt], tools: Sequence[object] | None = None) -> dict[int, str]:
-    """Finds the prompts that a student, judge or reward model cannot read, before requests are sent.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The model's tokenizer. Without a chat template, only the parts of
-            messages are checked.
-        prompts (`Sequence`): Strings, or lists of chat messages.
-        tools (`Sequence`, *optional*): Cells of the column `tools`, one per prompt.
-
-    Returns:
-        `dict[int, str]`: Row → reason.
-
-    Example:
-        >>> image = [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]
-        >>> refused_rows(object(), ["Hi", [{"role": "user", "content": image}]])
-        {1: 'it reads text only, and a message of the user holds a part `image_url`'}
-    """
-    refused: dict[int, str] = {}
-    templated = bool(getattr(tokenizer, "chat_template", None))
-    for row, prompt in enumerate(prompts):
-        try:
-            messages = canonical_messages(prompt)
-            if templated:
-                apply_template(tokenizer, messages, None if tools is None else tools[row], add_generation_prompt=True)
-            else:
-                readable_messages(tokenizer, messages)
-        except DataError as error:
-            refused[row] = str(error)
-        except TemplateError as error:
-            refused[row] = f"its chat template refuses the conversation: {error}"
-    return refused

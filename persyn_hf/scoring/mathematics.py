@@ -58,20 +58,6 @@ def math_verifier(prompt: object, completion: str, answer: object) -> float:
     return float(equal)
 
 
-def require_expression(answer: object) -> None:
-    """Refuses a reference that is not a mathematical expression.
-
-    Args:
-        answer (`object`): The reference, as in [`math_verifier`].
-
-    Raises:
-        ScoringError: If it cannot be parsed.
-    """
-    gold = _reference(answer)
-    if _number(gold) is None and compare_expressions(f"\\boxed{{{gold}}}", []) is None:
-        raise _unreadable(answer)
-
-
 def _reference(answer: object) -> str:
     """The whole reference as LaTeX; it is never reduced to its first number."""
     require_answer(answer)
