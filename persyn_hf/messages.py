@@ -10,6 +10,9 @@ from typing import Any
 
 from persyn_hf.errors import DataError
 
+#: Maximum size of the text that a chat template adds around one message, in bytes.
+_TEMPLATE_BYTES = 512
+
 Message = dict[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -241,6 +244,17 @@ def prompt_id(prompt: Prompt, tools: object = None) -> str:
 
 
 _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
+def token_bound(messages: Sequence[Message], tools: object = None) -> int:
+    """Upper bound of the tokens of a rendered prompt: a text has no more tokens than bytes.
+
+    Args:
+        messages (`Sequence[Message]`): Messages of the prompt.
+        tools (`object`, *optional*): Tools of the prompt.
+    """
+    parts = [*messages, tools] if tools else messages
+    return sum(len(str(part).encode("utf-8", "replace")) + _TEMPLATE_BYTES for part in parts)
 
 
 def prompt_text(prompt: Prompt) -> str:

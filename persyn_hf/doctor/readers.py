@@ -12,6 +12,7 @@ from persyn_hf import columns
 from persyn_hf.config import RunConfig, Teacher
 from persyn_hf.doctor.grading import quality_parts
 from persyn_hf.errors import DataError, PersynError
+from persyn_hf.messages import token_bound
 from persyn_hf.models.readable import apply_template, readable_messages
 from persyn_hf.prompts.sending import joined_system
 from persyn_hf.text import tame
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
 
     from persyn_hf.generation.describe import EndpointLimits
 
-#: Maximum size of the text that a chat template adds to one message, in bytes. Short prompts need no token count.
-_TEMPLATE_BYTES = 512
 #: Completion that every template accepts.
-_SOME_ANSWER = "Yes."
+SOME_ANSWER = "Yes."
 #: Maximum length of an excerpt of a template's error.
 _EXCERPT = 200
 
@@ -85,8 +84,7 @@ class PromptReader:
     def _overlong(self, messages: list[columns.Message], tools: Tools) -> str | None:
         if self.room is None or self.count is None or self.render is None:
             return None
-        size = sum(_bytes(message) + _TEMPLATE_BYTES for message in messages) + _bytes(tools or "")
-        if size <= self.room:
+        if token_bound(messages, tools) <= self.room:
             return None
         tokens = self.count(self.render(messages, tools))
         return None if tokens <= self.room else f"{self.role} reads {self.room} tokens of a prompt; it has {tokens}"
@@ -103,10 +101,6 @@ def turn_kinds(messages: Sequence[columns.Message]) -> TurnKinds:
 def _is_repr(text: str) -> bool:
     """Returns True if a template printed a list of parts as a Python literal."""
     return "[{'type'" in text or "[{'text'" in text or '[{"type"' in text
-
-
-def _bytes(content: object) -> int:
-    return len(str(content).encode("utf-8", "replace"))
 
 
 def unreadable_prompts(readers: Sequence[PromptReader], prompts: Dataset) -> dict[int, str]:
@@ -209,7 +203,7 @@ def _here(
         opened = apply_template(tokenizer, messages, tools, add_generation_prompt=True)
         if not answered:
             return opened
-        turn = {"role": "assistant", "content": _SOME_ANSWER}
+        turn = {"role": "assistant", "content": SOME_ANSWER}
         return apply_template(tokenizer, [*messages, turn], tools)
 
     def count(text: str) -> int:

@@ -10,6 +10,7 @@ from persyn_hf import columns
 from persyn_hf.config import Judge, Reward, RunConfig, Student, Teacher
 from persyn_hf.doctor.findings import Finding, Findings
 from persyn_hf.doctor.grading import quality_parts
+from persyn_hf.doctor.readers import SOME_ANSWER
 from persyn_hf.errors import ConfigError, PersynError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 #: Seconds for which a student's server is waited for that refuses for load.
 _PATIENCE = 5.0
-#: An answer for the student's server to score before there is one.
-_SOME_ANSWER = "Yes."
 
 
 def check_endpoints(teachers: Sequence[Teacher], patience: float = 5.0) -> list[Finding]:
@@ -125,7 +124,7 @@ def _score_once(student: Student, reward: Reward, prompt: columns.Prompt) -> Non
     asked = student.model_copy(update={"endpoint": _impatient(student)})
     row: dict[str, list[object]] = {
         columns.PROMPT: [prompt],
-        columns.COMPLETION: [_SOME_ANSWER],
+        columns.COMPLETION: [SOME_ANSWER],
         columns.PROMPT_ID: [columns.prompt_id(prompt)],
         columns.TEACHER: ["sample answer"],
         columns.FINISH_REASON: ["stop"],

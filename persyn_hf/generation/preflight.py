@@ -21,11 +21,10 @@ from persyn_hf.errors import (
 )
 from persyn_hf.generation.describe import EndpointLimits, describe
 from persyn_hf.generation.tokens import TeacherTokenizer, count_tokens, render
+from persyn_hf.messages import token_bound
 
 #: Seconds for which a passed check of an endpoint is reused: `persyn_generate` may be called once per row.
 _FRESH = 300.0
-#: Maximum number of bytes that a chat template adds around one message; short prompts then need no tokenizer.
-_TEMPLATE_BYTES = 512
 #: Maximum number of prompts that an error names.
 _NAMED = 10
 _passed: dict[tuple[Endpoint, str, str | None], tuple[float, EndpointLimits]] = {}
@@ -227,10 +226,7 @@ def _room(teacher: Teacher, limits: EndpointLimits) -> int | None:
 
 def _tokens_over(tokenizer: TeacherTokenizer, messages: Sequence[Message], more: Mapping[str, Any], room: int) -> int:
     """Returns the number of tokens of a prompt that does not fit; 0 for one that does."""
-    size = sum(len(str(message.get("content")).encode("utf-8", "replace")) + _TEMPLATE_BYTES for message in messages)
-    if more.get("tools"):
-        size += len(str(more["tools"]).encode("utf-8", "replace")) + _TEMPLATE_BYTES
-    if size <= room:
+    if token_bound(messages, more.get("tools")) <= room:
         return 0
     loaded = tokenizer.load_here()
     if loaded is None:
