@@ -46,16 +46,18 @@ def doctor(
     if config is not None:
         run = read_run(config, settings)
         findings += check_configuration(run, source=str(config)) + check_endpoints(run.teachers)
-        findings += _services(run)
+        probe = _probe(run)
+        findings += _services(run, probe)
     _print(findings)
-    if config is not None:
-        _show_first(run)
+    if config is not None and probe is not None:
+        _show_first(run, probe)
     failed = sum(finding.state == "fail" for finding in findings)
     if failed:
         typer.echo(f"{failed} of {len(findings)} checks failed.", err=True)
         raise typer.Exit(1)
     if try_one:
-        _try(run)
+        assert probe is not None, "a check fails without prompts"
+        _try(run, probe)
 
 
 def _print(findings: list[Finding]) -> None:
@@ -74,32 +76,31 @@ def _cell(message: str) -> str:
     return "\n".join(markup(line) if line == line.lstrip() else f"  {markup(line)}" for line in message.splitlines())
 
 
-def _services(run: RunConfig) -> list[Finding]:
+def _services(run: RunConfig, probe: Dataset | None) -> list[Finding]:
     from persyn_hf.doctor.servers import check_services
 
-    try:
-        prompt = _probe(run)[0]["prompt"]
-    except PersynError:  # the checks of the configuration report it
-        return []
-    return list(check_services(run, prompt))
+    return list(check_services(run, probe[0]["prompt"])) if probe is not None else []
 
 
-def _probe(run: RunConfig) -> Dataset:
-    """Returns the prompts in the order of the run."""
+def _probe(run: RunConfig) -> Dataset | None:
+    """Returns the prompts in the order of the run; `None` if they cannot be read."""
     from persyn_hf.doctor.cleaning import load_clean_prompts
     from persyn_hf.prompts.reading import random_probe
 
-    prompts = load_clean_prompts(run).prompts
+    try:
+        prompts = load_clean_prompts(run).prompts
+    except PersynError:  # the checks of the configuration report it
+        return None
     if run.router.pretrained is not None or run.probe.method != "random":
         return prompts
     return random_probe(prompts, min(run.probe.size, len(prompts)), run.seed)
 
 
-def _show_first(run: RunConfig) -> None:
+def _show_first(run: RunConfig, probe: Dataset) -> None:
     from persyn_hf.doctor.first_prompt import first_requests
 
     try:
-        requests = list(first_requests(run, _probe(run)))
+        requests = list(first_requests(run, probe))
     except PersynError:  # the checks of the configuration report it
         return
     typer.echo("First request to every teacher:")
@@ -108,7 +109,7 @@ def _show_first(run: RunConfig) -> None:
             typer.echo(line)
 
 
-def _try(run: RunConfig) -> None:
+def _try(run: RunConfig, probe: Dataset) -> None:
     """Generates and scores one answer per teacher, after printing the maximum cost."""
     from persyn_hf import columns
     from persyn_hf.doctor.first_prompt import first_requests
@@ -116,7 +117,6 @@ def _try(run: RunConfig) -> None:
     from persyn_hf.run.folder import RunFolder
     from persyn_hf.run.trial import try_teachers
 
-    probe = _probe(run)
     most = sum(request.most for request in first_requests(run, probe))
     priced = f"at most {most:.2g} USD" if most else "no price is configured"
     typer.echo(f"Requesting one answer from each of {len(run.teachers)} teachers ({priced}) …")
