@@ -48,12 +48,13 @@ class Findings(list[Finding]):
         return [finding for finding in self if finding.state == "fail"]
 
 
-def require_ready(findings: Iterable[Finding], source: str) -> None:
+def require_ready(findings: Iterable[Finding], source: str, requested: str = "No requests were sent") -> None:
     """Raises one error with all failures, if there are any.
 
     Args:
         findings (`Iterable[Finding]`): Findings of the checks.
         source (`str`): Name of the configuration in errors.
+        requested (`str`, defaults to `"No requests were sent"`): What was requested before the checks failed.
 
     Raises:
         PersynError: If there is one failure: its own error.
@@ -68,8 +69,7 @@ def require_ready(findings: Iterable[Finding], source: str) -> None:
     if len(lines) == 1:
         raise ConfigError(f"{source}: {_line(failures[0], source)}")
     raise ConfigError(
-        f"{source} has {len(lines)} problems. No requests were sent; fix all of them and run again:\n"
-        + "\n".join(lines)
+        f"{source} has {len(lines)} problems. {requested}; fix all of them and run again:\n" + "\n".join(lines)
     )
 
 

@@ -121,7 +121,7 @@ def _facts(config: RunConfig, prompts: int, tables: Tables, router: PersynRouter
     prices = {teacher.name: teacher.prices for teacher in config.teachers if teacher.has_price}
     cost, cost_all = run_costs((tables.probe, tables.generated), prices, prompts)
     facts: dict[str, object] = {
-        "generations": sum(line.answered for line in report.teachers),
+        "generations": report.generations,
         "failed": sum(line.failed for line in report.teachers),
         "dropped": {LEFT_OUT_WORDS[reason]: count for reason, count in tables.left_out.items() if count},
         "hygiene": {DROPPED_WORDS.get(name, name): count for name, count in report.dropped.items()},

@@ -179,7 +179,7 @@ class Readiness:
             return
         probe = folder.read(PROBE_PROMPTS)
         failed = try_teachers(self._config, probe, folder.ledger, self._scores)
-        require_ready(failed, self._source)
+        require_ready(failed, self._source, "Only the first answers were requested")
 
 
 def _unasked(teacher: Teacher) -> Teacher:

@@ -372,6 +372,15 @@ def test_a_teacher_that_refuses_everything_is_found_after_three_prompts(settings
     assert (len(doubles["odd"].asked), len(doubles["even"].asked)) == (1, 3)
 
 
+def test_several_teachers_that_refuse_say_that_first_answers_were_requested(settings, doubles):
+    for name in ("odd", "even"):
+        doubles[name].reply = lambda body: JSONResponse({"error": {"message": "no such parameter"}}, 400)
+    with pytest.raises(ConfigError) as caught:
+        go(settings)
+    assert str(caught.value).startswith("configuration has 2 problems. Only the first answers were requested; fix all")
+    assert (len(doubles["odd"].asked), len(doubles["even"].asked)) == (3, 3)
+
+
 def test_one_refused_prompt_stops_nothing_and_no_answer_is_paid_for_twice(settings, doubles):
     first, reply = [], doubles["even"].reply
 
